@@ -1,0 +1,97 @@
+# throughline: every build and test step. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+CLANG ?= clang
+LLVM_STRIP ?= llvm-strip
+BPFTOOL ?= bpftool
+
+VENV := $(CURDIR)/.venv
+PYTHON := $(VENV)/bin/python
+export PATH := $(VENV)/bin:/usr/local/sbin:/usr/sbin:/sbin:$(PATH)
+export PYTHONDONTWRITEBYTECODE := 1
+
+BPF_SOURCES := $(wildcard bpf/*.bpf.c)
+BPF_OBJECTS := $(BPF_SOURCES:bpf/%.c=build/bpf/%.o)
+ABI_GENERATOR := $(wildcard agent/throughline/kernel/generate_abi.py)
+ABI_OBJECT := build/bpf/http.bpf.o
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BUNDLE := dist/throughline-$(VERSION)-linux-x86_64.tar.gz
+# Everything that ends in the bundle, so that a second `make bundle` has nothing to do.
+BUNDLE_INPUTS := pyproject.toml LICENSE bpf/LICENSE \
+	$(shell find agent -name '*.egg-info' -prune -o -name __pycache__ -prune -o -type f -print)
+
+# __TARGET_ARCH_x86 selects the register names in bpf_tracing.h. The prefix maps keep the checkout's
+# path out of the line information, so that two checkouts give the same bytes.
+BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_x86 -std=gnu11 \
+	-Wall -Wpadded -Werror \
+	-fdebug-prefix-map=$(CURDIR)=. -ffile-prefix-map=$(CURDIR)=. -fdebug-compilation-dir=. \
+	-isystem build -Ibpf
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
+		awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: ## Install what is missing: Debian packages and the Python environment .venv (root)
+	@.ci/setup
+
+.PHONY: bpf
+bpf: $(BPF_OBJECTS) build/abi.stamp ## Compile bpf/*.bpf.c to build/bpf/*.bpf.o
+	@$(if $(BPF_OBJECTS),,echo 'make bpf: there is no bpf/*.bpf.c' >&2; exit 1)
+	@echo "bpf: $(words $(BPF_OBJECTS)) object(s) in build/bpf"
+
+build/vmlinux.h:
+	@echo "bpf: Writing $@ from the running kernel's BTF"
+	@mkdir -p $(@D)
+	@$(BPFTOOL) btf dump file /sys/kernel/btf/vmlinux format c > $@
+
+build/bpf/%.bpf.o: bpf/%.bpf.c build/vmlinux.h Makefile
+	@echo "bpf: Compiling $<"
+	@mkdir -p $(@D)
+	@$(CLANG) $(BPF_CFLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@
+	@$(LLVM_STRIP) -g $@
+
+-include $(BPF_OBJECTS:.o=.d)
+
+# agent/throughline/kernel/abi.py is the object's BTF, read back as Python.
+build/abi.stamp: $(BPF_OBJECTS) $(ABI_GENERATOR)
+	@mkdir -p $(@D)
+	@$(if $(and $(ABI_GENERATOR),$(filter $(ABI_OBJECT),$(BPF_OBJECTS))),\
+		echo "bpf: Generating the Python view of $(ABI_OBJECT)"; \
+		PYTHONPATH=agent $(or $(wildcard $(PYTHON)),python3) -m throughline.kernel.generate_abi $(ABI_OBJECT))
+	@touch $@
+
+.PHONY: bundle
+bundle: $(BUNDLE) ## Build dist/throughline-<version>-linux-x86_64.tar.gz
+	@echo "bundle: $(BUNDLE) $$(stat -c %s $(BUNDLE)) bytes, sha256 $$(sha256sum < $(BUNDLE) | cut -c1-64)"
+
+$(BUNDLE): $(BUNDLE_INPUTS) $(BPF_OBJECTS) build/abi.stamp
+	@$(or $(wildcard $(PYTHON)),python3) agent/bundle/build.py --output $@
+
+.PHONY: demo
+demo: setup bpf bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the joined trace (root)
+	@$(PYTHON) tests/fleet/demo.py
+
+.PHONY: test
+test: setup bpf bundle ## Run the unit, kernel and fleet tests, then the Molecule scenario (root)
+	@$(PYTHON) -m pytest $(wildcard tests/unit tests/kernel tests/fleet)
+	@$(if $(wildcard molecule/default),molecule test --scenario-name default)
+
+.PHONY: lint
+lint: setup ## Check style, types, roles, scripts and BPF sources
+	@.ci/lint
+
+.PHONY: bench
+bench: setup bpf ## Measure speed and memory with the agent off and on (root)
+	@$(PYTHON) tests/bench/run.py
+
+.PHONY: clean
+clean: ## Remove what was built; .venv and downloads stay out of git in build/ and .venv
+	@rm -rf build dist agent/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@find agent tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
