@@ -69,7 +69,7 @@ class Reader:
             self.problems.append(f"{self.path}{where}: not valid YAML: {what}")
             return
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
         if root is not None and not _is_null(root):
             self._section(root, "")
 

@@ -1,0 +1,196 @@
+"""Turn a kernel record and its service into an OpenTelemetry span.
+
+Attributes follow the stable HTTP semantic conventions,
+https://opentelemetry.io/docs/specs/semconv/http/http-spans/. Attributes of our own:
+`throughline.parent.evidence` (how the parent was found, see DESIGN: finding the parent),
+`throughline.end` (only when the exchange did not complete) and `throughline.url.length` (only when
+the kernel kept less of the request target than was on the wire: the full length in bytes).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import (
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+)
+
+from throughline import __version__
+from throughline.events import SpanRecord
+from throughline.services import Service
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.30.0"
+SCOPE = InstrumentationScope("throughline", __version__, SCHEMA_URL)
+METHODS = frozenset(
+    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+)
+TARGET_MAX = 256  # TL_TARGET_MAX of abi.h: bytes of the request target that the kernel keeps
+CONNECTION_CLOSED = "connection_closed"  # error.type where the connection ended with no response
+
+_SENSITIVE = re.compile(r"(?<![^?&])(AWSAccessKeyId|Signature|sig|X-Goog-Signature)=[^&#]*")
+_UNSET = Status(StatusCode.UNSET)
+_ERROR = Status(StatusCode.ERROR)
+_NO_STATE = TraceState()
+_FLAGS = tuple(TraceFlags(value) for value in range(256))
+_from_bytes = int.from_bytes
+
+
+class _Resource(Resource):
+    """A resource which computes its hash once; the encoder asks for it with every span."""
+
+    _hash: int | None = None
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = super().__hash__()
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or super().__eq__(other)
+
+
+@lru_cache(maxsize=4096)
+def resource(service: Service) -> Resource:
+    """The OpenTelemetry resource of a service, the same object each time."""
+    return _Resource(service.attributes, SCHEMA_URL)
+
+
+def span(record: SpanRecord, service: Service) -> ReadableSpan:
+    """The OpenTelemetry span of one record. Hostile bytes become U+FFFD, never an error."""
+    server = record.kind == "server"
+    method = record.method
+    status = record.status
+    attributes: dict[str, Any] = {"http.request.method": method}
+    if method not in METHODS:
+        attributes["http.request.method"] = "_OTHER"
+        attributes["http.request.method_original"] = text(method)
+        method = "HTTP"
+    _address(attributes, record, server=server)
+    attributes["network.peer.address"] = record.peer_address
+    attributes["network.peer.port"] = record.peer_port
+    attributes["network.protocol.version"] = record.http_version
+    attributes["throughline.parent.evidence"] = record.evidence
+    failed = False
+    if status:
+        attributes["http.response.status_code"] = status
+        failed = status >= (500 if server else 400)
+        if failed:
+            attributes["error.type"] = str(status)
+    else:
+        failed = True
+        attributes["error.type"] = CONNECTION_CLOSED
+    if record.end != "complete":
+        attributes["throughline.end"] = record.end
+    if record.target_length > TARGET_MAX:
+        attributes["throughline.url.length"] = record.target_length
+
+    trace_id = _from_bytes(record.trace_id, "big")
+    flags = _FLAGS[record.trace_flags & 0xFF]
+    state = trace_state(record.tracestate) if record.tracestate else _NO_STATE
+    parent = None
+    if record.parent_span_id is not None:
+        remote = server and record.evidence == "header"
+        parent = SpanContext(
+            trace_id, _from_bytes(record.parent_span_id, "big"), remote, flags, state
+        )
+    return ReadableSpan(
+        name=method,
+        context=SpanContext(trace_id, _from_bytes(record.span_id, "big"), False, flags, state),
+        parent=parent,
+        resource=resource(service),
+        attributes=attributes,
+        kind=SpanKind.SERVER if server else SpanKind.CLIENT,
+        status=_ERROR if failed else _UNSET,
+        start_time=record.start_unix_ns,
+        end_time=record.end_unix_ns,
+        instrumentation_scope=SCOPE,
+    )
+
+
+def _address(attributes: dict[str, Any], record: SpanRecord, *, server: bool) -> None:
+    """url.*, server.* and client.*: the target's own authority wins over the Host header."""
+    scheme, authority, path, query = split_target(record.target)
+    host, port = authority_of(authority or record.host)
+    default = 443 if scheme == "https" else 80
+    if not host:
+        host = record.local_address if server else record.peer_address
+        default = record.local_port if server else record.peer_port
+    attributes["server.address"] = host
+    attributes["server.port"] = port or default
+    if server:
+        attributes["url.scheme"] = scheme
+        attributes["client.address"] = record.peer_address
+        if path:
+            attributes["url.path"] = path
+        if query:
+            attributes["url.query"] = redact(query)
+        return
+    shown = f"[{host}]" if ":" in host else host
+    if port and port != (443 if scheme == "https" else 80):
+        shown = f"{shown}:{port}"
+    elif not port and default not in (80, 443):
+        shown = f"{shown}:{default}"
+    full = f"{scheme}://{shown}{path}" if path.startswith("/") else f"{scheme}://{shown}"
+    attributes["url.full"] = f"{full}?{redact(query)}" if query else full
+
+
+def split_target(target: str) -> tuple[str, str, str, str]:
+    """A request target (RFC 9112 section 3.2) as scheme, authority, path, query.
+
+    Origin form and `*` have no authority; authority form (CONNECT) has nothing else. User
+    information in an absolute form is left out.
+    """
+    target = text(target)
+    scheme, authority = "http", ""
+    path, _, query = target.partition("?")
+    if path[:1] != "/" and path != "*":
+        before, separator, rest = path.partition("://")
+        if separator:
+            scheme = before.lower()
+            authority, slash, rest = rest.partition("/")
+            path = f"{slash}{rest}" or "/"
+        else:
+            authority, path = path, ""
+        authority = authority.rpartition("@")[2]
+    return scheme, authority, path, query
+
+
+@lru_cache(maxsize=1024)
+def authority_of(value: str) -> tuple[str, int]:
+    """Host and port of `host[:port]`; port 0 when there is none. IPv6 loses its brackets."""
+    value = text(value).strip()
+    host, separator, port = value.rpartition(":")
+    if not separator or port.endswith("]"):
+        host, port = value, ""
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 0
+    return host, number if number < 65536 else 0
+
+
+def redact(query: str) -> str:
+    """The query with the values of credentials replaced, as the conventions ask."""
+    return _SENSITIVE.sub(r"\1=REDACTED", query)
+
+
+@lru_cache(maxsize=1024)
+def trace_state(header: str) -> TraceState:
+    """The SDK's TraceState of a `tracestate` header value."""
+    return TraceState.from_header([header])
+
+
+def text(value: str) -> str:
+    """`value` such that it can be encoded as UTF-8: what cannot becomes U+FFFD."""
+    if value.isascii():
+        return value
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
