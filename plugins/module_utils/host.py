@@ -1,0 +1,185 @@
+# Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
+"""What a host is, read from its files: kernel, mounts, lockdown, Python, systemd. Changes nothing.
+
+`root` stands for / in tests with a recorded tree; `run` is AnsibleModule.run_command.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gzip
+import os
+import platform
+import re
+import shutil
+from pathlib import Path
+
+OLDEST_PYTHON = (3, 10)
+BPFFS = "/run/throughline-bpf"
+UNIT = "throughline.service"
+CAPABILITY_BITS = {  # linux/capability.h
+    "CAP_NET_ADMIN": 12,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
+# The same on every architecture since Linux 5.2 (but alpha).
+SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT, FSCONFIG_CMD_CREATE = 430, 431, 432, 6
+
+
+def read_text(root, path):
+    """The file's text, or None where it cannot be read."""
+    try:
+        return (Path(root) / path.lstrip("/")).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def read_mounts(root):
+    """[(mount point, file system type)] from /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+    mounts = []
+    for line in (read_text(root, "/proc/self/mountinfo") or "").splitlines():
+        left, separator, right = line.partition(" - ")
+        if separator and len(left.split()) >= 5 and right.split():
+            point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), left.split()[4])
+            mounts.append((point, right.split()[0]))
+    return mounts
+
+
+def find_mount(mounts, fstype):
+    """First mount point of that type, or None."""
+    return next((point for point, kind in mounts if kind == fstype), None)
+
+
+def cgroup_layout(mounts):
+    """(layout, where cgroup2 is mounted or None): systemd's names, unified, hybrid and legacy."""
+    cgroup2 = find_mount(mounts, "cgroup2")
+    has_v1 = find_mount(mounts, "cgroup") is not None
+    if cgroup2:
+        return ("hybrid" if has_v1 else "unified"), cgroup2
+    return ("legacy" if has_v1 else "none"), None
+
+
+def read_detached_lockdown():
+    """Lockdown's text through a mount that is attached nowhere (fsmount(2), Linux 5.2), or None.
+
+    securityfs is often not mounted in containers; this reads the truth and leaves no trace.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    opened = []
+
+    def call(number, *arguments):
+        result = libc.syscall(number, *arguments)
+        if result < 0:
+            raise OSError(ctypes.get_errno(), "securityfs")
+        return result
+
+    try:
+        opened.append(call(SYS_FSOPEN, b"securityfs", 1))
+        call(SYS_FSCONFIG, opened[0], FSCONFIG_CMD_CREATE, None, None, 0)
+        opened.append(call(SYS_FSMOUNT, opened[0], 1, 0))
+        opened.append(os.open("lockdown", os.O_RDONLY | os.O_CLOEXEC, dir_fd=opened[1]))
+        return os.read(opened[2], 256).decode()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.EPERM, errno.EACCES, errno.ENOSYS):
+            return None
+        raise
+    finally:
+        for descriptor in reversed(opened):
+            os.close(descriptor)
+
+
+def read_lockdown(root):
+    """none, integrity or confidentiality; absent where the kernel has none or hides it."""
+    text = read_text(root, "/sys/kernel/security/lockdown")
+    if text is None and root == "/":
+        text = read_detached_lockdown()
+    match = re.search(r"\[(\w+)\]", text or "")
+    return match.group(1) if match else "absent"
+
+
+def read_kernel_options(root, release):
+    """{option: value} from the kernel's own config, or {} where it is not to be found."""
+    try:
+        with gzip.open(Path(root) / "proc/config.gz", "rt") as file:
+            text = file.read()
+    except OSError:
+        text = read_text(root, f"/boot/config-{release}")
+        text = text or read_text(root, f"/usr/lib/modules/{release}/config") or ""
+    return dict(re.findall(r"^(CONFIG_\w+)=(\S+)", text, re.MULTILINE))
+
+
+def read_bounding_capabilities(root):
+    """Names of the capabilities we care about that PID 1 could hand to a unit."""
+    status = read_text(root, "/proc/1/status") or ""
+    match = re.search(r"^CapBnd:\s*([0-9a-f]+)", status, re.MULTILINE)
+    mask = int(match.group(1), 16) if match else 0
+    return sorted(name for name, bit in CAPABILITY_BITS.items() if mask >> bit & 1)
+
+
+def version_tuple(text):
+    """The leading numbers of a version: '6.1.0-31-amd64' gives (6, 1, 0)."""
+    match = re.match(r"\d+(?:\.\d+)*", text or "")
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+def find_python(run):
+    """(version the agent would use or None, [versions found]), in its launcher's order."""
+    found = []
+    minors = [f"python3.{minor}" for minor in range(10, 15)]
+    for name in [os.environ.get("THROUGHLINE_PYTHON"), "python3", *minors]:
+        path = shutil.which(name) if name else None
+        if path is None:
+            continue
+        _code, out, err = run([path, "--version"])
+        version = (out or err).replace("Python", "").strip()
+        if version_tuple(version) >= OLDEST_PYTHON:
+            return version, [*found, version]
+        if version and version not in found:
+            found.append(version)
+    return None, found
+
+
+def systemd_version(root, run):
+    """systemd's major version where it is PID 1, else None."""
+    if not (Path(root) / "run/systemd/system").is_dir():
+        return None
+    _code, out, _err = run(["systemctl", "--version"])
+    match = re.search(r"systemd (\d+)", out or "")
+    return int(match.group(1)) if match else None
+
+
+def describe_host(root, run):
+    """Everything the verdict rests on; the keys of doctor --json, and systemd, glibc, pythons."""
+    uname = os.uname()
+    release = (read_text(root, "/proc/sys/kernel/osrelease") or uname.release).strip()
+    mounts = read_mounts(root)
+    layout, cgroup2 = cgroup_layout(mounts)
+    python, pythons = find_python(run)
+    return {
+        "kernel": release,
+        "arch": uname.machine,
+        "lockdown": read_lockdown(root),
+        "securityfs": find_mount(mounts, "securityfs") is not None,
+        "btf": (Path(root) / "sys/kernel/btf/vmlinux").exists(),
+        "cgroup2": cgroup2,
+        "cgroup_layout": layout,
+        "bpffs": BPFFS if (BPFFS, "bpf") in mounts else None,
+        "python": python,
+        "pythons": pythons,
+        "systemd": systemd_version(root, run),
+        "glibc": platform.libc_ver()[1] or None,
+        "capabilities": read_bounding_capabilities(root),
+    }
+
+
+def installed_agent(root):
+    """What of the agent is here already: the roles skip what has been done."""
+    current = Path(root) / "opt/throughline/current"
+    drop_ins = Path(root) / f"etc/systemd/system/{UNIT}.d"
+    return {
+        "release": Path(os.readlink(current)).name if current.is_symlink() else None,
+        "drop_in_directory": drop_ins.is_dir(),
+    }

@@ -1,0 +1,164 @@
+# Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
+"""From the facts of a host to a verdict per feature group, with reason and fix."""
+
+from __future__ import annotations
+
+from .host import OLDEST_PYTHON, version_tuple
+
+OLDEST_KERNEL = (5, 10)
+OLDEST_SYSTEMD = 247  # the first that knows CAP_BPF and CAP_PERFMON by name on every build
+ARCHITECTURES = ("x86_64",)
+MODES = ("none", "observe", "network", "write")
+GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
+NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
+NOT_IN_THIS_RELEASE = "not part of this release"
+
+
+def dotted(version):
+    """(3, 10) as '3.10'."""
+    return ".".join(str(part) for part in version)
+
+
+def common_obstacles(host):
+    """[(reason, fix)] that keep every network group off, the most basic first."""
+    obstacles = []
+    if host["systemd"] is None:
+        obstacles.append(
+            ("systemd is not PID 1", "run the agent on a host that systemd has booted")
+        )
+    elif host["systemd"] < OLDEST_SYSTEMD:
+        obstacles.append(
+            (
+                f"systemd is {host['systemd']}, but {OLDEST_SYSTEMD} or newer is required",
+                "upgrade the distribution (Debian 11, Ubuntu 22.04, RHEL 9 or later have it)",
+            )
+        )
+    if host["arch"] not in ARCHITECTURES:
+        obstacles.append(
+            (
+                f"architecture is {host['arch']}, but this release has"
+                f" bundles for {', '.join(ARCHITECTURES)} only",
+                "leave the host out of the inventory group",
+            )
+        )
+    if host["python"] is None:
+        obstacles.append(
+            (
+                f"no Python {dotted(OLDEST_PYTHON)} or newer is on PATH"
+                f" (found: {', '.join(host['pythons']) or 'none'})",
+                "install python3.11 (or any from 3.10 to 3.14) beside the system's own Python",
+            )
+        )
+    if version_tuple(host["kernel"]) < OLDEST_KERNEL:
+        obstacles.append(
+            (
+                f"kernel is {host['kernel']}, but {dotted(OLDEST_KERNEL)} or newer is required",
+                "boot a newer kernel (a distribution's HWE or backports kernel will do)",
+            )
+        )
+    if not host["btf"]:
+        obstacles.append(
+            (
+                "/sys/kernel/btf/vmlinux is missing",
+                "boot a kernel that is built with CONFIG_DEBUG_INFO_BTF=y",
+            )
+        )
+    if host["cgroup2"] is None:
+        obstacles.append(
+            (
+                f"cgroup2 is not mounted (layout: {host['cgroup_layout']})",
+                "boot with systemd.unified_cgroup_hierarchy=1, so that units are in cgroup2",
+            )
+        )
+    missing = [name for name in NETWORK_CAPABILITIES if name not in host["capabilities"]]
+    if missing:
+        obstacles.append(
+            (
+                f"PID 1 cannot hand out {', '.join(missing)}",
+                "give the container or VM these capabilities",
+            )
+        )
+    return obstacles
+
+
+def option_obstacles(options, *alternatives):
+    """[(reason, fix)] where the kernel's config is known and has none of the alternatives."""
+    if not options or any(options.get(name) in ("y", "m") for name in alternatives):
+        return []
+    names = " or ".join(alternatives)
+    return [(f"the kernel is built without {names}", f"boot a kernel that is built with {names}")]
+
+
+def later_group(host, options, group):
+    """[(reason, fix)] against a group that a later release brings: is it possible on this host?"""
+    if group == "packets":
+        return common_obstacles(host)
+    obstacles = common_obstacles(host) + option_obstacles(options, "CONFIG_UPROBES")
+    wanted = "CAP_SYS_ADMIN" if group == "go_write" else "CAP_SYS_PTRACE"
+    if wanted not in host["capabilities"]:
+        obstacles.append((f"PID 1 cannot hand out {wanted}", f"give the container or VM {wanted}"))
+    if group == "go_write" and host["lockdown"] not in ("none", "absent"):
+        obstacles.append(
+            (
+                f"lockdown is {host['lockdown']}: the kernel refuses bpf_probe_write_user",
+                "boot without lockdown= and without Secure Boot, or do without go_write",
+            )
+        )
+    return obstacles
+
+
+def judge(host, options, *, wanted):
+    """Verdict for each feature group, in the shape of doctor --json, and with `possible`."""
+    shared = common_obstacles(host) + option_obstacles(options, "CONFIG_BPF_SYSCALL")
+    observe = shared + option_obstacles(options, "CONFIG_CGROUP_BPF")
+    headers = observe + option_obstacles(options, "CONFIG_BPF_STREAM_PARSER", "CONFIG_NET_SOCK_MSG")
+    groups = {}
+    for name, obstacles in (("observe", observe), ("headers", headers)):
+        groups[name] = {
+            "state": "off" if obstacles else "on",
+            "wanted": name in wanted,
+            "possible": not obstacles,
+            "reason": "; ".join(reason for reason, _fix in obstacles),
+            "fix": "; ".join(fix for _reason, fix in obstacles),
+        }
+    for name in ("packets", "tls", "go", "go_write"):
+        obstacles = later_group(host, options, name)
+        why = "; ".join(reason for reason, _fix in obstacles)
+        if name == "go_write" and not why and not host["securityfs"]:
+            why = "securityfs is not mounted and no lockdown was found"
+        groups[name] = {
+            "state": "off",
+            "wanted": name in wanted,
+            "possible": not obstacles,
+            "reason": NOT_IN_THIS_RELEASE,
+            "possible_reason": why,
+            "fix": "; ".join(fix for _reason, fix in obstacles),
+        }
+    return groups
+
+
+def mode_of(groups):
+    """The host's mode: the most that its groups allow together."""
+    if groups["observe"]["state"] != "on":
+        return "none"
+    if groups["headers"]["state"] != "on":
+        return "observe"
+    return "write" if groups["go_write"]["possible"] else "network"
+
+
+def shortfall(verdict, required):
+    """What to tell an operator whose host is below the required mode, or None."""
+    if MODES.index(verdict["mode"]) >= MODES.index(required):
+        return None
+    needed = {"write": ("observe", "headers", "go_write"), "network": ("observe", "headers")}
+    lines = [f"Found mode '{verdict['mode']}', required mode '{required}'."]
+    seen = set()
+    for name in needed.get(required, ("observe",)):
+        group = verdict["groups"][name]
+        reason = group.get("possible_reason") or group["reason"]
+        if group.get("possible", group["state"] == "on") or (reason, group["fix"]) in seen:
+            continue
+        seen.add((reason, group["fix"]))
+        lines.append(f"{name} is off: {reason}. Remedy: {group['fix']}.")
+    lines.append("Or lower throughline_required_mode for this host.")
+    return " ".join(lines)
