@@ -1,7 +1,7 @@
 """The Debian 12 root that every fleet host is a clone of.
 
 `build()` returns a directory that is never written to again: hosts boot from an overlay above it.
-It is kept outside the repository, under a name that carries the hash of the recipe: a changed recipe
+It is kept outside the repository, named after the hash of its recipe, so that a changed recipe
 makes a new root, and an unchanged one costs nothing.
 """
 
@@ -43,11 +43,12 @@ PACKAGES = (
 EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 
 # Runs outside the root with its path as $1. sshd keys, machine id and address belong to each clone.
-CUSTOMIZE = """
+CUSTOMIZE = r"""
 set -e
 systemctl --root="$1" --quiet enable ssh.service
 systemctl --root="$1" --quiet disable nginx.service
-systemctl --root="$1" --quiet mask console-getty.service
+systemctl --root="$1" --quiet mask console-getty.service \
+    apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service
 rm -f "$1"/etc/ssh/ssh_host_*_key* "$1"/etc/hostname
 rm -f "$1"/etc/machine-id "$1"/var/lib/dbus/machine-id
 rm -rf "$1"/var/lib/apt/lists/* "$1"/var/log/apt "$1"/var/log/dpkg.log
