@@ -72,7 +72,7 @@ bundle: $(BUNDLE) ## Build dist/throughline-<version>-linux-x86_64.tar.gz
 	@echo "bundle: $(BUNDLE) $$(stat -c %s $(BUNDLE)) bytes, sha256 $$(sha256sum < $(BUNDLE) | cut -c1-64)"
 
 $(BUNDLE): $(BUNDLE_INPUTS) $(BPF_OBJECTS) build/abi.stamp
-	@$(or $(wildcard $(PYTHON)),python3) agent/bundle/build.py --output $@
+	@PYTHONPATH=agent $(or $(wildcard $(PYTHON)),python3) -m bundle.build --version $(VERSION) --output $@
 
 .PHONY: demo
 demo: setup bpf bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the joined trace (root)

@@ -1,0 +1,89 @@
+"""The wheels that the lock names: downloaded once, checked, and read file by file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+LOCK = Path(__file__).with_name("requirements.lock")
+
+# A bundle serves these minor versions of Python 3 with gRPC, and newer ones without.
+PYTHON_MINORS = (10, 11, 12, 13, 14)
+
+# Wheels for glibc 2.34 and older: the oldest distribution with Python 3.10 or newer has 2.34.
+TARGET_OPTIONS = (
+    "--only-binary=:all:",
+    "--implementation=cp",
+    "--platform=manylinux_2_34_x86_64",
+    "--platform=manylinux_2_28_x86_64",
+    "--platform=manylinux_2_17_x86_64",
+    "--platform=manylinux2014_x86_64",
+)
+
+
+def read_lock(lock: Path) -> dict[str, set[str]]:
+    """`name==version` to the SHA-256 digests of its wheels."""
+    entries: dict[str, set[str]] = {}
+    for line in lock.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        if line.startswith("#") or not line.strip():
+            continue
+        requirement, *options = line.split()
+        entries[requirement] = {option.removeprefix("--hash=sha256:") for option in options}
+    return entries
+
+
+def fetch(lock: Path, folder: Path) -> list[Path]:
+    """The wheels of the lock, sorted by name; those that `folder` lacks are downloaded into it.
+
+    Raises subprocess.CalledProcessError when pip fails or refuses a hash, LookupError when the
+    lock names a wheel that no supported Python version selects.
+    """
+    entries = read_lock(lock)
+    wanted = {digest: requirement for requirement, digests in entries.items() for digest in digests}
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _by_digest(folder)
+    for minor in PYTHON_MINORS:
+        lacking = sorted({wanted[digest] for digest in wanted.keys() - found.keys()})
+        if lacking:
+            print(f"bundle: Downloading {len(lacking)} package(s) for Python 3.{minor}", flush=True)
+            _download(lacking, entries, folder, minor)
+            found = _by_digest(folder)
+    if missing := wanted.keys() - found.keys():
+        raise LookupError(f"no Python version uses these wheels of {lock}: {sorted(missing)}")
+    return sorted(found[digest] for digest in wanted)
+
+
+def _by_digest(folder: Path) -> dict[str, Path]:
+    return {
+        hashlib.sha256(wheel.read_bytes()).hexdigest(): wheel for wheel in folder.glob("*.whl")
+    }
+
+
+def _download(
+    requirements: Sequence[str], entries: dict[str, set[str]], folder: Path, minor: int
+) -> None:
+    lines = [
+        requirement + "".join(f" --hash=sha256:{digest}" for digest in sorted(entries[requirement]))
+        for requirement in requirements
+    ]
+    listing = folder / "wanted.txt"
+    listing.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    command += [*TARGET_OPTIONS, "--python-version", f"3.{minor}", "--dest", str(folder)]
+    subprocess.run([*command, "--requirement", str(listing)], check=True)
+
+
+def members(wheel: Path) -> Iterator[tuple[str, bytes]]:
+    """(path, content) of every file in a wheel. ValueError for what only an installer can place."""
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in sorted(archive.infolist(), key=lambda entry: entry.filename):
+            if entry.is_dir():
+                continue
+            if re.match(r"[^/]+\.data/", entry.filename):
+                raise ValueError(f"{wheel.name}: {entry.filename} needs an installer")
+            yield entry.filename, archive.read(entry)
