@@ -92,6 +92,14 @@ def path_from_environment(environment: Mapping[str, str] | None = None) -> Path:
     return Path(found) if found else DEFAULT_PATH
 
 
+def default_status_path(environment: Mapping[str, str] | None = None) -> Path:
+    """Where the status file is when the configuration cannot be read."""
+    found = (os.environ if environment is None else environment).get(
+        "THROUGHLINE_RUNTIME_DIRECTORY"
+    )
+    return Path(found or "/run/throughline") / "status.json"
+
+
 def load(
     path: Path, *, environment: Mapping[str, str] | None = None, must_exist: bool = False
 ) -> Config:

@@ -1,0 +1,9 @@
+"""`python3 -m throughline` is the command itself."""
+
+from __future__ import annotations
+
+import sys
+
+from throughline.cli import main
+
+sys.exit(main())

@@ -1,0 +1,325 @@
+"""From finished spans to the Collector, without ever holding up or failing the agent's loop.
+
+    submit ──► queue ──► sender thread ──► OTLP
+                 │            │ ▲
+                 ▼ away, full ▼ │ back: oldest first, in turn with fresh batches
+               spooler thread ──► spool (disk)
+
+`submit` only appends to a bounded queue. The sender makes one attempt at a time and backs off when
+the receiver is away; the spooler moves batches to disk while it is, or while an attempt hangs and
+the queue fills. The OTLP stack is imported by the sender thread, since that takes longer than
+everything else the agent does before it propagates its first request.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from throughline.config import Export
+from throughline.events import SpanRecord
+from throughline.export import console
+from throughline.export.outcome import ExportStatus, Outcome, Verdict, attempt
+from throughline.export.spool import Batch, Spool
+from throughline.services import Service
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import MetricsData
+
+BATCH_SPANS = 512
+LINGER_SECONDS = 1.0  # how long a span waits for others to share a batch with
+QUEUE_SPANS = 16 * BATCH_SPANS
+HIGH_WATER_SPANS = QUEUE_SPANS // 2
+BACKOFF_SECONDS = (1.0, 30.0)  # first, longest
+RETRY_AFTER_MAX_SECONDS = 300.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the sender does next; `spooled` names the file in the spool that `batch` came from."""
+
+    batch: Batch
+    spooled: str
+    metrics: MetricsData | None
+
+
+class Pipeline:
+    """Owns the queue, the spool and the threads. Start with `start`, end with `close`."""
+
+    def __init__(self, export: Export, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._export = export
+        self._clock = clock
+        self._spool = Spool(export.spool_directory, max_bytes=export.spool_max_bytes)
+        self._disk = threading.Lock()  # guards the spool; never taken inside `_changed`
+        self._changed = threading.Condition()  # guards everything below; held for microseconds
+        self._queue: deque[tuple[SpanRecord, Service]] = deque()
+        self._oldest_at = 0.0  # when the first span of the queue came
+        self._in_flight: Batch = ()
+        self._metrics: MetricsData | None = None
+        self._state = "idle" if export.otlp else "off"
+        self._failures = 0  # in a row
+        self._retry_at = 0.0
+        self._spool_retry_at = 0.0
+        self._spool_turn = True
+        self._stop_at: float | None = None
+        self._exported = 0
+        self._failed_batches = 0
+        self._dropped: Counter[str] = Counter()
+        self._last_error = ""
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        if not self._export.otlp:
+            return
+        for name, target in (("export", self._send_loop), ("spool", self._spool_loop)):
+            thread = threading.Thread(target=target, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def submit(self, batch: Batch) -> None:
+        """Take finished spans. Never waits for the receiver or the spool, never raises."""
+        if not batch:
+            return
+        if self._export.console:
+            try:
+                console.write(batch, sys.stdout)
+            except (OSError, ValueError):
+                with self._changed:
+                    self._dropped["console"] += len(batch)
+        if not self._export.otlp:
+            return
+        with self._changed:
+            before = len(self._queue)
+            if not before:
+                self._oldest_at = self._clock()
+            room = QUEUE_SPANS - before
+            self._queue.extend(batch[:room])
+            if len(batch) > room:
+                self._dropped["queue_full"] += len(batch) - room
+            if not before or before < BATCH_SPANS <= len(self._queue):
+                self._changed.notify_all()
+
+    def submit_metrics(self, data: MetricsData) -> None:
+        """Send metrics with the next turn; totals that wait are replaced by newer ones."""
+        with self._changed:
+            self._metrics = data
+            self._changed.notify_all()
+
+    def status(self) -> ExportStatus:
+        with self._changed:
+            dropped = self._dropped + Counter(
+                spool_overflow=self._spool.overflowed, spool_torn=self._spool.torn
+            )
+            return ExportStatus(
+                state=self._state,
+                exported_spans=self._exported,
+                failed_batches=self._failed_batches,
+                queued_spans=len(self._queue) + len(self._in_flight),
+                spool_bytes=self._spool.bytes,
+                spool_batches=len(self._spool),
+                dropped=dict(dropped),
+                last_error=self._last_error,
+            )
+
+    def close(self, *, timeout: float = 5.0) -> None:
+        """Send what is queued while the receiver takes it, spool the rest; within `timeout`."""
+        with self._changed:
+            self._stop_at = stop_at = self._clock() + timeout
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(max(0.0, stop_at - self._clock()))
+        with self._changed:
+            # An attempt that still hangs may arrive after all: twice is better than never.
+            left = [*self._in_flight, *self._queue]
+            self._in_flight = ()
+            self._queue.clear()
+        for start in range(0, len(left), BATCH_SPANS):
+            self._to_spool(left[start : start + BATCH_SPANS])
+
+    # -- the sender thread ---------------------------------------------------------------------
+
+    def _send_loop(self) -> None:
+        while True:
+            try:
+                return self._send_until_stopped()
+            except Exception as error:  # a defect, or a certificate that vanished: go on, say it
+                log.exception("the exporter failed; it is set up again")
+                with self._changed:
+                    batch, self._in_flight = self._in_flight, ()
+                    self._down(Outcome(Verdict.RETRY, f"{type(error).__name__}: {error}"))
+                if batch:
+                    self._to_spool(batch)
+                with self._changed:
+                    self._changed.wait_for(
+                        lambda: self._stop_at is not None, self._retry_at - self._clock()
+                    )
+                    if self._stop_at is not None:
+                        return None
+
+    def _send_until_stopped(self) -> None:
+        from throughline.export import otlp
+        from throughline.spans import span
+
+        with ExitStack() as stack:
+            spans = otlp.span_sender(self._export.traces)
+            stack.callback(spans.close)
+            metrics = otlp.metric_sender(self._export.metrics)
+            stack.callback(metrics.close)
+            while True:
+                work = self._next()
+                if work is None:
+                    return
+                if work.metrics is not None:
+                    outcome = metrics.send(work.metrics)
+                    if outcome.verdict is not Verdict.ACCEPTED:
+                        with self._changed:
+                            self._say(f"metrics: {self._export.metrics.endpoint}: {outcome.detail}")
+                if work.batch:
+                    converted = [span(record, service) for record, service in work.batch]
+                    self._settle(work, attempt(spans.send, converted))
+
+    def _next(self) -> _Work | None:
+        """Wait for work; None is the end."""
+        while True:
+            with self._changed:
+                now = self._clock()
+                stopping = self._stop_at is not None
+                if stopping and (self._state == "down" or now >= (self._stop_at or 0.0)):
+                    return None
+                metrics: MetricsData | None = None
+                from_spool = False
+                if self._state != "down" or now >= self._retry_at:
+                    metrics, self._metrics = self._metrics, None
+                    spooled = len(self._spool) > 0 and not stopping
+                    fresh = bool(self._queue) and (stopping or self._is_due(now))
+                    if fresh and not (spooled and self._spool_turn):
+                        self._spool_turn = True
+                        self._in_flight = self._take()
+                        return _Work(self._in_flight, "", metrics)
+                    self._spool_turn = False
+                    from_spool = spooled
+                if not from_spool:
+                    if metrics is not None:
+                        return _Work((), "", metrics)
+                    if stopping:
+                        return None
+                    self._changed.wait(self._wait_seconds(now))
+                    continue
+            with self._disk:
+                name, batch = self._spool.oldest()
+            if batch or metrics is not None:
+                return _Work(batch, name, metrics)
+
+    def _is_due(self, now: float) -> bool:
+        """Is the queue's first batch full, or has it waited long enough?"""
+        return len(self._queue) >= BATCH_SPANS or now - self._oldest_at >= LINGER_SECONDS
+
+    def _take(self) -> Batch:
+        batch = [self._queue.popleft() for _ in range(min(BATCH_SPANS, len(self._queue)))]
+        self._oldest_at = self._clock()
+        return batch
+
+    def _wait_seconds(self, now: float) -> float | None:
+        if self._state == "down" and now < self._retry_at:
+            return self._retry_at - now
+        return max(0.0, self._oldest_at + LINGER_SECONDS - now) if self._queue else None
+
+    def _settle(self, work: _Work, outcome: Outcome) -> None:
+        """Book what became of a batch."""
+        with self._changed:
+            closed = not work.spooled and not self._in_flight
+            self._in_flight = ()
+            if outcome.verdict is Verdict.RETRY:
+                self._failed_batches += 1
+                self._down(outcome)
+            elif outcome.verdict is Verdict.REFUSED:
+                self._failed_batches += 1
+                self._dropped["refused"] += len(work.batch)
+                self._say(f"{self._export.traces.endpoint} refused a batch: {outcome.detail}")
+            else:
+                self._exported += len(work.batch) - outcome.rejected
+                if outcome.rejected:
+                    self._dropped["rejected"] += outcome.rejected
+                    self._say(f"{outcome.rejected} spans were rejected: {outcome.detail}")
+                self._up()
+        if outcome.verdict is Verdict.RETRY:
+            if not work.spooled and not closed:  # close() has spooled what was in flight
+                self._to_spool(work.batch)
+        elif work.spooled:
+            with self._disk:
+                self._spool.remove(work.spooled)
+
+    def _up(self) -> None:
+        if self._state == "down":
+            log.info("%s takes spans again", self._export.traces.endpoint)
+        self._state = "up"
+        self._failures = 0
+
+    def _down(self, outcome: Outcome) -> None:
+        if self._state != "down":
+            log.warning(
+                "%s takes no spans (%s); batches go to %s",
+                self._export.traces.endpoint,
+                outcome.detail,
+                self._spool.directory,
+            )
+        self._state = "down"
+        self._last_error = outcome.detail
+        first, longest = BACKOFF_SECONDS
+        backoff = min(longest, first * 2 ** min(self._failures, 10))
+        backoff *= random.uniform(0.75, 1.25)  # noqa: S311
+        self._failures += 1
+        wait = max(backoff, min(outcome.retry_after, RETRY_AFTER_MAX_SECONDS))
+        self._retry_at = self._clock() + wait
+
+    def _say(self, message: str) -> None:
+        """Log what differs from what was said last."""
+        if message != self._last_error:
+            log.warning("%s", message)
+        self._last_error = message
+
+    # -- the spooler thread --------------------------------------------------------------------
+
+    def _spool_loop(self) -> None:
+        while True:
+            with self._changed:
+                if self._stop_at is not None:
+                    return
+                now = self._clock()
+                if not self._must_spool(now):
+                    self._changed.wait(LINGER_SECONDS / 2 if self._queue else None)
+                    continue
+                batch = self._take()
+            self._to_spool(batch)
+
+    def _must_spool(self, now: float) -> bool:
+        if not self._queue or now < self._spool_retry_at:
+            return False
+        return len(self._queue) >= HIGH_WATER_SPANS or (self._state == "down" and self._is_due(now))
+
+    def _to_spool(self, batch: Batch) -> None:
+        """Write a batch; when the disk says no it waits in memory as long as there is room."""
+        try:
+            with self._disk:
+                self._spool.write(batch)
+        except OSError as error:
+            with self._changed:
+                self._say(f"spool {self._spool.directory}: {error.strerror}")
+                self._spool_retry_at = self._clock() + BACKOFF_SECONDS[0]
+                if self._stop_at is None and len(self._queue) + len(batch) <= QUEUE_SPANS:
+                    self._queue.extendleft(reversed(batch))
+                else:
+                    self._dropped["spool_error"] += len(batch)
+        else:
+            with self._changed:
+                self._changed.notify_all()  # the sender may be waiting for nothing

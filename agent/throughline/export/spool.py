@@ -1,0 +1,208 @@
+"""Batches that wait on disk for the Collector: bounded, oldest first, and whole after a crash.
+
+A batch is one file `SEQUENCE-SPANS.jsonl.gz` in a directory that only the agent may read (request
+targets can be private). The first line holds the services, each further line one span, so that a
+later version of the agent can read what an earlier one left. A file appears by rename, after its
+bytes are on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from throughline.events import SpanRecord
+from throughline.services import Service
+
+Batch = Sequence[tuple[SpanRecord, Service]]
+
+_VERSION = 1
+_NAME = re.compile(r"(\d{12})-(\d+)\.jsonl\.gz")
+_GZIP = 31  # wbits of zlib: deflate in a gzip wrapper
+_BYTES = ("trace_id", "span_id", "parent_span_id")
+_FIELDS = tuple(field.name for field in fields(SpanRecord))
+_BYTES_AT = tuple(_FIELDS.index(name) for name in _BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    spans: int
+    size: int
+
+
+class Spool:
+    """A directory of batches. Not for several threads at once: the pipeline has a lock.
+
+    What is lost is counted in spans: `overflowed` made room for newer batches, `torn` was damaged
+    on disk. Nothing here raises for a damaged file; `write` raises OSError when the disk says no.
+    """
+
+    def __init__(self, directory: Path, *, max_bytes: int) -> None:
+        self.directory = directory
+        self.max_bytes = max_bytes
+        self.overflowed = 0
+        self.torn = 0
+        self.torn_files = 0
+        self._files: list[_File] = []
+        self._bytes = 0
+        self._sequence = 0
+        self._services: dict[str, Service] = {}
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    def write(self, batch: Batch) -> None:
+        """Append a batch; the oldest make room. Raises OSError (ENOSPC, EROFS, EACCES, …)."""
+        data = encode(batch)
+        if len(data) > self.max_bytes:
+            self.overflowed += len(batch)
+            return
+        while self._files and self._bytes + len(data) > self.max_bytes:
+            self.overflowed += self._files[0].spans
+            self._remove_first()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = f"{self._sequence:012d}-{len(batch)}.jsonl.gz"
+        partial = self.directory / f".{name}.partial"
+        try:
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123
+                view = memoryview(data)
+                while view:
+                    view = view[file.write(view) :]
+                os.fsync(file.fileno())
+            partial.rename(self.directory / name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+        self._sequence += 1
+        self._files.append(_File(name, len(batch), len(data)))
+        self._bytes += len(data)
+
+    def oldest(self) -> tuple[str, Batch]:
+        """The oldest batch that can be read and its name; ("", ()) when the spool is empty."""
+        while self._files:
+            first = self._files[0]
+            try:
+                data = (self.directory / first.name).read_bytes()
+            except OSError:
+                data = b""
+            batch, whole = decode(data, self._services)
+            if not whole:
+                self.torn_files += 1
+                self.torn += max(0, first.spans - len(batch))
+            if batch:
+                return first.name, batch
+            self._remove_first()
+        return "", ()
+
+    def remove(self, name: str) -> None:
+        """Forget the batch that `oldest` returned: it has arrived, or never will."""
+        if self._files and self._files[0].name == name:  # else it has made room meanwhile
+            self._remove_first()
+
+    def _remove_first(self) -> None:
+        first = self._files.pop(0)
+        self._bytes -= first.size
+        # A file that cannot be removed is sent again after a restart, which is better than lost.
+        with contextlib.suppress(OSError):
+            (self.directory / first.name).unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        try:
+            names = sorted(os.listdir(self.directory))  # noqa: PTH208
+        except OSError:
+            return  # nothing there yet, or not ours to read: `write` will say
+        for name in names:
+            path = self.directory / name
+            match = _NAME.fullmatch(name)
+            if match is None:
+                if name.endswith(".partial"):
+                    self.torn_files += 1
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                continue
+            with contextlib.suppress(OSError):
+                size = path.stat().st_size
+                self._files.append(_File(name, int(match[2]), size))
+                self._bytes += size
+                self._sequence = int(match[1]) + 1
+
+
+def encode(batch: Batch) -> bytes:
+    """The file of a batch."""
+    numbers: dict[int, int] = {}
+    services: list[dict[str, Any]] = []
+    lines = [""]
+    for record, service in batch:
+        number = numbers.get(id(service))
+        if number is None:
+            number = numbers[id(service)] = len(services)
+            services.append(
+                {
+                    "name": service.name,
+                    "unit": service.unit,
+                    "cgroup": service.cgroup,
+                    "attributes": dict(service.attributes),
+                }
+            )
+        values = [number, *astuple(record)]
+        for at in _BYTES_AT:
+            value = values[at + 1]
+            values[at + 1] = None if value is None else value.hex()
+        lines.append(json.dumps(values, separators=(",", ":")))
+    lines[0] = json.dumps({"version": _VERSION, "fields": _FIELDS, "services": services})
+    lines.append("")
+    compressor = zlib.compressobj(level=1, wbits=_GZIP)
+    return compressor.compress("\n".join(lines).encode()) + compressor.flush()
+
+
+def decode(data: bytes, services: dict[str, Service]) -> tuple[Batch, bool]:
+    """The batch of a file, and whether it was whole; of a torn file what can be read.
+
+    `services` keeps one object for each service over all files. Fields are found by name: one that
+    a record lacks, or that this version does not know, makes that span unreadable or is ignored.
+    """
+    decompressor = zlib.decompressobj(wbits=_GZIP)
+    try:
+        text = decompressor.decompress(data).decode("utf-8", "replace")
+    except zlib.error:
+        return (), False
+    lines = text.split("\n")
+    batch: list[tuple[SpanRecord, Service]] = []
+    whole = decompressor.eof and lines[-1] == ""
+    try:
+        header = json.loads(lines[0])
+        names = header["fields"]
+        found = [_service(item, services) for item in header["services"]]
+        for line in lines[1:-1]:
+            values = json.loads(line)
+            named = {name: values[names.index(name) + 1] for name in _FIELDS}
+            for name in _BYTES:
+                named[name] = None if named[name] is None else bytes.fromhex(named[name])
+            batch.append((SpanRecord(**named), found[values[0]]))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        whole = False
+    return batch, whole
+
+
+def _service(item: dict[str, Any], services: dict[str, Service]) -> Service:
+    key = json.dumps(item, sort_keys=True)
+    service = services.get(key)
+    if service is None:
+        service = Service(item["name"], item["unit"], item["cgroup"], True, item["attributes"])
+        services[key] = service
+    return service

@@ -1,0 +1,127 @@
+"""The agent's status file: written every second, read by `throughline status` and health gates."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STALE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StatusWriter:
+    """Replaces the status file atomically; whoever reads it sees a whole one."""
+
+    path: Path
+
+    def write(self, status: Mapping[str, Any]) -> None:
+        """Write `status` (see docs for its shape); raises OSError."""
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text(json.dumps(status, separators=(",", ":")), encoding="utf-8")
+        partial.chmod(0o644)
+        partial.replace(self.path)
+
+    def remove(self) -> None:
+        """The agent has stopped; OSError only when the file is there and cannot be removed."""
+        self.path.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The status of the agent that runs now, or None when there is none.
+
+    None is also the answer for a file that is stale (older than 5 seconds), whose process is gone,
+    or that is no status at all.
+    """
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))
+        updated, pid = float(status["updated_unix"]), int(status["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # A clock that was set back makes the file young for ever, so the process is asked as well.
+    if time.time() - updated > STALE_SECONDS or not _is_alive(pid):
+        return None
+    return status if isinstance(status, dict) else None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return pid > 0
+
+
+def exit_code(status: Mapping[str, Any] | None) -> int:
+    """0 running and healthy, 1 running but degraded, 3 not running."""
+    if status is None:
+        return 3
+    return 0 if status.get("healthy") is True else 1
+
+
+def format_text(status: Mapping[str, Any]) -> str:
+    """The status for people."""
+    healthy = "healthy" if status.get("healthy") else "degraded"
+    uptime = _duration(float(status["updated_unix"]) - float(status.get("started_unix", 0)))
+    lines = [f"throughline {status.get('version', '?')}: {healthy}, up {uptime}"]
+    lines.append(f"pid {status['pid']}")
+    lines += ["", *_table("Feature group", "State", _group_rows(status.get("groups", {})))]
+    programs = status.get("attached", {}).get("programs", [])
+    rows = [
+        (p.get("name", "?"), f"{p.get('type', '?')} at {p.get('where', '?')}") for p in programs
+    ]
+    lines += ["", *_table("Program", "Attached as", rows or [("none", "")])]
+    lines += ["", *_services(status.get("services", {}))]
+    export = status.get("export", {})
+    rows = [(name, str(value)) for name, value in export.items() if not isinstance(value, dict)]
+    rows += [(f"dropped: {name}", str(n)) for name, n in export.get("dropped", {}).items()]
+    lines += ["", *_table("Export", "", [row for row in rows if row[1]])]
+    counters = status.get("counters", {})
+    rows = [(name, str(total)) for name, total in sorted(counters.items()) if total]
+    lines += ["", *_table("Counter", "Total", rows or [("none", "")])]
+    return "\n".join(lines)
+
+
+def _group_rows(groups: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for name, group in groups.items():
+        state = group.get("state", "?") if isinstance(group, Mapping) else str(group)
+        reason = group.get("reason") if isinstance(group, Mapping) else None
+        rows.append((name, f"{state} ({reason})" if reason else state))
+    return rows
+
+
+def _services(services: Mapping[str, Any]) -> list[str]:
+    if not services:
+        return ["No service has been seen yet."]
+    width = max(len("Service"), *(len(name) for name in services))
+    titles = f"{'Requests':>10} {'Errors':>8} {'Sampled':>8}"
+    lines = [f"{'Service':<{width}}  {'Kind':<6} {titles}"]
+    for name, service in sorted(services.items()):
+        for kind in ("server", "client"):
+            row = service.get(kind)
+            if row:
+                numbers = (row.get("requests", 0), row.get("errors", 0), row.get("sampled", 0))
+                lines.append("{:<{}}  {:<6} {:>10} {:>8} {:>8}".format(name, width, kind, *numbers))
+    return lines
+
+
+def _table(left: str, right: str, rows: list[tuple[str, str]]) -> list[str]:
+    width = max(len(left), *(len(row[0]) for row in rows)) if rows else len(left)
+    return [f"{first:<{width}}  {second}".rstrip() for first, second in [(left, right), *rows]]
+
+
+def _duration(seconds: float) -> str:
+    whole = max(0, int(seconds))
+    days, rest = divmod(whole, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, rest = divmod(rest, 60)
+    parts = ((days, "d"), (hours, "h"), (minutes, "m"), (rest, "s"))
+    shown = [f"{value}{unit}" for value, unit in parts if value][:2]
+    return " ".join(shown) or "0s"
