@@ -16,12 +16,107 @@ enum tl_abi {
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
 	TL_TRACESTATE_MAX = 512,
-	TL_BUCKETS = 15, /* 14 bounds, see TL_BOUNDS in http.bpf.h */
+	TL_BUCKETS = 15, /* 14 bounds, those of the OpenTelemetry HTTP conventions */
+	TL_TRACEPARENT_BYTES = 70, /* `traceparent: ` + 55 + CR LF */
 };
 
 enum tl_kind {
 	TL_KIND_SERVER = 1,
 	TL_KIND_CLIENT = 2,
+};
+
+enum tl_method {
+	TL_METHOD_OTHER = 0,
+	TL_METHOD_GET,
+	TL_METHOD_HEAD,
+	TL_METHOD_POST,
+	TL_METHOD_PUT,
+	TL_METHOD_DELETE,
+	TL_METHOD_CONNECT,
+	TL_METHOD_OPTIONS,
+	TL_METHOD_TRACE,
+	TL_METHOD_PATCH,
+};
+
+enum tl_sampler {
+	TL_SAMPLER_ALWAYS_OFF = 0,
+	TL_SAMPLER_ALWAYS_ON = 1,
+	TL_SAMPLER_RATIO = 2,
+};
+
+/* Settings, written into both objects before load. */
+struct tl_config {
+	__u64 ratio_bound; /* RATIO: sampled when the low 64 bits of the trace id are below it */
+	__u8 sampler; /* enum tl_sampler, for roots */
+	__u8 parent_based; /* an incoming sampled flag decides */
+	__u8 trace_unlisted; /* trace cgroups that are not in tl_cgroups */
+	__u8 fionread_broken; /* FIONREAD of a socket in a sockhash says 0 on this kernel */
+	__u32 _pad;
+};
+
+/*
+ * Everything that happened, was skipped or was dropped, by reason. User space shows the names in
+ * lower case without TL_.
+ */
+enum tl_counter {
+	TL_REQUESTS_SERVER = 0,
+	TL_REQUESTS_CLIENT,
+	TL_SPANS_SENT,
+	TL_SPANS_UNSAMPLED,
+	TL_SPANS_DROPPED_RING_FULL,
+	TL_INJECTED,
+	TL_INJECTED_TRACESTATE,
+	TL_ADOPTED_HEADER, /* an outgoing request already carried a traceparent */
+	TL_PARENT_CONNECT,
+	TL_PARENT_RESTORE,
+	TL_PARENT_THREAD,
+	TL_ROOT_NO_CONTEXT, /* outgoing request of a thread without a current request */
+	TL_ROOT_AMBIGUOUS, /* several requests could be the parent */
+	TL_ROOT_GOROUTINE, /* thread evidence proves nothing for Go */
+	TL_ROOT_VIRTUAL_THREAD, /* nor for a carrier of Java virtual threads */
+	TL_ROOT_TOO_OLD,
+	TL_ROOT_FANOUT,
+	TL_ROOT_PARENT_ENDED, /* the request that was current has been answered */
+	TL_RESTARTED_TRACEPARENT, /* incoming traceparent invalid or repeated */
+	TL_DROPPED_TRACESTATE, /* incoming tracestate invalid, over 32 members or too long */
+	TL_SKIP_PIPELINED,
+	TL_SKIP_SPLIT_BLANK, /* the empty line began in an earlier send */
+	TL_SKIP_HEADERS_TOO_LONG,
+	TL_SKIP_MALFORMED,
+	TL_SKIP_OWN_TRACESTATE, /* the application sent tracestate without traceparent */
+	TL_SKIP_NO_MEMORY, /* bpf_msg_push_data or bpf_msg_pull_data refused */
+	TL_SKIP_NOT_ENROLLED, /* outgoing request on a socket outside the sockhash */
+	TL_SKIP_NOT_HTTP, /* client connection that does not speak HTTP/1 */
+	TL_SKIP_TUNNEL, /* CONNECT or protocol upgrade */
+	TL_LOST_GAP, /* segments missed or out of order inside a message */
+	TL_LOST_BUSY, /* two processors handled one connection at once */
+	TL_LOST_NOT_HTTP, /* server connection whose bytes are not HTTP/1 */
+	TL_ENROLLED,
+	TL_ENROL_BUSY, /* another program owns the socket (EBUSY) */
+	TL_ENROL_FAILED,
+	TL_EVICTED,
+	TL_EVICT_LATE, /* unread data in the socket: eviction waits */
+	TL_FULL_REQUESTS, /* map full */
+	TL_FULL_TRACESTATES,
+	TL_FULL_DURATIONS,
+	TL_FULL_STORAGE,
+	TL_FORCED_DROP, /* a send was refused because its insertion could not be undone */
+	TL_COUNTERS,
+};
+
+struct tl_duration_key {
+	__u64 cgroup_id;
+	__u16 status;
+	__u8 kind;
+	__u8 method;
+	__u8 http_minor;
+	__u8 _pad[3];
+};
+
+struct tl_duration {
+	__u64 count;
+	__u64 sum_ns;
+	__u64 buckets[TL_BUCKETS];
 };
 
 /* How the parent of a span was found, strongest first (DESIGN: finding the parent). */

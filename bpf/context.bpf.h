@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * context.bpf.h - W3C Trace Context, and which request a thread is working for.
+ *
+ * A wrong parent is worse than none: every function here that finds a parent either has evidence
+ * or says no and counts why (docs/propagation.md).
+ */
+#ifndef THROUGHLINE_CONTEXT_H
+#define THROUGHLINE_CONTEXT_H
+
+#include "http.bpf.h"
+
+#define TL_FLAG_SAMPLED 0x01
+#define TL_FLAG_RANDOM 0x02
+
+static __always_inline void tl_random_id(__u8 *id, __u32 words)
+{
+	__u32 *word = (__u32 *)id;
+	__u32 any = 0;
+	__u32 i;
+
+	for (i = 0; i < words; i++) {
+		word[i] = bpf_get_prandom_u32();
+		any |= word[i];
+	}
+	if (!any)
+		id[0] = 1;
+}
+
+/* The head sampling decision for a new trace: OpenTelemetry's TraceIdRatioBased. */
+static __always_inline __u8 tl_sample_root(const __u8 *trace_id)
+{
+	__u64 low;
+
+	switch (tl_config.sampler) {
+	case TL_SAMPLER_ALWAYS_ON:
+		return TL_FLAG_SAMPLED;
+	case TL_SAMPLER_RATIO:
+		low = bpf_be64_to_cpu(*(__u64 *)(trace_id + 8));
+		return low < tl_config.ratio_bound || tl_config.ratio_bound == ~0ULL ?
+			       TL_FLAG_SAMPLED :
+			       0;
+	}
+	return 0;
+}
+
+/* -1: not a lower-case hexadecimal digit */
+static __always_inline int tl_hex(char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	if (c >= 'a' && c <= 'f')
+		return c - 'a' + 10;
+	return -1;
+}
+
+struct tl_traceparent {
+	__u8 trace_id[16];
+	__u8 parent_id[8];
+	__u8 flags;
+} __attribute__((aligned(8)));
+
+/* W3C Trace Context Level 2, section 3.2. Returns 0, or -1 for a value that restarts the trace. */
+__noinline int tl_parse_traceparent(struct tl_text *text, struct tl_traceparent *out)
+{
+	/* 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01 */
+	__u32 len, i, any = 0;
+	int high, low, version;
+	const char *value;
+
+	if (!text || !out)
+		return -1;
+	value = text->traceparent;
+	len = text->traceparent_len;
+	/* a later version may be longer than what is kept */
+	if (len > sizeof(text->traceparent))
+		len = sizeof(text->traceparent);
+	if (len < 55)
+		return -1;
+	high = tl_hex(value[0]);
+	low = tl_hex(value[1]);
+	if (high < 0 || low < 0)
+		return -1;
+	version = high << 4 | low;
+	if (version == 0xff || (version == 0 && len != 55))
+		return -1;
+	if (len > 55 && value[55] != '-')
+		return -1;
+	if (value[2] != '-' || value[35] != '-' || value[52] != '-')
+		return -1;
+	for (i = 0; i < 16; i++) {
+		high = tl_hex(value[3 + 2 * i]);
+		low = tl_hex(value[4 + 2 * i]);
+		if (high < 0 || low < 0)
+			return -1;
+		out->trace_id[i] = high << 4 | low;
+		any |= high | low;
+	}
+	if (!any)
+		return -1;
+	any = 0;
+	for (i = 0; i < 8; i++) {
+		high = tl_hex(value[36 + 2 * i]);
+		low = tl_hex(value[37 + 2 * i]);
+		if (high < 0 || low < 0)
+			return -1;
+		out->parent_id[i] = high << 4 | low;
+		any |= high | low;
+	}
+	if (!any)
+		return -1;
+	high = tl_hex(value[53]);
+	low = tl_hex(value[54]);
+	if (high < 0 || low < 0)
+		return -1;
+	out->flags = (high << 4 | low) & (TL_FLAG_SAMPLED | TL_FLAG_RANDOM);
+	return 0;
+}
+
+/* Takes the context of a message that carries one. False: it carries none, or an invalid one. */
+static __always_inline bool tl_take_header(struct tl_http *http, struct tl_text *text,
+					   struct tl_traceparent *out)
+{
+	if (!(http->flags & TL_HTTP_HAS_TRACEPARENT))
+		return false;
+	if (http->flags & TL_HTTP_BAD_TRACEPARENT || tl_parse_traceparent(text, out)) {
+		tl_count(TL_RESTARTED_TRACEPARENT);
+		text->tracestate_len = 0;
+		return false;
+	}
+	return true;
+}
+
+static __always_inline void tl_take_tracestate(struct tl_http *http, struct tl_text *text)
+{
+	if (http->flags & TL_HTTP_BAD_TRACESTATE) {
+		tl_count(TL_DROPPED_TRACESTATE);
+		text->tracestate_len = 0;
+	}
+}
+
+static __always_inline __u64 tl_key(const __u8 *span_id)
+{
+	return *(const __u64 *)span_id;
+}
+
+static __always_inline __u32 tl_current_tid(void)
+{
+	return (__u32)bpf_get_current_pid_tgid();
+}
+
+/* The request needs its reader's attention no more: it called on, or began to answer, or ended. */
+static __always_inline void tl_request_settle(struct tl_request *request)
+{
+	struct tl_thread *thread;
+	__u32 tid = request->reader;
+
+	if (request->flags & TL_REQUEST_SETTLED)
+		return;
+	request->flags |= TL_REQUEST_SETTLED;
+	if (!tid)
+		return;
+	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	if (thread && thread->open > 0)
+		__sync_fetch_and_add(&thread->open, -1);
+}
+
+/* The request runs in `tid` again, and may call next. */
+static __always_inline void tl_request_open(struct tl_request *request, struct tl_thread *thread,
+					    __u32 tid)
+{
+	if (request->reader == tid && !(request->flags & TL_REQUEST_SETTLED))
+		return;
+	tl_request_settle(request);
+	request->reader = tid;
+	request->flags &= ~TL_REQUEST_SETTLED;
+	__sync_fetch_and_add(&thread->open, 1);
+}
+
+static __always_inline void tl_request_end(__u64 key)
+{
+	struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
+	if (!request)
+		return;
+	tl_request_settle(request);
+	if (request->tracestate_len)
+		bpf_map_delete_elem(&tl_tracestates, &key);
+	bpf_map_delete_elem(&tl_requests, &key);
+}
+
+/* Why a request found as parent may not be one any more, or -1 when it may. */
+static __always_inline int tl_parent_refused(const struct tl_request *request)
+{
+	if (!request)
+		return TL_ROOT_PARENT_ENDED;
+	if (bpf_ktime_get_ns() - request->start_ns > TL_AGE_MAX_NS)
+		return TL_ROOT_TOO_OLD;
+	if (request->fanout >= TL_FANOUT_MAX)
+		return TL_ROOT_FANOUT;
+	return -1;
+}
+
+/*
+ * The request that `thread` works for, or NULL and the reason. A thread that waits for several
+ * descriptors at once (an event loop) may serve many requests: it decides only as long as no
+ * other request that it read could be the one that calls.
+ */
+static __always_inline struct tl_request *tl_thread_request(struct tl_thread *thread, __u64 *key,
+							    int *refused)
+{
+	struct tl_request *request;
+	__s32 others;
+
+	*refused = TL_ROOT_NO_CONTEXT;
+	if (!thread || !thread->current)
+		return NULL;
+	*key = thread->current;
+	request = bpf_map_lookup_elem(&tl_requests, key);
+	*refused = tl_parent_refused(request);
+	if (!request || *refused >= 0)
+		return NULL;
+	others = thread->open;
+	if (!(request->flags & TL_REQUEST_SETTLED))
+		others--;
+	if (thread->loop && others > 0) {
+		*refused = TL_ROOT_AMBIGUOUS;
+		return NULL;
+	}
+	return request;
+}
+
+#endif

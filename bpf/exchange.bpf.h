@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * exchange.bpf.h - one request and its response on a connection: begin, end, and the record.
+ */
+#ifndef THROUGHLINE_EXCHANGE_H
+#define THROUGHLINE_EXCHANGE_H
+
+#include "context.bpf.h"
+
+const __u64 tl_bounds_ns[TL_BUCKETS - 1] = {
+	5000000,    10000000,	25000000,   50000000,	75000000,   100000000,	250000000,
+	500000000,  750000000,	1000000000, 2500000000, 5000000000, 7500000000, 10000000000,
+};
+
+#define TL_AF_INET 2
+
+/* The fields of a socket are reached at constant offsets only, which merging branches loses. */
+static __always_inline __u32 tl_keep(__u32 value)
+{
+	asm volatile("" : "+r"(value));
+	return value;
+}
+
+static __always_inline void tl_set_addresses(struct tl_conn *conn, struct bpf_sock *sk)
+{
+	__u32 *local = (__u32 *)conn->local_addr;
+	__u32 *peer = (__u32 *)conn->peer_addr;
+
+	conn->local_port = tl_keep(sk->src_port);
+	conn->peer_port = bpf_ntohs(tl_keep(sk->dst_port));
+	if (sk->family == TL_AF_INET) {
+		local[2] = bpf_htonl(0xffff);
+		local[3] = tl_keep(sk->src_ip4);
+		peer[2] = bpf_htonl(0xffff);
+		peer[3] = tl_keep(sk->dst_ip4);
+		return;
+	}
+	local[0] = tl_keep(sk->src_ip6[0]);
+	local[1] = tl_keep(sk->src_ip6[1]);
+	local[2] = tl_keep(sk->src_ip6[2]);
+	local[3] = tl_keep(sk->src_ip6[3]);
+	peer[0] = tl_keep(sk->dst_ip6[0]);
+	peer[1] = tl_keep(sk->dst_ip6[1]);
+	peer[2] = tl_keep(sk->dst_ip6[2]);
+	peer[3] = tl_keep(sk->dst_ip6[3]);
+}
+
+/* Adds one finished request to the duration histograms, sampled or not. */
+static __always_inline void tl_measure(struct tl_conn *conn, __u8 kind, __u8 method, __u8 minor,
+				       __u16 status, __u64 duration)
+{
+	struct tl_duration_key key = {
+		.cgroup_id = conn->cgroup_id,
+		.status = status,
+		.kind = kind,
+		.method = method,
+		.http_minor = minor,
+	};
+	struct tl_duration *value = bpf_map_lookup_elem(&tl_durations, &key);
+	__u32 bucket = 0;
+	__u32 i;
+
+	if (!value) {
+		struct tl_duration zero = {};
+
+		bpf_map_update_elem(&tl_durations, &key, &zero, BPF_NOEXIST);
+		value = bpf_map_lookup_elem(&tl_durations, &key);
+		if (!value) {
+			tl_count(TL_FULL_DURATIONS);
+			return;
+		}
+	}
+	for (i = 0; i < TL_BUCKETS - 1; i++) {
+		if (duration <= tl_bounds_ns[i])
+			break;
+		bucket = i + 1;
+	}
+	value->count++;
+	value->sum_ns += duration;
+	if (bucket < TL_BUCKETS)
+		value->buckets[bucket]++;
+}
+
+static __always_inline void tl_fill_span(struct tl_span *span, struct tl_conn *conn,
+					 struct tl_text *text, __u8 kind, __u16 status, __u8 end,
+					 __u64 now)
+{
+	span->start_ns = conn->start_ns;
+	span->end_ns = now;
+	span->cgroup_id = conn->cgroup_id;
+	__builtin_memcpy(span->trace_id, conn->trace_id, 16);
+	__builtin_memcpy(span->span_id, conn->span_id, 8);
+	__builtin_memcpy(span->parent_span_id, conn->parent_span_id, 8);
+	__builtin_memcpy(span->local_addr, conn->local_addr, 16);
+	__builtin_memcpy(span->peer_addr, conn->peer_addr, 16);
+	span->local_port = conn->local_port;
+	span->peer_port = conn->peer_port;
+	span->status = status;
+	span->kind = kind;
+	span->evidence = conn->evidence;
+	span->trace_flags = conn->trace_flags;
+	span->http_minor = kind == TL_KIND_SERVER ? conn->in.minor : conn->out.minor;
+	span->end = end;
+	span->method_len = text->method_len;
+	span->target_len = text->target_len;
+	span->host_len = text->host_len;
+	span->tracestate_len = text->tracestate_len;
+	span->_pad = 0;
+	span->pid = conn->pid;
+	__builtin_memcpy(span->method, text->method, TL_METHOD_MAX);
+	__builtin_memcpy(span->host, text->host, TL_HOST_MAX);
+	__builtin_memcpy(span->target, text->target, TL_TARGET_MAX);
+}
+
+#define TL_SPAN_SHORT __builtin_offsetof(struct tl_span, tracestate)
+
+/* Ends the exchange: measures it, sends its span when sampled, forgets the request. */
+__noinline int tl_finish(struct tl_conn *conn, struct tl_text *text, __u32 status, __u32 end)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct tl_span *span;
+	__u8 kind, method, minor;
+
+	if (!conn || !text || !(conn->flags & TL_CONN_ACTIVE))
+		return 0;
+	conn->flags &= ~(TL_CONN_ACTIVE | TL_CONN_RESPONDING);
+	if (conn->role == TL_ROLE_SERVER) {
+		kind = TL_KIND_SERVER;
+		method = conn->in.method;
+		minor = conn->in.minor;
+		tl_request_end(conn->request);
+		conn->request = 0;
+		tl_count(TL_REQUESTS_SERVER);
+	} else {
+		kind = TL_KIND_CLIENT;
+		method = conn->out.method;
+		minor = conn->out.minor;
+		tl_count(TL_REQUESTS_CLIENT);
+	}
+	tl_measure(conn, kind, method, minor, status, now - conn->start_ns);
+
+	if (!(conn->trace_flags & TL_FLAG_SAMPLED)) {
+		tl_count(TL_SPANS_UNSAMPLED);
+		return 0;
+	}
+	if (text->tracestate_len) {
+		span = bpf_ringbuf_reserve(&tl_spans, sizeof(*span), 0);
+		if (span)
+			__builtin_memcpy(span->tracestate, text->tracestate, TL_TRACESTATE_MAX);
+	} else {
+		span = bpf_ringbuf_reserve(&tl_spans, TL_SPAN_SHORT, 0);
+	}
+	if (!span) {
+		tl_count(TL_SPANS_DROPPED_RING_FULL);
+		return 0;
+	}
+	tl_fill_span(span, conn, text, kind, status, end, now);
+	tl_count(TL_SPANS_SENT);
+	/* the agent drains by the clock: a wake-up per span costs more than the span */
+	bpf_ringbuf_submit(span, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+/*
+ * A second request has come before the answer to the first was seen whole. When the answer was
+ * lost from sight, the exchange is closed; else the requests are pipelined, and the connection is
+ * left alone from here on. Returns true then.
+ */
+static __always_inline bool tl_pipelined(struct tl_conn *conn, struct tl_text *text)
+{
+	struct tl_http *response = conn->role == TL_ROLE_SERVER ? &conn->out : &conn->in;
+
+	if (!(conn->flags & TL_CONN_ACTIVE))
+		return false;
+	if (response->state >= TL_HTTP_UNTIL_CLOSE) {
+		tl_finish(conn, text, response->status, TL_END_CLOSED);
+		tl_http_restart(response);
+		response->flags &= ~TL_HTTP_SYNCED;
+		return false;
+	}
+	tl_count(TL_SKIP_PIPELINED);
+	if (conn->role == TL_ROLE_SERVER)
+		tl_request_end(conn->request);
+	conn->request = 0;
+	conn->role = TL_ROLE_OFF;
+	return true;
+}
+
+/* The header block of a request has come in: a server span begins. */
+__noinline int tl_begin_server(struct tl_conn *conn, struct tl_text *text)
+{
+	struct tl_traceparent parent = {};
+	struct tl_request request = {};
+	__u64 key;
+
+	if (!conn || !text)
+		return 0;
+	conn->in.method = tl_method_code(text);
+	conn->start_ns = bpf_ktime_get_ns();
+	conn->pid = 0;
+	conn->flags |= TL_CONN_ACTIVE | TL_CONN_USED;
+	conn->flags &= ~TL_CONN_RESPONDING;
+	tl_random_id(conn->span_id, 2);
+	tl_take_tracestate(&conn->in, text);
+	if (tl_take_header(&conn->in, text, &parent)) {
+		__builtin_memcpy(conn->trace_id, parent.trace_id, 16);
+		__builtin_memcpy(conn->parent_span_id, parent.parent_id, 8);
+		conn->evidence = TL_EVIDENCE_HEADER;
+		if (tl_config.parent_based)
+			conn->trace_flags = parent.flags;
+		else
+			conn->trace_flags = (parent.flags & TL_FLAG_RANDOM) |
+					    tl_sample_root(conn->trace_id);
+	} else {
+		tl_random_id(conn->trace_id, 4);
+		__builtin_memset(conn->parent_span_id, 0, 8);
+		conn->evidence = TL_EVIDENCE_NONE;
+		conn->trace_flags = TL_FLAG_RANDOM | tl_sample_root(conn->trace_id);
+		text->tracestate_len = 0;
+	}
+
+	request.start_ns = conn->start_ns;
+	__builtin_memcpy(request.trace_id, conn->trace_id, 16);
+	__builtin_memcpy(request.span_id, conn->span_id, 8);
+	__builtin_memcpy(request.parent_span_id, conn->parent_span_id, 8);
+	request.trace_flags = conn->trace_flags;
+	key = tl_key(conn->span_id);
+	conn->request = key;
+	if (text->tracestate_len) {
+		if (!bpf_map_update_elem(&tl_tracestates, &key, text->tracestate, BPF_ANY))
+			request.tracestate_len = text->tracestate_len;
+		else
+			tl_count(TL_FULL_TRACESTATES);
+	}
+	if (bpf_map_update_elem(&tl_requests, &key, &request, BPF_ANY))
+		tl_count(TL_FULL_REQUESTS);
+	return 0;
+}
+
+/* Gives a client exchange its context; `parent` may be NULL, which starts a trace. */
+static __always_inline void tl_begin_client(struct tl_conn *conn, struct tl_text *text,
+					    struct tl_request *parent, __u64 key, __u8 evidence)
+{
+	struct tl_traceparent own = {};
+	bool header;
+
+	conn->out.method = tl_method_code(text);
+	conn->start_ns = bpf_ktime_get_ns();
+	conn->flags |= TL_CONN_ACTIVE | TL_CONN_USED;
+	conn->flags &= ~TL_CONN_RESPONDING;
+	conn->parent = parent ? key : 0;
+	tl_random_id(conn->span_id, 2);
+	tl_take_tracestate(&conn->out, text);
+	header = tl_take_header(&conn->out, text, &own);
+	if (parent) {
+		parent->fanout++;
+		tl_request_settle(parent);
+	}
+	if (header) {
+		/*
+		 * The application's own header wins. One that is passed on as it came in (proxies do
+		 * that) names the caller's span, which is our server span's parent: then the
+		 * evidence is the better parent within the same trace.
+		 */
+		__builtin_memcpy(conn->trace_id, own.trace_id, 16);
+		__builtin_memcpy(conn->parent_span_id, own.parent_id, 8);
+		conn->evidence = TL_EVIDENCE_HEADER;
+		conn->trace_flags = own.flags;
+		if (parent && tl_key(parent->parent_span_id) == tl_key(own.parent_id)) {
+			__builtin_memcpy(conn->parent_span_id, parent->span_id, 8);
+			conn->evidence = evidence;
+		}
+		tl_count(TL_ADOPTED_HEADER);
+		return;
+	}
+	if (parent) {
+		__builtin_memcpy(conn->trace_id, parent->trace_id, 16);
+		__builtin_memcpy(conn->parent_span_id, parent->span_id, 8);
+		conn->trace_flags = parent->trace_flags;
+		conn->evidence = evidence;
+		return;
+	}
+	tl_random_id(conn->trace_id, 4);
+	__builtin_memset(conn->parent_span_id, 0, 8);
+	conn->trace_flags = TL_FLAG_RANDOM | tl_sample_root(conn->trace_id);
+	conn->evidence = TL_EVIDENCE_NONE;
+}
+
+#endif

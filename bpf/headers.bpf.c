@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * headers.bpf.c - group `headers`: writes `traceparent` (and `tracestate`) into outgoing plaintext
+ * HTTP/1.x requests.
+ *
+ *   sock_ops             a thread connects: remember for which request; enrol the socket
+ *   sk_msg               each send of an enrolled socket: find the header block, insert
+ *   sk_skb/verdict       only where FIONREAD is broken: see docs/decisions/0002-fionread.md
+ *   iter/sockmap         takes sockets without unread data out of the sockhash, for a clean stop
+ *
+ * Rules: parse every byte that is sent, so that a body that looks like a request is known as a
+ * body; insert at the end of a header block only when all of it was seen and no traceparent stood
+ * in it; commit last; undo on failure.
+ */
+#include "exchange.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define TL_LINEAR_MAX 16384 /* a send up to this size leaves in one piece, as it would have */
+#define TL_ERRNO_EBUSY 16
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64); /* socket cookie */
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_socks SEC(".maps");
+
+static __always_inline void tl_hex_write(__u8 *out, const __u8 *in, __u32 bytes)
+{
+	__u32 i;
+
+#pragma unroll
+	for (i = 0; i < bytes; i++) {
+		__u8 high = in[i] >> 4;
+		__u8 low = in[i] & 15;
+
+		out[2 * i] = high < 10 ? '0' + high : 'a' + high - 10;
+		out[2 * i + 1] = low < 10 ? '0' + low : 'a' + low - 10;
+	}
+}
+
+/* `traceparent: 00-…-…-…` CR LF, TL_TRACEPARENT_BYTES long */
+static __always_inline void tl_write_traceparent(__u8 *out, const struct tl_conn *conn)
+{
+	__builtin_memcpy(out, "traceparent: 00-", 16);
+	tl_hex_write(out + 16, conn->trace_id, 16);
+	out[48] = '-';
+	tl_hex_write(out + 49, conn->span_id, 8);
+	out[65] = '-';
+	tl_hex_write(out + 66, &conn->trace_flags, 1);
+	out[68] = '\r';
+	out[69] = '\n';
+}
+
+/* Which request is this call made for? */
+static __always_inline struct tl_request *tl_find_parent(struct tl_conn *conn, __u64 *key,
+							 __u8 *evidence)
+{
+	struct tl_request *request;
+	struct tl_thread *thread;
+	__u32 tid = tl_current_tid();
+	int refused;
+
+	if (conn->connect && !(conn->flags & TL_CONN_USED)) {
+		*key = conn->connect;
+		request = bpf_map_lookup_elem(&tl_requests, key);
+		if (request && tl_parent_refused(request) < 0) {
+			tl_count(TL_PARENT_CONNECT);
+			*evidence = TL_EVIDENCE_CONNECT;
+			return request;
+		}
+	}
+	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	request = tl_thread_request(thread, key, &refused);
+	if (!request) {
+		tl_count(refused);
+		return NULL;
+	}
+	*evidence = thread->evidence;
+	tl_count(*evidence == TL_EVIDENCE_RESTORE ? TL_PARENT_RESTORE : TL_PARENT_THREAD);
+	return request;
+}
+
+/* Takes over the parent's tracestate: it travels with the trace. */
+static __always_inline void tl_inherit_tracestate(struct tl_text *text, struct tl_request *parent,
+						  __u64 key)
+{
+	struct tl_tracestate *state;
+
+	text->tracestate_len = 0;
+	if (!parent || !parent->tracestate_len)
+		return;
+	state = bpf_map_lookup_elem(&tl_tracestates, &key);
+	if (!state)
+		return;
+	__builtin_memcpy(text->tracestate, state->text, TL_TRACESTATE_MAX);
+	text->tracestate_len = parent->tracestate_len;
+}
+
+/*
+ * A header block is complete in the current send: begins the exchange. Returns how many bytes to
+ * insert, 0 for none.
+ */
+__noinline int tl_request_out(struct tl_conn *conn, struct tl_text *text)
+{
+	struct tl_request *parent;
+	struct tl_http *http;
+	__u64 key = 0;
+	__u8 evidence = TL_EVIDENCE_NONE;
+
+	if (!conn || !text)
+		return 0;
+	http = &conn->out;
+	if (tl_pipelined(conn, text))
+		return 0;
+	conn->pid = bpf_get_current_pid_tgid() >> 32;
+	parent = tl_find_parent(conn, &key, &evidence);
+	tl_begin_client(conn, text, parent, key, evidence);
+	conn->in.flags |= TL_HTTP_RESPONSE;
+	if (conn->in.state == TL_HTTP_LOST) {
+		tl_http_restart(&conn->in);
+		conn->in.flags &= ~TL_HTTP_SYNCED;
+	}
+	if (http->flags & TL_HTTP_HAS_TRACEPARENT)
+		return 0;
+	if (http->flags & TL_HTTP_MALFORMED) {
+		tl_count(TL_SKIP_MALFORMED);
+		return 0;
+	}
+	if (http->flags & TL_HTTP_HAS_TRACESTATE) {
+		tl_count(TL_SKIP_OWN_TRACESTATE);
+		return 0;
+	}
+	if (http->method == TL_METHOD_CONNECT) {
+		/* a tunnel through a proxy: the request ends at the proxy */
+		tl_count(TL_SKIP_TUNNEL);
+		return 0;
+	}
+	if (!(http->flags & TL_HTTP_BLANK_SEEN)) {
+		tl_count(TL_SKIP_SPLIT_BLANK);
+		return 0;
+	}
+	tl_inherit_tracestate(text, parent, key);
+	if (text->tracestate_len && text->tracestate_len <= TL_TRACESTATE_MAX)
+		return TL_TRACEPARENT_BYTES + 14 + text->tracestate_len;
+	return TL_TRACEPARENT_BYTES;
+}
+
+/* Undoes an insertion. What cannot be undone must not leave: the send fails instead. */
+static __always_inline int tl_undo(struct sk_msg_md *msg, __u32 at, __u32 bytes)
+{
+	tl_count(TL_SKIP_NO_MEMORY);
+	if (!bpf_msg_pop_data(msg, at, bytes, 0))
+		return 0;
+	tl_count(TL_FORCED_DROP);
+	return -1;
+}
+
+/*
+ * Inserts `bytes` of header lines at offset `at` of the send. Returns the bytes inserted, 0 when
+ * the send is unchanged, -1 when it must be refused.
+ */
+__noinline int tl_insert(struct sk_msg_md *msg, struct tl_conn *conn, struct tl_text *text,
+			 __u32 at, __u32 bytes)
+{
+	__u32 size, end, i;
+	__u8 *data, *data_end, *out;
+
+	if (!conn || !text)
+		return 0;
+	if (at < 16 || at > TL_HEADER_BYTES_MAX || bytes < TL_TRACEPARENT_BYTES ||
+	    bytes > TL_TRACEPARENT_BYTES + 14 + TL_TRACESTATE_MAX) {
+		tl_count(TL_SKIP_HEADERS_TOO_LONG);
+		return 0;
+	}
+	if (bpf_msg_push_data(msg, at, bytes, 0)) {
+		tl_count(TL_SKIP_NO_MEMORY);
+		return 0;
+	}
+	/* in one piece: three pieces would leave as three segments, one waiting for another's ACK */
+	size = msg->size;
+	end = size <= TL_LINEAR_MAX ? size : at + bytes;
+	if (bpf_msg_pull_data(msg, 0, end, 0))
+		return tl_undo(msg, at, bytes);
+	data = msg->data;
+	data_end = msg->data_end;
+	out = data + at;
+	/* one pointer for check and use: the verifier knows ranges by pointer */
+	asm volatile("" : "+r"(out));
+	if (out + TL_TRACEPARENT_BYTES > data_end)
+		return tl_undo(msg, at, bytes);
+	if (bytes == TL_TRACEPARENT_BYTES) {
+		tl_write_traceparent(out, conn);
+		tl_count(TL_INJECTED);
+		return bytes;
+	}
+	if (out + TL_TRACEPARENT_BYTES + 14 > data_end)
+		return tl_undo(msg, at, bytes);
+	tl_write_traceparent(out, conn);
+	out += TL_TRACEPARENT_BYTES;
+	__builtin_memcpy(out, "tracestate: ", 12);
+	out += 12;
+	for (i = 0; i < TL_TRACESTATE_MAX; i++) {
+		if (i >= bytes - TL_TRACEPARENT_BYTES - 14)
+			break;
+		if (out + 1 > data_end)
+			return tl_undo(msg, at, bytes);
+		*out++ = text->tracestate[i];
+	}
+	if (out + 2 > data_end)
+		return tl_undo(msg, at, bytes);
+	out[0] = '\r';
+	out[1] = '\n';
+	tl_count(TL_INJECTED);
+	tl_count(TL_INJECTED_TRACESTATE);
+	return bytes;
+}
+
+/* The bytes of a client connection are not HTTP/1: leave it alone, and take it out. */
+static __always_inline void tl_give_up(struct tl_conn *conn)
+{
+	if (conn->flags & TL_CONN_USED) {
+		tl_count(TL_SKIP_MALFORMED);
+		return;
+	}
+	tl_count(TL_SKIP_NOT_HTTP);
+	conn->role = TL_ROLE_OFF;
+}
+
+SEC("sk_msg")
+int tl_send(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct tl_chunk chunk = {};
+	struct tl_conn *conn;
+	struct tl_text *text;
+	struct tl_http *http;
+	__u32 total = msg->size;
+	__u32 off = 0;
+	__u32 i;
+
+	if (!sk)
+		return SK_PASS;
+	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	if (!conn || conn->role != TL_ROLE_CLIENT)
+		return SK_PASS;
+	http = &conn->out;
+	if (http->state >= TL_HTTP_UNTIL_CLOSE)
+		return SK_PASS;
+	text = bpf_sk_storage_get(&tl_texts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!text) {
+		tl_count(TL_FULL_STORAGE);
+		/* bytes go by unseen: what follows cannot be framed */
+		http->state = TL_HTTP_LOST;
+		return SK_PASS;
+	}
+	http->flags &= ~TL_HTTP_BLANK_SEEN;
+
+	for (i = 0; i < TL_CHUNKS_MAX; i++) {
+		__u8 *data, *data_end;
+		__u32 n, what;
+		int bytes;
+
+		if (off >= total || conn->role != TL_ROLE_CLIENT ||
+		    http->state >= TL_HTTP_UNTIL_CLOSE)
+			return SK_PASS;
+		if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
+			__u64 skip = total - off;
+
+			if (skip >= http->remain)
+				skip = http->remain - 1;
+			if (skip) {
+				http->remain -= skip;
+				off += skip;
+				if (off >= total)
+					return SK_PASS;
+			}
+		}
+		n = total - off;
+		if (n > TL_CHUNK)
+			n = TL_CHUNK;
+		if (n < 1)
+			return SK_PASS;
+		if (bpf_msg_pull_data(msg, off, off + n, 0))
+			break;
+		data = msg->data;
+		data_end = msg->data_end;
+		if (data + n > data_end)
+			break;
+		if (bpf_probe_read_kernel(chunk.data, n, data))
+			break;
+		chunk.len = n;
+		chunk.pos = 0;
+		chunk.base = off;
+		what = tl_http_feed(http, text, &chunk);
+		off += chunk.pos;
+		if (what == TL_FEED_MORE)
+			continue;
+		if (what == TL_FEED_MESSAGE) {
+			tl_http_restart(http);
+			continue;
+		}
+		if (what != TL_FEED_HEADERS)
+			break;
+		bytes = tl_request_out(conn, text);
+		if (bytes > 0) {
+			bytes = tl_insert(msg, conn, text, http->blank_at, bytes);
+			if (bytes < 0)
+				return SK_DROP;
+			off += bytes;
+			total += bytes;
+		}
+		if (tl_http_frame(http, http->method))
+			tl_http_restart(http);
+	}
+	http->state = TL_HTTP_LOST;
+	tl_give_up(conn);
+	return SK_PASS;
+}
+
+/* The current thread connects. */
+static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock *sk)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct tl_request *request;
+	struct tl_thread *thread;
+	struct tl_conn *conn;
+	__u32 tid = task->pid;
+	__u64 cgroup_id = task->cgroups->dfl_cgrp->kn->id;
+	__u64 key = 0;
+	int refused;
+
+	if (!tl_traced(cgroup_id))
+		return;
+	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!conn) {
+		tl_count(TL_FULL_STORAGE);
+		return;
+	}
+	conn->role = TL_ROLE_CLIENT;
+	conn->cgroup_id = cgroup_id;
+	conn->pid = task->tgid;
+	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	request = tl_thread_request(thread, &key, &refused);
+	if (request) {
+		conn->connect = key;
+		tl_request_settle(request);
+	}
+}
+
+static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *sk)
+{
+	struct tl_conn *conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	__u64 cookie;
+	int error;
+
+	if (!conn || conn->role != TL_ROLE_CLIENT)
+		return;
+	tl_set_addresses(conn, sk);
+	cookie = bpf_get_socket_cookie(ops);
+	error = bpf_sock_hash_update(ops, &tl_socks, &cookie, BPF_NOEXIST);
+	if (error) {
+		tl_count(error == -TL_ERRNO_EBUSY ? TL_ENROL_BUSY : TL_ENROL_FAILED);
+		return;
+	}
+	conn->flags |= TL_CONN_ENROLLED;
+	tl_count(TL_ENROLLED);
+	/* acknowledgements tell when it may be taken out again, should it not be HTTP */
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
+/*
+ * Our bytes were acknowledged; the data of this packet is not in the socket yet. The first answer
+ * to bytes that are not HTTP comes no earlier than this, so the socket leaves the sockhash before
+ * anything that its owner could miss has arrived.
+ */
+static __always_inline void tl_acknowledged(struct bpf_sock_ops *ops, struct bpf_sock *sk)
+{
+	struct tl_conn *conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	__u64 cookie;
+
+	if (conn && conn->role == TL_ROLE_CLIENT && !(conn->flags & TL_CONN_USED))
+		return;
+	if (conn && conn->role == TL_ROLE_OFF && conn->flags & TL_CONN_ENROLLED) {
+		if (tl_config.fionread_broken) {
+			struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+
+			if (!tcp || tcp->rcv_nxt != tcp->copied_seq) {
+				tl_count(TL_EVICT_LATE);
+				return;
+			}
+		}
+		cookie = bpf_get_socket_cookie(ops);
+		if (!bpf_map_delete_elem(&tl_socks, &cookie))
+			tl_count(TL_EVICTED);
+		conn->flags &= ~TL_CONN_ENROLLED;
+	}
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
+SEC("sockops")
+int tl_sockops(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+
+	if (!sk)
+		return 1;
+	switch (ops->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		tl_connect(ops, sk);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		tl_enrol(ops, sk);
+		break;
+	case BPF_SOCK_OPS_RTT_CB:
+		tl_acknowledged(ops, sk);
+		break;
+	}
+	return 1;
+}
+
+SEC("sk_skb/stream_verdict")
+int tl_verdict(struct __sk_buff *skb)
+{
+	return SK_PASS;
+}
+
+SEC("iter/sockmap")
+int tl_drain(struct bpf_iter__sockmap *ctx)
+{
+	struct sock *sk = ctx->sk;
+	struct tcp_sock *tcp;
+	__u64 *key = ctx->key;
+	__u64 cookie;
+
+	if (!sk || !key)
+		return 0;
+	cookie = *key;
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (tcp && tcp->rcv_nxt == tcp->copied_seq)
+		bpf_map_delete_elem(&tl_socks, &cookie);
+	return 0;
+}

@@ -1,0 +1,680 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * http.bpf.h - a resumable HTTP/1.x parser (RFC 9112), a few bytes at a time.
+ *
+ * It follows the framing of one direction of a connection exactly, since the start of the next
+ * message must be known, and keeps the few header values that matter. Whatever it does not
+ * understand makes the direction LOST or the message MALFORMED; it never guesses.
+ */
+#ifndef THROUGHLINE_HTTP_H
+#define THROUGHLINE_HTTP_H
+
+#include "tl.bpf.h"
+
+enum tl_feed {
+	TL_FEED_MORE = 0, /* the chunk is used up */
+	TL_FEED_HEADERS, /* a header block is complete: call tl_http_frame() */
+	TL_FEED_MESSAGE, /* a message with a body has ended */
+	TL_FEED_LOST,
+};
+
+#define TL_NAME_MAX 24
+
+/* not static: libbpf places only global variables of .rodata */
+const char tl_version[8] = "HTTP/1.";
+const char tl_names[TL_HEADERS][TL_NAME_MAX] = {
+	[TL_HEADER_TRACEPARENT] = "traceparent",
+	[TL_HEADER_TRACESTATE] = "tracestate",
+	[TL_HEADER_TRANSFER_ENCODING] = "transfer-encoding",
+	[TL_HEADER_CONTENT_LENGTH] = "content-length",
+	[TL_HEADER_HOST] = "host",
+};
+
+static __always_inline __u8 tl_lower(__u8 c)
+{
+	return c >= 'A' && c <= 'Z' ? c | 0x20 : c;
+}
+
+/* RFC 9110 token characters, which a method and a header name are made of. */
+static __always_inline bool tl_is_token(__u8 c)
+{
+	if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'))
+		return true;
+	switch (c) {
+	case '!':
+	case '#':
+	case '$':
+	case '%':
+	case '&':
+	case '\'':
+	case '*':
+	case '+':
+	case '-':
+	case '.':
+	case '^':
+	case '_':
+	case '`':
+	case '|':
+	case '~':
+		return true;
+	}
+	return false;
+}
+
+/* Bit of each byte that is LF; `word` is read little-endian. */
+static __always_inline __u64 tl_find_lf(__u64 word)
+{
+	__u64 x = word ^ 0x0a0a0a0a0a0a0a0aULL;
+
+	return (x - 0x0101010101010101ULL) & ~x & 0x8080808080808080ULL;
+}
+
+/* Ends a header line: its value is complete. */
+static __always_inline void tl_http_end_value(struct tl_http *http, struct tl_text *text)
+{
+	switch (http->header) {
+	case TL_HEADER_TRANSFER_ENCODING:
+		/* "chunked" as the last coding; pos counts the letters of the last one */
+		if (http->pos == 7 && (http->token & 0xffffffffffffffULL) == 0x6368756e6b6564ULL)
+			http->flags |= TL_HTTP_CHUNKED;
+		else
+			http->flags &= ~TL_HTTP_CHUNKED;
+		break;
+	case TL_HEADER_CONTENT_LENGTH:
+		if (!http->pos) {
+			http->flags |= TL_HTTP_MALFORMED;
+			break;
+		}
+		if ((http->flags & TL_HTTP_HAS_LENGTH) && http->token != http->remain)
+			http->flags |= TL_HTTP_MALFORMED;
+		http->remain = http->token;
+		http->flags |= TL_HTTP_HAS_LENGTH;
+		break;
+	case TL_HEADER_TRACESTATE:
+		/* a last member without a value is refused, an empty one is allowed */
+		if (http->member == TL_MEMBER_KEY)
+			http->flags |= TL_HTTP_BAD_TRACESTATE;
+		break;
+	}
+	http->header = TL_HEADER_NONE;
+}
+
+/* One byte of a header value that matters. */
+static __always_inline void tl_http_value(struct tl_http *http, struct tl_text *text, __u8 c)
+{
+	__u32 at;
+
+	switch (http->header) {
+	case TL_HEADER_TRACEPARENT:
+		if (c == ' ' || c == '\t') {
+			/* only in front of and behind the value: names marks the end */
+			if (http->pos)
+				http->names = 1;
+			return;
+		}
+		if (http->names)
+			http->flags |= TL_HTTP_BAD_TRACEPARENT;
+		at = http->pos;
+		if (at < sizeof(text->traceparent))
+			text->traceparent[at] = c;
+		if (http->pos < 0x3fff)
+			http->pos++;
+		text->traceparent_len = http->pos;
+		return;
+	case TL_HEADER_TRACESTATE:
+		at = text->tracestate_len;
+		if (c == ' ' || c == '\t') {
+			/* white space around members is not carried on; inside a value it is */
+			if (http->member != TL_MEMBER_VALUE)
+				return;
+		} else if (c == ',') {
+			if (http->member == TL_MEMBER_KEY)
+				http->flags |= TL_HTTP_BAD_TRACESTATE;
+			http->member = TL_MEMBER_START;
+			return;
+		} else if (http->member == TL_MEMBER_START) {
+			if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9')))
+				http->flags |= TL_HTTP_BAD_TRACESTATE;
+			if (http->members >= 32)
+				http->flags |= TL_HTTP_BAD_TRACESTATE;
+			else
+				http->members++;
+			http->member = TL_MEMBER_KEY;
+			if (at) {
+				if (at < TL_TRACESTATE_MAX)
+					text->tracestate[at] = ',';
+				at++;
+			}
+		} else if (http->member == TL_MEMBER_KEY) {
+			if (c == '=')
+				http->member = TL_MEMBER_VALUE;
+			else if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
+				   c == '_' || c == '-' || c == '*' || c == '/' || c == '@'))
+				http->flags |= TL_HTTP_BAD_TRACESTATE;
+		} else if (c < 0x21 || c > 0x7e || c == '=') {
+			http->flags |= TL_HTTP_BAD_TRACESTATE;
+		}
+		if (at < TL_TRACESTATE_MAX)
+			text->tracestate[at] = c;
+		else
+			http->flags |= TL_HTTP_BAD_TRACESTATE;
+		if (at < 0x3fff)
+			text->tracestate_len = at + 1;
+		return;
+	case TL_HEADER_HOST:
+		if (http->pos == 0 && (c == ' ' || c == '\t'))
+			return;
+		at = http->pos;
+		if (at < sizeof(text->host)) {
+			text->host[at] = c;
+			http->pos++;
+			text->host_len = http->pos;
+		}
+		return;
+	case TL_HEADER_CONTENT_LENGTH:
+		if (c == ' ' || c == '\t') {
+			/* only in front of and behind the digits: names marks the end */
+			if (http->pos)
+				http->names = 1;
+			return;
+		}
+		if (c < '0' || c > '9' || http->names || http->pos >= 15) {
+			http->flags |= TL_HTTP_MALFORMED;
+			return;
+		}
+		http->token = http->token * 10 + (c - '0');
+		http->pos++;
+		return;
+	case TL_HEADER_TRANSFER_ENCODING:
+		if (c == ',') {
+			http->token = 0;
+			http->pos = 0;
+			http->names = 0;
+			return;
+		}
+		if (c == ' ' || c == '\t') {
+			if (http->pos)
+				http->names = 1;
+			return;
+		}
+		if (http->names) {
+			/* two words in one coding: not ours to interpret */
+			http->flags |= TL_HTTP_MALFORMED;
+			return;
+		}
+		http->token = (http->token << 8) | tl_lower(c);
+		if (http->pos < 0x3fff)
+			http->pos++;
+		return;
+	}
+}
+
+/* The name before a colon is complete: which header is it? */
+static __always_inline void tl_http_begin_value(struct tl_http *http, struct tl_text *text)
+{
+	__u8 header = TL_HEADER_NONE;
+	__u16 pos = http->pos;
+
+	if ((http->names & (1 << TL_HEADER_TRACEPARENT)) && pos == 11)
+		header = TL_HEADER_TRACEPARENT;
+	else if ((http->names & (1 << TL_HEADER_TRACESTATE)) && pos == 10)
+		header = TL_HEADER_TRACESTATE;
+	else if ((http->names & (1 << TL_HEADER_TRANSFER_ENCODING)) && pos == 17)
+		header = TL_HEADER_TRANSFER_ENCODING;
+	else if ((http->names & (1 << TL_HEADER_CONTENT_LENGTH)) && pos == 14)
+		header = TL_HEADER_CONTENT_LENGTH;
+	else if ((http->names & (1 << TL_HEADER_HOST)) && pos == 4)
+		header = TL_HEADER_HOST;
+
+	http->header = header;
+	http->pos = 0;
+	http->names = 0;
+	http->state = TL_HTTP_VALUE;
+	switch (header) {
+	case TL_HEADER_NONE:
+		http->state = TL_HTTP_SKIP;
+		break;
+	case TL_HEADER_TRACEPARENT:
+		if (http->flags & TL_HTTP_HAS_TRACEPARENT)
+			http->flags |= TL_HTTP_BAD_TRACEPARENT;
+		http->flags |= TL_HTTP_HAS_TRACEPARENT;
+		text->traceparent_len = 0;
+		break;
+	case TL_HEADER_TRACESTATE:
+		http->flags |= TL_HTTP_HAS_TRACESTATE;
+		http->member = TL_MEMBER_START;
+		break;
+	case TL_HEADER_HOST:
+		text->host_len = 0;
+		break;
+	case TL_HEADER_TRANSFER_ENCODING:
+		http->flags |= TL_HTTP_HAS_ENCODING;
+		http->token = 0;
+		break;
+	case TL_HEADER_CONTENT_LENGTH:
+		http->token = 0;
+		break;
+	}
+}
+
+/* Makes the parser ready for the next message of its direction. */
+static __always_inline void tl_http_restart(struct tl_http *http)
+{
+	http->state = TL_HTTP_START;
+	http->flags &= TL_HTTP_SYNCED | TL_HTTP_RESPONSE;
+	http->remain = 0;
+	http->header_bytes = 0;
+	http->pos = 0;
+	http->empty_lines = 0;
+}
+
+static __always_inline int tl_http_lost(struct tl_http *http)
+{
+	http->state = TL_HTTP_LOST;
+	return TL_FEED_LOST;
+}
+
+/*
+ * Parses chunk->data[chunk->pos .. chunk->len) and moves chunk->pos.
+ * Returns enum tl_feed; on anything but TL_FEED_MORE the caller acts and calls again.
+ */
+__noinline int tl_http_feed(struct tl_http *http, struct tl_text *text, struct tl_chunk *chunk)
+{
+	__u32 i;
+
+	if (!http || !text || !chunk)
+		return TL_FEED_LOST;
+
+	for (i = 0; i < TL_CHUNK; i++) {
+		__u32 pos = chunk->pos;
+		__u32 at;
+		__u64 left;
+		__u8 c;
+
+		if (pos >= chunk->len || pos >= TL_CHUNK)
+			return TL_FEED_MORE;
+
+		/* The rest of a line that does not matter: eight bytes at a time. */
+		if (http->state == TL_HTTP_SKIP) {
+			__u64 word = *(__u64 *)&chunk->data[pos];
+			__u64 lf = tl_find_lf(word);
+
+			if (!lf) {
+				pos += 8;
+			} else {
+				if (!(lf & 0xffffffffULL)) {
+					pos += 4;
+					lf >>= 32;
+				}
+				if (!(lf & 0xffffULL)) {
+					pos += 2;
+					lf >>= 16;
+				}
+				if (!(lf & 0xffULL))
+					pos += 1;
+				pos += 1;
+				if (pos <= chunk->len)
+					http->state = TL_HTTP_NAME_START;
+			}
+			if (pos > chunk->len)
+				pos = chunk->len;
+			http->header_bytes += pos - chunk->pos;
+			chunk->pos = pos;
+			continue;
+		}
+		if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
+			left = chunk->len - pos;
+			if (left > http->remain)
+				left = http->remain;
+			http->remain -= left;
+			chunk->pos = pos + left;
+			if (http->remain)
+				continue;
+			if (http->state == TL_HTTP_CHUNK_DATA) {
+				http->state = TL_HTTP_CHUNK_END;
+				continue;
+			}
+			return TL_FEED_MESSAGE;
+		}
+		if (http->state >= TL_HTTP_UNTIL_CLOSE) {
+			chunk->pos = chunk->len;
+			return TL_FEED_MORE;
+		}
+
+		c = chunk->data[pos];
+		chunk->pos = pos + 1;
+		http->header_bytes++;
+
+		switch (http->state) {
+		case TL_HTTP_START:
+			if (c == '\r' || c == '\n') {
+				if (++http->empty_lines > 8)
+					return tl_http_lost(http);
+				http->header_bytes = 0;
+				continue;
+			}
+			text->traceparent_len = 0;
+			text->host_len = 0;
+			text->tracestate_len = 0;
+			http->members = 0;
+			http->header = TL_HEADER_NONE;
+			http->pos = 1;
+			if (http->flags & TL_HTTP_RESPONSE) {
+				if (c != 'H')
+					return tl_http_lost(http);
+				http->state = TL_HTTP_STATUS;
+				http->status = 0;
+				continue;
+			}
+			if (!tl_is_token(c))
+				return tl_http_lost(http);
+			text->method[0] = c;
+			text->method_len = 1;
+			text->target_len = 0;
+			http->state = TL_HTTP_METHOD;
+			continue;
+
+		case TL_HTTP_METHOD:
+			if (c == ' ') {
+				text->method_len = http->pos;
+				http->pos = 0;
+				http->state = TL_HTTP_TARGET;
+				continue;
+			}
+			at = http->pos;
+			if (!tl_is_token(c) || at >= TL_METHOD_MAX)
+				return tl_http_lost(http);
+			text->method[at] = c;
+			http->pos++;
+			continue;
+
+		case TL_HTTP_TARGET:
+			if (c == ' ') {
+				if (!http->pos)
+					return tl_http_lost(http);
+				text->target_len = http->pos;
+				http->pos = 0;
+				http->state = TL_HTTP_VERSION;
+				continue;
+			}
+			if (c < 0x21 || c == 0x7f || http->header_bytes > TL_HEADER_BYTES_MAX)
+				return tl_http_lost(http);
+			at = http->pos;
+			if (at < TL_TARGET_MAX)
+				text->target[at] = c;
+			http->pos++;
+			continue;
+
+		case TL_HTTP_VERSION:
+			at = http->pos;
+			http->pos++;
+			if (at < 7) {
+				if (c != tl_version[at & 7])
+					return tl_http_lost(http);
+				continue;
+			}
+			if (at == 7) {
+				if (c != '0' && c != '1')
+					return tl_http_lost(http);
+				http->minor = c - '0';
+				continue;
+			}
+			if (at == 8 && c == '\r')
+				continue;
+			if (c != '\n')
+				return tl_http_lost(http);
+			http->state = TL_HTTP_NAME_START;
+			continue;
+
+		case TL_HTTP_STATUS:
+			at = http->pos;
+			http->pos++;
+			if (at < 7) {
+				if (c != tl_version[at & 7])
+					return tl_http_lost(http);
+			} else if (at == 7) {
+				if (c != '0' && c != '1')
+					return tl_http_lost(http);
+				http->minor = c - '0';
+			} else if (at == 8) {
+				if (c != ' ')
+					return tl_http_lost(http);
+			} else {
+				if (c < '0' || c > '9')
+					return tl_http_lost(http);
+				http->status = http->status * 10 + (c - '0');
+				if (at == 11)
+					http->state = TL_HTTP_SKIP;
+			}
+			continue;
+
+		case TL_HTTP_NAME_START:
+			if (c == '\r' || c == '\n') {
+				http->blank_at = chunk->base + pos;
+				http->flags |= TL_HTTP_BLANK_SEEN;
+				http->state = c == '\r' ? TL_HTTP_BLANK : TL_HTTP_FRAMING;
+				if (c == '\n')
+					return TL_FEED_HEADERS;
+				continue;
+			}
+			if (http->header_bytes > TL_HEADER_BYTES_MAX)
+				return tl_http_lost(http);
+			http->pos = 1;
+			http->state = TL_HTTP_NAME;
+			switch (c | 0x20) {
+			case 't':
+				http->names = 1 << TL_HEADER_TRACEPARENT |
+					      1 << TL_HEADER_TRACESTATE |
+					      1 << TL_HEADER_TRANSFER_ENCODING;
+				continue;
+			case 'c':
+				http->names = 1 << TL_HEADER_CONTENT_LENGTH;
+				continue;
+			case 'h':
+				http->names = 1 << TL_HEADER_HOST;
+				continue;
+			}
+			/* A folded line continues a value of which the start was taken for all. */
+			if (c == ' ' || c == '\t')
+				http->flags |= TL_HTTP_MALFORMED;
+			http->state = TL_HTTP_SKIP;
+			continue;
+
+		case TL_HTTP_NAME: {
+			__u8 names = http->names;
+
+			if (c == ':') {
+				tl_http_begin_value(http, text);
+				continue;
+			}
+			if (c == '\n') {
+				http->state = TL_HTTP_NAME_START;
+				http->flags |= TL_HTTP_MALFORMED;
+				continue;
+			}
+			/* White space before the colon: a receiver may or may not see the header. */
+			if (c == ' ' || c == '\t')
+				http->flags |= TL_HTTP_MALFORMED;
+			at = http->pos;
+			c = tl_lower(c);
+			if (at >= TL_NAME_MAX)
+				names = 0;
+			at &= 31;
+			if (at < TL_NAME_MAX) {
+				if (tl_names[TL_HEADER_TRACEPARENT][at] != c)
+					names &= ~(1 << TL_HEADER_TRACEPARENT);
+				if (tl_names[TL_HEADER_TRACESTATE][at] != c)
+					names &= ~(1 << TL_HEADER_TRACESTATE);
+				if (tl_names[TL_HEADER_TRANSFER_ENCODING][at] != c)
+					names &= ~(1 << TL_HEADER_TRANSFER_ENCODING);
+				if (tl_names[TL_HEADER_CONTENT_LENGTH][at] != c)
+					names &= ~(1 << TL_HEADER_CONTENT_LENGTH);
+				if (tl_names[TL_HEADER_HOST][at] != c)
+					names &= ~(1 << TL_HEADER_HOST);
+			}
+			http->names = names;
+			http->pos++;
+			if (!names)
+				http->state = TL_HTTP_SKIP;
+			continue;
+		}
+
+		case TL_HTTP_VALUE:
+			if (c == '\r')
+				continue;
+			if (c == '\n') {
+				tl_http_end_value(http, text);
+				http->state = TL_HTTP_NAME_START;
+				continue;
+			}
+			tl_http_value(http, text, c);
+			continue;
+
+		case TL_HTTP_BLANK:
+			if (c != '\n')
+				return tl_http_lost(http);
+			http->state = TL_HTTP_FRAMING;
+			return TL_FEED_HEADERS;
+
+		case TL_HTTP_CHUNK_SIZE: {
+			__u8 digit;
+
+			c = tl_lower(c);
+			if (c >= '0' && c <= '9') {
+				digit = c - '0';
+			} else if (c >= 'a' && c <= 'f') {
+				digit = c - 'a' + 10;
+			} else {
+				if (!http->pos)
+					return tl_http_lost(http);
+				http->state = TL_HTTP_CHUNK_EXT;
+				if (c == '\n')
+					goto chunk_begins;
+				continue;
+			}
+			if (++http->pos > 12)
+				return tl_http_lost(http);
+			http->remain = http->remain << 4 | digit;
+			continue;
+		}
+
+		case TL_HTTP_CHUNK_EXT:
+			if (c != '\n')
+				continue;
+chunk_begins:
+			http->state = http->remain ? TL_HTTP_CHUNK_DATA : TL_HTTP_TRAILER_START;
+			continue;
+
+		case TL_HTTP_CHUNK_END:
+			if (c == '\r')
+				continue;
+			if (c != '\n')
+				return tl_http_lost(http);
+			http->state = TL_HTTP_CHUNK_SIZE;
+			http->pos = 0;
+			http->remain = 0;
+			continue;
+
+		case TL_HTTP_TRAILER_START:
+			if (c == '\r') {
+				http->state = TL_HTTP_TRAILER_BLANK;
+				continue;
+			}
+			if (c == '\n')
+				return TL_FEED_MESSAGE;
+			http->state = TL_HTTP_TRAILER;
+			continue;
+
+		case TL_HTTP_TRAILER:
+			if (c == '\n')
+				http->state = TL_HTTP_TRAILER_START;
+			continue;
+
+		case TL_HTTP_TRAILER_BLANK:
+			if (c != '\n')
+				return tl_http_lost(http);
+			return TL_FEED_MESSAGE;
+
+		default:
+			return tl_http_lost(http);
+		}
+	}
+	return TL_FEED_MORE;
+}
+
+/* Known methods by their letters, up to eight, little-endian. */
+static __always_inline __u8 tl_method_code(const struct tl_text *text)
+{
+	__u64 word = *(__u64 *)text->method;
+	__u32 len = text->method_len;
+
+	if (!len || len > 7)
+		return TL_METHOD_OTHER;
+	word &= ~0ULL >> (64 - 8 * len);
+	switch (word) {
+	case 0x544547ULL:
+		return TL_METHOD_GET;
+	case 0x44414548ULL:
+		return TL_METHOD_HEAD;
+	case 0x54534f50ULL:
+		return TL_METHOD_POST;
+	case 0x545550ULL:
+		return TL_METHOD_PUT;
+	case 0x4554454c4544ULL:
+		return TL_METHOD_DELETE;
+	case 0x5443454e4e4f43ULL:
+		return TL_METHOD_CONNECT;
+	case 0x534e4f4954504fULL:
+		return TL_METHOD_OPTIONS;
+	case 0x4543415254ULL:
+		return TL_METHOD_TRACE;
+	case 0x4843544150ULL:
+		return TL_METHOD_PATCH;
+	}
+	return TL_METHOD_OTHER;
+}
+
+/*
+ * After TL_FEED_HEADERS: what follows the header block (RFC 9112 section 6.3). `method` is that
+ * of the request, for a response too. Returns true when the message ends here.
+ */
+static __always_inline bool tl_http_frame(struct tl_http *http, __u8 method)
+{
+	if (http->flags & TL_HTTP_RESPONSE) {
+		if (http->status == 101 ||
+		    (method == TL_METHOD_CONNECT && http->status >= 200 && http->status < 300)) {
+			http->state = TL_HTTP_TUNNEL;
+			return true;
+		}
+		if (http->status < 200 || http->status == 204 || http->status == 304 ||
+		    method == TL_METHOD_HEAD)
+			return true;
+	} else if (http->flags & TL_HTTP_HAS_ENCODING &&
+		   (http->flags & TL_HTTP_HAS_LENGTH || !(http->flags & TL_HTTP_CHUNKED))) {
+		/* both lengths, or an unknown one: peers may disagree on where it ends */
+		http->flags |= TL_HTTP_MALFORMED;
+	}
+	if (http->flags & TL_HTTP_MALFORMED) {
+		http->state = TL_HTTP_LOST;
+		return false;
+	}
+	if (http->flags & TL_HTTP_CHUNKED) {
+		http->state = TL_HTTP_CHUNK_SIZE;
+		http->pos = 0;
+		http->remain = 0;
+		return false;
+	}
+	if (http->flags & TL_HTTP_HAS_LENGTH) {
+		if (!http->remain)
+			return true;
+		http->state = TL_HTTP_BODY;
+		return false;
+	}
+	if (http->flags & TL_HTTP_RESPONSE) {
+		http->state = TL_HTTP_UNTIL_CLOSE;
+		return false;
+	}
+	return true;
+}
+
+#endif

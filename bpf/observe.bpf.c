@@ -1,0 +1,509 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * observe.bpf.c - group `observe`: HTTP/1.x server and client spans from what the sockets of a
+ * cgroup receive and send, and which thread works for which request.
+ *
+ *   cgroup_skb/ingress   requests that come in, responses to our calls
+ *   cgroup_skb/egress    responses that go out, requests of sockets that sk_msg does not see
+ *   tcp_rcv_space_adjust a thread has read a socket
+ *   inet_sock_set_state  a connection ends
+ *   sys_enter            a thread waits for several descriptors: the tick of its event loop ends
+ */
+#include "exchange.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum tl_direction {
+	TL_IN = 0,
+	TL_OUT = 1,
+};
+
+/* Does a payload begin with a method we know? The parser checks the rest. */
+static __always_inline bool tl_looks_like_request(__u32 word)
+{
+	switch (word) {
+	case 0x20544547: /* "GET " */
+	case 0x44414548: /* "HEAD" */
+	case 0x54534f50: /* "POST" */
+	case 0x20545550: /* "PUT " */
+	case 0x454c4544: /* "DELE" */
+	case 0x4954504f: /* "OPTI" */
+	case 0x43544150: /* "PATC" */
+	case 0x43415254: /* "TRAC" */
+	case 0x4e4e4f43: /* "CONN" */
+		return true;
+	}
+	return false;
+}
+
+/* One end of message was reached in direction `http`. */
+static __always_inline void tl_message_ends(struct tl_conn *conn, struct tl_text *text,
+					    struct tl_http *http)
+{
+	if (http->flags & TL_HTTP_RESPONSE && http->status >= 200)
+		tl_finish(conn, text, http->status, TL_END_COMPLETE);
+	tl_http_restart(http);
+}
+
+/*
+ * The parser stopped in a direction of a packet: acts on it. Its own function, so that the
+ * verifier walks it once and not for each turn of the loop that calls it.
+ */
+__noinline int tl_packet_event(struct tl_conn *conn, struct tl_text *text, __u32 direction,
+			       __u32 what)
+{
+	struct tl_http *http;
+	bool response;
+	__u8 method;
+
+	if (!conn || !text)
+		return 0;
+	http = direction == TL_IN ? &conn->in : &conn->out;
+	if (what == TL_FEED_MESSAGE) {
+		tl_message_ends(conn, text, http);
+		return 0;
+	}
+	response = http->flags & TL_HTTP_RESPONSE;
+	if (!response) {
+		if (tl_pipelined(conn, text))
+			return 0;
+		if (conn->role == TL_ROLE_SERVER) {
+			tl_begin_server(conn, text);
+			conn->out.flags |= TL_HTTP_RESPONSE;
+			if (conn->out.state == TL_HTTP_LOST)
+				tl_http_restart(&conn->out);
+		} else {
+			tl_count(TL_SKIP_NOT_ENROLLED);
+			tl_begin_client(conn, text, NULL, 0, TL_EVIDENCE_NONE);
+			conn->in.flags |= TL_HTTP_RESPONSE;
+			if (conn->in.state == TL_HTTP_LOST)
+				tl_http_restart(&conn->in);
+		}
+		method = http->method;
+	} else {
+		method = conn->role == TL_ROLE_SERVER ? conn->in.method : conn->out.method;
+	}
+	if (tl_http_frame(http, method)) {
+		if (http->state == TL_HTTP_TUNNEL) {
+			tl_count(TL_SKIP_TUNNEL);
+			tl_finish(conn, text, http->status, TL_END_COMPLETE);
+			conn->role = TL_ROLE_OFF;
+			return 0;
+		}
+		tl_message_ends(conn, text, http);
+	}
+	return 0;
+}
+
+/* Parses the payload [off, off + len) of a packet, whose first byte has sequence number `seq`. */
+static __always_inline void tl_stream(struct __sk_buff *skb, struct tl_conn *conn,
+				      struct tl_text *text, enum tl_direction direction,
+				      __u32 off, __u32 len, __u32 seq)
+{
+	struct tl_http *http = direction == TL_IN ? &conn->in : &conn->out;
+	struct tl_chunk chunk = {};
+	__u32 end = off + len;
+	__s32 ahead;
+	__u32 i;
+	int what;
+
+	if (!(http->flags & TL_HTTP_SYNCED)) {
+		http->flags |= TL_HTTP_SYNCED;
+		http->next_seq = seq;
+	}
+	ahead = seq - http->next_seq;
+	if (ahead < 0) {
+		/* sent again: only what lies behind the known part is new */
+		if ((__u32)-ahead >= len)
+			return;
+		off += -ahead;
+	} else if (ahead > 0) {
+		if ((http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) &&
+		    http->remain > (__u32)ahead) {
+			http->remain -= ahead;
+		} else if (http->state < TL_HTTP_UNTIL_CLOSE) {
+			tl_count(TL_LOST_GAP);
+			http->state = TL_HTTP_LOST;
+		}
+	}
+	http->next_seq = seq + len;
+
+	for (i = 0; i < TL_CHUNKS_MAX; i++) {
+		__u32 n;
+
+		if (conn->role == TL_ROLE_OFF || off >= end)
+			return;
+		if (http->state >= TL_HTTP_UNTIL_CLOSE)
+			return;
+		if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
+			/* bodies are not read */
+			__u64 skip = end - off;
+
+			if (skip >= http->remain)
+				skip = http->remain - 1;
+			if (skip) {
+				http->remain -= skip;
+				off += skip;
+				if (off >= end)
+					return;
+			}
+		}
+		n = end - off;
+		if (n > TL_CHUNK)
+			n = TL_CHUNK;
+		if (n < 1)
+			return;
+		if (bpf_skb_load_bytes(skb, off, chunk.data, n)) {
+			http->state = TL_HTTP_LOST;
+			return;
+		}
+		chunk.len = n;
+		chunk.pos = 0;
+		chunk.base = 0;
+		what = tl_http_feed(http, text, &chunk);
+		off += chunk.pos;
+		if (what == TL_FEED_MORE)
+			continue;
+		if (what != TL_FEED_HEADERS && what != TL_FEED_MESSAGE)
+			break;
+		tl_packet_event(conn, text, direction, what);
+	}
+	/* Bytes that are not HTTP, or more lines than the bounds allow. */
+	http->state = TL_HTTP_LOST;
+	if (!(conn->flags & TL_CONN_USED)) {
+		tl_count(conn->role == TL_ROLE_SERVER ? TL_LOST_NOT_HTTP : TL_SKIP_NOT_HTTP);
+		conn->role = TL_ROLE_OFF;
+	} else {
+		tl_count(TL_SKIP_MALFORMED);
+	}
+}
+
+/* Finds the TCP payload of a packet that starts at its IP header. Returns its length. */
+static __always_inline __u32 tl_payload(struct __sk_buff *skb, __u32 *off, __u32 *seq)
+{
+	void *data = (void *)(long)skb->data;
+	void *data_end = (void *)(long)skb->data_end;
+	struct tcphdr *tcp;
+	__u32 ip_len, total;
+
+	if (skb->protocol == bpf_htons(0x0800)) {
+		struct iphdr *ip = data;
+
+		if ((void *)(ip + 1) > data_end || ip->protocol != IPPROTO_TCP)
+			return 0;
+		ip_len = ip->ihl * 4;
+	} else if (skb->protocol == bpf_htons(0x86dd)) {
+		struct ipv6hdr *ip = data;
+
+		if ((void *)(ip + 1) > data_end || ip->nexthdr != IPPROTO_TCP)
+			return 0;
+		ip_len = sizeof(*ip);
+	} else {
+		return 0;
+	}
+	total = skb->len;
+	tcp = data + ip_len;
+	if ((void *)(tcp + 1) > data_end)
+		return 0;
+	*seq = bpf_ntohl(tcp->seq);
+	*off = ip_len + tcp->doff * 4;
+	if (*off >= total)
+		return 0;
+	return total - *off;
+}
+
+static __always_inline struct tl_conn *tl_new_conn(struct __sk_buff *skb, struct bpf_sock *sk,
+						   __u32 off, __u32 len, __u8 role)
+{
+	struct tl_conn *conn;
+	__u64 cgroup_id;
+	__u32 word = 0;
+
+	if (len < 16 || bpf_skb_load_bytes(skb, off, &word, sizeof(word)))
+		return NULL;
+	if (!tl_looks_like_request(word))
+		return NULL;
+	cgroup_id = bpf_skb_cgroup_id(skb);
+	if (!tl_traced(cgroup_id))
+		return NULL;
+	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!conn) {
+		tl_count(TL_FULL_STORAGE);
+		return NULL;
+	}
+	conn->cgroup_id = cgroup_id;
+	conn->role = role;
+	sk = bpf_sk_fullsock(sk);
+	if (sk)
+		tl_set_addresses(conn, sk);
+	return conn;
+}
+
+static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction direction)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct tl_conn *conn;
+	struct tl_text *text;
+	struct tl_http *http;
+	__u32 off, seq, len;
+
+	if (!sk)
+		return 1;
+	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	if (conn && conn->role == TL_ROLE_OFF)
+		return 1;
+	len = tl_payload(skb, &off, &seq);
+	if (!len)
+		return 1;
+	if (!conn) {
+		conn = tl_new_conn(skb, sk, off, len,
+				   direction == TL_IN ? TL_ROLE_SERVER : TL_ROLE_CLIENT);
+		if (!conn)
+			return 1;
+	}
+	http = direction == TL_IN ? &conn->in : &conn->out;
+	if (conn->role == TL_ROLE_SERVER) {
+		if (direction == TL_OUT) {
+			if (!(conn->flags & TL_CONN_RESPONDING) && conn->request) {
+				struct tl_request *request;
+
+				conn->flags |= TL_CONN_RESPONDING;
+				request = bpf_map_lookup_elem(&tl_requests, &conn->request);
+				if (request)
+					tl_request_settle(request);
+			}
+			http->flags |= TL_HTTP_RESPONSE;
+		}
+	} else {
+		if (direction == TL_OUT) {
+			/* sk_msg saw these bytes already, before the insertion */
+			if (conn->flags & TL_CONN_ENROLLED)
+				return 1;
+		} else {
+			/* a server that speaks first does not speak HTTP */
+			if (!(conn->flags & TL_CONN_USED))
+				return 1;
+			http->flags |= TL_HTTP_RESPONSE;
+		}
+	}
+	/* Nothing more to learn from this direction: no lock, no text. */
+	if (http->state >= TL_HTTP_UNTIL_CLOSE) {
+		__u32 word = 0;
+
+		if (http->state != TL_HTTP_LOST || http->flags & TL_HTTP_RESPONSE ||
+		    conn->role != TL_ROLE_SERVER || len < 16)
+			return 1;
+		/* a new request at the start of a segment brings a lost server connection back */
+		if (bpf_skb_load_bytes(skb, off, &word, sizeof(word)) ||
+		    !tl_looks_like_request(word))
+			return 1;
+	}
+	text = bpf_sk_storage_get(&tl_texts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!text) {
+		tl_count(TL_FULL_STORAGE);
+		return 1;
+	}
+	if (__sync_lock_test_and_set(&conn->busy[direction], 1)) {
+		/* another processor handles a packet of this direction: the gap check settles it */
+		tl_count(TL_LOST_BUSY);
+		return 1;
+	}
+	if (http->state == TL_HTTP_LOST) {
+		if (conn->flags & TL_CONN_ACTIVE)
+			tl_finish(conn, text, 0, TL_END_CLOSED);
+		tl_http_restart(http);
+		http->next_seq = seq;
+	}
+	tl_stream(skb, conn, text, direction, off, len, seq);
+	__sync_lock_test_and_set(&conn->busy[direction], 0);
+	return 1;
+}
+
+SEC("cgroup_skb/ingress")
+int tl_ingress(struct __sk_buff *skb)
+{
+	return tl_packet(skb, TL_IN);
+}
+
+SEC("cgroup_skb/egress")
+int tl_egress(struct __sk_buff *skb)
+{
+	return tl_packet(skb, TL_OUT);
+}
+
+/*
+ * Thread evidence proves nothing where many tasks share a thread without the kernel seeing it.
+ * Go: the stack of a goroutine lies in Go's heap, which starts at 0xc000000000 on 64-bit Linux.
+ * Java: virtual threads run on carriers named ForkJoinPool-1-worker-N.
+ */
+static __always_inline __u32 tl_thread_refused(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	__u64 stack = PT_REGS_SP_CORE(regs);
+	char comm[16];
+
+	if (stack >> 32 == 0xc0)
+		return TL_ROOT_GOROUTINE;
+	bpf_get_current_comm(comm, sizeof(comm));
+	if (*(__u64 *)comm == 0x6e696f4a6b726f46ULL && *(__u64 *)(comm + 8) << 8 == 0x2d312d6c6f6f5000ULL)
+		return TL_ROOT_VIRTUAL_THREAD;
+	return 0;
+}
+
+/* The current thread has read data of `sk`; the socket is locked. */
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(tl_read, struct sock *sk)
+{
+	struct tl_request *request = NULL;
+	struct tl_conn *conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	struct tl_thread *thread;
+	struct tl_thread fresh = {};
+	__u32 tid = tl_current_tid();
+	__u32 refused;
+	__u64 key = 0;
+	__u8 evidence = TL_EVIDENCE_THREAD;
+
+	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	if (!conn || conn->role == TL_ROLE_OFF || conn->role == TL_ROLE_UNKNOWN) {
+		/* an event loop goes on with something that we know nothing about */
+		if (thread && thread->loop)
+			thread->current = 0;
+		return 0;
+	}
+	if (conn->role == TL_ROLE_SERVER) {
+		key = conn->request;
+	} else {
+		key = conn->parent;
+		evidence = TL_EVIDENCE_RESTORE;
+	}
+	if (key)
+		request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (!request) {
+		if (thread && (thread->loop || conn->role == TL_ROLE_SERVER))
+			thread->current = 0;
+		return 0;
+	}
+	if (conn->role == TL_ROLE_SERVER && !conn->pid)
+		conn->pid = bpf_get_current_pid_tgid() >> 32;
+	refused = tl_thread_refused();
+	if (refused) {
+		tl_count(refused);
+		return 0;
+	}
+	if (!thread) {
+		bpf_map_update_elem(&tl_threads, &tid, &fresh, BPF_NOEXIST);
+		thread = bpf_map_lookup_elem(&tl_threads, &tid);
+		if (!thread)
+			return 0;
+	}
+	thread->current = key;
+	thread->evidence = evidence;
+	/* until it calls on or answers, it may be the one that calls next */
+	if (conn->role == TL_ROLE_SERVER) {
+		if (!(conn->flags & TL_CONN_RESPONDING))
+			tl_request_open(request, thread, tid);
+	} else if (request->reader == tid) {
+		tl_request_open(request, thread, tid);
+	}
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
+{
+	struct tl_conn *conn;
+	struct tl_text *text;
+	__u8 state;
+
+	if (newstate != BPF_TCP_CLOSE && oldstate != BPF_TCP_ESTABLISHED)
+		return 0;
+	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	if (!conn || !(conn->flags & TL_CONN_ACTIVE))
+		return 0;
+	text = bpf_sk_storage_get(&tl_texts, sk, NULL, 0);
+	if (!text)
+		return 0;
+	state = conn->role == TL_ROLE_SERVER ? conn->out.state : conn->in.state;
+	if (state == TL_HTTP_UNTIL_CLOSE) {
+		/* the end of the response; a client that only stops sending does not end it */
+		if (conn->role == TL_ROLE_SERVER && newstate == BPF_TCP_CLOSE_WAIT)
+			return 0;
+		tl_finish(conn, text,
+			  conn->role == TL_ROLE_SERVER ? conn->out.status : conn->in.status,
+			  TL_END_CLOSE_DELIMITED);
+	} else if (newstate == BPF_TCP_CLOSE) {
+		tl_finish(conn, text, 0, TL_END_CLOSED);
+	}
+	return 0;
+}
+
+#if defined(__TARGET_ARCH_x86)
+#define TL_NR_POLL 7
+#define TL_NR_SELECT 23
+#define TL_NR_EPOLL_WAIT 232
+#define TL_NR_PSELECT6 270
+#define TL_NR_PPOLL 271
+#define TL_NR_EPOLL_PWAIT 281
+#define TL_NR_IO_URING_ENTER 426
+#define TL_NR_EPOLL_PWAIT2 441
+#elif defined(__TARGET_ARCH_arm64)
+#define TL_NR_POLL -1
+#define TL_NR_SELECT -1
+#define TL_NR_EPOLL_WAIT -1
+#define TL_NR_PSELECT6 72
+#define TL_NR_PPOLL 73
+#define TL_NR_EPOLL_PWAIT 22
+#define TL_NR_IO_URING_ENTER 426
+#define TL_NR_EPOLL_PWAIT2 441
+#endif
+
+/*
+ * The end of a tick. Waiting for one descriptor (a client library that waits for its answer) is
+ * not one. The tracepoint costs every system call of the host some nanoseconds (docs/cost.md).
+ */
+SEC("raw_tp/sys_enter")
+int tl_tick(struct bpf_raw_tracepoint_args *ctx)
+{
+	long id = ctx->args[1];
+	struct tl_thread *thread;
+	__u32 tid;
+
+	switch (id) {
+	case TL_NR_EPOLL_WAIT:
+	case TL_NR_EPOLL_PWAIT:
+	case TL_NR_EPOLL_PWAIT2:
+	case TL_NR_PSELECT6:
+#if defined(__TARGET_ARCH_x86)
+	case TL_NR_SELECT:
+#endif
+		break;
+#if defined(__TARGET_ARCH_x86)
+	case TL_NR_POLL:
+#endif
+	case TL_NR_PPOLL: {
+		struct pt_regs *regs = (struct pt_regs *)ctx->args[0];
+
+		if (PT_REGS_PARM2_CORE_SYSCALL(regs) < 2)
+			return 0;
+		break;
+	}
+	case TL_NR_IO_URING_ENTER: {
+		struct pt_regs *regs = (struct pt_regs *)ctx->args[0];
+
+		/* min_complete: only a call that waits */
+		if (!PT_REGS_PARM3_CORE_SYSCALL(regs))
+			return 0;
+		break;
+	}
+	default:
+		return 0;
+	}
+	tid = tl_current_tid();
+	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	if (!thread)
+		return 0;
+	thread->current = 0;
+	thread->loop = 1;
+	return 0;
+}

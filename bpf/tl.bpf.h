@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * tl.bpf.h - state, settings, counters and maps that the feature groups share.
+ *
+ * The maps are pinned by name: whichever object is loaded second reuses those of the first, and
+ * an agent that starts after a crash adopts those that are there.
+ */
+#ifndef THROUGHLINE_BPF_H
+#define THROUGHLINE_BPF_H
+
+#include "vmlinux.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#include "abi.h"
+
+#define TL_CHUNK 128 /* bytes parsed per call: it lives on the stack, which preemption cannot share */
+#define TL_CHUNKS_MAX 160 /* per packet or send: 20 KB, more than the 16 KB of a header block */
+#define TL_HEADER_BYTES_MAX 16384
+#define TL_FANOUT_MAX 1024
+#define TL_AGE_MAX_NS (300ULL * 1000 * 1000 * 1000)
+
+#define TL_LIKELY(x) __builtin_expect(!!(x), 1)
+#define TL_UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+/* Settings: written by the agent before load, read-only after it. */
+const volatile struct tl_config tl_config = {};
+
+/* Where the bytes of one direction of a connection stand. */
+enum tl_http_state {
+	TL_HTTP_START = 0, /* before a message; empty lines are skipped */
+	TL_HTTP_METHOD,
+	TL_HTTP_TARGET,
+	TL_HTTP_VERSION,
+	TL_HTTP_STATUS,
+	TL_HTTP_NAME_START, /* first byte of a header line */
+	TL_HTTP_NAME,
+	TL_HTTP_VALUE,
+	TL_HTTP_SKIP, /* the rest of a line that does not matter */
+	TL_HTTP_BLANK, /* CR of the empty line was seen */
+	TL_HTTP_FRAMING, /* header block complete: the caller decides what follows */
+	TL_HTTP_BODY, /* `remain` bytes */
+	TL_HTTP_CHUNK_SIZE,
+	TL_HTTP_CHUNK_EXT,
+	TL_HTTP_CHUNK_DATA, /* `remain` bytes */
+	TL_HTTP_CHUNK_END, /* CR LF behind the data */
+	TL_HTTP_TRAILER_START,
+	TL_HTTP_TRAILER,
+	TL_HTTP_TRAILER_BLANK,
+	TL_HTTP_UNTIL_CLOSE, /* the body ends with the connection */
+	TL_HTTP_TUNNEL, /* CONNECT or an upgrade: no HTTP any more */
+	TL_HTTP_LOST, /* bytes were missed, or they are not HTTP */
+};
+
+enum tl_header {
+	TL_HEADER_TRACEPARENT = 0,
+	TL_HEADER_TRACESTATE,
+	TL_HEADER_TRANSFER_ENCODING,
+	TL_HEADER_CONTENT_LENGTH,
+	TL_HEADER_HOST,
+	TL_HEADERS,
+	TL_HEADER_NONE = 0xff,
+};
+
+enum tl_http_flags {
+	TL_HTTP_CHUNKED = 1 << 0, /* last transfer coding is chunked */
+	TL_HTTP_HAS_LENGTH = 1 << 1,
+	TL_HTTP_HAS_ENCODING = 1 << 2,
+	TL_HTTP_MALFORMED = 1 << 3,
+	TL_HTTP_HAS_TRACEPARENT = 1 << 4,
+	TL_HTTP_BAD_TRACEPARENT = 1 << 5, /* repeated, folded, too long */
+	TL_HTTP_HAS_TRACESTATE = 1 << 6,
+	TL_HTTP_BAD_TRACESTATE = 1 << 7,
+	TL_HTTP_BLANK_SEEN = 1 << 8, /* blank_at is valid for the current send */
+	TL_HTTP_SYNCED = 1 << 9, /* next_seq is valid */
+	TL_HTTP_RESPONSE = 1 << 10, /* this direction carries responses */
+};
+
+/* Resumable parser of one direction. */
+struct tl_http {
+	__u64 remain; /* bytes left of the body or chunk; value of the number being read */
+	__u64 token; /* the last eight letters of a transfer coding */
+	__u32 header_bytes;
+	__u32 next_seq; /* TCP sequence number expected next */
+	__u32 blank_at; /* offset in the current send at which the empty line starts */
+	__u16 flags; /* enum tl_http_flags */
+	__u16 pos; /* position in the current element */
+	__u16 status;
+	__u8 state; /* enum tl_http_state */
+	__u8 header; /* enum tl_header, while in its value */
+	__u8 names; /* bit per header whose name still fits */
+	__u8 minor;
+	__u8 method; /* enum tl_method */
+	__u8 members; /* of tracestate */
+	__u8 member; /* enum tl_member: where in a tracestate member */
+	__u8 empty_lines;
+	__u8 _pad[2];
+};
+
+enum tl_member {
+	TL_MEMBER_START = 0,
+	TL_MEMBER_KEY,
+	TL_MEMBER_VALUE,
+};
+
+/* What is kept of a request's text. */
+struct tl_text {
+	char traceparent[64];
+	char host[TL_HOST_MAX];
+	char target[TL_TARGET_MAX];
+	char method[TL_METHOD_MAX];
+	char tracestate[TL_TRACESTATE_MAX];
+	__u16 traceparent_len;
+	__u16 host_len;
+	__u16 target_len; /* on the wire */
+	__u16 method_len;
+	__u16 tracestate_len;
+	__u16 _pad[3];
+};
+
+struct tl_chunk {
+	__u32 len;
+	__u32 pos;
+	__u32 base; /* offset of data[0] in the packet or send */
+	__u32 _pad;
+	__u8 data[TL_CHUNK + 8];
+};
+
+enum tl_role {
+	TL_ROLE_UNKNOWN = 0,
+	TL_ROLE_SERVER,
+	TL_ROLE_CLIENT,
+	TL_ROLE_OFF, /* not HTTP, not traced, or given up: left alone */
+};
+
+enum tl_conn_flags {
+	TL_CONN_ENROLLED = 1 << 0, /* in the sockhash */
+	TL_CONN_EVICT = 1 << 1, /* to be taken out of it at the next acknowledgement */
+	TL_CONN_USED = 1 << 2, /* has carried a request */
+	TL_CONN_RESPONDING = 1 << 3, /* the response has begun */
+	TL_CONN_ACTIVE = 1 << 4, /* an exchange is under way */
+};
+
+/* One connection, from the first bytes that concern us to its end. */
+struct tl_conn {
+	__u64 cgroup_id;
+	__u64 request; /* server: the request being served (key of tl_requests), or 0 */
+	__u64 parent; /* client: the request whose call this is, kept until the next call */
+	__u64 connect; /* client: the request during which the connection was made */
+	__u64 start_ns;
+	__u8 trace_id[16];
+	__u8 span_id[8];
+	__u8 parent_span_id[8];
+	__u8 local_addr[16];
+	__u8 peer_addr[16];
+	__u16 local_port;
+	__u16 peer_port;
+	__u32 pid;
+	__u32 busy[2]; /* one parser at a time per direction */
+	__u8 role; /* enum tl_role */
+	__u8 evidence; /* enum tl_evidence */
+	__u8 trace_flags;
+	__u8 flags; /* enum tl_conn_flags */
+	__u32 _pad;
+	struct tl_http in;
+	struct tl_http out;
+};
+
+enum tl_request_flags {
+	TL_REQUEST_SETTLED = 1 << 0, /* has made a call or begun to answer: see tl_thread.open */
+};
+
+/* A request that is being served: what its calls inherit. */
+struct tl_request {
+	__u64 start_ns;
+	__u8 trace_id[16];
+	__u8 span_id[8];
+	__u8 parent_span_id[8]; /* as it came in */
+	__u32 reader; /* thread that read it, 0: none yet */
+	__u32 fanout;
+	__u8 trace_flags;
+	__u8 flags;
+	__u16 tracestate_len;
+	__u32 _pad;
+};
+
+struct tl_tracestate {
+	char text[TL_TRACESTATE_MAX];
+};
+
+/*
+ * What a thread is doing. `open` counts the requests that it read and that have neither made a
+ * call nor begun to answer: in an event loop any of them may be the one that calls next.
+ */
+struct tl_thread {
+	__u64 current; /* key of tl_requests, or 0 */
+	__s32 open;
+	__u8 loop; /* it has waited for several descriptors at once */
+	__u8 evidence; /* how `current` was found */
+	__u16 _pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct tl_conn);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_conns SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct tl_text);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_texts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__type(key, __u64);
+	__type(value, struct tl_request);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_requests SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct tl_tracestate);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_tracestates SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 32768);
+	__type(key, __u32);
+	__type(value, struct tl_thread);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_threads SEC(".maps");
+
+/* cgroup id -> traced or not; what is missing follows tl_config.trace_unlisted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, __u8);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_cgroups SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, TL_COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct tl_duration_key);
+	__type(value, struct tl_duration);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_durations SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 << 20);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_spans SEC(".maps");
+
+static __always_inline void tl_count(__u32 reason)
+{
+	__u64 *value = bpf_map_lookup_elem(&tl_counters, &reason);
+
+	if (value)
+		*value += 1;
+}
+
+static __always_inline bool tl_traced(__u64 cgroup_id)
+{
+	__u8 *traced = bpf_map_lookup_elem(&tl_cgroups, &cgroup_id);
+
+	return traced ? *traced : tl_config.trace_unlisted;
+}
+
+#endif
