@@ -1,0 +1,52 @@
+# Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
+"""Is the agent healthy: read from its own status, with a reason and the doctor's advice if not."""
+
+from __future__ import annotations
+
+import json
+
+
+def group_state(value):
+    """'on' or 'off' from a group of status or doctor, which may be a word or an object."""
+    return value.get("state", "off") if isinstance(value, dict) else value
+
+
+def ailment(status, *, groups, pid, since):
+    """What keeps the agent from counting as healthy, or None.
+
+    `pid` is systemd's main process; `since` (seconds since the epoch) is when the agent was last
+    told to start or reload, so that an answer from before does not count.
+    """
+    if status is None:
+        return "throughline status gives no answer"
+    if not pid:
+        return "systemd has no main process for it"
+    if status["pid"] != pid:
+        return f"status is of process {status['pid']}, but systemd runs process {pid}"
+    if status["started_unix"] < since:
+        return "it has not taken over the new release or configuration yet"
+    off = [name for name in groups if group_state(status["groups"].get(name, "off")) != "on"]
+    if off:
+        return f"group {', '.join(off)} is off"
+    if not status["attached"]["programs"]:
+        return "no program is attached"
+    if not status["healthy"]:
+        return "status says that it is not healthy"
+    return None
+
+
+def describe_failure(message, doctor, journal):
+    """The message, the doctor's reasons and remedies for what is off, and the journal's end."""
+    lines = [message]
+    try:
+        answer = json.loads(doctor)
+    except ValueError:
+        if doctor.strip():
+            lines.append("throughline doctor: " + doctor.strip()[-500:])
+    else:
+        for name, group in sorted(answer.get("groups", {}).items()):
+            if group.get("wanted") and group["state"] != "on":
+                lines.append(f"doctor: {name} is off: {group['reason']}. Remedy: {group['fix']}.")
+    if journal.strip():
+        lines.append("journal:\n" + journal.strip())
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+# Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
+"""Releases of the agent on a host: unpack, verify, switch, prune.
+
+BASE/releases/<sha256 of the bundle>/   MANIFEST.json, bin/, lib/, bpf/, systemd/
+BASE/current, BASE/previous             links into releases/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path, PurePosixPath
+
+MANIFEST = "MANIFEST.json"
+
+
+def file_sha256(path):
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_manifest(directory):
+    """The release's MANIFEST.json. Raises ValueError where it is missing or is not a manifest."""
+    try:
+        manifest = json.loads((Path(directory) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ValueError(f"{MANIFEST} has no 'files'")
+    return manifest
+
+
+def make_ready(directory, run, *, check=False):
+    """Run the release's own unpack.py, which verifies every file and prepares it for this Python.
+
+    Returns (changed, problem): problem is None or what it said. `run` is AnsibleModule.run_command.
+    """
+    directory = Path(directory)
+    marks = sorted(directory.glob("UNPACKED-*"))
+    command = [str(directory / "bin/python"), str(directory / "unpack.py")]
+    if not all(Path(path).is_file() for path in command):
+        return False, "bin/python or unpack.py is missing"
+    code, out, err = run([*command, "--check"] if check else command)
+    problem = (err or out).strip() or f"exit code {code}" if code else None
+    return sorted(directory.glob("UNPACKED-*")) != marks, problem
+
+
+def checked_members(archive):
+    """The archive's members. Raises ValueError for any that could land outside of the release."""
+    members = archive.getmembers()
+    for member in members:
+        path = PurePosixPath(member.name)
+        target = PurePosixPath(member.linkname) if member.issym() else path
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{member.name}: a path that leaves the release")
+        if target.is_absolute() or ".." in target.parts:
+            raise ValueError(f"{member.name}: a link that leaves the release")
+        if not (member.isfile() or member.isdir() or member.issym()):
+            raise ValueError(f"{member.name}: neither file, directory nor link")
+    return members
+
+
+def unpack(bundle, run, *, sha256, base):
+    """Unpack a bundle below base/releases, verified twice: the archive's hash, then each file's.
+
+    The release appears under its name only when it is complete. Returns its manifest. Raises
+    ValueError for a wrong hash, archive or manifest, OSError when the disk is full.
+    """
+    found = file_sha256(bundle)
+    if found != sha256:
+        raise ValueError(f"found SHA-256 {found}, required {sha256}: the copy is damaged")
+    releases = Path(base) / "releases"
+    releases.mkdir(mode=0o755, parents=True, exist_ok=True)
+    work = releases / f".{sha256}.{os.getpid()}"
+    try:
+        work.mkdir(mode=0o755)
+        with tarfile.open(bundle, "r:gz") as archive:
+            for member in checked_members(archive):
+                member.uid = member.gid = 0
+                member.uname = member.gname = "root"
+                member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+                archive.extract(member, work, **extraction_filter())
+        _changed, problem = make_ready(work, run)
+        if problem:
+            raise ValueError(problem)
+        final = releases / sha256
+        if final.exists():  # damaged: the caller has looked
+            shutil.rmtree(final)
+        work.rename(final)
+    except tarfile.TarError as error:
+        raise ValueError(f"not a readable bundle: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return read_manifest(final)
+
+
+def extraction_filter():
+    """Silences Python 3.12+ about a filter; our own checks are stricter than `tar`, PEP 706."""
+    return {"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {}
+
+
+def linked_release(base, name):
+    """The release that link `current` or `previous` names, or None."""
+    link = Path(base) / name
+    return Path(os.readlink(link)).name if link.is_symlink() else None
+
+
+def point(base, name, release):
+    """Point the link at a release, atomically."""
+    work = Path(base) / f".{name}.{os.getpid()}"
+    work.symlink_to(Path("releases") / release)
+    work.rename(Path(base) / name)
+
+
+def switch(base, release):
+    """Make a release current; what was current becomes the previous one. True if changed."""
+    current = linked_release(base, "current")
+    if current == release:
+        return False
+    if current and (Path(base) / "releases" / current).is_dir():
+        point(base, "previous", current)
+    point(base, "current", release)
+    return True
+
+
+def prune(base):
+    """Remove every release but the current and the previous one. Returns the names removed."""
+    keep = {linked_release(base, "current"), linked_release(base, "previous")}
+    releases = Path(base) / "releases"
+    old = sorted(path for path in releases.iterdir() if path.name not in keep)
+    for path in old:
+        shutil.rmtree(path)
+    return [path.name for path in old]
