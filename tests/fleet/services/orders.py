@@ -1,0 +1,26 @@
+"""shop-orders: answers GET /cart/ID with what shop-stock says about it."""
+
+import json
+import os
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Orders(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        cart = self.path.rpartition("/")[2]
+        with urllib.request.urlopen(
+            f"{os.environ['SHOP_STOCK']}/stock/{cart}", timeout=10
+        ) as answer:
+            stock = json.load(answer)
+        body = json.dumps({"service": "orders", "cart": cart, "stock": stock}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+ThreadingHTTPServer(("0.0.0.0", 8001), Orders).serve_forever()
