@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 CLANG ?= clang
@@ -17,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 BPF_SOURCES := $(wildcard bpf/*.bpf.c)
 BPF_OBJECTS := $(BPF_SOURCES:bpf/%.c=build/bpf/%.o)
 ABI_GENERATOR := $(wildcard agent/throughline/kernel/generate_abi.py)
-ABI_OBJECT := build/bpf/http.bpf.o
+ABI_OBJECT := build/bpf/observe.bpf.o
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUNDLE := dist/throughline-$(VERSION)-linux-x86_64.tar.gz
@@ -42,7 +43,7 @@ setup: ## Install what is missing: Debian packages and the Python environment .v
 	@.ci/setup
 
 .PHONY: bpf
-bpf: $(BPF_OBJECTS) build/abi.stamp ## Compile bpf/*.bpf.c to build/bpf/*.bpf.o
+bpf: setup $(BPF_OBJECTS) build/abi.stamp ## Compile bpf/*.bpf.c to build/bpf/*.bpf.o
 	@$(if $(BPF_OBJECTS),,echo 'make bpf: there is no bpf/*.bpf.c' >&2; exit 1)
 	@echo "bpf: $(words $(BPF_OBJECTS)) object(s) in build/bpf"
 
@@ -68,27 +69,27 @@ build/abi.stamp: $(BPF_OBJECTS) $(ABI_GENERATOR)
 	@touch $@
 
 .PHONY: bundle
-bundle: $(BUNDLE) ## Build dist/throughline-<version>-linux-x86_64.tar.gz
+bundle: setup $(BUNDLE) ## Build dist/throughline-<version>-linux-x86_64.tar.gz
 	@echo "bundle: $(BUNDLE) $$(stat -c %s $(BUNDLE)) bytes, sha256 $$(sha256sum < $(BUNDLE) | cut -c1-64)"
 
 $(BUNDLE): $(BUNDLE_INPUTS) $(BPF_OBJECTS) build/abi.stamp
 	@PYTHONPATH=agent $(or $(wildcard $(PYTHON)),python3) -m bundle.build --version $(VERSION) --output $@
 
 .PHONY: demo
-demo: setup bpf bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the joined trace (root)
+demo: bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the joined trace (root)
 	@$(PYTHON) tests/fleet/demo.py
 
 .PHONY: test
-test: setup bpf bundle ## Run the unit, kernel and fleet tests, then the Molecule scenario (root)
+test: bundle ## Run the unit, kernel and fleet tests, then the Molecule scenario (root)
 	@$(PYTHON) -m pytest $(wildcard tests/unit tests/kernel tests/fleet)
 	@$(if $(wildcard molecule/default),molecule test --scenario-name default)
 
 .PHONY: lint
-lint: setup ## Check style, types, roles, scripts and BPF sources
+lint: setup build/vmlinux.h ## Check style, types, roles, scripts and BPF sources
 	@.ci/lint
 
 .PHONY: bench
-bench: setup bpf ## Measure speed and memory with the agent off and on (root)
+bench: bpf ## Measure speed and memory with the agent off and on (root)
 	@$(PYTHON) tests/bench/run.py
 
 .PHONY: clean

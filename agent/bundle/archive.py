@@ -1,4 +1,4 @@
-"""Archives whose bytes depend on nothing but their content: order, time, owner and mode are fixed."""
+"""Archives whose bytes depend on their content only: order, time, owner and mode are fixed."""
 
 from __future__ import annotations
 

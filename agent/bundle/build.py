@@ -44,7 +44,9 @@ def collect(root: Path) -> tuple[dict[str, bytes], dict[str, tuple[str, bytes]]]
     files |= {f"bpf/{path.name}": path.read_bytes() for path in objects}
     files |= dict(contents.agent_package(root / "agent/throughline"))
     files |= dict(contents.native_libraries())
-    print(f"bundle: Compressing the gRPC extensions for {', '.join(sorted(extensions))}", flush=True)
+    print(
+        f"bundle: Compressing the gRPC extensions for {', '.join(sorted(extensions))}", flush=True
+    )
     members = {Path(path).name: content for path, content in extensions.values()}
     files[GRPC_ARCHIVE] = archive.compress_xz(archive.tar(members))
     return files, extensions
@@ -53,7 +55,7 @@ def collect(root: Path) -> tuple[dict[str, bytes], dict[str, tuple[str, bytes]]]
 def manifest(
     version: str, files: dict[str, bytes], extensions: dict[str, tuple[str, bytes]]
 ) -> dict[str, object]:
-    """Says what is in the release, and which glibc (with its program that needs it) a host needs."""
+    """Says what is in the release, and which Python and glibc a host needs at least."""
     shared = {path: content for path, content in files.items() if ".so" in Path(path).suffixes}
     shared |= dict(extensions.values())
     path, glibc = max(
@@ -65,7 +67,8 @@ def manifest(
     return {
         "version": version,
         "arch": ARCH,
-        "glibc": ".".join(map(str, glibc)),
+        "python": [3, min(wheels.PYTHON_MINORS)],
+        "glibc": list(glibc),
         "files": {path: _sha256(content) for path, content in sorted(files.items())},
         "extensions": {
             tag: {"path": path, "sha256": _sha256(content)}

@@ -1,4 +1,4 @@
-"""What is in a release: path in the release to content, from the tree, the wheels and the system."""
+"""What is in a release (path to content): from the tree, the wheels and the system."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
+from importlib import metadata
 
 from bundle.wheels import LOCK, PYTHON_MINORS, TARGET_OPTIONS
 
@@ -37,16 +37,13 @@ def resolve(requirements: list[str], minor: int) -> dict[str, tuple[str, str]]:
     }
 
 
-def project_requirements(pyproject: Path) -> list[str]:
-    import tomllib  # Python 3.11, like the build machine; the agent itself needs only 3.10
-
-    with pyproject.open("rb") as file:
-        requirements: list[str] = tomllib.load(file)["project"]["dependencies"]
-    return requirements
+def project_requirements() -> list[str]:
+    """What pyproject.toml asks for, read from the installed package, without the extras."""
+    return [line for line in metadata.requires("throughline") or [] if "extra ==" not in line]
 
 
 def main() -> int:
-    requirements = project_requirements(Path("pyproject.toml"))
+    requirements = project_requirements()
     versions: dict[str, str] = {}
     hashes: dict[str, set[str]] = {}
     for minor in PYTHON_MINORS:

@@ -59,9 +59,7 @@ def fetch(lock: Path, folder: Path) -> list[Path]:
 
 
 def _by_digest(folder: Path) -> dict[str, Path]:
-    return {
-        hashlib.sha256(wheel.read_bytes()).hexdigest(): wheel for wheel in folder.glob("*.whl")
-    }
+    return {hashlib.sha256(wheel.read_bytes()).hexdigest(): wheel for wheel in folder.glob("*.whl")}
 
 
 def _download(

@@ -7,32 +7,30 @@
 3. The modules are compiled, so that the agent, which may not write here, starts fast.
 
 Afterwards the file UNPACKED-cp3XX exists; a second run only checks. `--check` does only step 1.
-Exit codes: 0 ready, 1 refused (the reasons are on standard error), 2 Python is older than 3.10.
+Exit codes: 0 ready, 1 refused (the reasons are on standard error).
 
 Runs before anything of the release is trusted: standard library only.
 """
 
-import sys
-
-if sys.version_info < (3, 10):
-    sys.stderr.write("unpack.py needs Python 3.10 or newer, this is %s\n" % sys.version.split()[0])
-    sys.exit(2)
-
 import compileall
 import hashlib
+import importlib.util
 import json
 import os
 import py_compile
 import shutil
+import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 RELEASE = Path(__file__).resolve().parent
 ARCHIVE = "lib/grpc.tar.xz"
+KEYS = {"version", "python", "files", "extensions"}
 TAG = f"cp{sys.version_info[0]}{sys.version_info[1]}"
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The release is not what its manifest says. The message says which file and why."""
 
 
@@ -44,32 +42,37 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_manifest() -> dict:
+def read_manifest() -> dict[str, Any]:
     try:
         manifest = json.loads((RELEASE / "MANIFEST.json").read_text(encoding="utf-8"))
-        manifest["files"], manifest["extensions"]  # noqa: B018
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refused(f"MANIFEST.json cannot be read: {error!r}") from error
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"MANIFEST.json cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or not manifest.keys() >= KEYS:
+        raise RefusedError(f"MANIFEST.json does not have the keys {', '.join(sorted(KEYS))}")
+    if sys.version_info < tuple(manifest["python"]):
+        needed = ".".join(map(str, manifest["python"]))
+        raise RefusedError(f"needs Python {needed} or newer, this is {sys.version.split()[0]}")
     return manifest
 
 
 def present_files() -> set[str]:
     """Every file below the release, relative, without what step 2 and 3 add."""
     found = set()
-    for folder, folders, names in os.walk(RELEASE):
-        if "__pycache__" in folders:
-            folders.remove("__pycache__")
-        for name in names + [f for f in folders if os.path.islink(os.path.join(folder, f))]:
-            found.add(os.path.relpath(os.path.join(folder, name), RELEASE))
+    for path in RELEASE.rglob("*"):
+        name = path.relative_to(RELEASE)
+        if "__pycache__" not in name.parts and (path.is_symlink() or not path.is_dir()):
+            found.add(str(name))
     return {name for name in found if not name.startswith("UNPACKED-")}
 
 
-def check(manifest: dict) -> None:
+def check(manifest: dict[str, Any]) -> None:
     expected = dict(manifest["files"])
     optional = {entry["path"]: entry["sha256"] for entry in manifest["extensions"].values()}
     present = present_files() - {"MANIFEST.json"}
     problems = [f"{path}: missing" for path in expected.keys() - present]
-    problems += [f"{path}: not in MANIFEST.json" for path in present - expected.keys() - optional.keys()]
+    problems += [
+        f"{path}: not in MANIFEST.json" for path in present - expected.keys() - optional.keys()
+    ]
     for path, digest in (optional | expected).items():
         file = RELEASE / path
         if path not in present:
@@ -79,28 +82,29 @@ def check(manifest: dict) -> None:
         elif sha256(file) != digest:
             problems.append(f"{path}: its SHA-256 is not the manifest's")
     if problems:
-        raise Refused("\n".join(sorted(problems)))
+        raise RefusedError("\n".join(sorted(problems)))
 
 
-def extract_grpc(manifest: dict) -> str:
+def extract_grpc(manifest: dict[str, Any]) -> str:
     """Put this Python's gRPC extension beside its package. Returns what to tell the reader."""
     entry = manifest["extensions"].get(TAG)
     if entry is None:
         return f"no gRPC extension for {TAG}: use export.otlp.protocol http/protobuf"
     target = RELEASE / entry["path"]
-    try:
-        archive = tarfile.open(RELEASE / ARCHIVE, "r|xz")
-    except tarfile.CompressionError:
+    if importlib.util.find_spec("_lzma") is None:
         return "this Python has no lzma module, so no gRPC: use export.otlp.protocol http/protobuf"
-    with archive:
+    with tarfile.open(RELEASE / ARCHIVE, "r|xz") as archive:
         for member in archive:
             if member.name == target.name and member.isfile():
-                content = archive.extractfile(member).read()
+                reader = archive.extractfile(member)
+                content = reader.read() if reader else b""
                 if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                    raise Refused(f"{ARCHIVE}: the SHA-256 of {member.name} is not the manifest's")
+                    raise RefusedError(
+                        f"{ARCHIVE}: the SHA-256 of {member.name} is not the manifest's"
+                    )
                 replace(target, content)
                 return f"gRPC extension for {TAG}"
-    raise Refused(f"{ARCHIVE}: does not hold {target.name}")
+    raise RefusedError(f"{ARCHIVE}: does not hold {target.name}")
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -124,7 +128,7 @@ def compile_modules() -> None:
         force=True,
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     ):
-        raise Refused("lib/python: a module does not compile")
+        raise RefusedError("lib/python: a module does not compile")
 
 
 def main() -> int:
@@ -139,7 +143,7 @@ def main() -> int:
         done = extract_grpc(manifest)
         compile_modules()
         replace(marker, (done + "\n").encode())
-    except (Refused, OSError, tarfile.TarError) as error:
+    except (RefusedError, OSError, tarfile.TarError) as error:
         print(f"unpack.py: {RELEASE} is refused:\n{error}", file=sys.stderr)
         return 1
     print(f"throughline {manifest['version']}: ready; {done}")

@@ -1,11 +1,11 @@
 """The first code that bin/throughline runs: puts the release's packages on the path."""
 
-import os
 import sys
+from pathlib import Path
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "python"))
+sys.path.insert(0, str(Path(__file__).resolve().with_name("python")))
 sys.argv[0] = "throughline"
 
-from throughline.cli import main
+from throughline.cli import main  # noqa: E402
 
 sys.exit(main())
