@@ -51,7 +51,7 @@ def _list() -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "up":
-        fleet = hosts.up(arguments.name, count=arguments.count)
+        fleet = hosts.up(arguments.name, count=arguments.count, keep=True)
         print(f"inventory: {fleet.inventory}")
         print(f"ssh:       {' '.join(fleet.ssh)} {fleet.hosts[0].name}")
     elif arguments.command == "down":

@@ -34,6 +34,7 @@ STATE = Path("/run/throughline-fleet")
 CONNECT = Path(__file__).with_name("connect.py")
 # the host side of a veth pair is called vb-NAME1, and an interface name has at most 15 characters
 NAME = re.compile(r"[a-z][a-z0-9-]{0,8}")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REQUIRED = ("mmdebstrap", "systemd-nspawn", "ip", "nsenter", "unshare", "ssh", "ssh-keygen")
 
 Say = Callable[[str], None]
@@ -161,24 +162,28 @@ def _hosts_file(fleet: Fleet) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write_state(fleet: Fleet, *, owner: int | None) -> None:
+def _write_state(fleet: Fleet, *, owned: bool) -> None:
+    """`owned` fleets end with this process: `clean` removes them once it is dead."""
     described = {
-        "owner": [owner, start_time(owner)] if owner else None,
+        "owner": [os.getpid(), start_time(os.getpid())] if owned else None,
         "hosts": [[one.name, one.number, one.machine_id] for one in fleet.hosts],
     }
     (fleet.state / "fleet.json").write_text(json.dumps(described) + "\n")
 
 
-def up(name: str, *, count: int, owner: int | None = None, say: Say = say) -> Fleet:
+def up(name: str, *, count: int, keep: bool = False, say: Say = say) -> Fleet:
     """Boots `count` hosts called NAME1, NAME2, … and returns when all are running.
 
-    `owner` is the process the fleet ends with (`clean` removes the fleets of dead owners). Whatever
-    goes wrong, nothing is left behind. Raises FileExistsError when the fleet exists.
+    With `keep` they may outlive this process. Whatever goes wrong, nothing is left behind.
+    Raises FileExistsError when the fleet exists, RuntimeError when a host does not boot.
     """
     _check_machine()
     if not NAME.fullmatch(name):
         raise ValueError(f"fleet name {name!r}: at most 9 of a-z, 0-9 and -, a letter first")
     lower = root.build()
+    if name in orphans():
+        say(f"removing fleet {name} of a killed run")
+        down(name)
     STATE.mkdir(mode=0o755, exist_ok=True)
     try:
         (STATE / name).mkdir(mode=0o700)
@@ -187,17 +192,20 @@ def up(name: str, *, count: int, owner: int | None = None, say: Say = say) -> Fl
             f"fleet {name} exists: python -m tests.fleet.hosts down --name {name}"
         ) from None
     try:
-        return _boot(name, count, lower=lower, owner=owner, say=say)
+        fleet = _boot(name, count, lower=lower, say=say)
+        if keep:
+            _write_state(fleet, owned=False)
+        return fleet
     except BaseException:
         down(name)
         raise
 
 
-def _boot(name: str, count: int, *, lower: Path, owner: int | None, say: Say) -> Fleet:
+def _boot(name: str, count: int, *, lower: Path, say: Say) -> Fleet:
     begin = time.monotonic()
     hosts = tuple(host.new(name, number, state=STATE / name) for number in range(1, count + 1))
     fleet = Fleet(name, hosts)
-    _write_state(fleet, owner=owner)
+    _write_state(fleet, owned=True)
     network.create(name)
     login = _keygen(fleet.state / "id_ed25519", comment=f"throughline-fleet {name}")
     host_key = fleet.state / "ssh_host_ed25519_key"
@@ -262,21 +270,28 @@ def orphans() -> list[str]:
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """Also ignores further signals, so that a second Ctrl-C does not stop the clean-up."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 @contextmanager
 def fleet(name: str, *, count: int, say: Say = say) -> Iterator[Fleet]:
-    """A fleet that ends with the block: at its end, after an exception, Ctrl-C or SIGTERM."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    """A fleet that ends with the block: at its end, after an exception, Ctrl-C or SIGTERM.
+
+    To be entered from the main thread only, since it sets signal handlers.
+    """
+    previous = {number: signal.signal(number, _interrupt) for number in SIGNALS}
     try:
-        running = up(name, count=count, owner=os.getpid(), say=say)
+        running = up(name, count=count, say=say)
         try:
             yield running
         finally:
             down(name)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ The demo's shop is a chain, and every request carries its own id in its path, th
 
 A request that arrives without `traceparent` starts a trace at shop-web's SERVER span, and every
 span is the parent of the next. One that arrives with a `traceparent` continues that trace. nginx
-then hands the client's header to its upstream as it is, and a header that the application sends wins
-over one that could be injected: so shop-orders' SERVER span is a child of the client's span, beside
-shop-web's.
+then hands the client's header to its upstream as it is, and a header that the application sends
+wins over one that could be injected: so shop-orders' SERVER span is a child of the client's span,
+beside shop-web's.
 """
 
 from __future__ import annotations
