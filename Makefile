@@ -77,7 +77,7 @@ $(BUNDLE): $(BUNDLE_INPUTS) $(BPF_OBJECTS) build/abi.stamp
 
 .PHONY: demo
 demo: bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the joined trace (root)
-	@$(PYTHON) tests/fleet/demo.py
+	@$(PYTHON) -m tests.fleet.demo
 
 .PHONY: test
 test: bundle ## Run the unit, kernel and fleet tests, then the Molecule scenario (root)
