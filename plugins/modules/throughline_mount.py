@@ -16,7 +16,7 @@ description:
   - A file system of that type that is mounted already, by whomever, is left exactly as it is, and
     no unit is written for it. Nothing is ever mounted over or remounted.
   - With O(state=absent), stops and removes our unit, and what it mounted. A mount that is not
-    ours stays.
+    ours stays. What is mounted below C(/run/throughline) or C(/run/throughline-bpf) is ours.
 options:
   path:
     description: Where to mount.
@@ -172,23 +172,32 @@ def mounted(module, path, fstype, file, text):
     return changed, {"before": before, "after": text, "after_header": str(file)}, "throughline"
 
 
-def absent(module, file):
-    """Stop and remove our unit: (changed, diff)."""
-    if not file.is_file():
-        return False, None
-    before = file.read_text(encoding="utf-8")
-    if not module.check_mode:
+def absent(module, path, file):
+    """Stop and remove our unit, and unmount what is ours by its place: (changed, diff)."""
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if before and not module.check_mode:
         systemctl(module, "disable", "--quiet", "--now", file.name)
         file.unlink()
         systemctl(module, "daemon-reload")
-    return True, {"before": before, "after": "", "before_header": str(file)}
+    at_our_place = path.startswith("/run/throughline")
+    left = [point for point, _fstype in read_mounts(module.params["root"]) if point == path]
+    if at_our_place and not module.check_mode:
+        for point in left:
+            run(module, "umount", point)
+    changed = bool(before) or (at_our_place and bool(left))
+    return changed, {"before": before, "after": "", "before_header": str(file)}
+
+
+def run(module, *command):
+    """Run a program; its own message is the module's when it fails."""
+    code, out, err = module.run_command(list(command))
+    if code:
+        module.fail_json(msg=f"{' '.join(command)}: {(err or out).strip()}", rc=code)
 
 
 def systemctl(module, *arguments):
-    """Run systemctl; its own message is the module's when it fails."""
-    code, out, err = module.run_command(["systemctl", *arguments])
-    if code:
-        module.fail_json(msg=f"systemctl {' '.join(arguments)}: {(err or out).strip()}", rc=code)
+    """Run systemctl."""
+    run(module, "systemctl", *arguments)
 
 
 def main():
@@ -212,7 +221,7 @@ def main():
     file = Path(module.params["root"]) / "etc/systemd/system" / unit_name(path, fstype)
     result = {"unit": file.name}
     if module.params["state"] == "absent":
-        changed, diff = absent(module, file)
+        changed, diff = absent(module, path, file)
     else:
         text = unit_text(path, fstype, module.params["options"])
         changed, diff, result["mounted_by"] = mounted(module, path, fstype, file, text)

@@ -93,6 +93,7 @@ from ansible_collections.throughline.fleet.plugins.module_utils.host import (
 from ansible_collections.throughline.fleet.plugins.module_utils.verdict import (
     GROUPS,
     MODES,
+    NOT_IN_THIS_RELEASE,
     judge,
     mode_of,
     shortfall,
@@ -110,6 +111,16 @@ def ask_doctor(run):
         return json.loads(out), None
     except ValueError:
         return None, (err or out).strip()[-500:] or "it printed nothing"
+
+
+def merge(verdict, answer):
+    """The doctor's answer, and what only preflight looks at: is a later group possible here?"""
+    groups = {}
+    for name, group in answer["groups"].items():
+        ours = verdict["groups"].get(name, {})
+        later = ours and group["reason"] == NOT_IN_THIS_RELEASE
+        groups[name] = {**group, **ours} if later else {**ours, **group}
+    return {**answer, "host": {**verdict["host"], **answer["host"]}, "groups": groups}
 
 
 def main():
@@ -143,7 +154,7 @@ def main():
     if module.params["doctor"]:
         answer, problem = ask_doctor(module.run_command)
         if answer:
-            verdict.update(answer, source="doctor")
+            verdict.update(merge(verdict, answer), source="doctor")
         elif problem:
             verdict["doctor_error"] = problem
     message = shortfall(verdict, module.params["required_mode"])

@@ -1,0 +1,99 @@
+# Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
+"""From the verdicts of all hosts to one report, and from the report to a table for the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
+MODES = ("write", "network", "observe", "none", "unknown")
+
+
+def verdict_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """One host's entry: its verdict, or why there is none."""
+    verdict = result.get("ansible_facts", {}).get("throughline_preflight")
+    if verdict is None:
+        reachable = not result.get("unreachable", False)
+        message = str(result.get("msg", "no answer")).strip()
+        return {"name": name, "reachable": reachable, "error": message, "mode": "unknown"}
+    groups = {group: cell(verdict, group) for group in GROUPS if group in verdict["groups"]}
+    return {
+        "name": name,
+        "reachable": True,
+        "error": verdict.get("doctor_error"),
+        "source": verdict["source"],
+        "version": verdict["version"],
+        "mode": verdict["mode"],
+        "host": verdict["host"],
+        "groups": groups,
+    }
+
+
+def cell(verdict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One group on one host, with a word for the table.
+
+    on: works now. ready: will work once the agent is installed. off: cannot work, or has been
+    switched off. possible: a later release can do it here. no: not even a later release can.
+    """
+    group = dict(verdict["groups"][name])
+    if group["reason"] == "not part of this release":
+        word = {True: "possible", False: "no"}.get(group.get("possible"), "later")  # type: ignore[arg-type]
+    elif group["state"] == "on":
+        word = "on" if verdict["source"] == "doctor" else "ready"
+    else:
+        word = "off"
+    return {**group, "word": word, "why": group.get("possible_reason") or group["reason"]}
+
+
+def throughline_report(results: Mapping[str, Mapping[str, Any]], generated: str) -> dict[str, Any]:
+    """From {host name: result of throughline_preflight} to hosts, groups and a summary."""
+    hosts = [verdict_of(name, results[name]) for name in results]
+    counts = Counter(host["mode"] for host in hosts)
+    return {
+        "generated": generated,
+        "groups": list(GROUPS),
+        "summary": {mode: counts[mode] for mode in MODES if counts[mode]},
+        "hosts": hosts,
+    }
+
+
+def reasons(host: Mapping[str, Any]) -> list[str]:
+    """Why groups are off on a host, and what to do; groups with the same reason share a line."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for name, group in host["groups"].items():
+        if group["word"] in ("off", "no"):
+            alike.setdefault((group["word"], group["why"], group["fix"]), []).append(name)
+    return [
+        f"{host['name']}: {', '.join(names)} {word}: {why}" + (f" -> {fix}" if fix else "")
+        for (word, why, fix), names in alike.items()
+    ]
+
+
+def throughline_table(report: Mapping[str, Any]) -> list[str]:
+    """The report as lines for a terminal: the matrix, then each reason with its remedy."""
+    rows = [["HOST", "MODE", "AGENT", *report["groups"]]]
+    notes = []
+    for host in report["hosts"]:
+        if "groups" not in host:
+            state = "failed" if host["reachable"] else "unreachable"
+            rows.append([host["name"], state, "-", *("-" for _ in report["groups"])])
+            notes.append(f"{host['name']}: {state}: {host['error']}")
+            continue
+        words = [host["groups"][name]["word"] for name in report["groups"]]
+        rows.append([host["name"], host["mode"], host["version"] or "-", *words])
+        if host["error"]:
+            notes.append(f"{host['name']}: doctor gave no answer: {host['error']}")
+        notes += reasons(host)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return [table[0], "-" * len(table[0]), *table[1:], *([""] if notes else []), *notes]
+
+
+class FilterModule:
+    """Filters of the collection."""
+
+    def filters(self) -> dict[str, Any]:
+        """Names in templates."""
+        return {"throughline_report": throughline_report, "throughline_table": throughline_table}
