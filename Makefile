@@ -30,7 +30,7 @@ BUNDLE_INPUTS := pyproject.toml LICENSE bpf/LICENSE \
 # path out of the line information, so that two checkouts give the same bytes.
 BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_x86 -std=gnu11 \
 	-Wall -Werror \
-	-fdebug-prefix-map=$(CURDIR)=. -ffile-prefix-map=$(CURDIR)=. -fdebug-compilation-dir=. \
+	-fdebug-prefix-map='$(CURDIR)=.' -ffile-prefix-map='$(CURDIR)=.' -fdebug-compilation-dir=. \
 	-isystem build -Ibpf
 
 .PHONY: help

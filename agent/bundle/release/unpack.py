@@ -93,18 +93,24 @@ def extract_grpc(manifest: dict[str, Any]) -> str:
     target = RELEASE / entry["path"]
     if importlib.util.find_spec("_lzma") is None:
         return "this Python has no lzma module, so no gRPC: use export.otlp.protocol http/protobuf"
-    with tarfile.open(RELEASE / ARCHIVE, "r|xz") as archive:
-        for member in archive:
-            if member.name == target.name and member.isfile():
-                reader = archive.extractfile(member)
-                content = reader.read() if reader else b""
-                if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                    raise RefusedError(
-                        f"{ARCHIVE}: the SHA-256 of {member.name} is not the manifest's"
-                    )
-                replace(target, content)
-                return f"gRPC extension for {TAG}"
-    raise RefusedError(f"{ARCHIVE}: does not hold {target.name}")
+    try:
+        content = read_member(RELEASE / ARCHIVE, target.name)
+    except (tarfile.TarError, KeyError) as error:
+        raise RefusedError(f"{ARCHIVE}: {error}") from error
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise RefusedError(f"{ARCHIVE}: the SHA-256 of {target.name} is not the manifest's")
+    replace(target, content)
+    return f"gRPC extension for {TAG}"
+
+
+def read_member(archive: Path, name: str) -> bytes:
+    """One file of a tar.xz, read no further than necessary. KeyError when it is not there."""
+    with tarfile.open(archive, "r|xz") as members:
+        for member in members:
+            reader = members.extractfile(member) if member.name == name else None
+            if reader:
+                return reader.read()
+    raise KeyError(f"does not hold {name}")
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -143,7 +149,7 @@ def main() -> int:
         done = extract_grpc(manifest)
         compile_modules()
         replace(marker, (done + "\n").encode())
-    except (RefusedError, OSError, tarfile.TarError) as error:
+    except (RefusedError, OSError) as error:
         print(f"unpack.py: {RELEASE} is refused:\n{error}", file=sys.stderr)
         return 1
     print(f"throughline {manifest['version']}: ready; {done}")
