@@ -51,7 +51,7 @@ struct tl_config {
 	__u8 parent_based; /* an incoming sampled flag decides */
 	__u8 trace_unlisted; /* trace cgroups that are not in tl_cgroups */
 	__u8 fionread_broken; /* FIONREAD of a socket in a sockhash says 0 on this kernel */
-	__u32 _pad;
+	__u32 abi_version; /* set by the compiler: an object of another version is refused */
 };
 
 /*
@@ -167,6 +167,20 @@ struct tl_span {
 	char host[TL_HOST_MAX];
 	char target[TL_TARGET_MAX];
 	char tracestate[TL_TRACESTATE_MAX];
+};
+
+/* A request that is being served: what its calls inherit. */
+struct tl_request {
+	__u64 start_ns;
+	__u8 trace_id[16];
+	__u8 span_id[8];
+	__u8 parent_span_id[8]; /* as it came in */
+	__u32 reader; /* thread that read it, 0: none yet */
+	__u32 fanout;
+	__u8 trace_flags;
+	__u8 flags;
+	__u16 tracestate_len;
+	__u32 _pad;
 };
 
 #endif

@@ -25,8 +25,26 @@
 #define TL_LIKELY(x) __builtin_expect(!!(x), 1)
 #define TL_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* Settings: written by the agent before load, read-only after it. */
-const volatile struct tl_config tl_config = {};
+/* Settings: written by the agent before load, read-only after it. Alone in its section. */
+const volatile struct tl_config tl_config SEC(".rodata.config") = {
+	.abi_version = TL_ABI_VERSION,
+};
+
+/* What Python is told of: BTF holds only types that something uses. */
+struct tl_abi_types {
+	struct tl_span span;
+	struct tl_duration_key duration_key;
+	struct tl_duration duration;
+	struct tl_request request;
+	enum tl_abi abi;
+	enum tl_kind kind;
+	enum tl_evidence evidence;
+	enum tl_end end;
+	enum tl_method method;
+	enum tl_sampler sampler;
+	enum tl_counter counter;
+};
+const struct tl_abi_types *tl_abi_types __attribute__((unused));
 
 /* Where the bytes of one direction of a connection stand. */
 enum tl_http_state {
@@ -170,20 +188,6 @@ struct tl_conn {
 
 enum tl_request_flags {
 	TL_REQUEST_SETTLED = 1 << 0, /* has made a call or begun to answer: see tl_thread.open */
-};
-
-/* A request that is being served: what its calls inherit. */
-struct tl_request {
-	__u64 start_ns;
-	__u8 trace_id[16];
-	__u8 span_id[8];
-	__u8 parent_span_id[8]; /* as it came in */
-	__u32 reader; /* thread that read it, 0: none yet */
-	__u32 fanout;
-	__u8 trace_flags;
-	__u8 flags;
-	__u16 tracestate_len;
-	__u32 _pad;
 };
 
 struct tl_tracestate {

@@ -7,6 +7,11 @@ happens here, so that the stages behind it can be tested from recorded records w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from socket import AF_INET, AF_INET6, inet_ntop
+from struct import Struct
+
+from throughline.kernel import abi
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +61,103 @@ class DurationRow:
     count: int
     sum_ns: int
     buckets: tuple[int, ...]
+
+
+# --- decoding -------------------------------------------------------------------------------
+
+_SHORT = Struct(abi.SPAN.format.removesuffix(f"{abi.Abi.TRACESTATE_MAX}s"))
+_KINDS = {kind.value: kind.name.removeprefix("KIND_").lower() for kind in abi.Kind}
+_EVIDENCE = {e.value: e.name.removeprefix("EVIDENCE_").lower() for e in abi.Evidence}
+_ENDS = {end.value: end.name.removeprefix("END_").lower() for end in abi.End}
+_METHODS = {m.value: m.name.removeprefix("METHOD_") for m in abi.Method}
+_METHODS[abi.Method.METHOD_OTHER] = "_OTHER"
+_NO_PARENT = bytes(8)
+_MAPPED = bytes(10) + b"\xff\xff"
+
+COUNTERS = tuple(
+    counter.name.lower() for counter in abi.Counter if counter is not abi.Counter.COUNTERS
+)
+
+
+@lru_cache(maxsize=4096)
+def _address(raw: bytes) -> str:
+    if raw.startswith(_MAPPED):
+        return inet_ntop(AF_INET, raw[12:])
+    return inet_ntop(AF_INET6, raw)
+
+
+def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
+    """Decodes one ring-buffer record; `unix_offset_ns` is Unix time minus CLOCK_MONOTONIC.
+
+    Raises struct.error for a record that is too short.
+    """
+    (
+        start,
+        end,
+        cgroup_id,
+        trace_id,
+        span_id,
+        parent,
+        local,
+        peer,
+        local_port,
+        peer_port,
+        status,
+        kind,
+        evidence,
+        flags,
+        minor,
+        how,
+        method_length,
+        target_length,
+        host_length,
+        tracestate_length,
+        pid,
+        method,
+        host,
+        target,
+    ) = _SHORT.unpack_from(data)
+    return SpanRecord(
+        kind=_KINDS[kind],
+        trace_id=trace_id,
+        span_id=span_id,
+        parent_span_id=None if parent == _NO_PARENT else parent,
+        trace_flags=flags,
+        evidence=_EVIDENCE[evidence],
+        end=_ENDS[how],
+        start_unix_ns=start + unix_offset_ns,
+        end_unix_ns=end + unix_offset_ns,
+        cgroup_id=cgroup_id,
+        pid=pid,
+        method=method[:method_length].decode("latin-1"),
+        target=target[:target_length].decode("latin-1"),
+        target_length=target_length,
+        host=host[:host_length].decode("latin-1").rstrip(),
+        http_version=f"1.{minor}",
+        status=status,
+        local_address=_address(local),
+        local_port=local_port,
+        peer_address=_address(peer),
+        peer_port=peer_port,
+        tracestate=data[_SHORT.size : _SHORT.size + tracestate_length].decode("latin-1")
+        if tracestate_length
+        else "",
+    )
+
+
+def decode_duration(key: bytes, values: bytes) -> DurationRow:
+    """One entry of the per-CPU duration map: `values` holds one struct per possible CPU."""
+    k = abi.DurationKey(*abi.DURATION_KEY.unpack(key))
+    total = [0] * (2 + abi.Abi.BUCKETS)
+    for row in abi.DURATION.iter_unpack(values):
+        total = [a + b for a, b in zip(total, row, strict=True)]
+    return DurationRow(
+        cgroup_id=k.cgroup_id,
+        kind=_KINDS[k.kind],
+        method=_METHODS[k.method],
+        status=k.status,
+        http_version=f"1.{k.http_minor}",
+        count=total[0],
+        sum_ns=total[1],
+        buckets=tuple(total[2:]),
+    )

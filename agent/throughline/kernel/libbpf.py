@@ -75,6 +75,10 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__set_initial_value": (ctypes.c_int, (_P, _P, ctypes.c_size_t)),
     "bpf_map__initial_value": (_P, (_P, ctypes.POINTER(ctypes.c_size_t))),
     "bpf_map__set_max_entries": (ctypes.c_int, (_P, ctypes.c_uint32)),
+    "bpf_map_create": (
+        ctypes.c_int,
+        (ctypes.c_int, ctypes.c_char_p, *(ctypes.c_uint32,) * 3, _P),
+    ),
     "bpf_map_lookup_elem": (ctypes.c_int, (ctypes.c_int, _P, _P)),
     "bpf_map_update_elem": (ctypes.c_int, (ctypes.c_int, _P, _P, ctypes.c_uint64)),
     "bpf_map_delete_elem": (ctypes.c_int, (ctypes.c_int, _P)),
@@ -156,7 +160,6 @@ class Object:
             ]
             error = _error(f"bpf_object__load {self.path.name}", -result)
             if lines:
-                error.add_note(lines[-1]) if hasattr(error, "add_note") else None
                 error.args = (error.args[0], f"{error.args[1]} ({lines[-1]})")
             raise error
 
@@ -187,18 +190,27 @@ class Object:
             raise _error(f"bpf_object__find_map_by_name {name}")
         _check(library().bpf_map__set_max_entries(handle, entries), "bpf_map__set_max_entries")
 
-    def set_rodata(self, offset: int, data: bytes) -> None:
-        """Overwrites `data` in the object's .rodata before it is loaded."""
-        handle = None
-        while handle := library().bpf_object__next_map(self._handle, handle):
-            if library().bpf_map__name(handle).endswith(b".rodata"):
-                size = ctypes.c_size_t()
-                start = library().bpf_map__initial_value(handle, ctypes.byref(size))
-                if not start or offset + len(data) > size.value:
-                    raise OSError(errno.EINVAL, "settings do not fit into .rodata")
-                ctypes.memmove(start + offset, data, len(data))
-                return
-        raise OSError(errno.ENOENT, f"{self.path.name} has no .rodata")
+    def rodata(self, name: str) -> bytes:
+        """The initial value of a read-only section such as `.rodata.config`."""
+        start, size = self._rodata(name)
+        return ctypes.string_at(start, size)
+
+    def set_rodata(self, name: str, data: bytes) -> None:
+        """Replaces the initial value of a read-only section before the object is loaded."""
+        start, size = self._rodata(name)
+        if size != len(data):
+            raise OSError(errno.EINVAL, f"{name} of {self.path.name} has {size} bytes")
+        ctypes.memmove(start, data, size)
+
+    def _rodata(self, name: str) -> tuple[int, int]:
+        handle = library().bpf_object__find_map_by_name(self._handle, name.encode())
+        if not handle:
+            raise _error(f"bpf_object__find_map_by_name {name}")
+        size = ctypes.c_size_t()
+        start = library().bpf_map__initial_value(handle, ctypes.byref(size))
+        if not start:
+            raise OSError(errno.EINVAL, f"{name} of {self.path.name} has no initial value")
+        return start, size.value
 
     def close(self) -> None:
         if self._handle:
@@ -323,6 +335,13 @@ def object_id(fd: int) -> int:
         "bpf_obj_get_info_by_fd",
     )
     return int(info[1])
+
+
+def create_sockhash(*, name: str, entries: int) -> int:
+    """A sockhash with 64-bit keys and values, as a descriptor that the caller closes."""
+    return _check(
+        library().bpf_map_create(18, name.encode(), 8, 8, entries, None), "bpf_map_create"
+    )
 
 
 # --- maps -----------------------------------------------------------------------------------

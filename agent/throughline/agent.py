@@ -1,0 +1,365 @@
+"""The agent: attaches the programs, drains the kernel's records by the clock, exports them.
+
+The only module that knows all the others. One thread does everything but the export, which has
+threads of its own and never holds this one up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+from throughline import __version__, config as configuration, doctor, events
+from throughline.config import Config
+from throughline.export.pipeline import Pipeline
+from throughline.host import host_attributes
+from throughline.kernel import abi, facts, libbpf, programs as kernel
+from throughline.services import Service, Services, agent_service, attach_roots
+from throughline.status import StatusWriter
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+REQUEST_AGE_SECONDS = 600.0
+_BATCH = 512
+
+
+def settings(config: Config, *, trace_unlisted: bool) -> kernel.Settings:
+    """The sampler's standard names as the kernel's settings."""
+    name = config.sampling.sampler
+    root = name.removeprefix("parentbased_")
+    sampler = {
+        "always_on": abi.Sampler.SAMPLER_ALWAYS_ON,
+        "always_off": abi.Sampler.SAMPLER_ALWAYS_OFF,
+        "traceidratio": abi.Sampler.SAMPLER_RATIO,
+    }[root]
+    return kernel.Settings(
+        sampler=sampler,
+        ratio=config.sampling.arg,
+        parent_based=name.startswith("parentbased_"),
+        trace_unlisted=trace_unlisted,
+    )
+
+
+def run(config: Config) -> int:
+    """Runs until SIGTERM or SIGINT (0). SIGHUP: check the configuration and execute anew.
+
+    Returns 3 when a wanted group cannot work.
+    """
+    found = facts.gather()
+    blocked = doctor.prerequisites(config, found)
+    if blocked is not None:
+        log.error("%s; fix: %s", blocked.reason, blocked.fix)
+        return 3
+    assert found.cgroup2 is not None
+    if facts.is_bpffs(config.agent.bpffs) is None:
+        log.error(
+            "%s is not a bpffs; fix: run the role `mounts`, or mount -t bpf throughline %s",
+            config.agent.bpffs,
+            config.agent.bpffs,
+        )
+        return 3
+    with ExitStack() as stack:
+        agent = Agent(config, found, stack)
+        if not agent.attach():
+            return 3
+        return agent.loop()
+
+
+def detach(config: Config) -> None:
+    """Removes programs, links and pins that a killed agent left."""
+    bpffs = config.agent.bpffs
+    found = facts.gather()
+    if facts.is_bpffs(bpffs) is None:
+        return
+    if found.cgroup2 is not None:
+        try:
+            kernel.drain_pinned(bpffs, found.cgroup2)
+        except OSError as error:
+            log.warning("connections were not drained: %s", error)
+    kernel.detach_all(bpffs)
+
+
+class Agent:
+    """One run of the agent."""
+
+    def __init__(self, config: Config, found: facts.Facts, stack: ExitStack) -> None:
+        assert found.cgroup2 is not None
+        self._config = config
+        self._facts = found
+        self._stop = 0  # the signal that ends the loop
+        self._started = time.time()
+        self._host = host_attributes()
+        self._own_cgroup = facts.own_cgroup(found.cgroup2)
+        self._roots = attach_roots(config.services, cgroup2=found.cgroup2)
+        self._services = Services(
+            config.services,
+            cgroup2=found.cgroup2,
+            host=self._host,
+            resource_attributes=config.resource_attributes,
+            roots=self._roots,
+        )
+        self._programs = kernel.Programs(
+            bpffs=config.agent.bpffs,
+            cgroup2=found.cgroup2,
+            roots=self._roots,
+            settings=settings(config, trace_unlisted=self._services.trace_by_default),
+        )
+        stack.callback(self._programs.close)
+        self._pipeline = Pipeline(config.export)
+        self._status = StatusWriter(config.agent.status_path)
+        self._groups: dict[str, doctor.Group] = {}
+        self._pending: list[tuple[events.SpanRecord, Service]] = []
+        self._told: dict[int, bool] = {}  # what tl_cgroups says
+        self._sampled: Counter[tuple[str, str]] = Counter()
+        self._undecodable = 0
+        self._offset = 0
+        self._start_unix_ns = time.time_ns()
+        self._last: tuple[list[events.DurationRow], dict[str, int]] = ([], {})
+
+    # -- start and end -----------------------------------------------------------------------------
+
+    def attach(self) -> bool:
+        """Attaches every wanted group; False when one that is required cannot work."""
+        later = doctor.Group("off", False, "not part of this release", "")
+        self._groups = dict.fromkeys(("packets", "tls", "go", "go_write"), later)
+        observe = self._attach_group("observe", self._programs.attach_observe)
+        headers = doctor.Group("off", False, "propagation.headers is off", "")
+        if self._config.propagate_headers:
+            headers = (
+                self._attach_group("headers", self._programs.attach_headers)
+                if observe.state == "on"
+                else doctor.Group("off", True, "observe is off", "see observe")
+            )
+        self._groups = {"observe": observe, "headers": headers, **self._groups}
+        for name, group in self._groups.items():
+            if group.wanted and group.state == "off":
+                log.error("group %s is off: %s; fix: %s", name, group.reason, group.fix)
+        return observe.state == "on"
+
+    def _attach_group(self, name: str, attach: Any) -> doctor.Group:
+        try:
+            attach()
+        except OSError as error:
+            return doctor.Group("off", True, *doctor.explain(error, self._facts))
+        log.info("group %s is on", name)
+        return doctor.Group("on", True, "", "")
+
+    def loop(self) -> int:
+        """Drains until a signal comes."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        ring = libbpf.RingBuffer(self._programs.map_fd("tl_spans"), self._on_record)
+        self._sync_cgroups()
+        self._write_status()
+        notify("READY=1")
+        log.info("attached to %s", ", ".join(f"/{root}" for root in self._roots) or "no cgroup")
+        self._pipeline.start()
+        interval = self._config.agent.drain_interval
+        next_tick = time.monotonic() + TICK_SECONDS
+        next_metrics = time.monotonic() + self._config.export.metrics_interval
+        while True:
+            self._drain(ring)
+            now = time.monotonic()
+            if self._stop == signal.SIGHUP:
+                self._stop = 0
+                self._reload(ring)
+            elif self._stop:
+                break
+            if now >= next_tick:
+                next_tick = now + TICK_SECONDS
+                self._services.refresh()
+                self._sync_cgroups()
+                self._sweep_requests()
+                self._write_status()
+            if self._config.export.metrics_enabled and now >= next_metrics:
+                next_metrics = now + self._config.export.metrics_interval
+                self._send_metrics()
+            time.sleep(interval)
+        notify("STOPPING=1")
+        self._programs.detach()
+        self._drain(ring)
+        ring.close()
+        if self._config.export.metrics_enabled:
+            self._send_metrics(from_cache=True)
+        self._pipeline.close()
+        self._status.remove()
+        log.info("detached")
+        return 0
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        # an end is not undone by a reload that comes behind it
+        if self._stop in (0, signal.SIGHUP):
+            self._stop = number
+
+    def _reload(self, ring: libbpf.RingBuffer) -> None:
+        """Executes the current release in place; the pinned programs go on meanwhile."""
+        try:
+            configuration.load(self._config.path)
+        except configuration.ConfigError as error:
+            for problem in error.problems:
+                log.error("not reloaded: %s", problem)
+            return
+        notify("RELOADING=1")
+        self._drain(ring)
+        ring.close()
+        self._pipeline.close()
+        launcher = os.environ.get("THROUGHLINE_LAUNCHER")
+        arguments = ["run", "--config", str(self._config.path)]
+        if not self._config.path.exists():
+            arguments = ["run"]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if launcher:
+            os.execv(launcher, [launcher, *arguments])
+        os.execv(sys.executable, [sys.executable, "-m", "throughline", *arguments])
+
+    # -- records -----------------------------------------------------------------------------------
+
+    def _on_record(self, data: bytes) -> None:
+        try:
+            record = events.decode_span(data, unix_offset_ns=self._offset)
+        except (struct.error, KeyError):
+            self._undecodable += 1
+            return
+        service = self._services.lookup(record.cgroup_id)
+        self._sampled[service.name, record.kind] += 1
+        self._pending.append((record, service))
+        if len(self._pending) >= _BATCH:
+            self._flush()
+
+    def _drain(self, ring: libbpf.RingBuffer) -> None:
+        self._offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        ring.consume()
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            batch, self._pending = self._pending, []
+            self._pipeline.submit(batch)
+
+    # -- housekeeping ------------------------------------------------------------------------------
+
+    def _sync_cgroups(self) -> None:
+        """Tells the kernel which cgroups are traced."""
+        wanted = self._services.traced()
+        if self._own_cgroup is not None:
+            wanted[self._own_cgroup] = False
+        table = self._programs.map_fd("tl_cgroups")
+        for cgroup_id, traced in wanted.items():
+            if self._told.get(cgroup_id) != traced:
+                libbpf.update(table, struct.pack("<Q", cgroup_id), struct.pack("B", traced))
+        for cgroup_id in self._told.keys() - wanted.keys():
+            libbpf.delete(table, struct.pack("<Q", cgroup_id))
+        self._told = wanted
+
+    def _sweep_requests(self) -> None:
+        """Forgets requests whose end nobody saw: the map must not fill up with them."""
+        table = self._programs.map_fd("tl_requests")
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        for key in list(libbpf.keys(table, 8)):
+            value = libbpf.lookup(table, key, abi.REQUEST.size)
+            if value is None:
+                continue
+            if now - abi.REQUEST.unpack(value)[0] > REQUEST_AGE_SECONDS * 1e9:
+                libbpf.delete(table, key)
+                libbpf.delete(self._programs.map_fd("tl_tracestates"), key)
+
+    def _counters(self) -> dict[str, int]:
+        table = self._programs.map_fd("tl_counters")
+        size = 8 * libbpf.possible_cpus()
+        totals = {}
+        for index, name in enumerate(events.COUNTERS):
+            values = libbpf.lookup(table, struct.pack("<I", index), size) or b""
+            totals[name] = sum(value for (value,) in struct.iter_unpack("<Q", values))
+        totals["undecodable"] = self._undecodable
+        totals["unresolved_cgroup"] = self._services.unresolved
+        return totals
+
+    def _durations(self) -> list[events.DurationRow]:
+        table = self._programs.map_fd("tl_durations")
+        size = abi.DURATION.size * libbpf.possible_cpus()
+        rows = []
+        for key in libbpf.keys(table, abi.DURATION_KEY.size):
+            values = libbpf.lookup(table, key, size)
+            if values is not None:
+                rows.append(events.decode_duration(key, values))
+        return rows
+
+    def _snapshot(self) -> tuple[list[events.DurationRow], dict[str, int]]:
+        return self._durations(), self._counters()
+
+    def _send_metrics(self, *, from_cache: bool = False) -> None:
+        # imported here: the OpenTelemetry SDK is not needed before the first request propagates
+        from throughline import metrics
+
+        rows, counters = self._last if from_cache else self._snapshot()
+        now = time.time_ns()
+        parts = metrics.duration_metrics(
+            rows, lookup=self._services.lookup, start_unix_ns=self._start_unix_ns, now_unix_ns=now
+        )
+        own = agent_service(
+            host=self._host, resource_attributes=self._config.resource_attributes
+        )
+        parts.append(
+            metrics.counter_metrics(
+                {"throughline.events": counters},
+                agent=own,
+                start_unix_ns=self._start_unix_ns,
+                now_unix_ns=now,
+            )
+        )
+        self._pipeline.submit_metrics(metrics.metrics_data(parts))
+
+    def _write_status(self) -> None:
+        rows, counters = self._last = self._snapshot()
+        missing = self._programs.missing()
+        wanted_off = [n for n, g in self._groups.items() if g.wanted and g.state != "on"]
+        services: dict[str, Any] = {}
+        for row in rows:
+            service = self._services.lookup(row.cgroup_id)
+            entry = services.setdefault(service.name, {"unit": service.unit})
+            kind = entry.setdefault(row.kind, {"requests": 0, "errors": 0, "sampled": 0})
+            kind["requests"] += row.count
+            bad = row.status >= (500 if row.kind == "server" else 400) or row.status == 0
+            kind["errors"] += row.count if bad else 0
+            kind["sampled"] = self._sampled[service.name, row.kind]
+        self._status.write(
+            {
+                "version": __version__,
+                "pid": os.getpid(),
+                "started_unix": self._started,
+                "updated_unix": time.time(),
+                "healthy": not missing and not wanted_off,
+                "missing": missing,
+                "fionread_broken": self._programs.fionread_broken,
+                "groups": {name: asdict(group) for name, group in self._groups.items()},
+                "attached": {"programs": [a.as_json() for a in self._programs.attached]},
+                "counters": counters,
+                "services": services,
+                "export": self._pipeline.status().as_json(),
+            }
+        )
+
+
+def notify(message: str) -> None:
+    """sd_notify(3): tells systemd, when it listens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    if message == "RELOADING=1":
+        usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        message = f"{message}\nMONOTONIC_USEC={usec}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+        connection.sendto(message.encode(), address)

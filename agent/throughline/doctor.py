@@ -1,0 +1,202 @@
+"""What works on this host, and why not: each feature group is tried, not derived from a version.
+
+When an agent runs, its own account is used for the groups that it has attached, since loading them
+a second time proves less than the programs that serve now.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from throughline import __version__, status
+from throughline.config import Config
+from throughline.kernel import abi, facts
+from throughline.kernel.programs import Programs, Settings, objects_directory
+
+NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
+_LATER = ("packets", "tls", "go", "go_write")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The state of one feature group. `reason` and `fix` are "" when it is on."""
+
+    state: str  # "on" | "off"
+    wanted: bool
+    reason: str
+    fix: str
+
+
+def report(config: Config) -> dict[str, Any]:
+    """The shape that `doctor --json` prints; see docs/troubleshooting.md."""
+    found = facts.gather()
+    bpffs = facts.is_bpffs(config.agent.bpffs)
+    running = status.read(config.agent.status_path)
+    if running is not None:
+        groups = dict(running["groups"])
+    else:
+        groups = {name: asdict(group) for name, group in _try(config, found).items()}
+    return {
+        "version": __version__,
+        "host": {
+            "kernel": found.kernel,
+            "arch": found.arch,
+            "lockdown": found.lockdown,
+            "securityfs": found.securityfs,
+            "btf": found.btf,
+            "cgroup2": str(found.cgroup2) if found.cgroup2 else None,
+            "cgroup_layout": found.cgroup_layout,
+            "bpffs": str(bpffs.point) if bpffs else None,
+            "python": platform.python_version(),
+            "capabilities": list(found.capabilities),
+        },
+        "agent": {"running": running is not None, "pid": running["pid"] if running else None},
+        "groups": groups,
+        "mode": mode(groups),
+        "notes": _notes(running),
+    }
+
+
+def mode(groups: dict[str, Any]) -> str:
+    """The strongest mode that the groups give: write, network, observe or none."""
+    on = {name for name, group in groups.items() if group["state"] == "on"}
+    if "go_write" in on:
+        return "write"
+    if {"observe", "headers"} <= on:
+        return "network"
+    return "observe" if "observe" in on else "none"
+
+
+def prerequisites(config: Config, found: facts.Facts) -> Group | None:
+    """What keeps every group from working, found before anything is loaded."""
+    if found.cgroup2 is None:
+        return Group(
+            "off",
+            True,
+            "cgroup2 is not mounted (no cgroup2 line in /proc/self/mountinfo)",
+            "mount -t cgroup2 none /sys/fs/cgroup/unified, or run the role `mounts`",
+        )
+    if not found.btf:
+        return Group(
+            "off",
+            True,
+            "/sys/kernel/btf/vmlinux is missing: the kernel has no type information (CO-RE)",
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+        )
+    if not any(objects_directory().glob("*.bpf.o")):
+        return Group(
+            "off", True, f"no BPF objects in {objects_directory()}", "install the release again"
+        )
+    return None
+
+
+def explain(error: OSError, found: facts.Facts) -> tuple[str, str]:
+    """Reason and fix for a refusal of the kernel."""
+    lacking = [name for name in NETWORK_CAPABILITIES if name not in found.capabilities]
+    if error.errno in (errno.EPERM, errno.EACCES) and lacking:
+        return (
+            f"{error.strerror}; missing {', '.join(lacking)}",
+            "run the role `capabilities` (AmbientCapabilities of the unit), or be root",
+        )
+    if error.errno == errno.ENOSPC:
+        return f"{error.strerror}; no space for pins or maps", "raise MemoryMax or free the bpffs"
+    if error.errno == errno.EROFS:
+        return f"{error.strerror}; the bpffs is read-only", "mount it read-write"
+    if error.errno == errno.ENOMEM:
+        return f"{error.strerror}", "raise MemoryMax (and LimitMEMLOCK before kernel 5.11)"
+    return str(error.strerror), "report it with the output of `throughline doctor --json`"
+
+
+def _try(config: Config, found: facts.Facts) -> dict[str, Group]:
+    """Loads and attaches each group to a cgroup of nobody, and takes it away again."""
+    wanted = {"observe": True, "headers": config.propagate_headers}
+    groups = {name: Group("off", False, "not part of this release", "") for name in _LATER}
+    blocked = prerequisites(config, found)
+    if blocked is not None:
+        return {
+            name: Group("off", want, blocked.reason, blocked.fix) for name, want in wanted.items()
+        } | groups
+    assert found.cgroup2 is not None
+    where = config.agent.bpffs
+    if facts.is_bpffs(where) is None or not os.access(where, os.W_OK):
+        reason = f"{where} is not a bpffs that this user may write"
+        fix = "run the role `mounts`, or: mount -t bpf throughline " + str(where)
+        return {name: Group("off", want, reason, fix) for name, want in wanted.items()} | groups
+    trial = Path(tempfile.mkdtemp(prefix="doctor", dir=where))
+    settings = Settings(abi.Sampler.ALWAYS_OFF, 0.0, False, False)
+    try:
+        with Programs(bpffs=trial, cgroup2=found.cgroup2, roots=(), settings=settings) as programs:
+            steps: dict[str, Callable[[], None]] = {
+                "observe": programs.attach_observe,
+                "headers": programs.attach_headers,
+            }
+            tried: dict[str, Group] = {}
+            for name, attach in steps.items():
+                if any(group.state == "off" for group in tried.values()):
+                    tried[name] = Group("off", wanted[name], "observe is off", "see observe")
+                    continue
+                try:
+                    attach()
+                except OSError as error:
+                    tried[name] = Group("off", wanted[name], *explain(error, found))
+                else:
+                    tried[name] = Group("on", wanted[name], "", "")
+            programs.detach()
+    finally:
+        trial.rmdir()
+    if not config.propagate_headers:
+        tried["headers"] = Group("off", False, "propagation.headers is off", "")
+    return tried | groups
+
+
+def _notes(running: dict[str, Any] | None) -> list[str]:
+    """What an operator should know although it works."""
+    notes = [
+        "The tracepoint sys_enter tells the end of an event loop's tick; while it is attached "
+        "every system call of the host costs a few dozen nanoseconds more.",
+    ]
+    if running is not None and running.get("fionread_broken"):
+        notes.append(
+            "FIONREAD of sockets in a sockhash says 0 on this kernel: the verdict program is "
+            "attached, which corrects it (docs/decisions/0002-fionread.md)."
+        )
+    return notes
+
+
+def format_text(found: dict[str, Any]) -> str:
+    """The report for people."""
+    host = found["host"]
+    lockdown = host["lockdown"]
+    if lockdown == "absent":
+        lockdown = (
+            "none (the kernel has no lockdown)"
+            if host["securityfs"]
+            else "unknown: securityfs is not mounted, so none is assumed"
+        )
+    lines = [
+        f"throughline {found['version']} on kernel {host['kernel']} ({host['arch']})",
+        f"  lockdown      {lockdown}",
+        f"  BTF           {'yes' if host['btf'] else 'no'}",
+        f"  cgroups       {host['cgroup_layout']}, cgroup2 at {host['cgroup2'] or '-'}",
+        f"  bpffs         {host['bpffs'] or 'not mounted'}",
+        f"  Python        {host['python']}",
+        f"  capabilities  {' '.join(host['capabilities']) or 'none'}",
+        f"  agent         {'running, pid ' + str(found['agent']['pid']) if found['agent']['running'] else 'not running'}",  # noqa: E501
+        "",
+        f"{'Group':<10} {'State':<6} Reason",
+    ]
+    for name, group in found["groups"].items():
+        reason = group["reason"] or "works"
+        lines.append(f"{name:<10} {group['state']:<6} {reason}")
+        if group["fix"] and group["wanted"]:
+            lines.append(f"{'':<10} {'':<6} fix: {group['fix']}")
+    lines += ["", f"mode: {found['mode']}"]
+    lines += [f"note: {note}" for note in found["notes"]]
+    return "\n".join(lines)

@@ -1,0 +1,191 @@
+"""Generated from bpf/abi.h by generate_abi.py (`make bpf`): do not edit."""
+
+from enum import IntEnum
+from struct import Struct
+from typing import NamedTuple
+
+
+class Abi(IntEnum):
+    ABI_VERSION = 1
+    METHOD_MAX = 16
+    TARGET_MAX = 256
+    HOST_MAX = 128
+    TRACESTATE_MAX = 512
+    BUCKETS = 15
+    TRACEPARENT_BYTES = 70
+
+
+class Kind(IntEnum):
+    KIND_SERVER = 1
+    KIND_CLIENT = 2
+
+
+class Evidence(IntEnum):
+    EVIDENCE_NONE = 0
+    EVIDENCE_HEADER = 1
+    EVIDENCE_CONNECT = 2
+    EVIDENCE_RESTORE = 3
+    EVIDENCE_THREAD = 4
+
+
+class End(IntEnum):
+    END_COMPLETE = 0
+    END_CLOSED = 1
+    END_CLOSE_DELIMITED = 2
+
+
+class Method(IntEnum):
+    METHOD_OTHER = 0
+    METHOD_GET = 1
+    METHOD_HEAD = 2
+    METHOD_POST = 3
+    METHOD_PUT = 4
+    METHOD_DELETE = 5
+    METHOD_CONNECT = 6
+    METHOD_OPTIONS = 7
+    METHOD_TRACE = 8
+    METHOD_PATCH = 9
+
+
+class Sampler(IntEnum):
+    SAMPLER_ALWAYS_OFF = 0
+    SAMPLER_ALWAYS_ON = 1
+    SAMPLER_RATIO = 2
+
+
+class Counter(IntEnum):
+    REQUESTS_SERVER = 0
+    REQUESTS_CLIENT = 1
+    SPANS_SENT = 2
+    SPANS_UNSAMPLED = 3
+    SPANS_DROPPED_RING_FULL = 4
+    INJECTED = 5
+    INJECTED_TRACESTATE = 6
+    ADOPTED_HEADER = 7
+    PARENT_CONNECT = 8
+    PARENT_RESTORE = 9
+    PARENT_THREAD = 10
+    ROOT_NO_CONTEXT = 11
+    ROOT_AMBIGUOUS = 12
+    ROOT_GOROUTINE = 13
+    ROOT_VIRTUAL_THREAD = 14
+    ROOT_TOO_OLD = 15
+    ROOT_FANOUT = 16
+    ROOT_PARENT_ENDED = 17
+    RESTARTED_TRACEPARENT = 18
+    DROPPED_TRACESTATE = 19
+    SKIP_PIPELINED = 20
+    SKIP_SPLIT_BLANK = 21
+    SKIP_HEADERS_TOO_LONG = 22
+    SKIP_MALFORMED = 23
+    SKIP_OWN_TRACESTATE = 24
+    SKIP_NO_MEMORY = 25
+    SKIP_NOT_ENROLLED = 26
+    SKIP_NOT_HTTP = 27
+    SKIP_TUNNEL = 28
+    LOST_GAP = 29
+    LOST_BUSY = 30
+    LOST_NOT_HTTP = 31
+    ENROLLED = 32
+    ENROL_BUSY = 33
+    ENROL_FAILED = 34
+    EVICTED = 35
+    EVICT_LATE = 36
+    FULL_REQUESTS = 37
+    FULL_TRACESTATES = 38
+    FULL_DURATIONS = 39
+    FULL_STORAGE = 40
+    FORCED_DROP = 41
+    COUNTERS = 42
+
+
+class Config(NamedTuple):
+    ratio_bound: int
+    sampler: int
+    parent_based: int
+    trace_unlisted: int
+    fionread_broken: int
+    abi_version: int
+
+
+CONFIG = Struct("<QBBBBI")
+
+
+class Span(NamedTuple):
+    start_ns: int
+    end_ns: int
+    cgroup_id: int
+    trace_id: bytes
+    span_id: bytes
+    parent_span_id: bytes
+    local_addr: bytes
+    peer_addr: bytes
+    local_port: int
+    peer_port: int
+    status: int
+    kind: int
+    evidence: int
+    trace_flags: int
+    http_minor: int
+    end: int
+    method_len: int
+    target_len: int
+    host_len: int
+    tracestate_len: int
+    pid: int
+    method: bytes
+    host: bytes
+    target: bytes
+    tracestate: bytes
+
+
+SPAN = Struct("<QQQ16s8s8s16s16sHHHBBBBBBHHH2xI16s128s256s512s")
+
+
+class DurationKey(NamedTuple):
+    cgroup_id: int
+    status: int
+    kind: int
+    method: int
+    http_minor: int
+
+
+DURATION_KEY = Struct("<QHBBB3x")
+
+
+class Duration(NamedTuple):
+    count: int
+    sum_ns: int
+    buckets_0: int
+    buckets_1: int
+    buckets_2: int
+    buckets_3: int
+    buckets_4: int
+    buckets_5: int
+    buckets_6: int
+    buckets_7: int
+    buckets_8: int
+    buckets_9: int
+    buckets_10: int
+    buckets_11: int
+    buckets_12: int
+    buckets_13: int
+    buckets_14: int
+
+
+DURATION = Struct("<QQ15Q")
+
+
+class Request(NamedTuple):
+    start_ns: int
+    trace_id: bytes
+    span_id: bytes
+    parent_span_id: bytes
+    reader: int
+    fanout: int
+    trace_flags: int
+    flags: int
+    tracestate_len: int
+
+
+REQUEST = Struct("<Q16s8s8sIIBBH4x")
