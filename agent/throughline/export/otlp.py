@@ -35,6 +35,7 @@ from throughline.export.outcome import ACCEPTED, Outcome, Verdict
 _REFUSED_STATUS = frozenset((400, 415, 422))
 _TOO_LARGE_STATUS = 413
 _REFUSED_CODES = frozenset(("INVALID_ARGUMENT",))
+_GRPC_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
 _NOT_ENCODED = Outcome(Verdict.REFUSED, "the batch could not be encoded")
 
 
@@ -54,7 +55,11 @@ def span_sender(target: OtlpTarget) -> Sender:
         exchange.begin()
         return exchange.outcome(ok=exporter.export(spans) is SpanExportResult.SUCCESS)
 
-    return Sender(send, exporter.shutdown)
+    def close() -> None:
+        exporter.shutdown()
+        exchange.close()
+
+    return Sender(send, close)
 
 
 def metric_sender(target: OtlpTarget) -> Sender:
@@ -65,7 +70,11 @@ def metric_sender(target: OtlpTarget) -> Sender:
         exchange.begin()
         return exchange.outcome(ok=exporter.export(data) is MetricExportResult.SUCCESS)
 
-    return Sender(send, exporter.shutdown)
+    def close() -> None:
+        exporter.shutdown()
+        exchange.close()
+
+    return Sender(send, close)
 
 
 class _Exchange(Protocol):
@@ -74,6 +83,8 @@ class _Exchange(Protocol):
     def begin(self) -> None: ...
 
     def outcome(self, *, ok: bool) -> Outcome: ...
+
+    def close(self) -> None: ...
 
 
 class _EndOfAttempt(Exception):  # noqa: N818
@@ -189,16 +200,16 @@ def _http_metrics(target: OtlpTarget) -> tuple[Any, _Exchange]:
 
 
 class _GrpcLog(logging.Handler):
-    """Reads the gRPC status code out of the log record which the exporter makes when it fails.
-
-    The exporter drops repeated records, so the last code stays valid until another one comes.
-    """
+    """Reads the gRPC status code out of the log record which the exporter makes when it fails."""
 
     def __init__(self, status_code: type) -> None:
         super().__init__(logging.WARNING)
         self._status_code = status_code
-        self._code = "UNKNOWN"
-        self._detail = ""
+        self._logger = logging.getLogger(_GRPC_LOGGER)
+        for duplicates in tuple(self._logger.filters):  # takes two codes for one
+            self._logger.removeFilter(duplicates)
+        self._logger.addHandler(self)
+        self.begin()
 
     def emit(self, record: logging.LogRecord) -> None:
         arguments = record.args if isinstance(record.args, tuple) else ()
@@ -208,7 +219,12 @@ class _GrpcLog(logging.Handler):
                 self._detail = str(following)
 
     def begin(self) -> None:
-        pass
+        self._code = "UNKNOWN"
+        self._detail = ""
+
+    def close(self) -> None:
+        self._logger.removeHandler(self)
+        super().close()
 
     def outcome(self, *, ok: bool) -> Outcome:
         if ok:
@@ -235,7 +251,6 @@ def _grpc_arguments(target: OtlpTarget) -> tuple[dict[str, Any], _GrpcLog]:
         )
     _silence()
     log = _GrpcLog(grpc.StatusCode)
-    logging.getLogger("opentelemetry.exporter.otlp.proto.grpc").addHandler(log)
     arguments = {
         "endpoint": target.endpoint,
         "insecure": target.insecure,

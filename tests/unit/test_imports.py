@@ -1,0 +1,85 @@
+"""Imports run one way: kernel → events → services → spans → export; only agent.py knows all."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import throughline
+
+PACKAGE = Path(throughline.__file__).parent
+
+# A module imports only from stages before its own, or from its own.
+STAGES = (
+    {"throughline", "settings", "configfile", "config", "host"},
+    {"kernel"},
+    {"events"},
+    {"services"},
+    {"spans", "metrics"},
+    {"export"},
+    {"status", "doctor"},
+    {"agent"},
+    {"cli", "__main__"},
+)
+# Each foreign library behind one place. OpenTelemetry's data types stand where they are built.
+FOREIGN = {
+    "ctypes": ("kernel/",),
+    "pyroute2": ("kernel/",),
+    "yaml": ("configfile.py",),
+    "requests": ("export/otlp.py",),
+    "grpc": ("export/otlp.py",),
+    "opentelemetry": ("export/", "spans.py", "metrics.py"),
+    "opentelemetry.exporter": ("export/otlp.py",),
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def part(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "throughline" if first == "__init__" else first
+
+
+def stage(name: str) -> int:
+    found = [number for number, names in enumerate(STAGES) if name in names]
+    assert found, f"{name} has no stage: add it to STAGES"
+    return found[0]
+
+
+def test_imports_run_one_way() -> None:
+    known = {part(path) for path in modules()}
+    for path in modules():
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] == "throughline" and len(parts) > 1 and parts[1] in known:
+                assert stage(parts[1]) <= stage(part(path)), f"{path.name} imports {name}"
+
+
+def test_each_foreign_library_stays_behind_one_place() -> None:
+    for path in modules():
+        place = path.relative_to(PACKAGE).as_posix()
+        for name in imported(path):
+            for library, places in FOREIGN.items():
+                if name == library or name.startswith(f"{library}."):
+                    assert place.startswith(places), f"{place} imports {name}"
+
+
+def test_modules_stay_small() -> None:
+    """About 350 lines is the rule; a fifth above it is the end."""
+    for path in modules():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= 420 or "generated" in path.read_text()[:400], f"{path}: {lines} lines"
