@@ -6,37 +6,36 @@ Exit code 0 only if all is right; the hosts are gone afterwards in any case.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
-from tests.fleet import joined, network, tree, waterfall
+from tests.fleet import joined, network, playbook, shop, tree, waterfall
 from tests.fleet.hosts import Fleet, fleet
 from tests.fleet.joined import Request
+from tests.fleet.playbook import REPOSITORY, PlaybookError
 from tests.fleet.receiver import Receiver
+from tests.fleet.shop import RequestError
 from tests.fleet.spans import Span, by_trace
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "build" / "demo" / "trace.html"
-HERE = Path(__file__).parent
 RECEIVER_PORT = 4318
-REQUESTS = 23
 SPAN_SECONDS = 20.0
 SHOWN_PROBLEMS = 30
-TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-TRACESTATE = "demo=1"
 BEGIN = time.monotonic()
 
 
 class DemoError(Exception):
     """The demo cannot go on; the message says what is missing."""
+
+
+FAILURES = (
+    *(DemoError, PlaybookError, RequestError),
+    *(OSError, RuntimeError, ValueError, subprocess.SubprocessError),
+)
 
 
 def say(line: str) -> None:
@@ -62,63 +61,6 @@ def bundle() -> Path:
     if not found:
         raise DemoError("there is no agent bundle in dist/: run make bundle")
     return found[-1]
-
-
-def playbook(running: Fleet, file: Path, **variables: object) -> None:
-    """Runs ansible-playbook against the fleet. Raises DemoError when it fails."""
-    program = shutil.which("ansible-playbook", path=str(Path(sys.executable).parent))
-    program = program or shutil.which("ansible-playbook")
-    if program is None:
-        raise DemoError("ansible-playbook is not installed: run make setup")
-    if not file.exists():
-        raise DemoError(f"{file} does not exist")
-    answer = subprocess.run(
-        [program, "-i", running.inventory, file, "-e", json.dumps(variables)],
-        cwd=REPOSITORY,
-        stdin=subprocess.DEVNULL,
-    )
-    if answer.returncode:
-        raise DemoError(f"{file.name} failed with exit code {answer.returncode}")
-
-
-def curl(running: Fleet, carts: Sequence[str], *options: str) -> list[dict[str, Any]]:
-    """Sends one request for each cart from the fleet's bridge and returns the answers' JSON.
-
-    Raises DemoError when a request fails.
-    """
-    url = f"http://{running.hosts[0].address}/cart/{{{','.join(carts)}}}"
-    with tempfile.TemporaryDirectory() as directory:
-        answer = subprocess.run(
-            [
-                *(*running.inside, "curl", "-sS", "--fail", "--max-time", "10", *options),
-                *("--output", f"{directory}/#1", url),
-            ],
-            capture_output=True,
-            text=True,
-        )
-        if answer.returncode:
-            raise DemoError(f"curl: {answer.stderr.strip() or f'exit code {answer.returncode}'}")
-        return [json.loads((Path(directory) / cart).read_text()) for cart in carts]
-
-
-def send(running: Fleet) -> list[Request]:
-    """Sends the demo's requests: on one connection, all at once, and one with its own context."""
-    half = REQUESTS // 2
-    plain = [f"{number:03d}" for number in range(1, 2 * half + 1)]
-    traced = f"{2 * half + 1:03d}"
-    answers = curl(running, plain[:half])
-    answers += curl(running, plain[half:], "--parallel", "--parallel-immediate")
-    own = ("-H", f"traceparent: {TRACEPARENT}", "-H", f"tracestate: {TRACESTATE}")
-    answers += curl(running, [traced], *own)
-    return [
-        Request(
-            cart=order["cart"],
-            traceparent=TRACEPARENT if order["cart"] == traced else "",
-            tracestate=TRACESTATE if order["cart"] == traced else "",
-            received=order["stock"]["prices"]["received"],
-        )
-        for order in answers
-    ]
 
 
 def counters(running: Fleet) -> Iterator[str]:
@@ -162,13 +104,13 @@ def demo(name: str) -> bool:
         receiver = stack.enter_context(Receiver(network.listen(name, port=RECEIVER_PORT)))
         say(f"OTLP receiver listens on {receiver.endpoint}")
         with step("nginx, Python, Node.js and Ruby services are installed (unmodified)"):
-            playbook(running, HERE / "services.yml")
+            playbook.run(running, playbook.SERVICES)
         with step("ansible-playbook playbooks/site.yml rolls throughline out"):
             otlp = {"endpoint": receiver.endpoint, "protocol": "http/protobuf"}
             config = {"export": {"otlp": otlp}}
-            playbook(running, REPOSITORY / "playbooks" / "site.yml", throughline_config=config)
-        with step(f"{REQUESTS} requests are answered"):
-            requests = send(running)
+            playbook.run(running, playbook.SITE, throughline_config=config)
+        with step(f"{shop.REQUESTS} requests are answered"):
+            requests = shop.send(running)
         with step("Spans arrive"):
             receiver.wait(lambda spans: joined.complete(requests, spans), seconds=SPAN_SECONDS)
         return judge(running, requests, receiver.spans)
@@ -183,7 +125,7 @@ def main() -> int:
     except KeyboardInterrupt:
         say("interrupted; the hosts are gone")
         return 130
-    except (DemoError, OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+    except FAILURES as error:
         say(f"demo failed: {error}")
         return 1
 

@@ -1,0 +1,45 @@
+"""Runs the real ansible-playbook against a fleet."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.fleet.hosts import Fleet
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SERVICES = Path(__file__).with_name("services.yml")
+SITE = REPOSITORY / "playbooks" / "site.yml"
+UNINSTALL = REPOSITORY / "playbooks" / "uninstall.yml"
+
+
+class PlaybookError(Exception):
+    """A playbook failed or could not be run; the message says which and why."""
+
+
+def run(fleet: Fleet, file: Path, *options: str, quiet: bool = False, **variables: object) -> str:
+    """Runs a playbook on all hosts of a fleet; `variables` are extra variables.
+
+    Its output goes to the terminal, or with `quiet` is returned. Raises PlaybookError.
+    """
+    beside = str(Path(sys.executable).parent)
+    program = shutil.which("ansible-playbook", path=beside) or shutil.which("ansible-playbook")
+    if program is None:
+        raise PlaybookError("ansible-playbook is not installed: run make setup")
+    if not file.exists():
+        raise PlaybookError(f"{file} does not exist")
+    answer = subprocess.run(
+        [program, "-i", fleet.inventory, file, "-e", json.dumps(variables), *options],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if quiet else None,
+        stderr=subprocess.STDOUT if quiet else None,
+        text=True,
+    )
+    if answer.returncode:
+        end = "\n".join((answer.stdout or "").splitlines()[-40:])
+        raise PlaybookError(f"{file.name} failed with exit code {answer.returncode}\n{end}".strip())
+    return answer.stdout or ""
