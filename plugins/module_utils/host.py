@@ -10,7 +10,6 @@ import ctypes
 import errno
 import gzip
 import os
-import platform
 import re
 import shutil
 from pathlib import Path
@@ -142,6 +141,15 @@ def find_python(run):
     return None, found
 
 
+def glibc_version():
+    """glibc's version, or None for another C library."""
+    try:
+        text = os.confstr("CS_GNU_LIBC_VERSION")
+    except (ValueError, OSError):
+        return None
+    return text.split()[-1] if text else None
+
+
 def systemd_version(root, run):
     """systemd's major version where it is PID 1, else None."""
     if not (Path(root) / "run/systemd/system").is_dir():
@@ -170,7 +178,7 @@ def describe_host(root, run):
         "python": python,
         "pythons": pythons,
         "systemd": systemd_version(root, run),
-        "glibc": platform.libc_ver()[1] or None,
+        "glibc": glibc_version(),
         "capabilities": read_bounding_capabilities(root),
     }
 

@@ -75,7 +75,10 @@ def unpack(bundle, run, *, sha256, base):
     """
     found = file_sha256(bundle)
     if found != sha256:
-        raise ValueError(f"found SHA-256 {found}, required {sha256}: the copy is damaged")
+        raise ValueError(
+            f"found SHA-256 {found}, required {sha256}."
+            " Remedy: run again; the copy is damaged or the bundle was built anew meanwhile"
+        )
     releases = Path(base) / "releases"
     releases.mkdir(mode=0o755, parents=True, exist_ok=True)
     work = releases / f".{sha256}.{os.getpid()}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 from .host import OLDEST_PYTHON, version_tuple
 
 OLDEST_KERNEL = (5, 10)
+OLDEST_GLIBC = (2, 33)  # what the bundle's compiled parts need
 OLDEST_SYSTEMD = 247  # the first that knows CAP_BPF and CAP_PERFMON by name on every build
 ARCHITECTURES = ("x86_64",)
 MODES = ("none", "observe", "network", "write")
@@ -30,7 +31,7 @@ def common_obstacles(host):
         obstacles.append(
             (
                 f"systemd is {host['systemd']}, but {OLDEST_SYSTEMD} or newer is required",
-                "upgrade the distribution (Debian 11, Ubuntu 22.04, RHEL 9 or later have it)",
+                "upgrade the distribution (Debian 12, Ubuntu 22.04, RHEL 9 or later have it)",
             )
         )
     if host["arch"] not in ARCHITECTURES:
@@ -39,6 +40,14 @@ def common_obstacles(host):
                 f"architecture is {host['arch']}, but this release has"
                 f" bundles for {', '.join(ARCHITECTURES)} only",
                 "leave the host out of the inventory group",
+            )
+        )
+    if version_tuple(host["glibc"]) < OLDEST_GLIBC:
+        obstacles.append(
+            (
+                f"glibc is {host['glibc'] or 'missing'}, but {dotted(OLDEST_GLIBC)}"
+                " or newer is required",
+                "upgrade the distribution (Debian 12, Ubuntu 22.04, RHEL 9 or later have it)",
             )
         )
     if host["python"] is None:

@@ -1,0 +1,339 @@
+"""The collection's modules: verdicts from recorded trees, releases on a real disk, reports."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "ansible_collections.throughline.fleet.plugins"
+UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n"
+HYBRID = (
+    "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n"
+    "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+    "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+)
+LEGACY = HYBRID.replace("cgroup2 cgroup2 rw", "cgroup cgroup rw,name=systemd")
+SECURITYFS = "50 20 0:7 / /sys/kernel/security rw - securityfs securityfs rw\n"
+ALL_CAPABILITIES = "000001ffffffffff"
+Run = Callable[[list[str]], tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def collection_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / ".ansible/collections"))
+    for name in [name for name in sys.modules if name.startswith("ansible_collections")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def plugin(name: str) -> Any:
+    return importlib.import_module(f"{NAMESPACE}.{name}")
+
+
+def answer(*, python: str = "3.11.2", systemd: str = "252") -> Run:
+    """What a host's programs print."""
+
+    def run(command: list[str]) -> tuple[int, str, str]:
+        if command[0] == "systemctl":
+            return 0, f"systemd {systemd} ({systemd}.30-1~deb12u2)\n", ""
+        return 0, f"Python {python}\n", ""
+
+    return run
+
+
+def run_program(command: list[str]) -> tuple[int, str, str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def verdict(
+    tree: Path,
+    *,
+    kernel: str = "6.1.0-31-amd64",
+    mounts: str = UNIFIED + SECURITYFS,
+    lockdown: str | None = "none [integrity] confidentiality",
+    btf: bool = True,
+    booted: bool = True,
+    capabilities: str = ALL_CAPABILITIES,
+    options: str | None = None,
+    run: Run | None = None,
+) -> dict[str, Any]:
+    """The verdict on a recorded tree, which by default is a Debian 12 host with Secure Boot."""
+    files = {
+        "proc/sys/kernel/osrelease": kernel + "\n",
+        "proc/self/mountinfo": mounts,
+        "proc/1/status": f"Name:\tsystemd\nCapBnd:\t{capabilities}\n",
+    }
+    if lockdown is not None:
+        files["sys/kernel/security/lockdown"] = lockdown + "\n"
+    if btf:
+        files["sys/kernel/btf/vmlinux"] = "BTF"
+    if booted:
+        files["run/systemd/system/.keep"] = ""
+    if options is not None:
+        files[f"boot/config-{kernel}"] = options
+    for name, content in files.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    host_module, judging = plugin("module_utils.host"), plugin("module_utils.verdict")
+    host = host_module.describe_host(str(tree), run or answer())
+    kernel_options = host_module.read_kernel_options(str(tree), host["kernel"])
+    groups = judging.judge(host, kernel_options, wanted=["observe", "headers"])
+    return {"host": host, "groups": groups, "mode": judging.mode_of(groups)}
+
+
+def test_a_current_host_can_run_the_network_groups(tmp_path: Path) -> None:
+    found = verdict(tmp_path)
+    assert found["mode"] == "network"
+    assert found["host"]["lockdown"] == "integrity"
+    assert found["host"]["cgroup_layout"] == "unified"
+    assert found["groups"]["observe"] == {
+        "state": "on", "wanted": True, "possible": True, "reason": "", "fix": ""
+    }  # fmt: skip
+    assert found["groups"]["go_write"]["reason"] == "not part of this release"
+    assert found["groups"]["go_write"]["possible"] is False
+    assert "bpf_probe_write_user" in found["groups"]["go_write"]["possible_reason"]
+
+
+def test_without_lockdown_the_host_could_write_into_programs(tmp_path: Path) -> None:
+    assert verdict(tmp_path, lockdown="[none] integrity confidentiality")["mode"] == "write"
+
+
+def test_an_unmounted_securityfs_is_said(tmp_path: Path) -> None:
+    found = verdict(tmp_path, lockdown=None, mounts=UNIFIED)
+    assert found["host"]["lockdown"] == "absent"
+    assert found["host"]["securityfs"] is False
+    assert "securityfs is not mounted" in found["groups"]["go_write"]["possible_reason"]
+
+
+@pytest.mark.parametrize(
+    ("mounts", "layout", "cgroup2", "mode"),
+    [
+        (UNIFIED, "unified", "/sys/fs/cgroup", "network"),
+        (HYBRID, "hybrid", "/sys/fs/cgroup/unified", "network"),
+        (LEGACY, "legacy", None, "none"),
+        ("", "none", None, "none"),
+    ],
+)
+def test_cgroup_layouts(
+    tmp_path: Path, mounts: str, layout: str, cgroup2: str | None, mode: str
+) -> None:
+    found = verdict(tmp_path, mounts=mounts)
+    assert (found["host"]["cgroup_layout"], found["host"]["cgroup2"]) == (layout, cgroup2)
+    assert found["mode"] == mode
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kernel": "5.4.0-216-generic"}, "kernel is 5.4.0-216-generic, but 5.10 or newer"),
+        ({"btf": False}, "/sys/kernel/btf/vmlinux is missing"),
+        ({"booted": False}, "systemd is not PID 1"),
+        ({"capabilities": "00000000a80425fb"}, "cannot hand out CAP_BPF, CAP_PERFMON"),
+        ({"run": answer(python="3.9.2")}, "no Python 3.10 or newer is on PATH (found: 3.9.2)"),
+        ({"run": answer(systemd="239")}, "systemd is 239, but 247 or newer"),
+        (
+            {"options": "CONFIG_BPF_SYSCALL=y\n# CONFIG_CGROUP_BPF is not set\n"},
+            "CONFIG_CGROUP_BPF",
+        ),
+    ],
+)
+def test_an_obstacle_has_a_reason_and_a_remedy(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    found = verdict(tmp_path, **change)
+    assert found["mode"] == "none"
+    assert reason in found["groups"]["observe"]["reason"]
+    assert found["groups"]["observe"]["fix"]
+    message = plugin("module_utils.verdict").shortfall(found, "network")
+    assert message.startswith("Found mode 'none', required mode 'network'.")
+    assert reason in message
+    assert "Remedy: " in message
+    assert plugin("module_utils.verdict").shortfall(found, "none") is None
+
+
+def test_without_sockmaps_a_host_can_only_observe(tmp_path: Path) -> None:
+    found = verdict(tmp_path, options="CONFIG_BPF_SYSCALL=y\nCONFIG_CGROUP_BPF=y\n")
+    assert found["mode"] == "observe"
+    message = plugin("module_utils.verdict").shortfall(found, "network")
+    assert "headers is off: the kernel is built without CONFIG_BPF_STREAM_PARSER" in message
+    assert "observe is off" not in message
+
+
+def test_mount_points_are_unescaped(tmp_path: Path) -> None:
+    path = tmp_path / "proc/self/mountinfo"
+    path.parent.mkdir(parents=True)
+    path.write_text("1 2 0:3 / /mnt/a\\040b rw - bpf bpf rw\n", encoding="utf-8")
+    assert plugin("module_utils.host").read_mounts(str(tmp_path)) == [("/mnt/a b", "bpf")]
+
+
+@pytest.mark.parametrize("path", ["/run/throughline-bpf", "/run/a b/ü", "/run/.x"])
+def test_mount_units_have_the_name_that_systemd_wants(path: str) -> None:
+    if shutil.which("systemd-escape") is None:
+        pytest.skip("systemd-escape is not installed")
+    wanted = run_program(["systemd-escape", "--path", "--suffix=mount", path])[1].strip()
+    assert plugin("modules.throughline_mount").unit_name(path, "bpf") == wanted
+
+
+def bundle(folder: Path, content: str, extra: tarfile.TarInfo | None = None) -> tuple[Path, str]:
+    """A small bundle with the real unpack.py, and its SHA-256."""
+    source = ROOT / "agent/bundle/release"
+    files = {
+        "bin/python": (source / "bin/python").read_bytes(),
+        "unpack.py": (source / "unpack.py").read_bytes(),
+        "lib/python/content.py": content.encode(),
+    }
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    manifest = {"version": "1.0", "python": [3, 10], "files": hashes, "extensions": {}}
+    files["MANIFEST.json"] = json.dumps(manifest).encode()
+    path = folder / f"bundle-{hashlib.sha256(content.encode()).hexdigest()[:8]}.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o755 if name.startswith("bin/") else 0o644
+            archive.addfile(member, io.BytesIO(data))
+        if extra is not None:
+            archive.addfile(extra)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def install(base: Path, path: Path, sha256: str) -> None:
+    plugin("module_utils.release").unpack(path, run_program, sha256=sha256, base=base)
+
+
+def test_a_release_is_unpacked_verified_and_made_ready(tmp_path: Path) -> None:
+    release = plugin("module_utils.release")
+    path, sha256 = bundle(tmp_path, "x = 1\n")
+    base = tmp_path / "opt"
+    install(base, path, sha256)
+    final = base / "releases" / sha256
+    assert [entry.name for entry in final.parent.iterdir()] == [sha256]
+    assert list(final.glob("UNPACKED-*"))
+    assert release.make_ready(final, run_program) == (False, None)
+    (final / "lib/python/content.py").write_text("x = 2\n", encoding="utf-8")
+    changed, problem = release.make_ready(final, run_program)
+    assert not changed
+    assert "lib/python/content.py" in problem
+    install(base, path, sha256)  # over the damaged one
+    assert release.make_ready(final, run_program) == (False, None)
+
+
+def test_a_wrong_hash_leaves_nothing_behind(tmp_path: Path) -> None:
+    path, _sha256 = bundle(tmp_path, "x = 1\n")
+    with pytest.raises(ValueError, match="required 0000"):
+        install(tmp_path / "opt", path, "0" * 64)
+    assert not list((tmp_path / "opt").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "link"),
+    [
+        ("../outside", tarfile.REGTYPE, ""),
+        ("/etc/passwd", tarfile.REGTYPE, ""),
+        ("link", tarfile.SYMTYPE, "../../../etc"),
+        ("device", tarfile.CHRTYPE, ""),
+    ],
+)
+def test_a_hostile_archive_is_refused(tmp_path: Path, name: str, kind: bytes, link: str) -> None:
+    extra = tarfile.TarInfo(name)
+    extra.type, extra.linkname = kind, link
+    path, sha256 = bundle(tmp_path, "x = 1\n", extra)
+    with pytest.raises(ValueError, match=f"{name}: "):
+        install(tmp_path / "opt", path, sha256)
+    assert not list((tmp_path / "opt/releases").iterdir())
+
+
+def test_the_current_and_the_previous_release_stay(tmp_path: Path) -> None:
+    release = plugin("module_utils.release")
+    names = []
+    for number in range(4):
+        path, sha256 = bundle(tmp_path, f"x = {number}\n")
+        install(tmp_path / "opt", path, sha256)
+        assert release.switch(tmp_path / "opt", sha256) is True
+        assert release.switch(tmp_path / "opt", sha256) is False
+        names.append(sha256)
+    assert release.prune(tmp_path / "opt") == sorted(names[:2])
+    assert release.linked_release(tmp_path / "opt", "current") == names[3]
+    assert release.linked_release(tmp_path / "opt", "previous") == names[2]
+    assert (tmp_path / "opt/current/MANIFEST.json").is_file()
+    assert release.prune(tmp_path / "opt") == []
+
+
+def healthy() -> dict[str, Any]:
+    return {
+        "pid": 7,
+        "started_unix": 100.5,
+        "healthy": True,
+        "groups": {"observe": {"state": "on"}, "headers": "on"},
+        "attached": {"programs": [{"name": "tl_sock_ops"}]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, None),
+        ({"healthy": False}, "not healthy"),
+        ({"pid": 8}, "process 8"),
+        ({"started_unix": 99.0}, "has not taken over"),
+        ({"attached": {"programs": []}}, "no program is attached"),
+        ({"groups": {"observe": "on", "headers": {"state": "off"}}}, "group headers is off"),
+    ],
+)
+def test_an_agent_is_healthy_when_it_traces(change: dict[str, Any], problem: str | None) -> None:
+    status = {**healthy(), **change}
+    found = plugin("module_utils.health").ailment(
+        status, groups=["observe", "headers"], pid=7, since=100
+    )
+    assert (found is None) if problem is None else (problem in found)
+
+
+def test_a_failure_comes_with_the_doctors_advice() -> None:
+    doctor = {"groups": {"headers": {"state": "off", "wanted": True, "reason": "A", "fix": "B"}}}
+    text = plugin("module_utils.health").describe_failure("Message.", json.dumps(doctor), "line\n")
+    assert text == "Message.\ndoctor: headers is off: A. Remedy: B.\njournal:\nline"
+
+
+def test_the_report_names_every_host_and_why(tmp_path: Path) -> None:
+    reports = plugin("filter.throughline_report")
+    found = {"source": "preflight", "version": None, **verdict(tmp_path, kernel="5.4.0")}
+    traced = {"source": "doctor", "version": "0.1.0", **verdict(tmp_path)}
+    report = reports.throughline_report(
+        {
+            "old": {"ansible_facts": {"throughline_preflight": found}},
+            "web": {"ansible_facts": {"throughline_preflight": traced}},
+            "away": {"unreachable": True, "msg": "no route"},
+            "broken": {"msg": "no interpreter"},
+        },
+        "now",
+    )
+    assert report["summary"] == {"network": 1, "none": 1, "unknown": 2}
+    lines = reports.throughline_table(report)
+    words = {line.split()[0]: line.split()[1:] for line in lines[2:6]}
+    assert words["old"][:4] == ["none", "-", "off", "off"]
+    assert words["web"] == [
+        "network",
+        "0.1.0",
+        "on",
+        "on",
+        "possible",
+        "possible",
+        "possible",
+        "no",
+    ]
+    assert words["away"][0] == "unreachable"
+    assert words["broken"][0] == "failed"
+    assert "away: unreachable: no route" in lines
+    assert any(line.startswith("old: observe, headers off: kernel is 5.4.0") for line in lines)
