@@ -59,17 +59,17 @@ class Reader:
         self.problems.append(f"{self.path}:{line}: {key}: {found}; expected {expected}")
 
     def read(self, text: str) -> None:
-        loader = yaml.SafeLoader(text)
         try:
-            root = loader.get_single_node()
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f":{mark.line + 1}" if mark is not None else ""
-            what = getattr(error, "problem", None) or str(error)
+            what = getattr(error, "problem", None) or str(error).splitlines()[0]
             self.problems.append(f"{self.path}{where}: not valid YAML: {what}")
             return
-        finally:
-            loader.dispose()
+        except RecursionError:
+            self.problems.append(f"{self.path}: not valid YAML: nested too deeply")
+            return
         if root is not None and not _is_null(root):
             self._section(root, "")
 
@@ -191,6 +191,7 @@ class Reader:
         return found[0]
 
     def read_environment(self, environment: Mapping[str, str]) -> None:
+        wrong: set[str] = set()
         for setting in SETTINGS:
             for variable, kind in setting.variables:
                 text = environment.get(variable, "").strip()
@@ -199,6 +200,9 @@ class Reader:
                 try:
                     value = kind.parse(text)
                 except ValueError as error:
+                    if variable in wrong:  # one variable can be for two settings
+                        break
+                    wrong.add(variable)
                     shown = "its value" if kind is settings.HEADERS else f"found {text!r}"
                     self.problems.append(
                         f"environment variable {variable} ({setting.key}): {shown}; "
