@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from typing import Any
+
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
+
+from tests.unit.records import SHOP, service
+from throughline.events import DurationRow
+from throughline.metrics import BOUNDS, counter_metrics, duration_metrics, metrics_data
+from throughline.services import Service
+
+CART = service("cart")
+OFF = Service("off", "off.service", "system.slice/off.service", False, {"service.name": "off"})
+BY_ID = {1: SHOP, 2: SHOP, 3: CART, 4: OFF}
+
+
+def row(cgroup_id: int, **changes: Any) -> DurationRow:
+    values: dict[str, Any] = {
+        "cgroup_id": cgroup_id,
+        "kind": "server",
+        "method": "GET",
+        "status": 200,
+        "http_version": "1.1",
+        "count": 3,
+        "sum_ns": 30_000_000,
+        "buckets": (0, 2, 1, *[0] * 12),
+    }
+    return DurationRow(**{**values, **changes})
+
+
+def sent(*parts: Any) -> ExportMetricsServiceRequest:
+    data = encode_metrics(metrics_data(parts)).SerializeToString()
+    request: ExportMetricsServiceRequest = ExportMetricsServiceRequest.FromString(data)
+    return request
+
+
+def attributes(point: Any) -> dict[str, str | int]:
+    return {
+        item.key: item.value.int_value
+        if item.value.HasField("int_value")
+        else item.value.string_value
+        for item in point.attributes
+    }
+
+
+def durations(*rows: DurationRow) -> dict[tuple[str, str], Any]:
+    found = duration_metrics(rows, lookup=BY_ID.__getitem__, start_unix_ns=5, now_unix_ns=9)
+    result = {}
+    for part in sent(*found).resource_metrics:
+        name = next(
+            a.value.string_value for a in part.resource.attributes if a.key == "service.name"
+        )
+        for metric in part.scope_metrics[0].metrics:
+            assert metric.unit == "s"
+            assert metric.histogram.aggregation_temporality == AGGREGATION_TEMPORALITY_CUMULATIVE
+            result[name, metric.name] = list(metric.histogram.data_points)
+    return result
+
+
+def test_durations() -> None:
+    assert len(BOUNDS) + 1 == 15
+    (point,) = durations(row(1))["shop", "http.server.request.duration"]
+    assert (point.count, point.sum) == (3, 0.03)
+    assert list(point.bucket_counts) == [0, 2, 1, *[0] * 12]
+    assert tuple(point.explicit_bounds) == BOUNDS
+    assert (point.start_time_unix_nano, point.time_unix_nano) == (5, 9)
+    assert not point.HasField("min"), "totals know no minimum"
+    assert attributes(point) == {
+        "http.request.method": "GET",
+        "http.response.status_code": 200,
+        "network.protocol.version": "1.1",
+        "url.scheme": "http",
+    }
+
+
+def test_rows_of_one_service_are_added_up() -> None:
+    found = durations(row(1), row(2), row(3), row(1, kind="client"), row(4))
+    assert {key: sum(point.count for point in points) for key, points in found.items()} == {
+        ("shop", "http.server.request.duration"): 6,
+        ("cart", "http.server.request.duration"): 3,
+        ("shop", "http.client.request.duration"): 3,
+    }
+    (point,) = found["shop", "http.server.request.duration"]
+    assert list(point.bucket_counts)[:4] == [0, 4, 2, 0]
+    assert point.sum == 0.06
+
+
+def test_errors() -> None:
+    def error(kind: str, status: int) -> str | int | None:
+        ((point,),) = durations(row(1, kind=kind, status=status)).values()
+        return attributes(point).get("error.type")
+
+    assert error("server", 404) is None
+    assert error("client", 404) == "404"
+    assert error("server", 503) == "503"
+    assert error("server", 0) == "connection_closed"
+
+
+def test_counters() -> None:
+    counters = {
+        "throughline.skipped": {"pipelined": 3, "ambiguous": 0},
+        "throughline.spans": {"": 7},
+        "throughline.none": {},
+    }
+    part = counter_metrics(counters, agent=CART, start_unix_ns=5, now_unix_ns=9)
+    metrics = sent(part).resource_metrics[0].scope_metrics[0].metrics
+    found = {
+        (metric.name, str(attributes(point).get("reason", ""))): point.as_int
+        for metric in metrics
+        for point in metric.sum.data_points
+    }
+    assert found == {
+        ("throughline.skipped", "pipelined"): 3,
+        ("throughline.skipped", "ambiguous"): 0,
+        ("throughline.spans", ""): 7,
+    }
+    assert all(metric.sum.is_monotonic for metric in metrics)
+
+
+def test_nothing_is_sent_for_nothing() -> None:
+    part = counter_metrics({}, agent=CART, start_unix_ns=5, now_unix_ns=9)
+    assert not sent(part).resource_metrics

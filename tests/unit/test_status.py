@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from throughline import status
+from throughline.status import StatusWriter
+
+
+def running(**changes: Any) -> dict[str, Any]:
+    now = time.time()
+    values: dict[str, Any] = {
+        "version": "0.1.0",
+        "pid": os.getpid(),
+        "started_unix": now - 3700,
+        "updated_unix": now,
+        "healthy": True,
+        "groups": {"observe": {"state": "on"}, "headers": {"state": "off", "reason": "EBUSY"}},
+        "attached": {
+            "programs": [
+                {"name": "tl_egress", "type": "cgroup_skb", "where": "system.slice", "id": 7}
+            ]
+        },
+        "counters": {"pipelined": 3, "none": 0},
+        "services": {
+            "shop": {
+                "unit": "shop.service",
+                "server": {"requests": 23, "errors": 1, "sampled": 20},
+                "client": {"requests": 5, "errors": 0, "sampled": 5},
+            }
+        },
+        "export": {
+            "exported_spans": 25,
+            "spool_bytes": 0,
+            "dropped": {"refused": 2},
+            "last_error": "",
+        },
+    }
+    return {**values, **changes}
+
+
+def test_written_is_read(tmp_path: Path) -> None:
+    writer = StatusWriter(tmp_path / "status.json")
+    writer.write(running())
+    found = status.read(writer.path)
+    assert found is not None
+    assert found["services"]["shop"]["server"]["requests"] == 23
+    assert writer.path.stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+    writer.remove()
+    writer.remove()
+    assert status.read(writer.path) is None
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    writer = StatusWriter(tmp_path / "status.json")
+    counters = {f"reason {number}": number for number in range(2000)}
+    writer.write(running(counters=counters))
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            writer.write(running(counters=counters))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        assert all(status.read(writer.path) for _ in range(200))
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"pid": "x"}', '{"pid": 1}'])
+def test_what_is_no_status_is_not_running(tmp_path: Path, text: str) -> None:
+    (tmp_path / "status.json").write_text(text)
+    assert status.read(tmp_path / "status.json") is None
+
+
+def test_stale_or_dead_is_not_running(tmp_path: Path) -> None:
+    writer = StatusWriter(tmp_path / "status.json")
+    writer.write(running(updated_unix=time.time() - 6))
+    assert status.read(writer.path) is None
+    child = subprocess.Popen(["true"])
+    child.wait()
+    writer.write(running(pid=child.pid))
+    assert status.read(writer.path) is None
+    writer.write(running(updated_unix=time.time() + 1000, pid=child.pid))
+    assert status.read(writer.path) is None
+
+
+def test_exit_codes() -> None:
+    assert status.exit_code(None) == 3
+    assert status.exit_code(running()) == 0
+    assert status.exit_code(running(healthy=False)) == 1
+
+
+def test_text() -> None:
+    text = status.format_text(running())
+    assert "throughline 0.1.0: healthy, up 1h 1m" in text
+    assert "headers        off (EBUSY)" in text
+    assert "tl_egress  cgroup_skb at system.slice" in text
+    assert "dropped: refused  2" in text
+    assert "pipelined  3" in text
+    lines = [line.split() for line in text.splitlines() if line.startswith("shop")]
+    assert lines == [["shop", "server", "23", "1", "20"], ["shop", "client", "5", "0", "5"]]
+    bare = {"pid": 1, "updated_unix": 1.0, "version": "0.1.0"}
+    assert "No service has been seen yet." in status.format_text(bare)
