@@ -95,9 +95,9 @@ def judge(running: Fleet, requests: list[Request], received: list[Span]) -> bool
     return False
 
 
-def demo(name: str) -> bool:
-    """Runs the whole demo on a fleet called `name`."""
-    say(f"agent bundle: {bundle().relative_to(REPOSITORY)}")
+def demo(name: str, release: Path) -> bool:
+    """Runs the whole demo on a fleet called `name` with the agent bundle `release`."""
+    say(f"agent bundle: {release.name}")
     with ExitStack() as stack:
         with step("Three Debian 12 hosts with systemd boot"):
             running = stack.enter_context(fleet(name, count=3, say=say))
@@ -108,7 +108,9 @@ def demo(name: str) -> bool:
         with step("ansible-playbook playbooks/site.yml rolls throughline out"):
             otlp = {"endpoint": receiver.endpoint, "protocol": "http/protobuf"}
             config = {"export": {"otlp": otlp}}
-            playbook.run(running, playbook.SITE, throughline_config=config)
+            playbook.run(
+                running, playbook.SITE, throughline_bundle=str(release), throughline_config=config
+            )
         with step(f"{shop.REQUESTS} requests are answered"):
             requests = shop.send(running)
         with step("Spans arrive"):
@@ -120,8 +122,11 @@ def main() -> int:
     """0 when every hop is joined, 1 when not, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m tests.fleet.demo", description=__doc__)
     parser.add_argument("--name", default="demo", help="name of the fleet (%(default)s)")
+    parser.add_argument("--bundle", type=Path, help="agent bundle (the newest in dist/)")
+    arguments = parser.parse_args()
     try:
-        return 0 if demo(parser.parse_args().name) else 1
+        release = (arguments.bundle or bundle()).resolve(strict=True)
+        return 0 if demo(arguments.name, release) else 1
     except KeyboardInterrupt:
         say("interrupted; the hosts are gone")
         return 130
