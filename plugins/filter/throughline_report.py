@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
+NOT_IN_THIS_RELEASE = "not part of this release"
 MODES = ("write", "network", "observe", "none", "unknown")
 
 
@@ -16,7 +17,8 @@ def verdict_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     verdict = result.get("ansible_facts", {}).get("throughline_preflight")
     if verdict is None:
         reachable = not result.get("unreachable", False)
-        message = str(result.get("msg", "no answer")).strip()
+        said = str(result.get("module_stderr", "")).strip().splitlines()
+        message = ": ".join([str(result.get("msg", "no answer")).strip(), *said[-1:]])
         return {"name": name, "reachable": reachable, "error": message, "mode": "unknown"}
     groups = {group: cell(verdict, group) for group in GROUPS if group in verdict["groups"]}
     return {
@@ -25,9 +27,11 @@ def verdict_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "error": verdict.get("doctor_error"),
         "source": verdict["source"],
         "version": verdict["version"],
+        "release": verdict.get("agent", {}).get("release"),
         "mode": verdict["mode"],
         "host": verdict["host"],
         "groups": groups,
+        "reasons": reasons(groups),
     }
 
 
@@ -38,13 +42,31 @@ def cell(verdict: Mapping[str, Any], name: str) -> dict[str, Any]:
     switched off. possible: a later release can do it here. no: not even a later release can.
     """
     group = dict(verdict["groups"][name])
-    if group["reason"] == "not part of this release":
+    if group["reason"] == NOT_IN_THIS_RELEASE:
         word = {True: "possible", False: "no"}.get(group.get("possible"), "later")  # type: ignore[arg-type]
     elif group["state"] == "on":
         word = "on" if verdict["source"] == "doctor" else "ready"
     else:
         word = "off"
     return {**group, "word": word, "why": group.get("possible_reason") or group["reason"]}
+
+
+def reasons(groups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Why groups are off and what to do; groups with the same reason share an entry."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for name, group in groups.items():
+        if group["why"] and group["word"] in ("off", "no", "possible"):
+            alike.setdefault((group["word"], group["why"], group["fix"]), []).append(name)
+    return [
+        {"groups": names, "word": word, "why": why, "fix": fix}
+        for (word, why, fix), names in alike.items()
+        if why != NOT_IN_THIS_RELEASE
+    ]
+
+
+def agent_of(host: Mapping[str, Any]) -> str:
+    """The installed agent's version; '?' where it is installed but does not say."""
+    return str(host["version"] or ("?" if host["release"] else "-"))
 
 
 def throughline_report(results: Mapping[str, Mapping[str, Any]], generated: str) -> dict[str, Any]:
@@ -59,18 +81,6 @@ def throughline_report(results: Mapping[str, Mapping[str, Any]], generated: str)
     }
 
 
-def reasons(host: Mapping[str, Any]) -> list[str]:
-    """Why groups are off on a host, and what to do; groups with the same reason share a line."""
-    alike: dict[tuple[str, str, str], list[str]] = {}
-    for name, group in host["groups"].items():
-        if group["word"] in ("off", "no"):
-            alike.setdefault((group["word"], group["why"], group["fix"]), []).append(name)
-    return [
-        f"{host['name']}: {', '.join(names)} {word}: {why}" + (f" -> {fix}" if fix else "")
-        for (word, why, fix), names in alike.items()
-    ]
-
-
 def throughline_table(report: Mapping[str, Any]) -> list[str]:
     """The report as lines for a terminal: the matrix, then each reason with its remedy."""
     rows = [["HOST", "MODE", "AGENT", *report["groups"]]]
@@ -82,10 +92,14 @@ def throughline_table(report: Mapping[str, Any]) -> list[str]:
             notes.append(f"{host['name']}: {state}: {host['error']}")
             continue
         words = [host["groups"][name]["word"] for name in report["groups"]]
-        rows.append([host["name"], host["mode"], host["version"] or "-", *words])
+        rows.append([host["name"], host["mode"], agent_of(host), *words])
         if host["error"]:
             notes.append(f"{host['name']}: doctor gave no answer: {host['error']}")
-        notes += reasons(host)
+        notes += [
+            f"{host['name']}: {', '.join(entry['groups'])} {entry['word']}: {entry['why']}"
+            + (f" -> {entry['fix']}" if entry["fix"] else "")
+            for entry in host["reasons"]
+        ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return [table[0], "-" * len(table[0]), *table[1:], *([""] if notes else []), *notes]

@@ -110,7 +110,8 @@ def ask_doctor(run):
     try:
         return json.loads(out), None
     except ValueError:
-        return None, (err or out).strip()[-500:] or "it printed nothing"
+        said = (err or out).strip().splitlines()
+        return None, said[-1][-300:] if said else "it printed nothing"
 
 
 def merge(verdict, answer):
