@@ -50,8 +50,6 @@ def test_server_span() -> None:
         "server.address": "shop.example",
         "server.port": 8080,
         "client.address": "10.0.0.2",
-        "network.peer.address": "10.0.0.2",
-        "network.peer.port": 40001,
         "network.protocol.version": "1.1",
         "http.response.status_code": 200,
         "throughline.parent.evidence": "header",
@@ -192,7 +190,7 @@ def test_hostile_bytes_become_a_span(hostile: str) -> None:
         found = decoded(kind=kind, target=f"/{hostile}", host=hostile, method=hostile[:16])
         known = attributes(found)
         assert known["http.request.method"] == "_OTHER"
-        assert len(known) >= 9, "no attribute was left out by the encoder"
+        assert len(known) >= 8, "no attribute was left out by the encoder"
         found = decoded(kind=kind, target=hostile, tracestate=hostile)
         assert found.name == "GET"
 
