@@ -1,0 +1,49 @@
+"""A blocking server with a thread per connection, which calls the next one: PORT [NEXT_PORT].
+
+Answers JSON: the request headers it got (name -> list of values), its body's length, and what the
+next service answered. Knows nothing about traces.
+"""
+
+import http.client
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+PORT = int(sys.argv[1])
+NEXT = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers: dict[str, list[str]] = {}
+        for name, value in self.headers.items():
+            headers.setdefault(name.lower(), []).append(value)
+        answer = {"path": self.path, "headers": headers, "length": len(body), "next": None}
+        if NEXT:
+            onward = {"X-Request-Id": self.headers["X-Request-Id"]} if "x-request-id" in headers else {}
+            connection = http.client.HTTPConnection("127.0.0.1", NEXT, timeout=10)
+            connection.request("GET", self.path, headers=onward)
+            answer["next"] = json.loads(connection.getresponse().read())
+            connection.close()
+        text = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_POST = do_PUT = do_DELETE = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 256
+    daemon_threads = True
+
+
+Server(("127.0.0.1", PORT), Handler).serve_forever()

@@ -1,0 +1,66 @@
+"""The main path: requests through unmodified services on this kernel, judged by their own peers."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fleet.spans import Span
+from tests.kernel.traced import Traced, free_port, wait_port
+
+COUNT = 23
+SERVICE = Path(__file__).with_name("services") / "threaded.py"
+
+
+@pytest.fixture
+def traced() -> Iterator[Traced]:
+    with Traced() as found:
+        yield found
+
+
+def test_three_python_services_are_one_trace(traced: Traced) -> None:
+    ports = [free_port() for _ in range(3)]
+    for index, port in enumerate(ports):
+        onward = [str(ports[index + 1])] if index < 2 else []
+        traced.spawn(f"s{index}", [sys.executable, str(SERVICE), str(port), *onward])
+    for port in ports:
+        wait_port(port)
+    for number in range(COUNT):
+        connection = http.client.HTTPConnection("127.0.0.1", ports[0], timeout=10)
+        connection.request("GET", f"/item/{number}")
+        answer = json.loads(connection.getresponse().read())
+        connection.close()
+        assert answer["headers"].get("traceparent") is None, "the test itself is not traced"
+        assert len(answer["next"]["headers"]["traceparent"]) == 1
+    spans = traced.wait_spans(COUNT * 5)
+    assert len(spans) == COUNT * 5
+    by_id = {span.span_id: span for span in spans}
+    traces: dict[str, list[Span]] = {}
+    for span in spans:
+        traces.setdefault(span.trace_id, []).append(span)
+    assert len(traces) == COUNT
+    for mine in traces.values():
+        chain = [span for span in mine if not span.parent_span_id]
+        assert [span.service for span in chain] == ["s0"]
+        while len(chain) < 5:
+            chain += [span for span in mine if span.parent_span_id == chain[-1].span_id]
+        assert [(span.service, span.kind.lower()) for span in chain] == [
+            ("s0", "server"),
+            ("s0", "client"),
+            ("s1", "server"),
+            ("s1", "client"),
+            ("s2", "server"),
+        ]
+        assert len({_target(span) for span in mine}) == 1, "spans of different requests"
+    assert len(by_id) == len(spans)
+
+
+def _target(span: Span) -> str:
+    """The path, which is different for each request of the test."""
+    found = span.attributes.get("url.path") or span.attributes.get("url.full", "")
+    return "/" + str(found).rpartition("/")[2]
