@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -65,7 +66,7 @@ class Received:
 class HttpReceiver(Received):
     """`with HttpReceiver() as receiver:` listens at `receiver.endpoint`."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *, tls: ssl.SSLContext | None = None) -> None:
         super().__init__()
         received = self
 
@@ -80,7 +81,10 @@ class HttpReceiver(Received):
 
         self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        scheme = "http" if tls is None else "https"
+        self.endpoint = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
     def take(self, handler: BaseHTTPRequestHandler) -> None:
@@ -121,7 +125,7 @@ class HttpReceiver(Received):
 class GrpcReceiver(Received):
     """The same over gRPC. `code` makes all calls fail with that grpc.StatusCode name."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *, tls: grpc.ServerCredentials | None = None) -> None:
         super().__init__()
         self.code: str | None = None
         received = self
@@ -148,7 +152,11 @@ class GrpcReceiver(Received):
         self._server = grpc.server(ThreadPoolExecutor(2))
         self._add(trace_service_pb2_grpc.add_TraceServiceServicer_to_server, Traces())
         self._add(metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, Metrics())
-        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
+        address = f"127.0.0.1:{port}"
+        if tls is None:
+            self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port(address)}"
+        else:
+            self.endpoint = f"https://127.0.0.1:{self._server.add_secure_port(address, tls)}"
 
     def _add(self, add: Any, servicer: Any) -> None:  # generated code has no types
         add(servicer, self._server)

@@ -107,6 +107,8 @@ class _Session(requests.Session):
         return self._last
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
+        # The configured CA, which requests would replace by $REQUESTS_CA_BUNDLE.
+        kwargs.setdefault("verify", self.verify)
         try:
             response = self._request_fresh(*args, **kwargs)
         except (requests.RequestException, OSError) as error:
