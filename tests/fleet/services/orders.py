@@ -6,6 +6,10 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # the default of 5 makes clients wait a second when many come at once
+
+
 class Orders(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -23,4 +27,4 @@ class Orders(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-ThreadingHTTPServer(("0.0.0.0", 8001), Orders).serve_forever()
+Server(("0.0.0.0", 8001), Orders).serve_forever()
