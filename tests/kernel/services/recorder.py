@@ -1,0 +1,43 @@
+"""The far side of a call: PORT FILE. Writes "path traceparent" lines, answers after 0 to 5 ms.
+
+Not traced itself; many connections, keep-alive; knows just enough HTTP for GET requests.
+"""
+
+import asyncio
+import random
+import sys
+from pathlib import Path
+
+
+class Recorder(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.buffer = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
+            head, self.buffer = self.buffer[:end], self.buffer[end + 4 :]
+            lines = head.split(b"\r\n")
+            found = [
+                line.partition(b":")[2].strip()
+                for line in lines[1:]
+                if line.lower().startswith(b"traceparent:")
+            ]
+            path = lines[0].split(b" ")[1]
+            record.write(path + b" " + b",".join(found) + b"\n")
+            record.flush()
+            asyncio.get_running_loop().call_later(random.random() / 200, self.answer)
+
+    def answer(self) -> None:
+        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+
+async def main() -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Recorder, "127.0.0.1", int(sys.argv[1]), backlog=512)
+    await server.serve_forever()
+
+
+with Path(sys.argv[2]).open("wb") as record:
+    asyncio.run(main())
