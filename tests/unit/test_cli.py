@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
+import throughline as package
 from throughline import cli
 from throughline.status import StatusWriter
+
+SOURCES = {"PYTHONPATH": str(Path(package.__file__).parents[1])}
 
 
 def throughline(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -24,7 +27,7 @@ def throughline(*arguments: str, **environment: str) -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         timeout=60,
-        env={"PATH": os.environ["PATH"], **environment},
+        env={"PATH": os.environ["PATH"], **SOURCES, **environment},
     )
 
 

@@ -201,8 +201,9 @@ def test_a_kept_connection_that_was_closed_is_replaced() -> None:
     sender = otlp.span_sender(target(f"http://127.0.0.1:{listener.getsockname()[1]}"))
     assert sender.send(spans()).verdict is Verdict.ACCEPTED
     assert sender.send(spans()).verdict is Verdict.ACCEPTED
-    assert answered == 2
     sender.close()
+    thread.join(10)
+    assert answered == 2
     listener.close()
 
 
