@@ -123,12 +123,15 @@ def start(host: Host, *, root: Path) -> int:
 
 
 def wait_running(host: Host, *, ssh: list[str], seconds: float = BOOT_SECONDS) -> None:
-    """Waits until systemd says `running`. Raises RuntimeError with the console when it does not."""
+    """Waits until systemd says `running`. Raises RuntimeError with the console when it does not.
+
+    On a connection of its own: one that is made before logind runs stays in ssh.service.
+    """
     deadline = time.monotonic() + seconds
     state = ""
     while time.monotonic() < deadline:
         answer = subprocess.run(
-            [*ssh, host.name, "systemctl is-system-running --wait"],
+            [*ssh, "-o", "ControlPath=none", host.name, "systemctl is-system-running --wait"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

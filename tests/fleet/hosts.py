@@ -132,6 +132,9 @@ def _ssh_config(fleet: Fleet) -> str:
         "ProxyUseFdpass": "yes",
         "ConnectTimeout": 5,
         "ServerAliveInterval": 5,
+        "ControlMaster": "auto",
+        "ControlPath": fleet.state / "mux" / "%n",
+        "ControlPersist": 60,
         "LogLevel": "ERROR",
     }
     lines += [f"    {key} {value}" for key, value in options.items()]
@@ -146,6 +149,7 @@ def _inventory(fleet: Fleet) -> str:
         "ansible_user": "root",
         "ansible_python_interpreter": "/usr/bin/python3",
         "ansible_ssh_common_args": f"-F {fleet.state / 'ssh_config'}",
+        "ansible_control_path_dir": str(fleet.state / "mux"),
     }
     hosts = {
         one.name: {"fleet_address": one.address, "fleet_address6": one.address6}
@@ -206,6 +210,7 @@ def _boot(name: str, count: int, *, lower: Path, say: Say) -> Fleet:
     hosts = tuple(host.new(name, number, state=STATE / name) for number in range(1, count + 1))
     fleet = Fleet(name, hosts)
     _write_state(fleet, owned=True)
+    (fleet.state / "mux").mkdir(mode=0o700)
     network.create(name)
     login = _keygen(fleet.state / "id_ed25519", comment=f"throughline-fleet {name}")
     host_key = fleet.state / "ssh_host_ed25519_key"
@@ -233,10 +238,20 @@ def load(name: str) -> Fleet:
     return Fleet(name, tuple(hosts))
 
 
+def _end_ssh_masters(state: Path) -> None:
+    """Ends the ssh processes that keep connections open, and with them the network namespace."""
+    for socket in state.glob("mux/*"):
+        subprocess.run(
+            ["ssh", "-F", "none", "-o", f"ControlPath={socket}", "-O", "exit", "fleet"],
+            capture_output=True,
+        )
+
+
 def down(name: str) -> None:
     """Ends all hosts of a fleet at once and removes everything of it, however far it came."""
     if not NAME.fullmatch(name):
         raise ValueError(f"fleet name {name!r}: at most 9 of a-z, 0-9 and -, a letter first")
+    _end_ssh_masters(STATE / name)
     cgroups.kill(cgroups.fleet(name))
     cgroups.remove(cgroups.fleet(name))
     network.remove(name)
