@@ -72,7 +72,16 @@ build/abi.stamp: $(BPF_OBJECTS) $(ABI_GENERATOR)
 bundle: setup $(BUNDLE) ## Build dist/throughline-<version>-linux-x86_64.tar.gz
 	@echo "bundle: $(BUNDLE) $$(stat -c %s $(BUNDLE)) bytes, sha256 $$(sha256sum < $(BUNDLE) | cut -c1-64)"
 
-$(BUNDLE): $(BUNDLE_INPUTS) $(BPF_OBJECTS) build/abi.stamp
+# Changes when an input comes or goes; its content changes through the inputs' own times.
+build/bundle.inputs: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' $(BUNDLE_INPUTS) $(BPF_OBJECTS) > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+.PHONY: FORCE
+FORCE:
+
+$(BUNDLE): $(BUNDLE_INPUTS) $(BPF_OBJECTS) build/abi.stamp build/bundle.inputs
 	@PYTHONPATH=agent $(or $(wildcard $(PYTHON)),python3) -m bundle.build --version $(VERSION) --output $@
 
 .PHONY: demo
@@ -90,9 +99,10 @@ lint: setup build/vmlinux.h ## Check style, types, roles, scripts and BPF source
 
 .PHONY: bench
 bench: bpf ## Measure speed and memory with the agent off and on (root)
-	@$(PYTHON) tests/bench/run.py
+	@$(PYTHON) -m tests.bench.run
 
 .PHONY: clean
-clean: ## Remove what was built; .venv and downloads stay out of git in build/ and .venv
-	@rm -rf build dist agent/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+clean: ## Remove what was built, but neither .venv nor the downloaded wheels
+	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name wheels -exec rm -rf {} +
+	@rm -rf dist agent/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 	@find agent tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -35,9 +35,10 @@ EXECUTABLE = frozenset({"bin/python", "bin/throughline"})
 
 def collect(root: Path) -> tuple[dict[str, bytes], dict[str, tuple[str, bytes]]]:
     """The files of the release, without the manifest, and the gRPC extensions by Python version."""
-    objects = sorted((root / "build/bpf").glob("*.bpf.o"))
-    if not objects:
-        raise LookupError("there is no build/bpf/*.bpf.o: run `make bpf`")
+    sources = sorted((root / "bpf").glob("*.bpf.c"))
+    objects = [root / "build/bpf" / f"{source.stem}.o" for source in sources]
+    if missing := [path.name for path in objects if not path.exists()]:
+        raise LookupError(f"not built yet: {', '.join(missing)}; run `make bpf`")
     locked = wheels.fetch(wheels.LOCK, root / "build/wheels")
     files, extensions = contents.python_packages(locked)
     files |= {target: (root / source).read_bytes() for source, target in PLAIN_FILES}

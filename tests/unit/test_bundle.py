@@ -277,6 +277,17 @@ def test_unpack_refuses(release: Path, path: str, tamper: Callable[[Path], None]
     assert not list(release.rglob("cygrpc*.so*"))
 
 
+def test_tests_run_with_the_versions_that_the_bundle_ships() -> None:
+    def versions(path: str) -> dict[str, str]:
+        found = re.findall(r"^([\w.-]+)==([\w.]+)", (REPOSITORY / path).read_text(), re.MULTILINE)
+        return {name.lower().replace("_", "-"): version for name, version in found}
+
+    installed = versions(".ci/constraints.txt")
+    shipped = versions("agent/bundle/requirements.lock")
+    assert shipped
+    assert {name: installed.get(name) for name in shipped} == shipped
+
+
 def test_unit_is_well_formed(release: Path, tmp_path: Path) -> None:
     text = (release / "systemd/throughline.service").read_text()
     assert "\nExecStart=/opt/throughline/current/bin/throughline run " in text
