@@ -114,7 +114,7 @@ struct tl_duration_key {
 };
 
 struct tl_duration {
-	__u64 count;
+	__u64 requests;
 	__u64 sum_ns;
 	__u64 buckets[TL_BUCKETS];
 };

@@ -202,9 +202,9 @@ static __always_inline int tl_parent_refused(const struct tl_request *request)
 }
 
 /*
- * The request that `thread` works for, or NULL and the reason. A thread that waits for several
- * descriptors at once (an event loop) may serve many requests: it decides only as long as no
- * other request that it read could be the one that calls.
+ * The request that `thread` works for, or NULL and the reason. A thread may have read several
+ * requests (an event loop, a worker that puts one aside): the last one is it only as long as no
+ * other could be the one that calls. A thread that serves one after the other never has two open.
  */
 static __always_inline struct tl_request *tl_thread_request(struct tl_thread *thread, __u64 *key,
 							    int *refused)
@@ -223,7 +223,7 @@ static __always_inline struct tl_request *tl_thread_request(struct tl_thread *th
 	others = thread->open;
 	if (!(request->flags & TL_REQUEST_SETTLED))
 		others--;
-	if (thread->loop && others > 0) {
+	if (others > 0) {
 		*refused = TL_ROOT_AMBIGUOUS;
 		return NULL;
 	}

@@ -8,8 +8,8 @@
 #include "context.bpf.h"
 
 const __u64 tl_bounds_ns[TL_BUCKETS - 1] = {
-	5000000,    10000000,	25000000,   50000000,	75000000,   100000000,	250000000,
-	500000000,  750000000,	1000000000, 2500000000, 5000000000, 7500000000, 10000000000,
+	5000000,   10000000,  25000000,   50000000,   75000000,   100000000,  250000000,
+	500000000, 750000000, 1000000000, 2500000000, 5000000000, 7500000000, 10000000000,
 };
 
 #define TL_AF_INET 2
@@ -75,7 +75,7 @@ static __always_inline void tl_measure(struct tl_conn *conn, __u8 kind, __u8 met
 			break;
 		bucket = i + 1;
 	}
-	value->count++;
+	value->requests++;
 	value->sum_ns += duration;
 	if (bucket < TL_BUCKETS)
 		value->buckets[bucket]++;

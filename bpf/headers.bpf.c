@@ -227,6 +227,7 @@ static __always_inline void tl_give_up(struct tl_conn *conn)
 	}
 	tl_count(TL_SKIP_NOT_HTTP);
 	conn->role = TL_ROLE_OFF;
+	conn->flags |= TL_CONN_OPAQUE;
 }
 
 SEC("sk_msg")

@@ -148,8 +148,8 @@ static __always_inline void tl_http_value(struct tl_http *http, struct tl_text *
 		} else if (http->member == TL_MEMBER_KEY) {
 			if (c == '=')
 				http->member = TL_MEMBER_VALUE;
-			else if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
-				   c == '_' || c == '-' || c == '*' || c == '/' || c == '@'))
+			else if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' ||
+				   c == '-' || c == '*' || c == '/' || c == '@'))
 				http->flags |= TL_HTTP_BAD_TRACESTATE;
 		} else if (c < 0x21 || c > 0x7e || c == '=') {
 			http->flags |= TL_HTTP_BAD_TRACESTATE;

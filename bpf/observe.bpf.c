@@ -97,8 +97,8 @@ __noinline int tl_packet_event(struct tl_conn *conn, struct tl_text *text, __u32
 
 /* Parses the payload [off, off + len) of a packet, whose first byte has sequence number `seq`. */
 static __always_inline void tl_stream(struct __sk_buff *skb, struct tl_conn *conn,
-				      struct tl_text *text, enum tl_direction direction,
-				      __u32 off, __u32 len, __u32 seq)
+				      struct tl_text *text, enum tl_direction direction, __u32 off,
+				      __u32 len, __u32 seq)
 {
 	struct tl_http *http = direction == TL_IN ? &conn->in : &conn->out;
 	struct tl_chunk chunk = {};
@@ -172,6 +172,8 @@ static __always_inline void tl_stream(struct __sk_buff *skb, struct tl_conn *con
 	http->state = TL_HTTP_LOST;
 	if (!(conn->flags & TL_CONN_USED)) {
 		tl_count(conn->role == TL_ROLE_SERVER ? TL_LOST_NOT_HTTP : TL_SKIP_NOT_HTTP);
+		if (conn->role == TL_ROLE_CLIENT)
+			conn->flags |= TL_CONN_OPAQUE;
 		conn->role = TL_ROLE_OFF;
 	} else {
 		tl_count(TL_SKIP_MALFORMED);
@@ -346,7 +348,8 @@ static __always_inline __u32 tl_thread_refused(void)
 	if (stack >> 32 == 0xc0)
 		return TL_ROOT_GOROUTINE;
 	bpf_get_current_comm(comm, sizeof(comm));
-	if (*(__u64 *)comm == 0x6e696f4a6b726f46ULL && *(__u64 *)(comm + 8) << 8 == 0x2d312d6c6f6f5000ULL)
+	if (*(__u64 *)comm == 0x6e696f4a6b726f46ULL &&
+	    *(__u64 *)(comm + 8) << 8 == 0x2d312d6c6f6f5000ULL)
 		return TL_ROOT_VIRTUAL_THREAD;
 	return 0;
 }
@@ -365,7 +368,9 @@ int BPF_PROG(tl_read, struct sock *sk)
 	__u8 evidence = TL_EVIDENCE_THREAD;
 
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
-	if (!conn || conn->role == TL_ROLE_OFF || conn->role == TL_ROLE_UNKNOWN) {
+	if (conn && conn->flags & TL_CONN_OPAQUE) {
+		conn->flags |= TL_CONN_ANSWERED;
+	} else if (!conn || conn->role == TL_ROLE_OFF || conn->role == TL_ROLE_UNKNOWN) {
 		/* an event loop goes on with something that we know nothing about */
 		if (thread && thread->loop)
 			thread->current = 0;

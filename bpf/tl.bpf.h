@@ -16,7 +16,8 @@
 
 #include "abi.h"
 
-#define TL_CHUNK 128 /* bytes parsed per call: it lives on the stack, which preemption cannot share */
+#define TL_CHUNK \
+	128 /* bytes parsed per call: it lives on the stack, which preemption cannot share */
 #define TL_CHUNKS_MAX 160 /* per packet or send: 20 KB, more than the 16 KB of a header block */
 #define TL_HEADER_BYTES_MAX 16384
 #define TL_FANOUT_MAX 1024
@@ -159,6 +160,8 @@ enum tl_conn_flags {
 	TL_CONN_USED = 1 << 2, /* has carried a request */
 	TL_CONN_RESPONDING = 1 << 3, /* the response has begun */
 	TL_CONN_ACTIVE = 1 << 4, /* an exchange is under way */
+	TL_CONN_OPAQUE = 1 << 5, /* client connection of another protocol: a database, TLS, … */
+	TL_CONN_ANSWERED = 1 << 6, /* opaque: something was read since the last write */
 };
 
 /* One connection, from the first bytes that concern us to its end. */
@@ -167,6 +170,7 @@ struct tl_conn {
 	__u64 request; /* server: the request being served (key of tl_requests), or 0 */
 	__u64 parent; /* client: the request whose call this is, kept until the next call */
 	__u64 connect; /* client: the request during which the connection was made */
+	__u64 writer; /* opaque: the request that wrote last, or 0 when that is not known */
 	__u64 start_ns;
 	__u8 trace_id[16];
 	__u8 span_id[8];

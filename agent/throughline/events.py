@@ -66,11 +66,11 @@ class DurationRow:
 # --- decoding -------------------------------------------------------------------------------
 
 _SHORT = Struct(abi.SPAN.format.removesuffix(f"{abi.Abi.TRACESTATE_MAX}s"))
-_KINDS = {kind.value: kind.name.removeprefix("KIND_").lower() for kind in abi.Kind}
-_EVIDENCE = {e.value: e.name.removeprefix("EVIDENCE_").lower() for e in abi.Evidence}
-_ENDS = {end.value: end.name.removeprefix("END_").lower() for end in abi.End}
-_METHODS = {m.value: m.name.removeprefix("METHOD_") for m in abi.Method}
-_METHODS[abi.Method.METHOD_OTHER] = "_OTHER"
+_KINDS = {kind.value: kind.name.lower() for kind in abi.Kind}
+_EVIDENCE = {e.value: e.name.lower() for e in abi.Evidence}
+_ENDS = {end.value: end.name.lower() for end in abi.End}
+_METHODS = {m.value: m.name for m in abi.Method}
+_METHODS[abi.Method.OTHER] = "_OTHER"
 _NO_PARENT = bytes(8)
 _MAPPED = bytes(10) + b"\xff\xff"
 

@@ -16,41 +16,41 @@ class Abi(IntEnum):
 
 
 class Kind(IntEnum):
-    KIND_SERVER = 1
-    KIND_CLIENT = 2
+    SERVER = 1
+    CLIENT = 2
 
 
 class Evidence(IntEnum):
-    EVIDENCE_NONE = 0
-    EVIDENCE_HEADER = 1
-    EVIDENCE_CONNECT = 2
-    EVIDENCE_RESTORE = 3
-    EVIDENCE_THREAD = 4
+    NONE = 0
+    HEADER = 1
+    CONNECT = 2
+    RESTORE = 3
+    THREAD = 4
 
 
 class End(IntEnum):
-    END_COMPLETE = 0
-    END_CLOSED = 1
-    END_CLOSE_DELIMITED = 2
+    COMPLETE = 0
+    CLOSED = 1
+    CLOSE_DELIMITED = 2
 
 
 class Method(IntEnum):
-    METHOD_OTHER = 0
-    METHOD_GET = 1
-    METHOD_HEAD = 2
-    METHOD_POST = 3
-    METHOD_PUT = 4
-    METHOD_DELETE = 5
-    METHOD_CONNECT = 6
-    METHOD_OPTIONS = 7
-    METHOD_TRACE = 8
-    METHOD_PATCH = 9
+    OTHER = 0
+    GET = 1
+    HEAD = 2
+    POST = 3
+    PUT = 4
+    DELETE = 5
+    CONNECT = 6
+    OPTIONS = 7
+    TRACE = 8
+    PATCH = 9
 
 
 class Sampler(IntEnum):
-    SAMPLER_ALWAYS_OFF = 0
-    SAMPLER_ALWAYS_ON = 1
-    SAMPLER_RATIO = 2
+    ALWAYS_OFF = 0
+    ALWAYS_ON = 1
+    RATIO = 2
 
 
 class Counter(IntEnum):
@@ -154,7 +154,7 @@ DURATION_KEY = Struct("<QHBBB3x")
 
 
 class Duration(NamedTuple):
-    count: int
+    requests: int
     sum_ns: int
     buckets_0: int
     buckets_1: int

@@ -30,6 +30,7 @@ class Mount:
     point: Path
     kind: str
     read_only: bool
+    device: tuple[int, int]  # major, minor: st_dev of what is in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,9 @@ def mounts(root: Path = Path("/")) -> list[Mount]:
         fields, rest = left.split(), right.split()
         point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
         options = fields[5].split(",") + (rest[2].split(",") if len(rest) > 2 else [])
-        found.append(Mount(fields[3], Path(point), rest[0], "ro" in options))
+        major, _, minor = fields[2].partition(":")
+        device = (int(major), int(minor))
+        found.append(Mount(fields[3], Path(point), rest[0], "ro" in options, device))
     return found
 
 
@@ -76,14 +79,17 @@ def gather(root: Path = Path("/")) -> Facts:
 
 
 def is_bpffs(path: Path, root: Path = Path("/")) -> Mount | None:
-    """The bpffs mount that holds `path`, or None."""
-    best: Mount | None = None
-    for mount in mounts(root):
-        if path == mount.point or mount.point in path.parents:
-            # a later mount on the same point covers the earlier one
-            if best is None or len(mount.point.parts) >= len(best.point.parts):
-                best = mount
-    return best if best is not None and best.kind == "bpf" else None
+    """The bpffs mount that holds `path`, or None.
+
+    Compared by device: by path, a mount that is covered by another one would count.
+    """
+    try:
+        device = os.stat(path).st_dev  # noqa: PTH116
+    except OSError:
+        return None
+    wanted = (os.major(device), os.minor(device))
+    found = [m for m in mounts(root) if m.kind == "bpf" and m.device == wanted]
+    return found[-1] if found else None
 
 
 def own_cgroup(cgroup2: Path, root: Path = Path("/")) -> int | None:

@@ -25,14 +25,14 @@ def is_broken(program_fd: int) -> bool:
     table = libbpf.create_sockhash(name="tl_fionread", entries=1)
     try:
         libbpf.attach_map(program_fd, table, libbpf.SK_MSG_VERDICT)
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            with socket.create_connection(server.getsockname(), timeout=2) as near:
-                far, _ = server.accept()
-                with far:
-                    key = struct.pack("<Q", 1)
-                    libbpf.update(table, key, struct.pack("<Q", near.fileno()))
-                    far.sendall(b"12345")
-                    return _readable(near) != 5
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=2) as near,
+            server.accept()[0] as far,
+        ):
+            libbpf.update(table, struct.pack("<Q", 1), struct.pack("<Q", near.fileno()))
+            far.sendall(b"12345")
+            return _readable(near) != 5
     finally:
         os.close(table)
 

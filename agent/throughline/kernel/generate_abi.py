@@ -46,13 +46,17 @@ def generate(path: Path) -> str:
     ]
     for name in _ENUMS:
         values = named["ENUM", name]["values"]
+        prefix = f"{name.upper()}_"
+        if not all(value["name"].startswith(prefix) for value in values):
+            prefix = "TL_"
         title = "".join(part.capitalize() for part in name.removeprefix("tl_").split("_"))
         lines += ["", "", f"class {title}(IntEnum):"]
-        lines += [f"    {value['name'].removeprefix('TL_')} = {value['val']}" for value in values]
+        lines += [f"    {value['name'].removeprefix(prefix)} = {value['val']}" for value in values]
     for name in _STRUCTS:
         struct = named["STRUCT", name]
         title = "".join(part.capitalize() for part in name.removeprefix("tl_").split("_"))
-        layout, names, offset, members = "<", [], 0, []
+        layout, offset = "<", 0
+        members: list[tuple[str, str]] = []
         for member in struct["members"]:
             if member["bits_offset"] != offset * 8:
                 raise SystemExit(f"generate_abi: implicit padding before {name}.{member['name']}")
@@ -66,10 +70,10 @@ def generate(path: Path) -> str:
             layout += code
             kind = "bytes" if code.endswith("s") else "int"
             count = element["nr_elems"] if element["kind"] == "ARRAY" and kind == "int" else 1
-            members += [(f"{member['name']}_{i}", kind) for i in range(count)] if count > 1 else [
-                (member["name"], kind)
-            ]
-            names.append(member["name"])
+            if count > 1:
+                members += [(f"{member['name']}_{i}", kind) for i in range(count)]
+            else:
+                members.append((member["name"], kind))
         if offset != struct["size"]:
             raise SystemExit(f"generate_abi: implicit padding at the end of {name}")
         upper = name.removeprefix("tl_").upper()

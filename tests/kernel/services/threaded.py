@@ -27,7 +27,8 @@ class Handler(BaseHTTPRequestHandler):
             onward = {"X-Request-Id": request_id} if request_id else {}
             connection = http.client.HTTPConnection("127.0.0.1", NEXT, timeout=10)
             connection.request("GET", self.path, headers=onward)
-            answer["next"] = json.loads(connection.getresponse().read())
+            text = connection.getresponse().read()
+            answer["next"] = json.loads(text) if text.startswith(b"{") else text.decode()
             connection.close()
         text = json.dumps(answer).encode()
         self.send_response(200)
