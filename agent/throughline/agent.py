@@ -6,6 +6,7 @@ threads of its own and never holds this one up.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -18,18 +19,21 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from throughline import __version__, config as configuration, doctor, events
+from throughline import __version__, doctor, events
+from throughline import config as configuration
 from throughline.config import Config
 from throughline.export.pipeline import Pipeline
 from throughline.host import host_attributes
-from throughline.kernel import abi, facts, libbpf, programs as kernel
+from throughline.kernel import abi, facts, libbpf, lock
+from throughline.kernel import programs as kernel
 from throughline.services import Service, Services, agent_service, attach_roots
 from throughline.status import StatusWriter
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
-REQUEST_AGE_SECONDS = 600.0
+ROOTS_SECONDS = 5.0  # between looks for new top-level cgroups where that means a walk over all
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BATCH = 512
 
 
@@ -38,9 +42,9 @@ def settings(config: Config, *, trace_unlisted: bool) -> kernel.Settings:
     name = config.sampling.sampler
     root = name.removeprefix("parentbased_")
     sampler = {
-        "always_on": abi.Sampler.SAMPLER_ALWAYS_ON,
-        "always_off": abi.Sampler.SAMPLER_ALWAYS_OFF,
-        "traceidratio": abi.Sampler.SAMPLER_RATIO,
+        "always_on": abi.Sampler.ALWAYS_ON,
+        "always_off": abi.Sampler.ALWAYS_OFF,
+        "traceidratio": abi.Sampler.RATIO,
     }[root]
     return kernel.Settings(
         sampler=sampler,
@@ -56,7 +60,7 @@ def run(config: Config) -> int:
     Returns 3 when a wanted group cannot work.
     """
     found = facts.gather()
-    blocked = doctor.prerequisites(config, found)
+    blocked = doctor.prerequisites(found)
     if blocked is not None:
         log.error("%s; fix: %s", blocked.reason, blocked.fix)
         return 3
@@ -68,8 +72,25 @@ def run(config: Config) -> int:
             config.agent.bpffs,
         )
         return 3
+    directory = config.agent.runtime_directory
+    if not os.access(directory, os.W_OK | os.X_OK):
+        log.error(
+            "%s is not a directory that this user may write; fix: create it, or set "
+            "RuntimeDirectory= in the unit",
+            directory,
+        )
+        return 3
     with ExitStack() as stack:
-        agent = Agent(config, found, stack)
+        try:
+            held = lock.acquire(config.agent.bpffs)
+        except lock.LockedError as error:
+            log.error(
+                "%s; fix: stop it, or set agent.bpffs and agent.runtime_directory to others",
+                error.strerror,
+            )
+            return 3
+        stack.callback(os.close, held)
+        agent = Agent(config, found, stack, held)
         if not agent.attach():
             return 3
         return agent.loop()
@@ -81,33 +102,40 @@ def detach(config: Config) -> None:
     found = facts.gather()
     if facts.is_bpffs(bpffs) is None:
         return
-    if found.cgroup2 is not None:
-        try:
-            kernel.drain_pinned(bpffs, found.cgroup2)
-        except OSError as error:
-            log.warning("connections were not drained: %s", error)
-    kernel.detach_all(bpffs)
+    held = lock.acquire(bpffs)
+    left = 0
+    try:
+        if found.cgroup2 is not None:
+            try:
+                left = kernel.drain_pinned(bpffs, found.cgroup2)
+            except OSError as error:
+                log.warning("connections were not drained: %s", error)
+        kernel.detach_all(bpffs, keep_sockets=left > 0)
+    finally:
+        os.close(held)
+    if left:
+        raise OSError(errno.EBUSY, f"{left} connections have unread data; try again later")
 
 
 class Agent:
     """One run of the agent."""
 
-    def __init__(self, config: Config, found: facts.Facts, stack: ExitStack) -> None:
+    def __init__(self, config: Config, found: facts.Facts, stack: ExitStack, held: int) -> None:
         assert found.cgroup2 is not None
+        self._stop = 0  # the signal that ends the loop
+        # before anything is attached: whoever stops us while we start gets a clean host, too
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._config = config
         self._facts = found
-        self._stop = 0  # the signal that ends the loop
+        self._cgroup2 = found.cgroup2
+        self._lock = held
         self._started = time.time()
         self._host = host_attributes()
         self._own_cgroup = facts.own_cgroup(found.cgroup2)
         self._roots = attach_roots(config.services, cgroup2=found.cgroup2)
-        self._services = Services(
-            config.services,
-            cgroup2=found.cgroup2,
-            host=self._host,
-            resource_attributes=config.resource_attributes,
-            roots=self._roots,
-        )
+        self._services = self._name_services()
         self._programs = kernel.Programs(
             bpffs=config.agent.bpffs,
             cgroup2=found.cgroup2,
@@ -119,12 +147,23 @@ class Agent:
         self._status = StatusWriter(config.agent.status_path)
         self._groups: dict[str, doctor.Group] = {}
         self._pending: list[tuple[events.SpanRecord, Service]] = []
-        self._told: dict[int, bool] = {}  # what tl_cgroups says
+        self._told: dict[int, bool | None] = {}  # what tl_cgroups says; None: an earlier run's
+        self._next_roots = 0.0
+        self._failures: Counter[str] = Counter()
         self._sampled: Counter[tuple[str, str]] = Counter()
         self._undecodable = 0
         self._offset = 0
         self._start_unix_ns = time.time_ns()
         self._last: tuple[list[events.DurationRow], dict[str, int]] = ([], {})
+
+    def _name_services(self) -> Services:
+        return Services(
+            self._config.services,
+            cgroup2=self._cgroup2,
+            host=self._host,
+            resource_attributes=self._config.resource_attributes,
+            roots=self._roots,
+        )
 
     # -- start and end -----------------------------------------------------------------------------
 
@@ -140,11 +179,20 @@ class Agent:
                 if observe.state == "on"
                 else doctor.Group("off", True, "observe is off", "see observe")
             )
+        if headers.state == "off":
+            self._withdraw_headers()
         self._groups = {"observe": observe, "headers": headers, **self._groups}
         for name, group in self._groups.items():
             if group.wanted and group.state == "off":
                 log.error("group %s is off: %s; fix: %s", name, group.reason, group.fix)
         return observe.state == "on"
+
+    def _withdraw_headers(self) -> None:
+        """An earlier run may have left them: what is off must not go on unseen."""
+        try:
+            kernel.withdraw_headers(self._config.agent.bpffs, self._cgroup2)
+        except OSError as error:
+            log.warning("headers of an earlier run: %s", error.strerror)
 
     def _attach_group(self, name: str, attach: Any) -> doctor.Group:
         try:
@@ -156,9 +204,9 @@ class Agent:
 
     def loop(self) -> int:
         """Drains until a signal comes."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
         ring = libbpf.RingBuffer(self._programs.map_fd("tl_spans"), self._on_record)
+        table = self._programs.map_fd("tl_cgroups")
+        self._told = {struct.unpack("<Q", key)[0]: None for key in libbpf.keys(table, 8)}
         self._sync_cgroups()
         self._write_status()
         notify("READY=1")
@@ -177,9 +225,9 @@ class Agent:
                 break
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
+                self._follow_roots(now)
                 self._services.refresh()
                 self._sync_cgroups()
-                self._sweep_requests()
                 self._write_status()
             if self._config.export.metrics_enabled and now >= next_metrics:
                 next_metrics = now + self._config.export.metrics_interval
@@ -210,9 +258,12 @@ class Agent:
                 log.error("not reloaded: %s", problem)
             return
         notify("RELOADING=1")
+        # execve(2) keeps the mask and resets the handlers: a signal waits for the new ones
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._drain(ring)
         ring.close()
         self._pipeline.close()
+        environment = {**os.environ, **lock.hand_over(self._lock)}
         launcher = os.environ.get("THROUGHLINE_LAUNCHER")
         arguments = ["run", "--config", str(self._config.path)]
         if not self._config.path.exists():
@@ -220,8 +271,9 @@ class Agent:
         sys.stdout.flush()
         sys.stderr.flush()
         if launcher:
-            os.execv(launcher, [launcher, *arguments])
-        os.execv(sys.executable, [sys.executable, "-m", "throughline", *arguments])
+            os.execve(launcher, [launcher, *arguments], environment)  # noqa: S606
+        command = [sys.executable, "-m", "throughline", *arguments]
+        os.execve(sys.executable, command, environment)  # noqa: S606
 
     # -- records -----------------------------------------------------------------------------------
 
@@ -257,22 +309,40 @@ class Agent:
         table = self._programs.map_fd("tl_cgroups")
         for cgroup_id, traced in wanted.items():
             if self._told.get(cgroup_id) != traced:
-                libbpf.update(table, struct.pack("<Q", cgroup_id), struct.pack("B", traced))
+                try:
+                    libbpf.update(table, struct.pack("<Q", cgroup_id), struct.pack("B", traced))
+                except OSError as error:
+                    if error.errno != errno.E2BIG:
+                        raise
+                    # told at the next turn, when others have gone; until then as if unlisted
+                    self._failures["full_cgroups"] += 1
+                    continue
+                self._told[cgroup_id] = traced
         for cgroup_id in self._told.keys() - wanted.keys():
             libbpf.delete(table, struct.pack("<Q", cgroup_id))
-        self._told = wanted
+            del self._told[cgroup_id]
 
-    def _sweep_requests(self) -> None:
-        """Forgets requests whose end nobody saw: the map must not fill up with them."""
-        table = self._programs.map_fd("tl_requests")
-        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        for key in list(libbpf.keys(table, 8)):
-            value = libbpf.lookup(table, key, abi.REQUEST.size)
-            if value is None:
-                continue
-            if now - abi.REQUEST.unpack(value)[0] > REQUEST_AGE_SECONDS * 1e9:
-                libbpf.delete(table, key)
-                libbpf.delete(self._programs.map_fd("tl_tracestates"), key)
+    def _follow_roots(self, now: float) -> None:
+        """Attaches to cgroups that come, or come again, while we run."""
+        roots = self._roots
+        if now >= self._next_roots:
+            found = attach_roots(self._config.services, cgroup2=self._cgroup2)
+            roots = sorted({*roots, *found})
+            walks = any(rule.by == "systemd_unit" for rule in self._config.services)
+            self._next_roots = now + (ROOTS_SECONDS if walks else 0.0)
+        try:
+            fresh = self._programs.reattach(roots)
+        except OSError as error:  # it vanished again, or the kernel refuses: status says `missing`
+            self._failures["attach_failed"] += 1
+            log.warning("not attached: %s", error.strerror)
+            return
+        if fresh:
+            log.info("attached to %s", ", ".join(f"/{root}" for root in fresh))
+        if roots != self._roots:
+            self._roots = roots
+            unresolved = self._services.unresolved
+            self._services = self._name_services()
+            self._services.unresolved = unresolved
 
     def _counters(self) -> dict[str, int]:
         table = self._programs.map_fd("tl_counters")
@@ -281,6 +351,7 @@ class Agent:
         for index, name in enumerate(events.COUNTERS):
             values = libbpf.lookup(table, struct.pack("<I", index), size) or b""
             totals[name] = sum(value for (value,) in struct.iter_unpack("<Q", values))
+        totals |= self._failures
         totals["undecodable"] = self._undecodable
         totals["unresolved_cgroup"] = self._services.unresolved
         return totals
@@ -307,9 +378,7 @@ class Agent:
         parts = metrics.duration_metrics(
             rows, lookup=self._services.lookup, start_unix_ns=self._start_unix_ns, now_unix_ns=now
         )
-        own = agent_service(
-            host=self._host, resource_attributes=self._config.resource_attributes
-        )
+        own = agent_service(host=self._host, resource_attributes=self._config.resource_attributes)
         parts.append(
             metrics.counter_metrics(
                 {"throughline.events": counters},
@@ -333,22 +402,28 @@ class Agent:
             bad = row.status >= (500 if row.kind == "server" else 400) or row.status == 0
             kind["errors"] += row.count if bad else 0
             kind["sampled"] = self._sampled[service.name, row.kind]
-        self._status.write(
-            {
-                "version": __version__,
-                "pid": os.getpid(),
-                "started_unix": self._started,
-                "updated_unix": time.time(),
-                "healthy": not missing and not wanted_off,
-                "missing": missing,
-                "fionread_broken": self._programs.fionread_broken,
-                "groups": {name: asdict(group) for name, group in self._groups.items()},
-                "attached": {"programs": [a.as_json() for a in self._programs.attached]},
-                "counters": counters,
-                "services": services,
-                "export": self._pipeline.status().as_json(),
-            }
-        )
+        absent = [f"/{root}" for root in self._roots if not (self._cgroup2 / root).is_dir()]
+        status = {
+            "version": __version__,
+            "pid": os.getpid(),
+            "started_unix": self._started,
+            "updated_unix": time.time(),
+            "healthy": not missing and not wanted_off,
+            "missing": missing,
+            "absent_cgroups": absent,
+            "fionread_broken": self._programs.fionread_broken,
+            "groups": {name: asdict(group) for name, group in self._groups.items()},
+            "attached": {"programs": [a.as_json() for a in self._programs.attached]},
+            "counters": counters,
+            "services": services,
+            "export": self._pipeline.status().as_json(),
+        }
+        try:
+            self._status.write(status)
+        except OSError as error:  # a full /run must not end the tracing
+            if not self._failures["status_unwritten"]:
+                log.warning("status cannot be written: %s: %s", self._status.path, error.strerror)
+            self._failures["status_unwritten"] += 1
 
 
 def notify(message: str) -> None:

@@ -74,7 +74,7 @@ def mode(groups: dict[str, Any]) -> str:
     return "observe" if "observe" in on else "none"
 
 
-def prerequisites(config: Config, found: facts.Facts) -> Group | None:
+def prerequisites(found: facts.Facts) -> Group | None:
     """What keeps every group from working, found before anything is loaded."""
     if found.cgroup2 is None:
         return Group(
@@ -118,7 +118,7 @@ def _try(config: Config, found: facts.Facts) -> dict[str, Group]:
     """Loads and attaches each group to a cgroup of nobody, and takes it away again."""
     wanted = {"observe": True, "headers": config.propagate_headers}
     groups = {name: Group("off", False, "not part of this release", "") for name in _LATER}
-    blocked = prerequisites(config, found)
+    blocked = prerequisites(found)
     if blocked is not None:
         return {
             name: Group("off", want, blocked.reason, blocked.fix) for name, want in wanted.items()

@@ -185,9 +185,10 @@ class Object:
         return _check(library().bpf_map__fd(handle), "bpf_map__fd")
 
     def set_max_entries(self, name: str, entries: int) -> None:
+        """Changes a map's size before the load; does nothing where the object lacks the map."""
         handle = library().bpf_object__find_map_by_name(self._handle, name.encode())
         if not handle:
-            raise _error(f"bpf_object__find_map_by_name {name}")
+            return
         _check(library().bpf_map__set_max_entries(handle, entries), "bpf_map__set_max_entries")
 
     def rodata(self, name: str) -> bytes:
@@ -335,6 +336,18 @@ def object_id(fd: int) -> int:
         "bpf_obj_get_info_by_fd",
     )
     return int(info[1])
+
+
+def link_cgroup(fd: int) -> int:
+    """The id of the cgroup that a cgroup link is attached to; 0 once it is detached."""
+    info = (ctypes.c_uint32 * 64)()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    _check(
+        library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)),
+        "bpf_obj_get_info_by_fd",
+    )
+    # struct bpf_link_info: type, id, prog_id, padding, then cgroup.cgroup_id
+    return int(info[4]) | int(info[5]) << 32
 
 
 def create_sockhash(*, name: str, entries: int) -> int:

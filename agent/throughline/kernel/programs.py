@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from throughline.kernel import abi, fionread, libbpf
 log = logging.getLogger(__name__)
 
 _CGROUP_TYPES = {"cgroup_skb/ingress", "cgroup_skb/egress", "sockops"}
-_DRAIN_SECONDS = 3.0
+_DRAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,19 @@ def objects_directory() -> Path:
 
 
 class Programs:
-    """What this agent has loaded and attached. `attach_*` raise OSError with the kernel's reason."""
+    """What this agent has loaded and attached. `attach_*` raise OSError as the kernel does."""
 
     def __init__(
-        self, *, bpffs: Path, cgroup2: Path, roots: Sequence[str], settings: Settings
+        self,
+        *,
+        bpffs: Path,
+        cgroup2: Path,
+        roots: Sequence[str],
+        settings: Settings,
+        map_sizes: Mapping[str, int] | None = None,  # other than the objects' own
     ) -> None:
+        self._map_sizes = dict(map_sizes or {})
+        self._inodes: dict[str, int] = {}  # what the roots were when we attached to them
         self._bpffs = bpffs
         self._pins = bpffs / f"abi{abi.Abi.ABI_VERSION}"
         self._cgroup2 = cgroup2
@@ -104,6 +112,11 @@ class Programs:
         self._pins.mkdir(mode=0o700, parents=True, exist_ok=True)
         loaded = self._load("observe")
         self._attach_all(loaded, skip=())
+        try:
+            self._attach_all(self._load("restore"), skip=())
+        except OSError as error:
+            # before Linux 6.3: answers of databases do not tell whose request goes on
+            log.info("without the tracepoint sock_send_length: %s", error)
         self._remove_other_abis()
 
     def attach_headers(self) -> None:
@@ -137,6 +150,8 @@ class Programs:
             )
         packed = self._settings.pack(fionread_broken=self.fionread_broken)
         opened.set_rodata(".rodata.config", packed)
+        for map_name, entries in self._map_sizes.items():
+            opened.set_max_entries(map_name, entries)
         return opened
 
     def _load(self, name: str) -> libbpf.Object:
@@ -178,13 +193,15 @@ class Programs:
                     link.destroy()
                 link = None
                 pin.unlink(missing_ok=True)
-        if link is None:
-            cgroup = os.open(self._cgroup2 / root, os.O_RDONLY | os.O_DIRECTORY)
-            try:
+        cgroup = os.open(self._cgroup2 / root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._inodes[root] = os.fstat(cgroup).st_ino
+            if link is None:
                 link = program.attach_cgroup(cgroup)
-            finally:
-                os.close(cgroup)
-            link.pin(pin)
+                link.name = pin.name
+                link.pin(pin)
+        finally:
+            os.close(cgroup)
         self._links.append(link)
         self._note(program, f"/{root}", program.fd)
 
@@ -208,8 +225,52 @@ class Programs:
     def map_fd(self, name: str) -> int:
         return self._objects["observe"].map_fd(name)
 
+    def reattach(self, roots: Sequence[str]) -> list[str]:
+        """Attaches to cgroups that have come since, or were removed and made again; names them."""
+        fresh = [r for r in roots if self._inode(r) not in (0, self._inodes.get(r))]
+        for root in fresh:
+            for loaded in self._objects.values():
+                for program in loaded.programs():
+                    if program.section not in _CGROUP_TYPES:
+                        continue
+                    pin = self._pins / "links" / f"{program.name}@{_pin_name(root)}"
+                    # what was attached to the cgroup of this name went with it
+                    self._links = _destroy(self._links, pin.name)
+                    self.attached = [
+                        a
+                        for a in self.attached
+                        if (a.name, a.where) != (program.name, f"/{root}")
+                    ]
+                    self._attach_cgroup(program, root, pin)
+            if root not in self._roots:
+                self._roots.append(root)
+        return fresh
+
+    def _inode(self, root: str) -> int:
+        """0: there is no such cgroup now."""
+        try:
+            return os.stat(self._cgroup2 / root).st_ino  # noqa: PTH116
+        except OSError:
+            return 0
+
     def missing(self) -> list[str]:
-        """Names of links whose pin has gone: somebody detached us."""
+        """Names of links that somebody detached, or whose pin has gone.
+
+        One that went together with its cgroup is not missing: there is nothing to trace.
+        """
+        gone = [
+            link.name
+            for link in self._links
+            if "@" in link.name and not libbpf.link_cgroup(link.fd) and self._is_there(link.name)
+        ]
+        return sorted({*self._without_pin(), *gone})
+
+    def _is_there(self, link_name: str) -> bool:
+        return any(
+            link_name.endswith(f"@{_pin_name(root)}") and self._inode(root) for root in self._roots
+        )
+
+    def _without_pin(self) -> list[str]:
         directory = self._pins / "links"
         expected = {
             f"{a.name}@{_pin_name(a.where[1:])}" if a.where.startswith("/") else a.name
@@ -217,7 +278,7 @@ class Programs:
             if a.where != "tl_socks"
         }
         try:
-            present = set(os.listdir(directory))
+            present = {pin.name for pin in directory.iterdir()}
         except OSError:
             return sorted(expected)
         return sorted(expected - present)
@@ -228,24 +289,24 @@ class Programs:
         """Detaches everything and removes the pins; no connection loses a byte by it."""
         _unpin(self._pins / "links", "tl_sockops")
         self._links = _destroy(self._links, "tl_sockops")
-        if "headers" in self._objects:
-            self._drain(self._objects["headers"])
+        left = self._drain(self._objects["headers"]) if "headers" in self._objects else 0
         self.close()
-        detach_all(self._bpffs)
+        detach_all(self._bpffs, keep_sockets=left > 0)
 
-    def _drain(self, loaded: libbpf.Object) -> None:
+    def _drain(self, loaded: libbpf.Object) -> int:
         """Takes sockets out of the sockhash when the application has read all that came.
 
-        Needed where the verdict program queues what arrives: see decision 0002.
+        Needed where the verdict program queues what arrives: see decision 0002. Returns how many
+        connections have unread data still: these would lose it with the sockhash.
         """
         if not self.fionread_broken:
-            return
+            return 0
         sockets = loaded.map_fd("tl_socks")
         try:
             link = loaded.program("tl_drain").attach_map_iterator(sockets)
         except OSError as error:
             log.warning("sockets cannot be drained: %s", error)
-            return
+            return sum(1 for _ in libbpf.keys(sockets, 8))
         try:
             deadline = time.monotonic() + _DRAIN_SECONDS
             while next(libbpf.keys(sockets, 8), None) is not None:
@@ -253,21 +314,40 @@ class Programs:
                 if time.monotonic() > deadline:
                     left = sum(1 for _ in libbpf.keys(sockets, 8))
                     if left:
-                        log.warning("%d connections had unread data when we detached", left)
-                    return
+                        log.warning(
+                            "%d connections have unread data; the sockhash %s stays, so that they "
+                            "keep it; `throughline detach` or the next start removes it",
+                            left,
+                            self._pins / "tl_socks",
+                        )
+                    return left
                 time.sleep(0.01)
+            return 0
         finally:
             link.destroy()
 
 
-def detach_all(bpffs: Path) -> None:
-    """Removes every pin of ours below `bpffs`, which detaches what nobody holds open."""
-    for directory in bpffs.glob("abi*"):
-        _remove_tree(directory)
+def detach_all(bpffs: Path, *, keep_sockets: bool = False) -> None:
+    """Removes every pin of ours below `bpffs`, which detaches what nobody holds open.
+
+    `keep_sockets` leaves the sockhash of this ABI, with the programs that it holds.
+    """
+    kept = bpffs / f"abi{abi.Abi.ABI_VERSION}" / "tl_socks"
+    for directory in [*bpffs.glob("abi*"), *bpffs.glob("doctor*")]:
+        _remove_tree(directory, keep=kept if keep_sockets else None)
 
 
-def drain_pinned(bpffs: Path, cgroup2: Path) -> None:
-    """After a crash: takes the sockets out before the pins are removed."""
+def withdraw_headers(bpffs: Path, cgroup2: Path) -> None:
+    """Takes away the group `headers` that an earlier run left, when it is not wanted any more."""
+    pins = bpffs / f"abi{abi.Abi.ABI_VERSION}"
+    if not any((pins / "links").glob("tl_sockops@*")) and not (pins / "tl_socks").exists():
+        return
+    if not drain_pinned(bpffs, cgroup2):
+        (pins / "tl_socks").unlink(missing_ok=True)
+
+
+def drain_pinned(bpffs: Path, cgroup2: Path) -> int:
+    """After a crash: takes the sockets out before the pins are removed; returns what is left."""
     programs = Programs(
         bpffs=bpffs,
         cgroup2=cgroup2,
@@ -275,7 +355,7 @@ def drain_pinned(bpffs: Path, cgroup2: Path) -> None:
         settings=Settings(abi.Sampler.ALWAYS_OFF, 0.0, False, False),
     )
     if not (bpffs / f"abi{abi.Abi.ABI_VERSION}" / "tl_socks").exists():
-        return
+        return 0
     with programs:
         _unpin(programs._pins / "links", "tl_sockops")
         opened = programs._open("headers")
@@ -284,7 +364,7 @@ def drain_pinned(bpffs: Path, cgroup2: Path) -> None:
             program.set_autoload(program.name == "tl_drain")
         opened.load()
         programs.fionread_broken = True
-        programs._drain(opened)
+        return programs._drain(opened)
 
 
 def _unpin(directory: Path, name: str) -> None:
@@ -299,14 +379,14 @@ def _destroy(links: list[libbpf.Link], name: str) -> list[libbpf.Link]:
     return [link for link in links if link.name != name and not link.name.startswith(f"{name}@")]
 
 
-def _remove_tree(directory: Path) -> None:
+def _remove_tree(directory: Path, *, keep: Path | None = None) -> None:
     """bpffs: files are objects, directories may hold nothing but them."""
     for entry in sorted(directory.iterdir()) if directory.is_dir() else []:
         if entry.is_dir():
-            _remove_tree(entry)
-        else:
+            _remove_tree(entry, keep=keep)
+        elif entry != keep:
             entry.unlink(missing_ok=True)
-    if directory.is_dir():
+    if directory.is_dir() and (keep is None or directory != keep.parent):
         directory.rmdir()
 
 
