@@ -11,8 +11,8 @@ short_description: Finds what is left of throughline on a host
 version_added: "0.1.0"
 author: throughline authors (@throughline)
 description:
-  - Looks for units, drop-ins, files, mounts, processes, user and group of throughline, for its
-    pins, and for its BPF programs where C(bpftool) is installed. Changes nothing.
+  - Looks for units, drop-ins, files, mounts, cgroup, processes, user and group of throughline, for
+    its pins, and for its BPF programs where C(bpftool) is installed. Changes nothing.
 options:
   programs:
     description:
@@ -102,6 +102,13 @@ def left_pins():
     return [f"pin {path}" for path in paths if path.name not in PRELOADED]
 
 
+def left_cgroups():
+    """The slice that the unit was in, which systemd keeps when it is empty."""
+    roots = [point for point, kind in read_mounts("/") if kind == "cgroup2"]
+    paths = [Path(root) / "throughline.slice" for root in roots]
+    return [f"cgroup {path}" for path in paths if path.is_dir()]
+
+
 def left_mounts():
     """Mounts at paths of ours."""
     return [f"mount of {kind} at {point}" for point, kind in read_mounts("/") if point in PATHS]
@@ -161,13 +168,14 @@ def main():
     bpftool = module.get_bin_path("bpftool", opt_dirs=["/usr/sbin", "/sbin"])
     deadline = time.monotonic() + module.params["settle"]
     while True:
-        left = left_pins() + left_files() + left_mounts() + left_accounts() + left_processes()
+        left = left_pins() + left_files() + left_mounts() + left_cgroups()
+        left += left_accounts() + left_processes()
         if bpftool:
             left += left_programs(module, bpftool, shared_kernel=shared_kernel)
         if not left or not module.params["expect_none"] or time.monotonic() > deadline:
             break
         time.sleep(POLL_SECONDS)
-    checked = ["files", "pins", "mounts", "units", "user and group", "processes"]
+    checked = ["files", "pins", "mounts", "cgroup", "units", "user and group", "processes"]
     if not bpftool:
         checked.append("not BPF programs: bpftool is not installed")
     elif shared_kernel:
