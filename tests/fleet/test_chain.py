@@ -1,0 +1,237 @@
+"""The product on a fleet: one playbook run, unmodified services, and what may not break them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.fleet import hosts, joined, network, playbook, shop
+from tests.fleet.hosts import Fleet
+from tests.fleet.joined import Request
+from tests.fleet.receiver import Receiver
+from tests.fleet.spans import Span
+
+BUNDLES = sorted((playbook.REPOSITORY / "dist").glob("throughline-*-linux-*.tar.gz"))
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="fleet hosts need root"),
+    pytest.mark.skipif(not BUNDLES, reason="no agent bundle in dist/: run make bundle"),
+]
+
+AGENT = "/opt/throughline/current/bin/throughline"
+NAME = "chain"
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """A fleet with the agent rolled out and the shop's services on it."""
+
+    fleet: Fleet
+    receiver: Receiver
+
+    def rollout(self) -> str:
+        """Runs playbooks/site.yml on all hosts at once and returns its output."""
+        otlp = {"endpoint": self.receiver.endpoint, "protocol": "http/protobuf"}
+        config = {"export": {"otlp": otlp, "metrics": {"interval": 1}}}
+        return playbook.run(
+            self.fleet,
+            playbook.SITE,
+            quiet=True,
+            throughline_config=config,
+            throughline_serial=["100%"],
+        )
+
+    def order(self, *carts: str, options: tuple[str, ...] = ()) -> list[Request]:
+        """Sends one request for each cart, all at once."""
+        answers = shop.curl(self.fleet, carts, "--parallel", "--parallel-immediate", *options)
+        return [
+            Request(order["cart"], "", "", order["stock"]["prices"]["received"])
+            for order in answers
+        ]
+
+    def spans_of(self, requests: list[Request], *, seconds: float = 15.0) -> list[Span]:
+        """The spans of these requests, once they are complete or time is up."""
+        self.receiver.wait(lambda spans: joined.complete(requests, spans), seconds=seconds)
+        carts = {request.cart for request in requests}
+        return [span for span in self.receiver.spans if joined.cart(span) in carts]
+
+    def pid(self, number: int) -> str:
+        """The agent's process id on a host (0, 1 or 2), "0" when it does not run."""
+        show = "systemctl show --property=MainPID --value throughline.service"
+        return self.fleet.run(self.fleet.hosts[number], show).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Shop]:
+    """Three hosts with the services and the agent."""
+    with (
+        hosts.fleet(NAME, count=3) as fleet,
+        Receiver(network.listen(NAME, port=4318)) as receiver,
+    ):
+        playbook.run(fleet, playbook.SERVICES, quiet=True)
+        rolled_out = Shop(fleet, receiver)
+        rolled_out.rollout()
+        yield rolled_out
+
+
+def test_every_hop_of_every_request_is_joined(running: Shop) -> None:
+    requests = shop.send(running.fleet)
+    assert len(requests) == shop.REQUESTS
+    assert joined.check(requests, running.spans_of(requests)) == []
+
+
+def test_ipv6(running: Shop) -> None:
+    url = f"http://[{running.fleet.hosts[0].address6}]/cart/six"
+    command = [*running.fleet.inside, "curl", "-sS", "--fail", "--max-time", "10", url]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    requests = [Request("six", "", "", answer["stock"]["prices"]["received"])]
+    assert joined.check(requests, running.spans_of(requests)) == []
+
+
+def test_an_unsampled_request_propagates_and_sends_no_span(running: Shop) -> None:
+    unsampled = shop.TRACEPARENT[:-2] + "00"
+    (request,) = running.order("unsampled", options=("-H", f"traceparent: {unsampled}"))
+    (arrived,) = request.received["traceparent"]
+    assert arrived.startswith(shop.TRACEPARENT[:36])
+    assert arrived.endswith("-00")
+    witness = running.order("sampled")
+    assert joined.check(witness, running.spans_of(witness)) == []
+    assert running.spans_of([request], seconds=0) == []
+
+
+def test_metrics_of_all_requests_arrive(running: Shop) -> None:
+    deadline = time.monotonic() + 10
+    wanted = {
+        ("shop-web", "http.server.request.duration"),
+        ("shop-web", "http.client.request.duration"),
+        ("shop-prices", "http.server.request.duration"),
+    }
+    seen: set[tuple[str, str]] = set()
+    while not wanted <= seen and time.monotonic() < deadline:
+        time.sleep(0.2)
+        for resource in running.receiver.metrics:
+            name = next(
+                pair.value.string_value
+                for pair in resource.resource.attributes
+                if pair.key == "service.name"
+            )
+            seen |= {(name, one.name) for scope in resource.scope_metrics for one in scope.metrics}
+    assert wanted <= seen
+
+
+@contextmanager
+def load(fleet: Fleet, *, requests: int = 2000) -> Iterator[subprocess.Popen[str]]:
+    """A client that goes on asking, one request after the other, and counts the answers."""
+    url = f"http://{fleet.hosts[0].address}/cart/load[1-{requests}]"
+    command = [*fleet.inside, "curl", "-sS", "--max-time", "10", "-o", "/dev/null"]
+    with subprocess.Popen(
+        [*command, "-w", "%{http_code}\n", url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as client:
+        try:
+            yield client
+        finally:
+            client.terminate()
+
+
+def answers(client: subprocess.Popen[str]) -> list[str]:
+    """Ends a client and returns the status of each of its requests."""
+    client.terminate()
+    output, _ = client.communicate(timeout=15)
+    return output.split()
+
+
+def test_a_killed_agent_breaks_no_request_and_comes_back(running: Shop) -> None:
+    before = running.pid(1)
+    with load(running.fleet) as client:
+        time.sleep(0.5)
+        running.fleet.run(
+            running.fleet.hosts[1], "systemctl kill --kill-whom=main -s KILL throughline"
+        )
+        (meanwhile,) = running.order("meanwhile")
+        assert len(meanwhile.received.get("traceparent", ())) == 1, "propagation stopped"
+        wait_healthy(running)
+        time.sleep(0.5)
+        statuses = answers(client)
+    assert running.pid(1) not in ("0", before)
+    assert len(statuses) > 23
+    assert set(statuses) == {"200"}
+    requests = running.order(*(f"afterkill{number}" for number in range(7)))
+    assert joined.check(requests, running.spans_of(requests)) == []
+
+
+def wait_healthy(running: Shop, *, seconds: float = 30.0) -> None:
+    """Waits until every agent says that it is healthy."""
+    deadline = time.monotonic() + seconds
+    for host in running.fleet.hosts:
+        while running.fleet.run(host, f"{AGENT} status", check=False).returncode:
+            assert time.monotonic() < deadline, f"the agent on {host.name} is not healthy"
+            time.sleep(0.2)
+
+
+def test_a_second_rollout_changes_nothing(running: Shop) -> None:
+    before = [running.pid(number) for number in range(3)]
+    recap = running.rollout().rpartition("PLAY RECAP")[2].splitlines()[1:4]
+    assert len(recap) == 3
+    assert all("changed=0 " in line for line in recap), recap
+    assert [running.pid(number) for number in range(3)] == before
+
+
+def test_spans_wait_for_a_collector_that_is_away(running: Shop) -> None:
+    running.receiver.refuse_with = 503
+    try:
+        requests = running.order(*(f"away{number}" for number in range(7)))
+        time.sleep(3)
+        assert running.spans_of(requests, seconds=0) == []
+    finally:
+        running.receiver.refuse_with = 0
+    assert joined.check(requests, running.spans_of(requests, seconds=45)) == []
+
+
+def test_a_rebooted_host_is_traced_again(running: Shop) -> None:
+    host = running.fleet.hosts[2]
+    boot_id = "cat /proc/sys/kernel/random/boot_id"
+    before = running.fleet.run(host, boot_id).stdout
+    running.fleet.run(host, "systemctl reboot", check=False)
+    deadline = time.monotonic() + 30
+    while running.fleet.run(host, boot_id, check=False).stdout in ("", before):
+        assert time.monotonic() < deadline, "the host did not come back"
+        time.sleep(0.2)
+    wait_healthy(running)
+    running.fleet.run(host, "systemctl is-system-running --wait")
+    requests = running.order(*(f"rebooted{number}" for number in range(7)))
+    assert joined.check(requests, running.spans_of(requests)) == []
+
+
+def test_uninstall_leaves_nothing_and_no_request_fails(running: Shop) -> None:
+    with load(running.fleet) as client:
+        playbook.run(running.fleet, playbook.UNINSTALL, quiet=True)
+        statuses = answers(client)
+    assert set(statuses) == {"200"}
+    for host in running.fleet.hosts:
+        attached = subprocess.run(
+            ["bpftool", "cgroup", "tree", str(host.cgroup)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        assert "tl_" not in attached
+        left = running.fleet.run(
+            host,
+            "ls -d /opt/throughline /etc/throughline /var/lib/throughline /run/throughline*"
+            " /etc/systemd/system/*throughline* 2>/dev/null; getent passwd throughline;"
+            ' grep " /run/throughline" /proc/mounts; systemctl is-system-running',
+            check=False,
+        )
+        assert left.stdout.split() == ["running"]
+    (request,) = running.order("untraced")
+    assert "traceparent" not in request.received
