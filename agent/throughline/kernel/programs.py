@@ -237,9 +237,7 @@ class Programs:
                     # what was attached to the cgroup of this name went with it
                     self._links = _destroy(self._links, pin.name)
                     self.attached = [
-                        a
-                        for a in self.attached
-                        if (a.name, a.where) != (program.name, f"/{root}")
+                        a for a in self.attached if (a.name, a.where) != (program.name, f"/{root}")
                     ]
                     self._attach_cgroup(program, root, pin)
             if root not in self._roots:
