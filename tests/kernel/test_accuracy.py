@@ -2,7 +2,7 @@
 
 For every runtime 64 requests are under way at a time. The server span of the service says which
 trace a request belongs to, the far side which trace the call made for it said:
-*right* the same, *none* a trace that no request of the service has, *wrong* that of another request.
+*right* the same, *none* a trace that no request of the service has, *wrong* that of another one.
 *wrong* must be 0 everywhere.
 """
 
@@ -31,15 +31,14 @@ def traced() -> Iterator[Traced]:
         yield found
 
 
-async def load(port: int, name: str, *, keep_alive: bool = True) -> None:
-    """Sends REQUESTS requests with paths /name/N, CONCURRENT at a time."""
-    numbers = iter(range(REQUESTS))
+async def load(port: int, name: str, *, requests: int, concurrent: int) -> None:
+    """Sends requests with paths /name/N, `concurrent` of them at a time."""
+    numbers = iter(range(requests))
 
     async def client() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for number in numbers:
-            close = "" if keep_alive else "Connection: close\r\n"
-            writer.write(f"GET /{name}/{number} HTTP/1.1\r\nHost: test\r\n{close}\r\n".encode())
+            writer.write(f"GET /{name}/{number} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")), head
             length = [
@@ -53,19 +52,26 @@ async def load(port: int, name: str, *, keep_alive: bool = True) -> None:
                 while size := int(await reader.readline(), 16):
                     await reader.readexactly(size + 2)
                 await reader.readline()
-            if not keep_alive or b"HTTP/1.0" in head or b"connection: close" in head.lower():
+            if b"HTTP/1.0" in head or b"connection: close" in head.lower():
                 writer.close()
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.close()
 
-    await asyncio.wait_for(asyncio.gather(*(client() for _ in range(CONCURRENT))), 100)
+    await asyncio.wait_for(asyncio.gather(*(client() for _ in range(concurrent))), 100)
 
 
-def measure(traced: Traced, name: str, command: list[str], tmp_path: Path) -> Counter[str]:
+def measure(
+    traced: Traced,
+    name: str,
+    command: list[str],
+    tmp_path: Path,
+    *,
+    requests: int = REQUESTS,
+    concurrent: int = CONCURRENT,
+) -> Counter[str]:
     """Runs one service under load; `{port}` and `{next}` in its command are replaced."""
     port, onward = free_port(), free_port()
     record = tmp_path / "record"
-
 
     recorder = subprocess.Popen(
         [sys.executable, str(SERVICES / "recorder.py"), str(onward), str(record)]
@@ -75,18 +81,18 @@ def measure(traced: Traced, name: str, command: list[str], tmp_path: Path) -> Co
         words = [word.format(port=port, next=onward, tmp=tmp_path) for word in command]
         service = traced.spawn(name, words)
         wait_port(port)
-        asyncio.run(load(port, name))
+        asyncio.run(load(port, name, requests=requests, concurrent=concurrent))
         spans = traced.wait_spans(
-            REQUESTS, seconds=30, where=lambda s: s.service == name and s.kind.lower() == "server"
+            requests, seconds=30, where=lambda s: s.service == name and s.kind.lower() == "server"
         )
         service.terminate()
     finally:
         recorder.terminate()
         recorder.wait(5)
     trace_of = {str(span.attributes["url.path"]): span.trace_id for span in spans}
-    assert len(trace_of) == REQUESTS
+    assert len(trace_of) == requests
     traces = set(trace_of.values())
-    assert len(traces) == REQUESTS
+    assert len(traces) == requests
     result: Counter[str] = Counter()
     for line in record.read_text().splitlines():
         path, _, header = line.partition(" ")
@@ -157,5 +163,33 @@ def test_right_through_nginx(traced: Traced, location: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", UNDECIDED)
 def test_never_wrong_where_it_does_not(traced: Traced, name: str, tmp_path: Path) -> None:
     result = measure(traced, name, UNDECIDED[name], tmp_path)
+    assert result["wrong"] == 0
+    assert result["no header"] == 0
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    port = free_port()
+    directory = tmp_path_factory.mktemp("redis")
+    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
+    with subprocess.Popen([*command, "--dir", str(directory)], stdout=subprocess.DEVNULL) as server:
+        wait_port(port)
+        yield port
+        server.terminate()
+
+
+def test_the_answer_of_a_cache_restores_the_request(
+    traced: Traced, redis: int, tmp_path: Path
+) -> None:
+    command = ["node", str(SERVICES / "cached.js"), "{port}", "{next}", str(redis), "pool"]
+    result = measure(traced, "redis-alone", command, tmp_path, requests=300, concurrent=1)
+    assert result["wrong"] == 0
+    assert result["right"] >= 0.99 * sum(result.values())  # the first call opens the connection
+
+
+@pytest.mark.parametrize("mode", ["pool", "shared"])
+def test_never_wrong_behind_a_cache(traced: Traced, redis: int, mode: str, tmp_path: Path) -> None:
+    command = ["node", str(SERVICES / "cached.js"), "{port}", "{next}", str(redis), mode]
+    result = measure(traced, f"redis-{mode}", command, tmp_path)
     assert result["wrong"] == 0
     assert result["no header"] == 0
