@@ -161,7 +161,7 @@ def main():
     message = shortfall(verdict, module.params["required_mode"])
     facts = {"throughline_preflight": verdict}
     if message:
-        module.fail_json(msg=message, ansible_facts=facts)
+        module.fail_json(msg=message)
     module.exit_json(changed=False, ansible_facts=facts)
 
 

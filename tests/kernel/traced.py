@@ -215,7 +215,9 @@ class Traced:
 
     # -- services ----------------------------------------------------------------------------------
 
-    def spawn(self, service: str, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    def spawn(
+        self, service: str, command: Sequence[str], **options: Any
+    ) -> subprocess.Popen[bytes]:
         """Starts a process in the service's own cgroup; it ends with this object."""
         cgroup = self.cgroup / service
         cgroup.mkdir(exist_ok=True)

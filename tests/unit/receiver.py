@@ -44,6 +44,7 @@ class Received:
         self.answers: deque[tuple[int, dict[str, str], bytes]] = deque()
         self.delay = 0.0
         self.always: int | None = None  # an HTTP status for all requests
+        self.poison: bytes | None = None  # what contains it is answered with 500
         self.largest: int | None = None  # bytes; what is larger is answered with 413
 
     def spans(self) -> list[Span]:
@@ -100,6 +101,8 @@ class HttpReceiver(Received):
             status = self.always
         if self.largest is not None and size > self.largest:
             status = 413
+        if self.poison is not None and self.poison in body:
+            status = 500
         if status == 200:
             if handler.path.endswith("/metrics"):
                 self.metrics.append(ExportMetricsServiceRequest.FromString(body))

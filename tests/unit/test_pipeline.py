@@ -176,6 +176,31 @@ def test_a_batch_that_is_too_large_is_cut(tmp_path: Path) -> None:
         assert len(receiver.spans()) == 100
 
 
+def test_a_batch_that_breaks_the_receiver_does_not_stop_the_others(tmp_path: Path) -> None:
+    with HttpReceiver() as receiver:
+        receiver.poison = b"/poison"
+        exporter = start(receiver.endpoint, tmp_path)
+        exporter.submit([(record(target="/poison"), SHOP)])
+        assert until(lambda: exporter.status().state == "down")
+        exporter.submit([(record(target="/poison"), SHOP)])
+        assert until(lambda: exporter.status().spool_batches == 2)
+        sent = 0
+
+        def dropped() -> bool:
+            nonlocal sent
+            exporter.submit([(record(start_unix_ns=START + sent), SHOP)])
+            sent += 1
+            time.sleep(0.05)
+            return exporter.status().dropped == {"refused": 2}
+
+        assert until(dropped)
+        receiver.wait_for_spans(sent)
+        assert sorted(order(receiver)) == list(range(sent))
+        assert until(lambda: exporter.status().spool_batches == 0)
+        exporter.close()
+        assert exporter.status().dropped == {"refused": 2}
+
+
 def test_overflow_of_the_spool_drops_the_oldest(tmp_path: Path) -> None:
     exporter = start(f"http://127.0.0.1:{free_port()}", tmp_path)
     exporter._spool.max_bytes = 200_000
@@ -237,7 +262,7 @@ def test_a_receiver_that_hangs_holds_up_neither_the_loop_nor_the_end(tmp_path: P
             started = time.monotonic()
             exporter.submit(fresh)
             slowest = max(slowest, time.monotonic() - started)
-            time.sleep(0.02)
+            time.sleep(0.05)
         assert slowest < 0.1
         started = time.monotonic()
         exporter.close(timeout=0.5)

@@ -35,6 +35,7 @@ from throughline.export.outcome import ACCEPTED, Outcome, Verdict
 _REFUSED_STATUS = frozenset((400, 415, 422))
 _TOO_LARGE_STATUS = 413
 _REFUSED_CODES = frozenset(("INVALID_ARGUMENT",))
+_SUSPICIOUS_CODES = frozenset(("INTERNAL", "UNKNOWN"))
 _GRPC_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
 _NOT_ENCODED = Outcome(Verdict.REFUSED, "the batch could not be encoded")
 
@@ -141,7 +142,12 @@ def _http_outcome(response: requests.Response) -> Outcome:
     if status in _REFUSED_STATUS:
         return Outcome(Verdict.REFUSED, detail)
     wait = response.headers.get("Retry-After", "")
-    return Outcome(Verdict.RETRY, detail, float(wait) if wait.isdecimal() else 0.0)
+    return Outcome(
+        Verdict.RETRY,
+        detail,
+        retry_after=float(wait) if wait.isdecimal() else 0.0,
+        suspicious=status == 500,
+    )
 
 
 def _partial_success(response: requests.Response) -> Outcome:
@@ -236,7 +242,7 @@ class _GrpcLog(logging.Handler):
             return Outcome(Verdict.REFUSED, detail)
         if self._code == "RESOURCE_EXHAUSTED" and "larger than max" in self._detail:
             return Outcome(Verdict.TOO_LARGE, detail)
-        return Outcome(Verdict.RETRY, detail)
+        return Outcome(Verdict.RETRY, detail, suspicious=self._code in _SUSPICIOUS_CODES)
 
 
 def _grpc_arguments(target: OtlpTarget) -> tuple[dict[str, Any], _GrpcLog]:

@@ -23,6 +23,7 @@ class Outcome:
     detail: str = ""  # for people: what the receiver or the system said
     retry_after: float = 0.0  # seconds, as the receiver asked; 0 when it did not
     rejected: int = 0  # items of an accepted batch that the receiver did not take
+    suspicious: bool = False  # RETRY, but it may be this batch that the receiver cannot digest
 
 
 ACCEPTED = Outcome(Verdict.ACCEPTED)

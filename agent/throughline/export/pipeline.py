@@ -21,7 +21,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from throughline.config import Export
@@ -40,6 +40,7 @@ QUEUE_SPANS = 16 * BATCH_SPANS
 HIGH_WATER_SPANS = QUEUE_SPANS // 2
 BACKOFF_SECONDS = (1.0, 30.0)  # first, longest
 RETRY_AFTER_MAX_SECONDS = 300.0
+SUSPECT_FAILURES = 3  # of one spooled batch before the others get their turn
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,10 @@ class Pipeline:
         self._retry_at = 0.0
         self._spool_retry_at = 0.0
         self._spool_turn = True
+        # Spooled batches that fail while the receiver is there: name -> how often, and how many
+        # batches had been settled by then.
+        self._troubled: dict[str, tuple[int, int]] = {}
+        self._settled = 0
         self._stop_at: float | None = None
         self._exported = 0
         self._failed_batches = 0
@@ -173,13 +178,15 @@ class Pipeline:
         with ExitStack() as stack:
             spans = otlp.span_sender(self._export.traces)
             stack.callback(spans.close)
-            metrics = otlp.metric_sender(self._export.metrics)
-            stack.callback(metrics.close)
+            metrics: otlp.Sender | None = None
             while True:
                 work = self._next()
                 if work is None:
                     return
                 if work.metrics is not None:
+                    if metrics is None:
+                        metrics = otlp.metric_sender(self._export.metrics)
+                        stack.callback(metrics.close)
                     outcome = metrics.send(work.metrics)
                     if outcome.verdict is not Verdict.ACCEPTED:
                         with self._changed:
@@ -237,6 +244,8 @@ class Pipeline:
     def _settle(self, work: _Work, outcome: Outcome) -> None:
         """Book what became of a batch."""
         with self._changed:
+            if self._is_poison(work, outcome):
+                outcome = replace(outcome, verdict=Verdict.REFUSED)
             closed = not work.spooled and not self._in_flight
             self._in_flight = ()
             if outcome.verdict is Verdict.RETRY:
@@ -252,12 +261,30 @@ class Pipeline:
                     self._dropped["rejected"] += outcome.rejected
                     self._say(f"{outcome.rejected} spans were rejected: {outcome.detail}")
                 self._up()
-        if outcome.verdict is Verdict.RETRY:
-            if not work.spooled and not closed:  # close() has spooled what was in flight
+            troubled = self._troubled.get(work.spooled, (0, 0))[0] >= SUSPECT_FAILURES
+        if not work.spooled:
+            if outcome.verdict is Verdict.RETRY and not closed:  # else close() has spooled it
                 self._to_spool(work.batch)
-        elif work.spooled:
-            with self._disk:
+            return
+        with self._disk:
+            if outcome.verdict is not Verdict.RETRY:
                 self._spool.remove(work.spooled)
+            elif troubled:
+                self._spool.postpone(work.spooled)
+
+    def _is_poison(self, work: _Work, outcome: Outcome) -> bool:
+        """Does only this batch fail, again and again? It must not stop those behind it."""
+        if outcome.verdict is not Verdict.RETRY:
+            self._settled += 1
+            self._troubled.pop(work.spooled, None)
+            return False
+        if not work.spooled or not outcome.suspicious:
+            return False
+        failures, settled = self._troubled.pop(work.spooled, (0, self._settled))
+        if failures >= SUSPECT_FAILURES and self._settled > settled:
+            return True
+        self._troubled[work.spooled] = (failures + 1, self._settled)
+        return False
 
     def _up(self) -> None:
         if self._state == "down":

@@ -14,7 +14,8 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _NAME = re.compile(r"(\d{12})-(\d+)\.jsonl\.gz")
 _GZIP = 31  # wbits of zlib: deflate in a gzip wrapper
 _BYTES = ("trace_id", "span_id", "parent_span_id")
 _FIELDS = tuple(field.name for field in fields(SpanRecord))
+_values = attrgetter(*_FIELDS)
 _BYTES_AT = tuple(_FIELDS.index(name) for name in _BYTES)
 
 
@@ -93,7 +95,7 @@ class Spool:
         self._bytes += len(data)
 
     def oldest(self) -> tuple[str, Batch]:
-        """The oldest batch that can be read and its name; ("", ()) when the spool is empty."""
+        """The first batch that can be read and its name; ("", ()) when the spool is empty."""
         while self._files:
             first = self._files[0]
             try:
@@ -113,6 +115,11 @@ class Spool:
         """Forget the batch that `oldest` returned: it has arrived, or never will."""
         if self._files and self._files[0].name == name:  # else it has made room meanwhile
             self._remove_first()
+
+    def postpone(self, name: str) -> None:
+        """Put the batch that `oldest` returned behind all others, until the agent restarts."""
+        if self._files and self._files[0].name == name:
+            self._files.append(self._files.pop(0))
 
     def _remove_first(self) -> None:
         first = self._files.pop(0)
@@ -159,7 +166,7 @@ def encode(batch: Batch) -> bytes:
                     "attributes": dict(service.attributes),
                 }
             )
-        values = [number, *astuple(record)]
+        values: list[Any] = [number, *_values(record)]
         for at in _BYTES_AT:
             value = values[at + 1]
             values[at + 1] = None if value is None else value.hex()
