@@ -1,0 +1,228 @@
+"""What makes load and what carries it: wrk, nginx, and a loop of system calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+NGINX_CPU, WRK_CPU = "0", "1"
+
+_NGINX = """
+daemon off;
+user root;
+pid {directory}/{name}.pid;
+worker_processes 1;
+worker_cpu_affinity {mask};
+events {{ worker_connections 2048; }}
+http {{
+  access_log off;
+  keepalive_requests 100000000;
+  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
+  fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi;
+  scgi_temp_path {directory}/scgi;
+  client_max_body_size 100m;
+  {servers}
+}}
+"""
+
+_FRONT = """
+  upstream kept {{ server 127.0.0.1:{back}; keepalive 128; keepalive_requests 100000000; }}
+  server {{
+    listen 127.0.0.1:{front} backlog=2048;
+    location /static {{ return 200 "{body}"; }}
+    location /proxy {{
+      proxy_pass http://kept/static; proxy_http_version 1.1; proxy_set_header Connection "";
+    }}
+    location /fresh {{ proxy_pass http://127.0.0.1:{back}/seen; }}
+  }}
+"""
+
+# /v1/ takes what the agent exports; it costs next to nothing, which a receiver in Python would not.
+_BACK = """
+  server {{
+    listen 127.0.0.1:{back} backlog=2048;
+    location /static {{ return 200 "{body}"; }}
+    location /seen {{ return 200 "$http_traceparent"; }}
+    location /v1/ {{ return 200 ""; }}
+  }}
+"""
+
+_WRK = """
+function done(summary, latency, requests)
+  local e = summary.errors
+  print(string.format(
+    '{"requests":%d,"microseconds":%d,"p50":%d,"p99":%d,"errors":%d}',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+_SYSCALLS = """
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int main(void)
+{
+	struct timespec from, to;
+	const long calls = 2000000;
+
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	for (long i = 0; i < calls; i++)
+		syscall(SYS_getppid);
+	clock_gettime(CLOCK_MONOTONIC, &to);
+	printf("%f", ((to.tv_sec - from.tv_sec) * 1e9 + (to.tv_nsec - from.tv_nsec)) / calls);
+	return 0;
+}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What wrk saw in one run; latencies in milliseconds."""
+
+    requests: int
+    per_second: float
+    p50: float
+    p99: float
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One way to ask the traced nginx."""
+
+    name: str
+    path: str
+    connections: int
+    close: bool  # a new connection for each request
+    hops: int  # sides of a request that the agent sees: server, and client where nginx calls on
+
+
+SCENARIOS = (
+    Scenario("static, keep-alive", "/static", 64, False, 1),
+    Scenario("static, new connections", "/static", 64, True, 1),
+    Scenario("proxy, keep-alive", "/proxy", 64, False, 2),
+    Scenario("proxy, new connections", "/proxy", 64, True, 2),
+)
+
+
+def nginx_config(directory: Path, *, name: str, front: int, back: int) -> Path:
+    """Writes the configuration of the traced nginx (`front`) or of the untraced one (`back`)."""
+    template = _FRONT if name == "front" else _BACK
+    path = directory / f"{name}.conf"
+    path.write_text(
+        _NGINX.format(
+            directory=directory,
+            name=name,
+            mask="01" if name == "front" else "10",
+            servers=template.format(front=front, back=back, body="x" * 200),
+        )
+    )
+    return path
+
+
+def nginx_command(config: Path) -> list[str]:
+    return ["nginx", "-c", str(config), "-e", str(config.with_suffix(".log"))]
+
+
+def wrk(
+    directory: Path, port: int, scenario: Scenario, *, seconds: float, delay_ms: int = 0
+) -> Rate:
+    """Asks as fast as one thread can, or each connection once in `delay_ms`."""
+    script = directory / "wrk.lua"
+    # a delay function, even one that says 0, makes wrk wait for its timer
+    delay = f"function delay() return {delay_ms} end\n" if delay_ms else ""
+    script.write_text(delay + _WRK)
+    command = ["taskset", "-c", WRK_CPU, "wrk", "-t", "1", "-c", str(scenario.connections)]
+    command += ["-d", f"{seconds:g}s", "--timeout", "5s", "-s", str(script)]
+    if scenario.close:
+        command += ["-H", "Connection: close"]
+    command += [f"http://127.0.0.1:{port}{scenario.path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    return Rate(
+        requests=said["requests"],
+        per_second=said["requests"] / (said["microseconds"] / 1e6),
+        p50=said["p50"] / 1e3,
+        p99=said["p99"] / 1e3,
+        errors=said["errors"],
+    )
+
+
+def build_syscalls(directory: Path) -> Path:
+    """Compiles the loop of null system calls; it prints nanoseconds per call."""
+    source = directory / "syscalls.c"
+    source.write_text(_SYSCALLS)
+    program = directory / "syscalls"
+    subprocess.run(["cc", "-O2", "-o", str(program), str(source)], check=True)
+    return program
+
+
+def null_syscall(program: Path) -> float:
+    """Nanoseconds."""
+    done = subprocess.run(
+        ["taskset", "-c", WRK_CPU, str(program)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return float(done.stdout)
+
+
+# --- what the kernel says about processes and programs ------------------------------------------
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process with all its threads, the ended ones too."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def memory_mib(pid: int) -> dict[str, float]:
+    """VmRSS and VmHWM in MiB."""
+    found = {}
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("VmRSS", "VmHWM"):
+            found[name] = int(value.split()[0]) / 1024
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Direct children (nginx's workers)."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramTime:
+    """Totals of one BPF program; zero while kernel.bpf_stats_enabled is 0."""
+
+    nanoseconds: int
+    runs: int
+
+
+def program_times(ids: dict[int, str]) -> dict[str, ProgramTime]:
+    """Totals by name of the programs with these ids."""
+    totals: dict[str, ProgramTime] = {}
+    for number, name in ids.items():
+        done = subprocess.run(
+            ["bpftool", "-j", "prog", "show", "id", str(number)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said = json.loads(done.stdout)
+        before = totals.get(name, ProgramTime(0, 0))
+        totals[name] = ProgramTime(
+            before.nanoseconds + said.get("run_time_ns", 0), before.runs + said.get("run_cnt", 0)
+        )
+    return totals

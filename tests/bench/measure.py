@@ -1,0 +1,275 @@
+"""The measurements, each off and on by turns in one run."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import signal
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.bench import load
+from tests.bench.load import SCENARIOS, ProgramTime, Rate, Scenario
+from tests.kernel.traced import Traced, free_port, wait_port
+
+ROUNDS = 5
+SECONDS = 2.0
+OFF, UNSAMPLED, SAMPLED = "off", "on, nothing sampled", "on, all sampled"
+STATES = (OFF, UNSAMPLED, SAMPLED)
+_SAMPLER = {UNSAMPLED: "always_off", SAMPLED: "always_on"}
+_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything measured. Lists hold one value for each round."""
+
+    rates: dict[tuple[str, str], list[Rate]] = field(default_factory=lambda: defaultdict(list))
+    nginx_us: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    programs: dict[tuple[str, str], dict[str, tuple[float, float]]] = field(default_factory=dict)
+    stats_ns: float = 0.0  # what the statistics themselves add to each run of a program
+    agent_us: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    idle_cpu_percent: float = 0.0
+    memory: dict[str, dict[str, float]] = field(default_factory=dict)
+    saturated: dict[str, float] = field(default_factory=dict)
+    start_seconds: list[float] = field(default_factory=list)
+    syscall_ns: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Bench:
+    """A traced nginx in front of an untraced one, and the agent that comes and goes."""
+
+    def __init__(self, traced: Traced, stack: ExitStack, say: Say) -> None:
+        self._traced = traced
+        self._say = say
+        self._directory = traced.directory
+        self.front, self._back = free_port(), free_port()
+        config = load.nginx_config(self._directory, name="back", front=self.front, back=self._back)
+        back = subprocess.Popen(load.nginx_command(config))
+        stack.callback(_end, back)
+        wait_port(self._back)
+        config = load.nginx_config(self._directory, name="front", front=self.front, back=self._back)
+        self._nginx = traced.spawn("front", load.nginx_command(config))
+        wait_port(self.front)
+        self._worker = load.children(self._nginx.pid)[0]
+
+    def _renew_worker(self) -> None:
+        """A new worker, so that no upstream connection is older than the agent."""
+        old = self._worker
+        self._nginx.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 5
+        while old in (found := load.children(self._nginx.pid)) or len(found) != 1:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nginx keeps its worker {old}")
+            time.sleep(0.02)
+        self._worker = found[0]
+
+    # -- the agent -----------------------------------------------------------------------------
+
+    def _start(self, state: str) -> None:
+        if state == OFF:
+            self._renew_worker()
+            time.sleep(0.5)
+            return
+        self._traced.configure(
+            sampling={"sampler": _SAMPLER[state]},
+            export={"otlp": {"endpoint": f"http://127.0.0.1:{self._back}"}},
+            agent={"drain_interval": 0.1},
+        )
+        self._traced.start_agent()
+        self._renew_worker()
+        time.sleep(1.0)  # the sender thread imports, the first status is written
+
+    def _stop(self) -> None:
+        if self._traced.agent is not None and self._traced.agent.poll() is None:
+            assert self._traced.stop_agent() == 0, self._traced.log()
+
+    @contextlib.contextmanager
+    def _agent(self, state: str) -> Iterator[None]:
+        self._start(state)
+        try:
+            yield
+        finally:
+            self._stop()
+
+    @property
+    def _pid(self) -> int:
+        assert self._traced.agent is not None
+        return self._traced.agent.pid
+
+    def _status(self) -> dict[str, Any]:
+        """A status written after this call began."""
+        now = time.time()
+        while True:
+            status = self._traced.status()
+            if status is not None and status["updated_unix"] > now:
+                return status
+            time.sleep(0.05)
+
+    def _ids(self) -> dict[int, str]:
+        programs = self._status()["attached"]["programs"]
+        return {program["id"]: program["name"] for program in programs}
+
+    def _settled(self) -> dict[str, Any]:
+        """The status once every span that was sent has been exported or dropped."""
+        deadline = time.monotonic() + 30
+        while True:
+            status = self._status()
+            export, counters = status["export"], status["counters"]
+            done = export["exported_spans"] + export["dropped_spans"]
+            if done >= counters["spans_sent"] or time.monotonic() > deadline:
+                return status
+
+    # -- requests per second -------------------------------------------------------------------
+
+    def rates(self, results: Results) -> None:
+        """Saturation: requests/s, latency, and nginx's own CPU time for each request."""
+        for turn in range(ROUNDS):
+            for state in STATES[turn % 3 :] + STATES[: turn % 3]:
+                with self._agent(state):
+                    for scenario in SCENARIOS:
+                        before = load.cpu_seconds(self._worker)
+                        rate = self._wrk(scenario)
+                        spent = load.cpu_seconds(self._worker) - before
+                        results.rates[scenario.name, state].append(rate)
+                        per_request = spent / max(1, rate.requests) * 1e6
+                        results.nginx_us[scenario.name, state].append(per_request)
+                    if state == SAMPLED:
+                        self._note_saturated(results)
+            self._say(f"requests/s: round {turn + 1} of {ROUNDS}")
+
+    def _wrk(self, scenario: Scenario, *, seconds: float = SECONDS, delay_ms: int = 0) -> Rate:
+        return load.wrk(self._directory, self.front, scenario, seconds=seconds, delay_ms=delay_ms)
+
+    def _note_saturated(self, results: Results) -> None:
+        results.memory["under saturation"] = load.memory_mib(self._pid)
+        status = self._settled()
+        counters, export = status["counters"], status["export"]
+        ended = counters["requests_server"] + counters["requests_client"]
+        results.saturated = {
+            "requests": ended,
+            "exported": export["exported_spans"],
+            "ring full": counters["spans_dropped_ring_full"],
+            "dropped in user space": export["dropped_spans"],
+            "spooled": export["spool_bytes"],
+        }
+
+    # -- time in BPF ---------------------------------------------------------------------------
+
+    def programs(self, results: Results) -> None:
+        """Nanoseconds and runs of each program for each request (statistics cost some, too)."""
+        program = load.build_syscalls(self._directory)
+        for state in (UNSAMPLED, SAMPLED):
+            with self._agent(state), _statistics():
+                ids = self._ids()
+                # at a null system call tl_tick does nothing: what remains is the statistics' own
+                before = load.program_times(ids)["tl_tick"]
+                load.null_syscall(program)
+                after = load.program_times(ids)["tl_tick"]
+                total, runs = _per_request(before, after, 1)
+                results.stats_ns = total / max(1.0, runs)
+                for scenario in SCENARIOS:
+                    was = load.program_times(ids)
+                    rate = self._wrk(scenario)
+                    now = load.program_times(ids)
+                    results.programs[scenario.name, state] = {
+                        name: _per_request(was[name], now[name], rate.requests) for name in was
+                    }
+            self._say(f"time in BPF: {state}")
+
+    # -- the agent's own cost --------------------------------------------------------------------
+
+    def agent(self, results: Results) -> None:
+        """CPU for each request beyond what an idle agent uses; memory."""
+        scenario = SCENARIOS[0]
+        for state in (SAMPLED, UNSAMPLED):
+            with self._agent(state):
+                before, start = load.cpu_seconds(self._pid), time.monotonic()
+                time.sleep(5)
+                idle = (load.cpu_seconds(self._pid) - before) / (time.monotonic() - start)
+                results.idle_cpu_percent = idle * 100
+                results.memory[f"idle ({state})"] = load.memory_mib(self._pid)
+                for _ in range(ROUNDS):
+                    before, start = load.cpu_seconds(self._pid), time.monotonic()
+                    # at a rate that the agent can follow, so that every request counts
+                    delay_ms = 20 if state == SAMPLED else 0
+                    rate = self._wrk(scenario, delay_ms=delay_ms)
+                    self._settled()
+                    spent = load.cpu_seconds(self._pid) - before
+                    spent -= idle * (time.monotonic() - start)
+                    results.agent_us[state].append(spent / max(1, rate.requests) * 1e6)
+                results.memory[f"under load ({state})"] = load.memory_mib(self._pid)
+            self._say(f"the agent's CPU: {state}")
+
+    def starts(self, results: Results) -> None:
+        """From exec of the agent to the first request that reaches the back with a traceparent."""
+        for _ in range(ROUNDS):
+            self._traced.configure(sampling={"sampler": "always_on"})
+            started = time.monotonic()
+            self._traced.start_agent(wait=False)
+            try:
+                while not self._propagated():
+                    if time.monotonic() - started > 20:
+                        raise TimeoutError(f"nothing propagates:\n{self._traced.log()}")
+                    time.sleep(0.005)
+                results.start_seconds.append(time.monotonic() - started)
+                self._traced.wait_running()
+            finally:
+                self._stop()
+        self._say("start")
+
+    def _propagated(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.front, timeout=5)
+        connection.request("GET", "/fresh")
+        body = connection.getresponse().read()
+        connection.close()
+        return len(body) == 55
+
+    def syscalls(self, results: Results) -> None:
+        """The tracepoint at the entry of every system call of the host."""
+        program = load.build_syscalls(self._directory)
+        for turn in range(ROUNDS):
+            for state in ((OFF, UNSAMPLED), (UNSAMPLED, OFF))[turn % 2]:
+                with self._agent(state):
+                    results.syscall_ns[state].append(load.null_syscall(program))
+        self._say("system calls")
+
+
+@contextlib.contextmanager
+def _statistics() -> Iterator[None]:
+    """kernel.bpf_stats_enabled for a while."""
+    saved = _STATS.read_text()
+    _STATS.write_text("1")
+    try:
+        yield
+    finally:
+        _STATS.write_text(saved)
+
+
+def _per_request(before: ProgramTime, after: ProgramTime, requests: int) -> tuple[float, float]:
+    """Nanoseconds and runs."""
+    total = max(1, requests)
+    return (after.nanoseconds - before.nanoseconds) / total, (after.runs - before.runs) / total
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """Minimum, median, maximum."""
+    return min(values), median(values), max(values)
