@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,7 @@ class Shop:
 
     fleet: Fleet
     receiver: Receiver
+    bundle: Path
 
     def rollout(self) -> str:
         """Runs playbooks/site.yml on all hosts at once and returns its output."""
@@ -44,6 +47,7 @@ class Shop:
             self.fleet,
             playbook.SITE,
             quiet=True,
+            throughline_bundle=str(self.bundle),
             throughline_config=config,
             throughline_serial=["100%"],
         )
@@ -69,14 +73,16 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Shop]:
-    """Three hosts with the services and the agent."""
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """Three hosts with the services and the agent; a build meanwhile does not change the bundle."""
+    newest = max(BUNDLES, key=lambda bundle: bundle.stat().st_mtime)
+    bundle = Path(shutil.copy(newest, tmp_path_factory.mktemp("dist")))
     with (
         hosts.fleet(NAME, count=3) as fleet,
         Receiver(network.listen(NAME, port=4318)) as receiver,
     ):
         playbook.run(fleet, playbook.SERVICES, quiet=True)
-        rolled_out = Shop(fleet, receiver)
+        rolled_out = Shop(fleet, receiver, bundle)
         rolled_out.rollout()
         yield rolled_out
 
