@@ -19,6 +19,14 @@ enum tl_feed {
 };
 
 #define TL_NAME_MAX 24
+#define TL_MEMBER_PART_MAX 256 /* key or value of a tracestate member */
+
+/* In a value, tl_http.names has no names to tell apart: */
+enum tl_value_flags {
+	TL_VALUE_SPACE = 1 << 0, /* white space behind the value */
+	TL_VALUE_CR = 1 << 1, /* the last byte was CR */
+	TL_VALUE_TAB = 1 << 2, /* a tab behind a tracestate value */
+};
 
 /* not static: libbpf places only global variables of .rodata */
 const char tl_version[8] = "HTTP/1.";
@@ -69,7 +77,17 @@ static __always_inline __u64 tl_find_lf(__u64 word)
 	return (x - 0x0101010101010101ULL) & ~x & 0x8080808080808080ULL;
 }
 
-/* Ends a header line: its value is complete. */
+/* The value of the last header line cannot be relied on. */
+static __always_inline void tl_http_bad_value(struct tl_http *http)
+{
+	http->flags |= TL_HTTP_MALFORMED;
+	if (http->header == TL_HEADER_TRACEPARENT)
+		http->flags |= TL_HTTP_BAD_TRACEPARENT;
+	else if (http->header == TL_HEADER_TRACESTATE)
+		http->flags |= TL_HTTP_BAD_TRACESTATE;
+}
+
+/* Ends a header line: its value is complete. `header` stays, for a folded line that follows. */
 static __always_inline void tl_http_end_value(struct tl_http *http, struct tl_text *text)
 {
 	switch (http->header) {
@@ -92,11 +110,90 @@ static __always_inline void tl_http_end_value(struct tl_http *http, struct tl_te
 		break;
 	case TL_HEADER_TRACESTATE:
 		/* a last member without a value is refused, an empty one is allowed */
-		if (http->member == TL_MEMBER_KEY)
+		if (http->member == TL_MEMBER_KEY ||
+		    (http->member == TL_MEMBER_VALUE && !http->pos))
 			http->flags |= TL_HTTP_BAD_TRACESTATE;
 		break;
 	}
-	http->header = TL_HEADER_NONE;
+}
+
+/*
+ * One byte of a tracestate value (W3C Trace Context Level 2, section 3.3). `pos` counts the bytes of
+ * the key or value, `token` the spaces behind the value so far: they belong to it only when it goes
+ * on.
+ */
+static __always_inline void tl_http_tracestate(struct tl_http *http, struct tl_text *text, __u8 c)
+{
+	__u32 at = text->tracestate_len;
+
+	switch (http->member) {
+	case TL_MEMBER_START:
+		if (c == ' ' || c == '\t' || c == ',')
+			return;
+		if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9')) || http->members >= 32)
+			http->flags |= TL_HTTP_BAD_TRACESTATE;
+		else
+			http->members++;
+		http->member = TL_MEMBER_KEY;
+		http->pos = 0;
+		if (at) {
+			if (at < TL_TRACESTATE_MAX)
+				text->tracestate[at] = ',';
+			at++;
+		}
+		break;
+	case TL_MEMBER_KEY:
+		if (c == '=') {
+			http->member = TL_MEMBER_VALUE;
+			http->pos = 0;
+			http->token = 0;
+			http->names = 0;
+			if (at < TL_TRACESTATE_MAX)
+				text->tracestate[at] = c;
+			else
+				http->flags |= TL_HTTP_BAD_TRACESTATE;
+			text->tracestate_len = at + 1;
+			return;
+		}
+		if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-' ||
+		      c == '*' || c == '/' || c == '@'))
+			http->flags |= TL_HTTP_BAD_TRACESTATE;
+		break;
+	default:
+		if (c == ',') {
+			if (!http->pos)
+				http->flags |= TL_HTTP_BAD_TRACESTATE;
+			http->member = TL_MEMBER_START;
+			return;
+		}
+		if (c == '\t') {
+			http->names |= TL_VALUE_TAB;
+			return;
+		}
+		if (c == ' ') {
+			at += http->token;
+			if (at < TL_TRACESTATE_MAX) {
+				text->tracestate[at] = c;
+				http->token++;
+			} else {
+				http->token = TL_TRACESTATE_MAX;
+			}
+			return;
+		}
+		if (c < 0x21 || c > 0x7e || c == '=' || http->names & TL_VALUE_TAB)
+			http->flags |= TL_HTTP_BAD_TRACESTATE;
+		at += http->token;
+		http->pos += http->token;
+		http->token = 0;
+	}
+	if (++http->pos > TL_MEMBER_PART_MAX || at >= TL_TRACESTATE_MAX) {
+		/* what is refused need not be counted on */
+		http->flags |= TL_HTTP_BAD_TRACESTATE;
+		http->pos = TL_MEMBER_PART_MAX;
+		return;
+	}
+	text->tracestate[at] = c;
+	text->tracestate_len = at + 1;
 }
 
 /* One byte of a header value that matters. */
@@ -107,12 +204,11 @@ static __always_inline void tl_http_value(struct tl_http *http, struct tl_text *
 	switch (http->header) {
 	case TL_HEADER_TRACEPARENT:
 		if (c == ' ' || c == '\t') {
-			/* only in front of and behind the value: names marks the end */
 			if (http->pos)
-				http->names = 1;
+				http->names |= TL_VALUE_SPACE;
 			return;
 		}
-		if (http->names)
+		if (http->names & TL_VALUE_SPACE)
 			http->flags |= TL_HTTP_BAD_TRACEPARENT;
 		at = http->pos;
 		if (at < sizeof(text->traceparent))
@@ -122,44 +218,7 @@ static __always_inline void tl_http_value(struct tl_http *http, struct tl_text *
 		text->traceparent_len = http->pos;
 		return;
 	case TL_HEADER_TRACESTATE:
-		at = text->tracestate_len;
-		if (c == ' ' || c == '\t') {
-			/* white space around members is not carried on; inside a value it is */
-			if (http->member != TL_MEMBER_VALUE)
-				return;
-		} else if (c == ',') {
-			if (http->member == TL_MEMBER_KEY)
-				http->flags |= TL_HTTP_BAD_TRACESTATE;
-			http->member = TL_MEMBER_START;
-			return;
-		} else if (http->member == TL_MEMBER_START) {
-			if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9')))
-				http->flags |= TL_HTTP_BAD_TRACESTATE;
-			if (http->members >= 32)
-				http->flags |= TL_HTTP_BAD_TRACESTATE;
-			else
-				http->members++;
-			http->member = TL_MEMBER_KEY;
-			if (at) {
-				if (at < TL_TRACESTATE_MAX)
-					text->tracestate[at] = ',';
-				at++;
-			}
-		} else if (http->member == TL_MEMBER_KEY) {
-			if (c == '=')
-				http->member = TL_MEMBER_VALUE;
-			else if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' ||
-				   c == '-' || c == '*' || c == '/' || c == '@'))
-				http->flags |= TL_HTTP_BAD_TRACESTATE;
-		} else if (c < 0x21 || c > 0x7e || c == '=') {
-			http->flags |= TL_HTTP_BAD_TRACESTATE;
-		}
-		if (at < TL_TRACESTATE_MAX)
-			text->tracestate[at] = c;
-		else
-			http->flags |= TL_HTTP_BAD_TRACESTATE;
-		if (at < 0x3fff)
-			text->tracestate_len = at + 1;
+		tl_http_tracestate(http, text, c);
 		return;
 	case TL_HEADER_HOST:
 		if (http->pos == 0 && (c == ' ' || c == '\t'))
@@ -173,12 +232,11 @@ static __always_inline void tl_http_value(struct tl_http *http, struct tl_text *
 		return;
 	case TL_HEADER_CONTENT_LENGTH:
 		if (c == ' ' || c == '\t') {
-			/* only in front of and behind the digits: names marks the end */
 			if (http->pos)
-				http->names = 1;
+				http->names |= TL_VALUE_SPACE;
 			return;
 		}
-		if (c < '0' || c > '9' || http->names || http->pos >= 15) {
+		if (c < '0' || c > '9' || http->names & TL_VALUE_SPACE || http->pos >= 15) {
 			http->flags |= TL_HTTP_MALFORMED;
 			return;
 		}
@@ -194,10 +252,10 @@ static __always_inline void tl_http_value(struct tl_http *http, struct tl_text *
 		}
 		if (c == ' ' || c == '\t') {
 			if (http->pos)
-				http->names = 1;
+				http->names |= TL_VALUE_SPACE;
 			return;
 		}
-		if (http->names) {
+		if (http->names & TL_VALUE_SPACE) {
 			/* two words in one coding: not ours to interpret */
 			http->flags |= TL_HTTP_MALFORMED;
 			return;
@@ -243,6 +301,7 @@ static __always_inline void tl_http_begin_value(struct tl_http *http, struct tl_
 	case TL_HEADER_TRACESTATE:
 		http->flags |= TL_HTTP_HAS_TRACESTATE;
 		http->member = TL_MEMBER_START;
+		http->token = 0;
 		break;
 	case TL_HEADER_HOST:
 		text->host_len = 0;
@@ -272,6 +331,17 @@ static __always_inline int tl_http_lost(struct tl_http *http)
 {
 	http->state = TL_HTTP_LOST;
 	return TL_FEED_LOST;
+}
+
+/* The header block is complete. */
+static __always_inline int tl_http_headers(struct tl_http *http)
+{
+	http->state = TL_HTTP_FRAMING;
+	/* both lengths, an unknown one, or one that HTTP/1.0 has not: peers may disagree on the end */
+	if (!(http->flags & TL_HTTP_RESPONSE) && http->flags & TL_HTTP_HAS_ENCODING &&
+	    (http->flags & TL_HTTP_HAS_LENGTH || !(http->flags & TL_HTTP_CHUNKED) || !http->minor))
+		http->flags |= TL_HTTP_MALFORMED;
+	return TL_FEED_HEADERS;
 }
 
 /*
@@ -353,19 +423,20 @@ __noinline int tl_http_feed(struct tl_http *http, struct tl_text *text, struct t
 				http->header_bytes = 0;
 				continue;
 			}
-			text->traceparent_len = 0;
-			text->host_len = 0;
-			text->tracestate_len = 0;
-			http->members = 0;
 			http->header = TL_HEADER_NONE;
 			http->pos = 1;
 			if (http->flags & TL_HTTP_RESPONSE) {
+				/* `text` is the request's, which is needed for its span */
 				if (c != 'H')
 					return tl_http_lost(http);
 				http->state = TL_HTTP_STATUS;
 				http->status = 0;
 				continue;
 			}
+			text->traceparent_len = 0;
+			text->host_len = 0;
+			text->tracestate_len = 0;
+			http->members = 0;
 			if (!tl_is_token(c))
 				return tl_http_lost(http);
 			text->method[0] = c;
@@ -452,13 +523,20 @@ __noinline int tl_http_feed(struct tl_http *http, struct tl_text *text, struct t
 			if (c == '\r' || c == '\n') {
 				http->blank_at = chunk->base + pos;
 				http->flags |= TL_HTTP_BLANK_SEEN;
-				http->state = c == '\r' ? TL_HTTP_BLANK : TL_HTTP_FRAMING;
 				if (c == '\n')
-					return TL_FEED_HEADERS;
+					return tl_http_headers(http);
+				http->state = TL_HTTP_BLANK;
 				continue;
 			}
 			if (http->header_bytes > TL_HEADER_BYTES_MAX)
 				return tl_http_lost(http);
+			if (c == ' ' || c == '\t') {
+				/* a folded line continues a value that was taken for complete */
+				tl_http_bad_value(http);
+				http->state = TL_HTTP_SKIP;
+				continue;
+			}
+			http->header = TL_HEADER_NONE;
 			http->pos = 1;
 			http->state = TL_HTTP_NAME;
 			switch (c | 0x20) {
@@ -466,17 +544,18 @@ __noinline int tl_http_feed(struct tl_http *http, struct tl_text *text, struct t
 				http->names = 1 << TL_HEADER_TRACEPARENT |
 					      1 << TL_HEADER_TRACESTATE |
 					      1 << TL_HEADER_TRANSFER_ENCODING;
+				if (http->flags & TL_HTTP_RESPONSE)
+					http->names = 1 << TL_HEADER_TRANSFER_ENCODING;
 				continue;
 			case 'c':
 				http->names = 1 << TL_HEADER_CONTENT_LENGTH;
 				continue;
 			case 'h':
+				if (http->flags & TL_HTTP_RESPONSE)
+					break;
 				http->names = 1 << TL_HEADER_HOST;
 				continue;
 			}
-			/* A folded line continues a value of which the start was taken for all. */
-			if (c == ' ' || c == '\t')
-				http->flags |= TL_HTTP_MALFORMED;
 			http->state = TL_HTTP_SKIP;
 			continue;
 
@@ -520,11 +599,18 @@ __noinline int tl_http_feed(struct tl_http *http, struct tl_text *text, struct t
 		}
 
 		case TL_HTTP_VALUE:
-			if (c == '\r')
-				continue;
 			if (c == '\n') {
 				tl_http_end_value(http, text);
 				http->state = TL_HTTP_NAME_START;
+				continue;
+			}
+			if (http->names & TL_VALUE_CR) {
+				/* CR inside a value: receivers disagree on what it is */
+				tl_http_bad_value(http);
+				continue;
+			}
+			if (c == '\r') {
+				http->names |= TL_VALUE_CR;
 				continue;
 			}
 			tl_http_value(http, text, c);
@@ -533,8 +619,7 @@ __noinline int tl_http_feed(struct tl_http *http, struct tl_text *text, struct t
 		case TL_HTTP_BLANK:
 			if (c != '\n')
 				return tl_http_lost(http);
-			http->state = TL_HTTP_FRAMING;
-			return TL_FEED_HEADERS;
+			return tl_http_headers(http);
 
 		case TL_HTTP_CHUNK_SIZE: {
 			__u8 digit;
@@ -649,10 +734,6 @@ static __always_inline bool tl_http_frame(struct tl_http *http, __u8 method)
 		if (http->status < 200 || http->status == 204 || http->status == 304 ||
 		    method == TL_METHOD_HEAD)
 			return true;
-	} else if (http->flags & TL_HTTP_HAS_ENCODING &&
-		   (http->flags & TL_HTTP_HAS_LENGTH || !(http->flags & TL_HTTP_CHUNKED))) {
-		/* both lengths, or an unknown one: peers may disagree on where it ends */
-		http->flags |= TL_HTTP_MALFORMED;
 	}
 	if (http->flags & TL_HTTP_MALFORMED) {
 		http->state = TL_HTTP_LOST;
