@@ -61,9 +61,12 @@ static __always_inline void tl_measure(struct tl_conn *conn, __u8 kind, __u8 met
 	__u32 i;
 
 	if (!value) {
-		struct tl_duration zero = {};
+		const void *nothing;
+		__u32 zero = 0;
 
-		bpf_map_update_elem(&tl_durations, &key, &zero, BPF_NOEXIST);
+		nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
+		if (nothing)
+			bpf_map_update_elem(&tl_durations, &key, nothing, BPF_NOEXIST);
 		value = bpf_map_lookup_elem(&tl_durations, &key);
 		if (!value) {
 			tl_count(TL_FULL_DURATIONS);
@@ -190,7 +193,7 @@ static __always_inline bool tl_pipelined(struct tl_conn *conn, struct tl_text *t
 __noinline int tl_begin_server(struct tl_conn *conn, struct tl_text *text)
 {
 	struct tl_traceparent parent = {};
-	struct tl_request request = {};
+	struct tl_request *request;
 	__u64 key;
 
 	if (!conn || !text)
@@ -219,20 +222,22 @@ __noinline int tl_begin_server(struct tl_conn *conn, struct tl_text *text)
 		text->tracestate_len = 0;
 	}
 
-	request.start_ns = conn->start_ns;
-	__builtin_memcpy(request.trace_id, conn->trace_id, 16);
-	__builtin_memcpy(request.span_id, conn->span_id, 8);
-	__builtin_memcpy(request.parent_span_id, conn->parent_span_id, 8);
-	request.trace_flags = conn->trace_flags;
+	request = &conn->serving;
+	__builtin_memset(request, 0, sizeof(*request));
+	request->start_ns = conn->start_ns;
+	__builtin_memcpy(request->trace_id, conn->trace_id, 16);
+	__builtin_memcpy(request->span_id, conn->span_id, 8);
+	__builtin_memcpy(request->parent_span_id, conn->parent_span_id, 8);
+	request->trace_flags = conn->trace_flags;
 	key = tl_key(conn->span_id);
 	conn->request = key;
 	if (text->tracestate_len) {
 		if (!bpf_map_update_elem(&tl_tracestates, &key, text->tracestate, BPF_ANY))
-			request.tracestate_len = text->tracestate_len;
+			request->tracestate_len = text->tracestate_len;
 		else
 			tl_count(TL_FULL_TRACESTATES);
 	}
-	if (bpf_map_update_elem(&tl_requests, &key, &request, BPF_ANY))
+	if (bpf_map_update_elem(&tl_requests, &key, request, BPF_ANY))
 		tl_count(TL_FULL_REQUESTS);
 	return 0;
 }

@@ -95,18 +95,32 @@ __noinline int tl_packet_event(struct tl_conn *conn, struct tl_text *text, __u32
 	return 0;
 }
 
-/* Parses the payload [off, off + len) of a packet, whose first byte has sequence number `seq`. */
-static __always_inline void tl_stream(struct __sk_buff *skb, struct tl_conn *conn,
-				      struct tl_text *text, enum tl_direction direction, __u32 off,
-				      __u32 len, __u32 seq)
+/* A TCP segment with payload. */
+struct tl_segment {
+	__u32 off; /* of the payload in the packet */
+	__u32 len; /* of the payload */
+	__u32 seq; /* of its first byte */
+	__u32 ip_len;
+};
+
+/* Parses the payload of a segment. A function of its own for the verifier's sake. */
+__noinline int tl_stream(struct __sk_buff *skb, struct tl_conn *conn, struct tl_text *text,
+			 const struct tl_segment *segment, __u32 direction)
 {
-	struct tl_http *http = direction == TL_IN ? &conn->in : &conn->out;
 	struct tl_chunk chunk = {};
-	__u32 end = off + len;
+	struct tl_http *http;
+	__u32 off, len, seq, end;
 	__s32 ahead;
 	__u32 i;
 	int what;
 
+	if (!conn || !text || !segment)
+		return 0;
+	http = direction == TL_IN ? &conn->in : &conn->out;
+	off = segment->off;
+	len = segment->len;
+	seq = segment->seq;
+	end = off + len;
 	if (!(http->flags & TL_HTTP_SYNCED)) {
 		http->flags |= TL_HTTP_SYNCED;
 		http->next_seq = seq;
@@ -115,7 +129,7 @@ static __always_inline void tl_stream(struct __sk_buff *skb, struct tl_conn *con
 	if (ahead < 0) {
 		/* sent again: only what lies behind the known part is new */
 		if ((__u32)-ahead >= len)
-			return;
+			return 0;
 		off += -ahead;
 	} else if (ahead > 0) {
 		if ((http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) &&
@@ -132,9 +146,9 @@ static __always_inline void tl_stream(struct __sk_buff *skb, struct tl_conn *con
 		__u32 n;
 
 		if (conn->role == TL_ROLE_OFF || off >= end)
-			return;
+			return 0;
 		if (http->state >= TL_HTTP_UNTIL_CLOSE)
-			return;
+			return 0;
 		if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
 			/* bodies are not read */
 			__u64 skip = end - off;
@@ -145,17 +159,17 @@ static __always_inline void tl_stream(struct __sk_buff *skb, struct tl_conn *con
 				http->remain -= skip;
 				off += skip;
 				if (off >= end)
-					return;
+					return 0;
 			}
 		}
 		n = end - off;
 		if (n > TL_CHUNK)
 			n = TL_CHUNK;
 		if (n < 1)
-			return;
+			return 0;
 		if (bpf_skb_load_bytes(skb, off, chunk.data, n)) {
 			http->state = TL_HTTP_LOST;
-			return;
+			return 0;
 		}
 		chunk.len = n;
 		chunk.pos = 0;
@@ -178,10 +192,11 @@ static __always_inline void tl_stream(struct __sk_buff *skb, struct tl_conn *con
 	} else {
 		tl_count(TL_SKIP_MALFORMED);
 	}
+	return 0;
 }
 
 /* Finds the TCP payload of a packet that starts at its IP header. Returns its length. */
-static __always_inline __u32 tl_payload(struct __sk_buff *skb, __u32 *off, __u32 *seq)
+static __always_inline __u32 tl_payload(struct __sk_buff *skb, struct tl_segment *segment)
 {
 	void *data = (void *)(long)skb->data;
 	void *data_end = (void *)(long)skb->data_end;
@@ -207,11 +222,13 @@ static __always_inline __u32 tl_payload(struct __sk_buff *skb, __u32 *off, __u32
 	tcp = data + ip_len;
 	if ((void *)(tcp + 1) > data_end)
 		return 0;
-	*seq = bpf_ntohl(tcp->seq);
-	*off = ip_len + tcp->doff * 4;
-	if (*off >= total)
+	segment->ip_len = ip_len;
+	segment->seq = bpf_ntohl(tcp->seq);
+	segment->off = ip_len + tcp->doff * 4;
+	if (segment->off >= total)
 		return 0;
-	return total - *off;
+	segment->len = total - segment->off;
+	return segment->len;
 }
 
 static __always_inline struct tl_conn *tl_new_conn(struct __sk_buff *skb, struct bpf_sock *sk,
@@ -241,24 +258,86 @@ static __always_inline struct tl_conn *tl_new_conn(struct __sk_buff *skb, struct
 	return conn;
 }
 
+/* Who sends the segment, as IPv4-mapped address; the packet starts at its IP header. */
+static __always_inline int tl_sender(struct __sk_buff *skb, __u32 ip_len, struct tl_early_key *key)
+{
+	__u16 ports[2];
+
+	if (skb->protocol == bpf_htons(0x0800)) {
+		__u32 *address = (__u32 *)key->peer_addr;
+
+		address[2] = bpf_htonl(0xffff);
+		if (bpf_skb_load_bytes(skb, 12, &address[3], 4))
+			return -1;
+	} else if (bpf_skb_load_bytes(skb, 8, key->peer_addr, 16)) {
+		return -1;
+	}
+	if (bpf_skb_load_bytes(skb, ip_len, ports, sizeof(ports)))
+		return -1;
+	key->peer_port = bpf_ntohs(ports[0]);
+	key->local_port = bpf_ntohs(ports[1]);
+	return 0;
+}
+
+/* The segment came to a listener: parses it into tl_early, for the connection that it makes. */
+static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_segment *segment)
+{
+	struct tl_early_key key = {};
+	struct tl_early *early, *nothing;
+	__u32 zero = 0, word = 0;
+	__u64 cgroup_id;
+
+	if (segment->len < 16 || bpf_skb_load_bytes(skb, segment->off, &word, sizeof(word)) ||
+	    !tl_looks_like_request(word))
+		return;
+	cgroup_id = bpf_skb_cgroup_id(skb);
+	if (!tl_traced(cgroup_id))
+		return;
+	key.seq = segment->seq;
+	if (tl_sender(skb, segment->ip_len, &key))
+		return;
+	early = bpf_map_lookup_elem(&tl_early, &key);
+	if (early) {
+		/* sent again, since the accept queue was full: parsed already */
+		return;
+	}
+	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
+	if (!nothing || bpf_map_update_elem(&tl_early, &key, nothing, BPF_NOEXIST))
+		return;
+	early = bpf_map_lookup_elem(&tl_early, &key);
+	if (!early)
+		return;
+	early->conn.cgroup_id = cgroup_id;
+	early->conn.role = TL_ROLE_SERVER;
+	__builtin_memcpy(early->conn.peer_addr, key.peer_addr, 16);
+	early->conn.peer_port = key.peer_port;
+	early->conn.local_port = key.local_port;
+	tl_stream(skb, &early->conn, &early->text, segment, TL_IN);
+}
+
 static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction direction)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct tl_conn *conn;
 	struct tl_text *text;
 	struct tl_http *http;
-	__u32 off, seq, len;
+	struct tl_segment segment = {};
+	__u32 len;
 
 	if (!sk)
 		return 1;
 	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
 	if (conn && conn->role == TL_ROLE_OFF)
 		return 1;
-	len = tl_payload(skb, &off, &seq);
+	len = tl_payload(skb, &segment);
 	if (!len)
 		return 1;
+	if (!conn && direction == TL_IN && sk->state == BPF_TCP_LISTEN) {
+		tl_early_packet(skb, &segment);
+		return 1;
+	}
 	if (!conn) {
-		conn = tl_new_conn(skb, sk, off, len,
+		conn = tl_new_conn(skb, sk, segment.off, len,
 				   direction == TL_IN ? TL_ROLE_SERVER : TL_ROLE_CLIENT);
 		if (!conn)
 			return 1;
@@ -296,7 +375,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 		    conn->role != TL_ROLE_SERVER || len < 16)
 			return 1;
 		/* a new request at the start of a segment brings a lost server connection back */
-		if (bpf_skb_load_bytes(skb, off, &word, sizeof(word)) ||
+		if (bpf_skb_load_bytes(skb, segment.off, &word, sizeof(word)) ||
 		    !tl_looks_like_request(word))
 			return 1;
 	}
@@ -314,9 +393,9 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 		if (conn->flags & TL_CONN_ACTIVE)
 			tl_finish(conn, text, 0, TL_END_CLOSED);
 		tl_http_restart(http);
-		http->next_seq = seq;
+		http->next_seq = segment.seq;
 	}
-	tl_stream(skb, conn, text, direction, off, len, seq);
+	tl_stream(skb, conn, text, &segment, direction);
 	__sync_lock_test_and_set(&conn->busy[direction], 0);
 	return 1;
 }
@@ -389,6 +468,15 @@ int BPF_PROG(tl_read, struct sock *sk)
 			thread->current = 0;
 		return 0;
 	}
+	if (evidence == TL_EVIDENCE_RESTORE && request->reader != tid) {
+		/*
+		 * The answer was read by a thread that did not read the request (the pool of a client
+		 * library): it says nothing about what that thread does next.
+		 */
+		if (thread)
+			thread->current = 0;
+		return 0;
+	}
 	if (conn->role == TL_ROLE_SERVER && !conn->pid)
 		conn->pid = bpf_get_current_pid_tgid() >> 32;
 	refused = tl_thread_refused();
@@ -408,10 +496,51 @@ int BPF_PROG(tl_read, struct sock *sk)
 	if (conn->role == TL_ROLE_SERVER) {
 		if (!(conn->flags & TL_CONN_RESPONDING))
 			tl_request_open(request, thread, tid);
-	} else if (request->reader == tid) {
+	} else {
 		tl_request_open(request, thread, tid);
 	}
 	return 0;
+}
+
+/* A connection was accepted: what its first segment held, if that made it, becomes its own. */
+static __always_inline void tl_take_early(struct sock *sk)
+{
+	struct tl_early_key key = {};
+	struct tl_early *early;
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct tl_conn *conn;
+
+	if (!tcp)
+		return;
+	key.seq = tcp->rcv_nxt;
+	key.peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	key.local_port = sk->__sk_common.skc_num;
+	if (sk->__sk_common.skc_family == TL_AF_INET) {
+		__u32 *address = (__u32 *)key.peer_addr;
+
+		address[2] = bpf_htonl(0xffff);
+		address[3] = sk->__sk_common.skc_daddr;
+	} else {
+		BPF_CORE_READ_INTO(&key.peer_addr, sk, __sk_common.skc_v6_daddr);
+	}
+	early = bpf_map_lookup_elem(&tl_early, &key);
+	if (!early)
+		return;
+	conn = bpf_sk_storage_get(&tl_conns, sk, &early->conn, BPF_SK_STORAGE_GET_F_CREATE);
+	if (conn) {
+		if (sk->__sk_common.skc_family == TL_AF_INET) {
+			__u32 *address = (__u32 *)conn->local_addr;
+
+			address[2] = bpf_htonl(0xffff);
+			address[3] = sk->__sk_common.skc_rcv_saddr;
+		} else {
+			BPF_CORE_READ_INTO(&conn->local_addr, sk, __sk_common.skc_v6_rcv_saddr);
+		}
+		bpf_sk_storage_get(&tl_texts, sk, &early->text, BPF_SK_STORAGE_GET_F_CREATE);
+	} else {
+		tl_count(TL_FULL_STORAGE);
+	}
+	bpf_map_delete_elem(&tl_early, &key);
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -421,6 +550,10 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 	struct tl_text *text;
 	__u8 state;
 
+	if (oldstate == BPF_TCP_SYN_RECV && newstate == BPF_TCP_ESTABLISHED) {
+		tl_take_early(sk);
+		return 0;
+	}
 	if (newstate != BPF_TCP_CLOSE && oldstate != BPF_TCP_ESTABLISHED)
 		return 0;
 	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);

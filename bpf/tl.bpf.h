@@ -188,6 +188,8 @@ struct tl_conn {
 	__u32 _pad;
 	struct tl_http in;
 	struct tl_http out;
+	struct tl_request
+		serving; /* server: the entry of tl_requests, built here for want of stack */
 };
 
 enum tl_request_flags {
@@ -249,6 +251,41 @@ struct {
 	__type(value, struct tl_thread);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_threads SEC(".maps");
+
+/*
+ * What a request's first segment held when it also completed the handshake (the bare ACK was lost,
+ * or the accept queue was full): cgroup_skb then runs for the listener, since the connection's own
+ * socket does not exist yet. The sequence number, which is random, tells hosts of equal address
+ * apart.
+ */
+struct tl_early_key {
+	__u8 peer_addr[16];
+	__u16 peer_port;
+	__u16 local_port;
+	__u32 seq; /* of the first byte */
+};
+
+struct tl_early {
+	struct tl_conn conn;
+	struct tl_text text;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct tl_early_key);
+	__type(value, struct tl_early);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_early SEC(".maps");
+
+/* Always zero: what new entries that are too large for the stack start from. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_RDONLY_PROG);
+	__type(key, __u32);
+	__type(value, struct tl_early);
+} tl_nothing SEC(".maps");
 
 /* cgroup id -> traced or not; what is missing follows tl_config.trace_unlisted. */
 struct {
