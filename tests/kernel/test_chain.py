@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +60,33 @@ def test_three_python_services_are_one_trace(traced: Traced) -> None:
         ]
         assert len({_target(span) for span in mine}) == 1, "spans of different requests"
     assert len(by_id) == len(spans)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("split", [400, 40])
+def test_a_request_that_makes_its_connection_is_seen(traced: Traced, host: str, split: int) -> None:
+    """The first segment comes to the listener when it completes the handshake itself."""
+    port = free_port()
+    traced.spawn("deferred", [sys.executable, str(SERVICE.with_name("deferred.py")), str(port)])
+    wait_port(port)
+    parents = []
+    for number in range(COUNT):
+        parents.append(f"{number + 1:016x}")
+        request = (
+            f"GET /deferred/{number} HTTP/1.1\r\nHost: test\r\n"
+            f"traceparent: 00-{number + 1:032x}-{parents[-1]}-01\r\n\r\n"
+        ).encode()
+        with socket.create_connection((host, port), timeout=10) as client:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.sendall(request[:split])
+            if request[split:]:
+                time.sleep(0.01)
+                client.sendall(request[split:])
+            while client.recv(4096):
+                pass
+    spans = traced.wait_spans(COUNT)
+    assert sorted(span.parent_span_id for span in spans) == parents
+    assert {span.attributes["client.address"] for span in spans} == {host}
 
 
 def _target(span: Span) -> str:
