@@ -15,12 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import requests
-from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http import Compression, trace_exporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
     OTLPMetricExporter as HttpMetricExporter,
-)
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
-    OTLPSpanExporter as HttpSpanExporter,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
@@ -28,6 +25,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from throughline.config import OtlpTarget
+from throughline.export import encoding
 from throughline.export.outcome import ACCEPTED, Outcome, Verdict
 
 # Only these blame the batch. 401, 403, 404 and the like are an operator's mistake that will be put
@@ -197,8 +195,9 @@ def _http_arguments(target: OtlpTarget, session: _Session) -> dict[str, Any]:
 
 def _http_spans(target: OtlpTarget) -> tuple[Any, _Exchange]:
     _silence()
+    encoding.install(trace_exporter)
     session = _Session()
-    return HttpSpanExporter(**_http_arguments(target, session)), session
+    return trace_exporter.OTLPSpanExporter(**_http_arguments(target, session)), session
 
 
 def _http_metrics(target: OtlpTarget) -> tuple[Any, _Exchange]:
@@ -274,10 +273,11 @@ def _grpc_arguments(target: OtlpTarget) -> tuple[dict[str, Any], _GrpcLog]:
 
 
 def _grpc_spans(target: OtlpTarget) -> tuple[Any, _Exchange]:
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.exporter.otlp.proto.grpc import trace_exporter
 
+    encoding.install(trace_exporter)
     arguments, log = _grpc_arguments(target)
-    return OTLPSpanExporter(**arguments), log
+    return trace_exporter.OTLPSpanExporter(**arguments), log
 
 
 def _grpc_metrics(target: OtlpTarget) -> tuple[Any, _Exchange]:
