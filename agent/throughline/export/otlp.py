@@ -10,6 +10,7 @@ the status code is read from the exporter's own log record.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -178,13 +179,22 @@ def _reason(error: BaseException) -> str:
     return f"{type(seen).__name__}: {text}" if text else type(seen).__name__
 
 
+def _headers(target: OtlpTarget) -> dict[str, str]:
+    """The configured headers, and an unsampled trace context of our own.
+
+    A Collector that is traced itself would answer each export with a span, which makes an export.
+    """
+    context = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+    return {"traceparent": context, **target.headers}
+
+
 def _http_arguments(target: OtlpTarget, session: _Session) -> dict[str, Any]:
     return {
         "endpoint": target.endpoint,
         "certificate_file": _text(target.certificate),
         "client_key_file": _text(target.client_key),
         "client_certificate_file": _text(target.client_certificate),
-        "headers": dict(target.headers),
+        "headers": _headers(target),
         "timeout": target.timeout,
         "compression": Compression.Gzip
         if target.compression == "gzip"
@@ -262,7 +272,7 @@ def _grpc_arguments(target: OtlpTarget) -> tuple[dict[str, Any], _GrpcLog]:
         "endpoint": target.endpoint,
         "insecure": target.insecure,
         "credentials": credentials,
-        "headers": dict(target.headers),
+        "headers": _headers(target),
         "timeout": target.timeout,
         "compression": grpc.Compression.Gzip
         if target.compression == "gzip"
