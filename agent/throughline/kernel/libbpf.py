@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import errno
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+_LOG_BYTES = (1 << 24) - 1
 BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
 
 # enum bpf_attach_type (include/uapi/linux/bpf.h)
@@ -135,14 +137,16 @@ def possible_cpus() -> int:
 class Object:
     """One opened BPF object file; `close` frees it (pins and attached links stay)."""
 
-    def __init__(self, path: Path, *, pin_root: Path, log_size: int = 1 << 16) -> None:
+    def __init__(self, path: Path, *, pin_root: Path) -> None:
         self.path = path
-        self._log = ctypes.create_string_buffer(log_size)
+        # The largest that old kernels take; a page of it costs memory only once it is written.
+        self._log_pages = mmap.mmap(-1, _LOG_BYTES)
+        self._log = (ctypes.c_char * _LOG_BYTES).from_buffer(self._log_pages)
         options = _OpenOpts(
             sz=ctypes.sizeof(_OpenOpts),
             pin_root_path=str(pin_root).encode(),
             kernel_log_buf=ctypes.cast(self._log, ctypes.c_void_p),
-            kernel_log_size=log_size,
+            kernel_log_size=_LOG_BYTES,
             kernel_log_level=0,
         )
         self._handle = library().bpf_object__open_file(str(path).encode(), ctypes.byref(options))
@@ -158,6 +162,9 @@ class Object:
                 for line in self._log.value.decode(errors="replace").splitlines()
                 if line and not line.startswith("processed ")
             ]
+            if result == -errno.ENOSPC and lines:
+                # not the host lacks space: the verifier had more to say than fits into its log
+                result = -errno.EACCES
             error = _error(f"bpf_object__load {self.path.name}", -result)
             if lines:
                 error.args = (error.args[0], f"{error.args[1]} ({lines[-1]})")
