@@ -126,7 +126,8 @@ class Agent:
         # before anything is attached: whoever stops us while we start gets a clean host, too
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        # until the programs are attached: a signal makes the kernel's verifier give up (EAGAIN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._config = config
         self._facts = found
         self._cgroup2 = found.cgroup2
@@ -179,7 +180,7 @@ class Agent:
                 if observe.state == "on"
                 else doctor.Group("off", True, "observe is off", "see observe")
             )
-        if headers.state == "off":
+        if observe.state == "on" and headers.state == "off":
             self._withdraw_headers()
         self._groups = {"observe": observe, "headers": headers, **self._groups}
         for name, group in self._groups.items():
@@ -204,6 +205,7 @@ class Agent:
 
     def loop(self) -> int:
         """Drains until a signal comes."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         ring = libbpf.RingBuffer(self._programs.map_fd("tl_spans"), self._on_record)
         table = self._programs.map_fd("tl_cgroups")
         self._told = {struct.unpack("<Q", key)[0]: None for key in libbpf.keys(table, 8)}
