@@ -83,6 +83,7 @@ def start_chain(traced: Traced) -> Chain:
 @dataclass(frozen=True, slots=True)
 class Answer:
     at: float  # time.monotonic() when the request was sent
+    path: str  # another one for each request
     traceparents: tuple[str, ...]  # at the far side
 
 
@@ -127,6 +128,9 @@ class Load:
         """Answers to requests that reached the far side without exactly one traceparent."""
         return [a for a in self.answers if a.at >= since and len(a.traceparents) != 1]
 
+    def paths(self, *, since: float = 0.0) -> set[str]:
+        return {a.path for a in self.answers if a.at >= since}
+
     def trace_ids(self) -> list[str]:
         return [a.traceparents[0].split("-")[1] for a in self.answers if a.traceparents]
 
@@ -153,7 +157,7 @@ class Load:
                 connection.close()
                 connection = self._connect()
                 continue
-            self.answers.append(Answer(at, tuple(answer["headers"].get("traceparent", ()))))
+            self.answers.append(Answer(at, path, tuple(answer["headers"].get("traceparent", ()))))
             if not keep:
                 connection.close()
                 connection = self._connect()
