@@ -18,22 +18,36 @@ enum tl_direction {
 	TL_OUT = 1,
 };
 
-/* Does a payload begin with a method we know? The parser checks the rest. */
-static __always_inline bool tl_looks_like_request(__u32 word)
+/* A TCP segment with payload. */
+struct tl_segment {
+	__u32 off; /* of the payload in the packet */
+	__u32 len; /* of the payload */
+	__u32 seq; /* of its first byte */
+	__u32 ip_len;
+};
+
+/*
+ * May a payload be the start of a request? Up to four capital letters, or three and a space; the
+ * parser checks the rest.
+ */
+static __always_inline bool tl_looks_like_request(struct __sk_buff *skb,
+						  const struct tl_segment *segment)
 {
-	switch (word) {
-	case 0x20544547: /* "GET " */
-	case 0x44414548: /* "HEAD" */
-	case 0x54534f50: /* "POST" */
-	case 0x20545550: /* "PUT " */
-	case 0x454c4544: /* "DELE" */
-	case 0x4954504f: /* "OPTI" */
-	case 0x43544150: /* "PATC" */
-	case 0x43415254: /* "TRAC" */
-	case 0x4e4e4f43: /* "CONN" */
-		return true;
+	__u32 n = segment->len < 4 ? segment->len : 4;
+	__u8 start[4] = {};
+	__u32 i;
+
+	if (n < 1 || bpf_skb_load_bytes(skb, segment->off, start, n))
+		return false;
+	for (i = 0; i < 4; i++) {
+		if (i >= n)
+			break;
+		if (start[i] >= 'A' && start[i] <= 'Z')
+			continue;
+		if (i != 3 || start[i] != ' ')
+			return false;
 	}
-	return false;
+	return true;
 }
 
 /* One end of message was reached in direction `http`. */
@@ -94,14 +108,6 @@ __noinline int tl_packet_event(struct tl_conn *conn, struct tl_text *text, __u32
 	}
 	return 0;
 }
-
-/* A TCP segment with payload. */
-struct tl_segment {
-	__u32 off; /* of the payload in the packet */
-	__u32 len; /* of the payload */
-	__u32 seq; /* of its first byte */
-	__u32 ip_len;
-};
 
 /* Parses the payload of a segment. A function of its own for the verifier's sake. */
 __noinline int tl_stream(struct __sk_buff *skb, struct tl_conn *conn, struct tl_text *text,
@@ -184,13 +190,15 @@ __noinline int tl_stream(struct __sk_buff *skb, struct tl_conn *conn, struct tl_
 	}
 	/* Bytes that are not HTTP, or more lines than the bounds allow. */
 	http->state = TL_HTTP_LOST;
-	if (!(conn->flags & TL_CONN_USED)) {
-		tl_count(conn->role == TL_ROLE_SERVER ? TL_LOST_NOT_HTTP : TL_SKIP_NOT_HTTP);
-		if (conn->role == TL_ROLE_CLIENT)
-			conn->flags |= TL_CONN_OPAQUE;
-		conn->role = TL_ROLE_OFF;
-	} else {
+	if (conn->flags & TL_CONN_USED) {
 		tl_count(TL_SKIP_MALFORMED);
+	} else if (conn->role == TL_ROLE_SERVER) {
+		/* it may be the middle of a connection older than the agent: a request may follow */
+		tl_count(TL_LOST_NOT_HTTP);
+	} else {
+		tl_count(TL_SKIP_NOT_HTTP);
+		conn->flags |= TL_CONN_OPAQUE;
+		conn->role = TL_ROLE_OFF;
 	}
 	return 0;
 }
@@ -232,15 +240,12 @@ static __always_inline __u32 tl_payload(struct __sk_buff *skb, struct tl_segment
 }
 
 static __always_inline struct tl_conn *tl_new_conn(struct __sk_buff *skb, struct bpf_sock *sk,
-						   __u32 off, __u32 len, __u8 role)
+						   const struct tl_segment *segment, __u8 role)
 {
 	struct tl_conn *conn;
 	__u64 cgroup_id;
-	__u32 word = 0;
 
-	if (len < 16 || bpf_skb_load_bytes(skb, off, &word, sizeof(word)))
-		return NULL;
-	if (!tl_looks_like_request(word))
+	if (!tl_looks_like_request(skb, segment))
 		return NULL;
 	cgroup_id = bpf_skb_cgroup_id(skb);
 	if (!tl_traced(cgroup_id))
@@ -284,11 +289,10 @@ static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_seg
 {
 	struct tl_early_key key = {};
 	struct tl_early *early, *nothing;
-	__u32 zero = 0, word = 0;
+	__u32 zero = 0;
 	__u64 cgroup_id;
 
-	if (segment->len < 16 || bpf_skb_load_bytes(skb, segment->off, &word, sizeof(word)) ||
-	    !tl_looks_like_request(word))
+	if (!tl_looks_like_request(skb, segment))
 		return;
 	cgroup_id = bpf_skb_cgroup_id(skb);
 	if (!tl_traced(cgroup_id))
@@ -337,7 +341,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 		return 1;
 	}
 	if (!conn) {
-		conn = tl_new_conn(skb, sk, segment.off, len,
+		conn = tl_new_conn(skb, sk, &segment,
 				   direction == TL_IN ? TL_ROLE_SERVER : TL_ROLE_CLIENT);
 		if (!conn)
 			return 1;
@@ -369,14 +373,11 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	}
 	/* Nothing more to learn from this direction: no lock, no text. */
 	if (http->state >= TL_HTTP_UNTIL_CLOSE) {
-		__u32 word = 0;
-
 		if (http->state != TL_HTTP_LOST || http->flags & TL_HTTP_RESPONSE ||
-		    conn->role != TL_ROLE_SERVER || len < 16)
+		    conn->role != TL_ROLE_SERVER)
 			return 1;
 		/* a new request at the start of a segment brings a lost server connection back */
-		if (bpf_skb_load_bytes(skb, segment.off, &word, sizeof(word)) ||
-		    !tl_looks_like_request(word))
+		if (!tl_looks_like_request(skb, &segment))
 			return 1;
 	}
 	text = bpf_sk_storage_get(&tl_texts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);

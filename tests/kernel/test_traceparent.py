@@ -43,9 +43,6 @@ SPLIT = request(
     "Accept: */*", f"TraceParent: {VALUE}", "tracestate: a=1,b=2", "tracestate: c=3", path="/split"
 )
 FIRST = 16
-short_first = pytest.mark.xfail(
-    strict=True, reason="tl_new_conn wants 16 bytes of the request in its first segment"
-)
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
@@ -62,13 +59,11 @@ def test_two_segments_split_at_every_byte(
         service.close()
 
 
-@short_first
 def test_first_segment_of_few_bytes(service: Service) -> None:
     for at in range(1, FIRST):
         assert joined(service.serve([SPLIT[:at], SPLIT[at:]], f"/first/{at}")), at
 
 
-@short_first
 def test_one_byte_at_a_time(service: Service) -> None:
     pieces = [SPLIT[i : i + 1] for i in range(len(SPLIT))]
     for _ in range(COUNT):
