@@ -51,7 +51,6 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__load": (ctypes.c_int, (_P,)),
     "bpf_object__close": (None, (_P,)),
     "bpf_object__next_program": (_P, (_P, _P)),
-    "bpf_object__next_map": (_P, (_P, _P)),
     "bpf_object__find_map_by_name": (_P, (_P, ctypes.c_char_p)),
     "bpf_program__name": (ctypes.c_char_p, (_P,)),
     "bpf_program__section_name": (ctypes.c_char_p, (_P,)),
@@ -65,16 +64,12 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_link__destroy": (ctypes.c_int, (_P,)),
     "bpf_link__open": (_P, (ctypes.c_char_p,)),
     "bpf_link_update": (ctypes.c_int, (ctypes.c_int, ctypes.c_int, _P)),
-    "bpf_link_create": (ctypes.c_int, (ctypes.c_int, ctypes.c_int, ctypes.c_int, _P)),
     "bpf_iter_create": (ctypes.c_int, (ctypes.c_int,)),
     "bpf_prog_attach": (
         ctypes.c_int,
         (ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_uint),
     ),
-    "bpf_prog_detach2": (ctypes.c_int, (ctypes.c_int, ctypes.c_int, ctypes.c_int)),
     "bpf_map__fd": (ctypes.c_int, (_P,)),
-    "bpf_map__name": (ctypes.c_char_p, (_P,)),
-    "bpf_map__set_initial_value": (ctypes.c_int, (_P, _P, ctypes.c_size_t)),
     "bpf_map__initial_value": (_P, (_P, ctypes.POINTER(ctypes.c_size_t))),
     "bpf_map__set_max_entries": (ctypes.c_int, (_P, ctypes.c_uint32)),
     "bpf_map_create": (
@@ -85,8 +80,6 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_update_elem": (ctypes.c_int, (ctypes.c_int, _P, _P, ctypes.c_uint64)),
     "bpf_map_delete_elem": (ctypes.c_int, (ctypes.c_int, _P)),
     "bpf_map_get_next_key": (ctypes.c_int, (ctypes.c_int, _P, _P)),
-    "bpf_obj_get": (ctypes.c_int, (ctypes.c_char_p,)),
-    "bpf_obj_pin": (ctypes.c_int, (ctypes.c_int, ctypes.c_char_p)),
     "bpf_obj_get_info_by_fd": (ctypes.c_int, (ctypes.c_int, _P, ctypes.POINTER(ctypes.c_uint32))),
     "ring_buffer__new": (_P, (ctypes.c_int, _CB, _P, _P)),
     "ring_buffer__consume": (ctypes.c_int, (_P,)),
@@ -321,40 +314,26 @@ def attach_map(program_fd: int, map_fd: int, kind: int) -> None:
     _check(library().bpf_prog_attach(program_fd, map_fd, kind, 0), "bpf_prog_attach")
 
 
-def detach_map(program_fd: int, map_fd: int, kind: int) -> None:
-    _check(library().bpf_prog_detach2(program_fd, map_fd, kind), "bpf_prog_detach2")
-
-
-def get_pinned(path: Path) -> int:
-    """Opens a pinned program or map; the caller closes the descriptor."""
-    return _check(library().bpf_obj_get(str(path).encode()), f"bpf_obj_get {path}")
-
-
-def pin(fd: int, path: Path) -> None:
-    _check(library().bpf_obj_pin(fd, str(path).encode()), f"bpf_obj_pin {path}")
+def _info(fd: int) -> ctypes.Array[ctypes.c_uint32]:
+    info = (ctypes.c_uint32 * 64)()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    _check(
+        library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)),
+        "bpf_obj_get_info_by_fd",
+    )
+    return info
 
 
 def object_id(fd: int) -> int:
     """The kernel's id of a program, map or link: `id` follows `type` in all three info structs."""
-    info = (ctypes.c_uint32 * 64)()
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    _check(
-        library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)),
-        "bpf_obj_get_info_by_fd",
-    )
-    return int(info[1])
+    return int(_info(fd)[1])
 
 
 def link_cgroup(fd: int) -> int:
     """The id of the cgroup that a cgroup link is attached to; 0 once it is detached."""
-    info = (ctypes.c_uint32 * 64)()
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    _check(
-        library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)),
-        "bpf_obj_get_info_by_fd",
-    )
     # struct bpf_link_info: type, id, prog_id, padding, then cgroup.cgroup_id
-    return int(info[4]) | int(info[5]) << 32
+    low, high = _info(fd)[4:6]
+    return int(low) | int(high) << 32
 
 
 def create_sockhash(*, name: str, entries: int) -> int:
