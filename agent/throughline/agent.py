@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import signal
-import socket
 import struct
 import sys
 import time
@@ -27,7 +26,7 @@ from throughline.host import host_attributes
 from throughline.kernel import abi, facts, libbpf, lock
 from throughline.kernel import programs as kernel
 from throughline.services import Service, Services, agent_service, attach_roots
-from throughline.status import StatusWriter
+from throughline.status import StatusWriter, notify
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +40,8 @@ def settings(config: Config, *, trace_unlisted: bool) -> kernel.Settings:
     """The sampler's standard names as the kernel's settings."""
     name = config.sampling.sampler
     root = name.removeprefix("parentbased_")
-    sampler = {
-        "always_on": abi.Sampler.ALWAYS_ON,
-        "always_off": abi.Sampler.ALWAYS_OFF,
-        "traceidratio": abi.Sampler.RATIO,
-    }[root]
     return kernel.Settings(
-        sampler=sampler,
+        sampler=abi.Sampler[{"traceidratio": "RATIO"}.get(root, root.upper())],
         ratio=config.sampling.arg,
         parent_based=name.startswith("parentbased_"),
         trace_unlisted=trace_unlisted,
@@ -60,38 +54,27 @@ def run(config: Config) -> int:
     Returns 3 when a wanted group cannot work.
     """
     found = facts.gather()
-    blocked = doctor.prerequisites(found)
+    blocked = doctor.prerequisites(config, found)
     if blocked is not None:
         log.error("%s; fix: %s", blocked.reason, blocked.fix)
         return 3
     assert found.cgroup2 is not None
-    if facts.is_bpffs(config.agent.bpffs) is None:
-        log.error(
-            "%s is not a bpffs; fix: run the role `mounts`, or mount -t bpf throughline %s",
-            config.agent.bpffs,
-            config.agent.bpffs,
-        )
-        return 3
     directory = config.agent.runtime_directory
     if not os.access(directory, os.W_OK | os.X_OK):
-        log.error(
-            "%s is not a directory that this user may write; fix: create it, or set "
-            "RuntimeDirectory= in the unit",
-            directory,
-        )
+        fix = "create it, or set RuntimeDirectory= in the unit"
+        log.error("%s is not a directory that this user may write; fix: %s", directory, fix)
         return 3
     with ExitStack() as stack:
         try:
             held = lock.acquire(config.agent.bpffs)
         except lock.LockedError as error:
-            log.error(
-                "%s; fix: stop it, or set agent.bpffs and agent.runtime_directory to others",
-                error.strerror,
-            )
+            fix = "stop it, or set agent.bpffs and agent.runtime_directory to others"
+            log.error("%s; fix: %s", error.strerror, fix)
             return 3
         stack.callback(os.close, held)
         agent = Agent(config, found, stack, held)
         if not agent.attach():
+            agent.give_up()
             return 3
         return agent.loop()
 
@@ -187,6 +170,12 @@ class Agent:
             if group.wanted and group.state == "off":
                 log.error("group %s is off: %s; fix: %s", name, group.reason, group.fix)
         return observe.state == "on"
+
+    def give_up(self) -> None:
+        """Removes what this run has pinned; what it found stays as it was."""
+        self._programs.close()
+        if not self._programs.adopting:
+            kernel.detach_all(self._config.agent.bpffs)
 
     def _withdraw_headers(self) -> None:
         """An earlier run may have left them: what is off must not go on unseen."""
@@ -426,17 +415,3 @@ class Agent:
             if not self._failures["status_unwritten"]:
                 log.warning("status cannot be written: %s: %s", self._status.path, error.strerror)
             self._failures["status_unwritten"] += 1
-
-
-def notify(message: str) -> None:
-    """sd_notify(3): tells systemd, when it listens."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    if message == "RELOADING=1":
-        usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        message = f"{message}\nMONOTONIC_USEC={usec}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
-        connection.sendto(message.encode(), address)

@@ -18,9 +18,11 @@ from typing import Any
 from throughline import __version__, status
 from throughline.config import Config
 from throughline.kernel import abi, facts
-from throughline.kernel.programs import Programs, Settings, objects_directory
+from throughline.kernel.programs import Programs, Settings, detach_all, objects_directory
+from throughline.services import attach_roots
 
 NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
+_REINSTALL = "install the release again"
 _LATER = ("packets", "tls", "go", "go_write")
 
 
@@ -74,70 +76,80 @@ def mode(groups: dict[str, Any]) -> str:
     return "observe" if "observe" in on else "none"
 
 
-def prerequisites(found: facts.Facts) -> Group | None:
+def prerequisites(config: Config, found: facts.Facts) -> Group | None:
     """What keeps every group from working, found before anything is loaded."""
+    where = config.agent.bpffs
+    mount = facts.is_bpffs(where)
+    reason = fix = ""
     if found.cgroup2 is None:
-        return Group(
-            "off",
-            True,
-            "cgroup2 is not mounted (no cgroup2 line in /proc/self/mountinfo)",
-            "mount -t cgroup2 none /sys/fs/cgroup/unified, or run the role `mounts`",
-        )
-    if not found.btf:
-        return Group(
-            "off",
-            True,
-            "/sys/kernel/btf/vmlinux is missing: the kernel has no type information (CO-RE)",
-            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
-        )
-    if not any(objects_directory().glob("*.bpf.o")):
-        return Group(
-            "off", True, f"no BPF objects in {objects_directory()}", "install the release again"
-        )
-    return None
+        reason = "cgroup2 is not mounted (no cgroup2 line in /proc/self/mountinfo)"
+        fix = "mount -t cgroup2 none /sys/fs/cgroup/unified, or run the role `mounts`"
+    elif not found.btf:
+        reason = "/sys/kernel/btf/vmlinux is missing: the kernel has no type information (CO-RE)"
+        fix = "use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+    elif not any(objects_directory().glob("*.bpf.o")):
+        reason, fix = f"no BPF objects in {objects_directory()}", _REINSTALL
+    elif mount is None:
+        reason = f"{where} is not a bpffs"
+        fix = f"run the role `mounts`, or: mount -t bpf throughline {where}"
+    elif mount.read_only:
+        reason = f"{where} is mounted read-only"
+        fix = f"mount -o remount,rw {mount.point}"
+    elif not os.access(where, os.R_OK | os.W_OK | os.X_OK):
+        reason = f"{where} belongs to another user: this one may not write there"
+        fix = f"chown it to the agent's user and chmod 0700 {where}, or run the role `mounts`"
+    return Group("off", True, reason, fix) if reason else None
 
 
 def explain(error: OSError, found: facts.Facts) -> tuple[str, str]:
     """Reason and fix for a refusal of the kernel."""
+    reason = error.strerror or str(error)
+    if error.filename:
+        reason = f"{error.filename}: {reason}"
     lacking = [name for name in NETWORK_CAPABILITIES if name not in found.capabilities]
     if error.errno in (errno.EPERM, errno.EACCES) and lacking:
         return (
-            f"{error.strerror}; missing {', '.join(lacking)}",
+            f"{reason}; missing {', '.join(lacking)}",
             "run the role `capabilities` (AmbientCapabilities of the unit), or be root",
         )
-    if error.errno == errno.ENOSPC:
-        return f"{error.strerror}; no space for pins or maps", "raise MemoryMax or free the bpffs"
-    if error.errno == errno.EROFS:
-        return f"{error.strerror}; the bpffs is read-only", "mount it read-write"
-    if error.errno == errno.ENOMEM:
-        return f"{error.strerror}", "raise MemoryMax (and LimitMEMLOCK before kernel 5.11)"
-    return str(error.strerror), "report it with the output of `throughline doctor --json`"
+    fixes = {
+        None: f"{_REINSTALL}, or install libbpf 1.x",  # not the kernel, but the dynamic linker
+        errno.ENOENT: _REINSTALL,
+        errno.ENOEXEC: _REINSTALL,
+        errno.ENOSPC: "remove pins that are not needed from the bpffs, or raise its limits",
+        errno.EROFS: "mount it read-write",
+        errno.ENOMEM: "raise MemoryMax (and LimitMEMLOCK before kernel 5.11)",
+    }
+    fix = fixes.get(error.errno, "report it with the output of `throughline doctor --json`")
+    # libbpf's own numbers, from LIBBPF_ERRNO__LIBELF on: the file is no object that it can read
+    return reason, _REINSTALL if error.errno is not None and error.errno >= 4000 else fix
 
 
 def _try(config: Config, found: facts.Facts) -> dict[str, Group]:
-    """Loads and attaches each group to a cgroup of nobody, and takes it away again."""
+    """Loads each group, attaches it where the agent would, and takes it away again.
+
+    Nothing is traced meanwhile: no cgroup is listed, and what is not listed is left alone.
+    """
     wanted = {"observe": True, "headers": config.propagate_headers}
     groups = {name: Group("off", False, "not part of this release", "") for name in _LATER}
-    blocked = prerequisites(found)
+    blocked = prerequisites(config, found)
     if blocked is not None:
         return {
             name: Group("off", want, blocked.reason, blocked.fix) for name, want in wanted.items()
         } | groups
     assert found.cgroup2 is not None
-    where = config.agent.bpffs
-    if facts.is_bpffs(where) is None or not os.access(where, os.W_OK):
-        reason = f"{where} is not a bpffs that this user may write"
-        fix = "run the role `mounts`, or: mount -t bpf throughline " + str(where)
-        return {name: Group("off", want, reason, fix) for name, want in wanted.items()} | groups
-    trial = Path(tempfile.mkdtemp(prefix="doctor", dir=where))
+    trial = Path(tempfile.mkdtemp(prefix="doctor", dir=config.agent.bpffs))
     settings = Settings(abi.Sampler.ALWAYS_OFF, 0.0, False, False)
+    roots = attach_roots(config.services, cgroup2=found.cgroup2)
+    tried: dict[str, Group] = {}
     try:
-        with Programs(bpffs=trial, cgroup2=found.cgroup2, roots=(), settings=settings) as programs:
+        with Programs(
+            bpffs=trial, cgroup2=found.cgroup2, roots=roots, settings=settings
+        ) as programs:
             steps: dict[str, Callable[[], None]] = {
                 "observe": programs.attach_observe,
                 "headers": programs.attach_headers,
             }
-            tried: dict[str, Group] = {}
             for name, attach in steps.items():
                 if any(group.state == "off" for group in tried.values()):
                     tried[name] = Group("off", wanted[name], "observe is off", "see observe")
@@ -150,6 +162,7 @@ def _try(config: Config, found: facts.Facts) -> dict[str, Group]:
                     tried[name] = Group("on", wanted[name], "", "")
             programs.detach()
     finally:
+        detach_all(trial)
         trial.rmdir()
     if not config.propagate_headers:
         tried["headers"] = Group("off", False, "propagation.headers is off", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,20 @@ def _is_alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return pid > 0
+
+
+def notify(message: str) -> None:
+    """sd_notify(3): tells systemd, when it listens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    if message == "RELOADING=1":
+        usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        message = f"{message}\nMONOTONIC_USEC={usec}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+        connection.sendto(message.encode(), address)
 
 
 def exit_code(status: Mapping[str, Any] | None) -> int:

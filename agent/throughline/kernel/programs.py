@@ -82,6 +82,7 @@ class Programs:
         self._inodes: dict[str, int] = {}  # what the roots were when we attached to them
         self._bpffs = bpffs
         self._pins = bpffs / f"abi{abi.Abi.ABI_VERSION}"
+        self.adopting = self._pins.exists()  # pins of an earlier run
         self._cgroup2 = cgroup2
         self._roots = list(roots)
         self._settings = settings
