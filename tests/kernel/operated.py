@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.kernel.traced import CHECKOUT, Traced
@@ -17,13 +18,13 @@ from tests.kernel.traced import CHECKOUT, Traced
 class Operated(Traced):
     """See the module."""
 
+    objects: Path | None = None
+
     @property
     def environment(self) -> dict[str, str]:
         """As the corner's; objects from elsewhere than build/bpf may be named."""
-        found = super().environment
-        if "THROUGHLINE_BPF_OBJECTS" in os.environ:
-            found["THROUGHLINE_BPF_OBJECTS"] = os.environ["THROUGHLINE_BPF_OBJECTS"]
-        return found
+        named = self.objects or os.environ.get("THROUGHLINE_BPF_OBJECTS")
+        return super().environment | ({"THROUGHLINE_BPF_OBJECTS": str(named)} if named else {})
 
     def command(
         self,
