@@ -138,6 +138,10 @@ __noinline int tl_request_out(struct tl_conn *conn, struct tl_text *text)
 		tl_count(TL_SKIP_TUNNEL);
 		return 0;
 	}
+	if (http->header_bytes > TL_HEADER_BYTES_MAX) {
+		tl_count(TL_SKIP_HEADERS_TOO_LONG);
+		return 0;
+	}
 	if (!(http->flags & TL_HTTP_BLANK_SEEN)) {
 		tl_count(TL_SKIP_SPLIT_BLANK);
 		return 0;
@@ -146,6 +150,21 @@ __noinline int tl_request_out(struct tl_conn *conn, struct tl_text *text)
 	if (text->tracestate_len && text->tracestate_len <= TL_TRACESTATE_MAX)
 		return TL_TRACEPARENT_BYTES + 14 + text->tracestate_len;
 	return TL_TRACEPARENT_BYTES;
+}
+
+/*
+ * Would the socket take this much at once? When it takes only a part of a send, the kernel counts
+ * our bytes with those that the application has sent already, and some would leave twice.
+ */
+static __always_inline bool tl_has_room(struct tcp_sock *tcp, __u32 bytes)
+{
+	struct sock *sk = &tcp->inet_conn.icsk_inet.sk;
+	__u32 lowat = tcp->notsent_lowat;
+
+	/* each segment costs about 1 KB beside its bytes, of which it holds 536 at least */
+	if ((__s64)sk->sk_wmem_queued + 3 * bytes + 4096 > sk->sk_sndbuf)
+		return false;
+	return !lowat || tcp->write_seq - tcp->snd_nxt + bytes < lowat;
 }
 
 /* Undoes an insertion. What cannot be undone must not leave: the send fails instead. */
@@ -170,7 +189,7 @@ __noinline int tl_insert(struct sk_msg_md *msg, struct tl_conn *conn, struct tl_
 
 	if (!conn || !text)
 		return 0;
-	if (at < 16 || at > TL_HEADER_BYTES_MAX || bytes < TL_TRACEPARENT_BYTES ||
+	if (at > TL_HEADER_BYTES_MAX || bytes < TL_TRACEPARENT_BYTES ||
 	    bytes > TL_TRACEPARENT_BYTES + 14 + TL_TRACESTATE_MAX) {
 		tl_count(TL_SKIP_HEADERS_TOO_LONG);
 		return 0;
@@ -218,16 +237,41 @@ __noinline int tl_insert(struct sk_msg_md *msg, struct tl_conn *conn, struct tl_
 	return bytes;
 }
 
-/* The bytes of a client connection are not HTTP/1: leave it alone, and take it out. */
+/* The bytes of a client connection cannot be followed any more: leave it alone from here on. */
 static __always_inline void tl_give_up(struct tl_conn *conn)
 {
+	conn->out.state = TL_HTTP_LOST;
+	if (conn->out.header_bytes > TL_HEADER_BYTES_MAX) {
+		tl_count(TL_SKIP_HEADERS_TOO_LONG);
+		return;
+	}
 	if (conn->flags & TL_CONN_USED) {
 		tl_count(TL_SKIP_MALFORMED);
 		return;
 	}
+	/* it is not HTTP/1: take it out */
 	tl_count(TL_SKIP_NOT_HTTP);
 	conn->role = TL_ROLE_OFF;
 	conn->flags |= TL_CONN_OPAQUE;
+}
+
+/*
+ * Compares what was parsed with what was sent since. A socket whose buffer is full takes a part of a
+ * send, and the application sends the rest again; the first piece of that the kernel does not show
+ * us (tcp_bpf_send_verdict keeps the verdict on the piece that failed). False: the connection cannot
+ * be followed.
+ */
+static __always_inline bool tl_resume(struct tl_http *http, struct tcp_sock *tcp)
+{
+	__s32 missing = http->next_seq - tcp->write_seq;
+
+	if (!missing)
+		return true;
+	if (missing > 0 ? tl_http_back(http, missing) : tl_http_ahead(http, -missing))
+		return true;
+	tl_count(TL_LOST_GAP);
+	http->state = TL_HTTP_LOST;
+	return false;
 }
 
 SEC("sk_msg")
@@ -235,6 +279,7 @@ int tl_send(struct sk_msg_md *msg)
 {
 	struct bpf_sock *sk = msg->sk;
 	struct tl_chunk chunk = {};
+	struct tcp_sock *tcp;
 	struct tl_conn *conn;
 	struct tl_text *text;
 	struct tl_http *http;
@@ -249,6 +294,9 @@ int tl_send(struct sk_msg_md *msg)
 		return SK_PASS;
 	http = &conn->out;
 	if (http->state >= TL_HTTP_UNTIL_CLOSE)
+		return SK_PASS;
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (!tcp || !tl_resume(http, tcp))
 		return SK_PASS;
 	text = bpf_sk_storage_get(&tl_texts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!text) {
@@ -266,7 +314,7 @@ int tl_send(struct sk_msg_md *msg)
 
 		if (off >= total || conn->role != TL_ROLE_CLIENT ||
 		    http->state >= TL_HTTP_UNTIL_CLOSE)
-			return SK_PASS;
+			goto out;
 		if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
 			__u64 skip = total - off;
 
@@ -274,16 +322,17 @@ int tl_send(struct sk_msg_md *msg)
 				skip = http->remain - 1;
 			if (skip) {
 				http->remain -= skip;
+				tl_http_seen(http, skip);
 				off += skip;
 				if (off >= total)
-					return SK_PASS;
+					goto out;
 			}
 		}
 		n = total - off;
 		if (n > TL_CHUNK)
 			n = TL_CHUNK;
 		if (n < 1)
-			return SK_PASS;
+			goto out;
 		if (bpf_msg_pull_data(msg, off, off + n, 0))
 			break;
 		data = msg->data;
@@ -292,6 +341,9 @@ int tl_send(struct sk_msg_md *msg)
 			break;
 		if (bpf_probe_read_kernel(chunk.data, n, data))
 			break;
+		if (http->state == TL_HTTP_START && chunk.data[0] != '\r' &&
+		    chunk.data[0] != '\n' && tl_pipelined(conn, text))
+			goto out;
 		chunk.len = n;
 		chunk.pos = 0;
 		chunk.base = off;
@@ -306,7 +358,9 @@ int tl_send(struct sk_msg_md *msg)
 		if (what != TL_FEED_HEADERS)
 			break;
 		bytes = tl_request_out(conn, text);
-		if (bytes > 0) {
+		if (bytes > 0 && !tl_has_room(tcp, http->blank_at + bytes))
+			tl_count(TL_SKIP_NO_MEMORY);
+		else if (bytes > 0) {
 			bytes = tl_insert(msg, conn, text, http->blank_at, bytes);
 			if (bytes < 0)
 				return SK_DROP;
@@ -316,8 +370,9 @@ int tl_send(struct sk_msg_md *msg)
 		if (tl_http_frame(http, http->method))
 			tl_http_restart(http);
 	}
-	http->state = TL_HTTP_LOST;
 	tl_give_up(conn);
+out:
+	http->next_seq = tcp->write_seq + msg->size;
 	return SK_PASS;
 }
 
@@ -360,6 +415,13 @@ static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *
 	if (!conn || conn->role != TL_ROLE_CLIENT)
 		return;
 	tl_set_addresses(conn, sk);
+	if (ops->data_segs_out) {
+		/* TCP Fast Open: the request left with the SYN, before anyone could look at it */
+		tl_count(TL_SKIP_NOT_ENROLLED);
+		conn->role = TL_ROLE_OFF;
+		return;
+	}
+	conn->out.next_seq = ops->snd_nxt;
 	cookie = bpf_get_socket_cookie(ops);
 	error = bpf_sock_hash_update(ops, &tl_socks, &cookie, BPF_NOEXIST);
 	if (error) {

@@ -327,6 +327,73 @@ static __always_inline void tl_http_restart(struct tl_http *http)
 	http->empty_lines = 0;
 }
 
+/* Counts bytes of a body or chunk, for tl_http_back(). */
+static __always_inline void tl_http_seen(struct tl_http *http, __u32 bytes)
+{
+	if (http->data < 1U << 31)
+		http->data += bytes;
+}
+
+/*
+ * The last `bytes` that were parsed were not sent after all and will come again. Steps back where
+ * they were body; false when they were not.
+ */
+static __always_inline bool tl_http_back(struct tl_http *http, __u32 bytes)
+{
+	switch (http->state) {
+	case TL_HTTP_BODY:
+	case TL_HTTP_CHUNK_DATA:
+		break;
+	case TL_HTTP_START:
+		/* a body that was complete; of a message without one nothing was seen */
+		http->state = TL_HTTP_BODY;
+		break;
+	case TL_HTTP_CHUNK_END:
+		if (http->pos)
+			bytes--;
+		http->pos = 0;
+		http->state = TL_HTTP_CHUNK_DATA;
+		break;
+	case TL_HTTP_CHUNK_SIZE:
+		if (http->pos || !http->data)
+			return false;
+		/* CR LF behind the data */
+		http->state = TL_HTTP_CHUNK_END;
+		http->pos = bytes == 1;
+		if (bytes <= 2)
+			return true;
+		bytes -= 2;
+		http->state = TL_HTTP_CHUNK_DATA;
+		break;
+	default:
+		return false;
+	}
+	if (bytes > http->data)
+		return false;
+	if (!bytes && http->state == TL_HTTP_CHUNK_DATA && !http->remain)
+		http->state = TL_HTTP_CHUNK_END;
+	http->data -= bytes;
+	http->remain += bytes;
+	return true;
+}
+
+/* `bytes` went by unseen. True where they were body, up to its end at most. */
+static __always_inline bool tl_http_ahead(struct tl_http *http, __u32 bytes)
+{
+	if ((http->state != TL_HTTP_BODY && http->state != TL_HTTP_CHUNK_DATA) ||
+	    bytes > http->remain)
+		return false;
+	http->remain -= bytes;
+	tl_http_seen(http, bytes);
+	if (http->remain)
+		return true;
+	if (http->state == TL_HTTP_CHUNK_DATA)
+		http->state = TL_HTTP_CHUNK_END;
+	else
+		tl_http_restart(http);
+	return true;
+}
+
 static __always_inline int tl_http_lost(struct tl_http *http)
 {
 	http->state = TL_HTTP_LOST;
@@ -397,6 +464,7 @@ __noinline int tl_http_feed(struct tl_http *http, struct tl_text *text, struct t
 			if (left > http->remain)
 				left = http->remain;
 			http->remain -= left;
+			tl_http_seen(http, left);
 			chunk->pos = pos + left;
 			if (http->remain)
 				continue;
@@ -648,13 +716,21 @@ __noinline int tl_http_feed(struct tl_http *http, struct tl_text *text, struct t
 				continue;
 chunk_begins:
 			http->state = http->remain ? TL_HTTP_CHUNK_DATA : TL_HTTP_TRAILER_START;
+			http->data = 0;
+			http->pos = 0;
+			http->header_bytes = 0;
 			continue;
 
 		case TL_HTTP_CHUNK_END:
-			if (c == '\r')
+			if (c == '\r') {
+				http->pos = 1;
 				continue;
+			}
 			if (c != '\n')
 				return tl_http_lost(http);
+			/* without CR nobody could step back to where the data ended */
+			if (!http->pos)
+				http->data = 0;
 			http->state = TL_HTTP_CHUNK_SIZE;
 			http->pos = 0;
 			http->remain = 0;
@@ -725,6 +801,7 @@ static __always_inline __u8 tl_method_code(const struct tl_text *text)
  */
 static __always_inline bool tl_http_frame(struct tl_http *http, __u8 method)
 {
+	http->data = 0;
 	if (http->flags & TL_HTTP_RESPONSE) {
 		if (http->status == 101 ||
 		    (method == TL_METHOD_CONNECT && http->status >= 200 && http->status < 300)) {

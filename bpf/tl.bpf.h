@@ -104,6 +104,7 @@ struct tl_http {
 	__u32 header_bytes;
 	__u32 next_seq; /* TCP sequence number expected next */
 	__u32 blank_at; /* offset in the current send at which the empty line starts */
+	__u32 data; /* bytes seen of the current body or chunk, at most 2^31 */
 	__u16 flags; /* enum tl_http_flags */
 	__u16 pos; /* position in the current element */
 	__u16 status;
@@ -206,6 +207,7 @@ struct tl_tracestate {
  */
 struct tl_thread {
 	__u64 current; /* key of tl_requests, or 0 */
+	__u64 partial; /* the request of which a part was read last: see tl_leave_partial() */
 	__s32 open;
 	__u8 loop; /* it has waited for several descriptors at once */
 	__u8 evidence; /* how `current` was found */
