@@ -1,4 +1,4 @@
-"""Incoming `traceparent` and `tracestate`: any split, any form; judged by what a call carries on."""
+"""Incoming `traceparent` and `tracestate`: any split, any form, judged by what a call carries."""
 
 from __future__ import annotations
 

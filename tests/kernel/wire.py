@@ -2,8 +2,8 @@
 
 A socket belongs to the cgroup of the process that made it. The test process itself lives in a
 traced cgroup (`Traced.inside`); sockets of the world outside are made by a helper process that was
-forked before and hands them over as descriptors. So one thread can play client, service and far side in
-turn, and nothing has to be waited for.
+forked before and hands them over as descriptors. So one thread can play client, service and far
+side in turn, and nothing has to be waited for.
 """
 
 from __future__ import annotations
