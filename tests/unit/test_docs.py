@@ -1,0 +1,229 @@
+"""The pages say what the code does: settings, variables, counters, limits, commands, links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from throughline import cli, config, settings
+from throughline.settings import SETTINGS, Setting
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("roles/*/*.md")])
+CONFIGURATION = DOCS / "configuration.md"
+# Variables that are no setting: where the file is, what the launcher does, what is ignored.
+OTHER_VARIABLES = {
+    "THROUGHLINE_CONFIG",
+    "THROUGHLINE_PYTHON",
+    "THROUGHLINE_BPF_OBJECTS",
+    "OTEL_SERVICE_NAME",
+}
+
+FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"`([^`\n]+)`")
+
+page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def prose(path: Path) -> str:
+    """A page without its code blocks."""
+    return FENCE.sub("", path.read_text(encoding="utf-8"))
+
+
+def fences(path: Path, *languages: str) -> Iterator[str]:
+    """The contents of a page's code blocks in one of the languages."""
+    for language, content in FENCE.findall(path.read_text(encoding="utf-8")):
+        if language in languages:
+            yield content
+
+
+def rows(path: Path) -> Iterator[list[str]]:
+    """The cells of each table row of a page."""
+    for line in prose(path).splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+# -- links -----------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """The fragments that a page's headings make, as GitHub builds them."""
+    found = re.findall(r"^#+ +(.*?) *$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in found}
+
+
+@page
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(prose(page)):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        name, _, fragment = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{page.name}: {link}"
+        if fragment:
+            assert fragment in anchors(target), f"{page.name}: {link}"
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def commands(path: Path) -> Iterator[str]:
+    """Every command line of ours on a page: after a prompt, in a shell script, or in the text."""
+    for block in fences(path, "console"):
+        yield from (line[2:] for line in block.splitlines() if line.lstrip().startswith("$ "))
+    for block in fences(path, "sh"):
+        yield from block.splitlines()
+    yield from CODE.findall(prose(path))
+
+
+def arguments(command: str) -> list[str] | None:
+    """The words behind `throughline`, or None when it is another program's command."""
+    command = re.split(r"[|;&>]", command.strip().removeprefix("$ "))[0]
+    command = command.strip().removeprefix("sudo ")
+    program, _, rest = command.partition(" ")
+    if program.rpartition("/")[2] != "throughline" or not rest:
+        return None
+    return shlex.split(re.sub(r"[][]", "", rest))
+
+
+@page
+def test_commands_are_ones_that_the_agent_knows(page: Path) -> None:
+    for command in commands(page):
+        words = arguments(command)
+        if words is None:
+            continue
+        try:
+            cli._parser().parse_args(words)
+        except SystemExit as end:
+            assert end.code == 0, f"{page.name}: {command}"
+
+
+def test_some_commands_are_found() -> None:
+    found = {tuple(words) for path in PAGES for c in commands(path) if (words := arguments(c))}
+    assert {("doctor",), ("status",), ("config", "show")} <= found
+
+
+# -- configuration ---------------------------------------------------------------------------------
+
+
+def shown(setting: Setting) -> str:
+    """A default as the page writes it; "" where nothing stands for none."""
+    value = setting.default
+    if value is None:
+        return ""
+    return cli._shown(str(value) if isinstance(value, Path) else value)
+
+
+def test_settings_are_documented() -> None:
+    known = {setting.key for setting in SETTINGS}
+    section = re.compile(r"(propagation|sampling|export|resource|agent)(\.[a-z_]+)+")
+    found = {code for row in rows(CONFIGURATION) for cell in row for code in CODE.findall(cell)}
+    assert {code for code in found if section.fullmatch(code)} == known
+
+
+def test_variables_are_documented() -> None:
+    known = {name for setting in SETTINGS for name, _ in setting.variables}
+    found = set(re.findall(r"\b(?:OTEL|THROUGHLINE)_[A-Z_]+\b", prose(CONFIGURATION)))
+    assert found == known | OTHER_VARIABLES
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
+def test_row_says_values_default_and_variable(setting: Setting) -> None:
+    row = next(row for row in rows(CONFIGURATION) if f"`{setting.key}`" in row)
+    at = row.index(f"`{setting.key}`")
+    variables = {name for name, _ in setting.variables}
+    if setting.key.startswith(("export.otlp.traces.", "export.otlp.metrics.")):
+        assert CODE.findall(row[at + 1]) == list(variables)
+        return
+    _, kind, default, variable = row
+    assert set(CODE.findall(variable)) == variables
+    if shown(setting):
+        assert CODE.findall(default) == [shown(setting)]
+    if setting.kind.expects.startswith("one of "):
+        assert CODE.findall(kind) == setting.kind.expects.removeprefix("one of ").split(", ")
+
+
+def test_default_endpoints_are_documented() -> None:
+    row = next(row for row in rows(CONFIGURATION) if row[0] == "`export.otlp.endpoint`")
+    expected = [settings.DEFAULT_HTTP_ENDPOINT, settings.DEFAULT_GRPC_ENDPOINT]
+    assert CODE.findall(row[2]) == expected
+
+
+@page
+def test_examples_of_the_file_are_valid(page: Path, tmp_path: Path) -> None:
+    for number, example in enumerate(fences(page, "yaml")):
+        top = re.findall(r"^(\w+):", example, re.MULTILINE)
+        if not top or not set(top) <= {"services", *(s.key.split(".")[0] for s in SETTINGS)}:
+            continue  # a playbook or variables
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(example, encoding="utf-8")
+        config.load(file, environment={})
+
+
+# -- counters and limits ---------------------------------------------------------------------------
+
+
+def counters() -> set[str]:
+    """Every counter that `throughline status` can show: the kernel's and the agent's."""
+    header = (ROOT / "bpf/abi.h").read_text(encoding="utf-8")
+    enum = re.search(r"enum tl_counter \{(.*?)\};", header, re.DOTALL)
+    assert enum is not None
+    kernel = {name.lower() for name in re.findall(r"^\tTL_([A-Z_]+)\b", enum[1], re.MULTILINE)}
+    agent = (ROOT / "agent/throughline/agent.py").read_text(encoding="utf-8")
+    own = set(re.findall(r'(?:_failures|totals)\["(\w+)"\]', agent))
+    return (kernel - {"counters"}) | own
+
+
+def drops() -> set[str]:
+    """Every reason for which the export drops spans."""
+    pipeline = (ROOT / "agent/throughline/export/pipeline.py").read_text(encoding="utf-8")
+    named = set(re.findall(r'_dropped\["(\w+)"\]', pipeline))
+    of_spool = re.search(r"_dropped \+ Counter\((.*?)\n *\)", pipeline, re.DOTALL)
+    assert of_spool is not None
+    return named | set(re.findall(r"(\w+)=", of_spool[1]))
+
+
+def first_column(path: Path, heading: str) -> set[str]:
+    """The code words in the first column of the tables below a heading."""
+    _, _, rest = prose(path).partition(f"\n## {heading}\n")
+    section = rest.partition("\n## ")[0]
+    cells = re.findall(r"^\|([^|]*)\|", section, re.MULTILINE)
+    return {code for cell in cells for code in CODE.findall(cell)}
+
+
+def test_counters_are_documented() -> None:
+    assert first_column(DOCS / "troubleshooting.md", "Every counter") == counters()
+
+
+def test_dropped_spans_are_documented() -> None:
+    assert first_column(DOCS / "troubleshooting.md", "Dropped spans") == drops()
+
+
+def test_counters_of_the_other_pages_exist() -> None:
+    prefixes = ("parent_", "root_", "skip_", "lost_", "full_", "enrol", "evict", "spans_")
+    for path in PAGES:
+        found = {code for code in CODE.findall(prose(path)) if re.fullmatch(r"[a-z_]+", code)}
+        assert {code for code in found if code.startswith(prefixes)} <= counters(), path.name
+
+
+def test_limits_of_maps_are_documented() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bpf").glob("*.[ch]"))
+    maps = re.compile(
+        r"__uint\(max_entries, (\d+)(?: << (\d+))?\);[^}]*LIBBPF_PIN_BY_NAME\);\n\} (\w+) SEC"
+    )
+    known = {name: int(size) << int(shift or 0) for size, shift, name in maps.findall(sources)}
+    assert len(known) > 6
+    found = {
+        row[0].strip("`"): row[1] for row in rows(DOCS / "what-works.md") if row[0][:4] == "`tl_"
+    }
+    assert set(found) == set(known)
+    for name, size in known.items():
+        text = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size:,}"
+        assert text in found[name], name
