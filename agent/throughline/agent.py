@@ -188,7 +188,9 @@ class Agent:
         try:
             attach()
         except OSError as error:
-            return doctor.Group("off", True, *doctor.explain(error, self._facts))
+            adopting = self._programs.adopting
+            reason, fix = doctor.explain(error, self._facts, adopting=adopting)
+            return doctor.Group("off", True, reason, fix)
         log.info("group %s is on", name)
         return doctor.Group("on", True, "", "")
 

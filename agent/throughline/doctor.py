@@ -101,8 +101,8 @@ def prerequisites(config: Config, found: facts.Facts) -> Group | None:
     return Group("off", True, reason, fix) if reason else None
 
 
-def explain(error: OSError, found: facts.Facts) -> tuple[str, str]:
-    """Reason and fix for a refusal of the kernel."""
+def explain(error: OSError, found: facts.Facts, *, adopting: bool = False) -> tuple[str, str]:
+    """Reason and fix for a refusal of the kernel; `adopting`: there are pins of an earlier run."""
     reason = error.strerror or str(error)
     if error.filename:
         reason = f"{error.filename}: {reason}"
@@ -112,6 +112,13 @@ def explain(error: OSError, found: facts.Facts) -> tuple[str, str]:
             f"{reason}; missing {', '.join(lacking)}",
             "run the role `capabilities` (AmbientCapabilities of the unit), or be root",
         )
+    if error.errno == errno.EPERM and "attach_cgroup" in reason:
+        return (
+            f"{reason}; another program is attached there, or above, without the flag `multi`",
+            "`bpftool cgroup tree` shows it; let its owner attach it with BPF_F_ALLOW_MULTI",
+        )
+    if error.errno == errno.EINVAL and "bpf_object__load" in reason and adopting:
+        return f"{reason}; pins of another build are in the way", "throughline detach, then start"
     fixes = {
         None: f"{_REINSTALL}, or install libbpf 1.x",  # not the kernel, but the dynamic linker
         errno.ENOENT: _REINSTALL,

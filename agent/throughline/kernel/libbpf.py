@@ -80,6 +80,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_update_elem": (ctypes.c_int, (ctypes.c_int, _P, _P, ctypes.c_uint64)),
     "bpf_map_delete_elem": (ctypes.c_int, (ctypes.c_int, _P)),
     "bpf_map_get_next_key": (ctypes.c_int, (ctypes.c_int, _P, _P)),
+    "bpf_obj_get": (ctypes.c_int, (ctypes.c_char_p,)),
     "bpf_obj_get_info_by_fd": (ctypes.c_int, (ctypes.c_int, _P, ctypes.POINTER(ctypes.c_uint32))),
     "ring_buffer__new": (_P, (ctypes.c_int, _CB, _P, _P)),
     "ring_buffer__consume": (ctypes.c_int, (_P,)),
@@ -162,10 +163,6 @@ class Object:
             if lines:
                 error.args = (error.args[0], f"{error.args[1]} ({lines[-1]})")
             raise error
-
-    @property
-    def log(self) -> str:
-        return self._log.value.decode(errors="replace")
 
     def programs(self) -> Iterator[Program]:
         handle = None
@@ -312,6 +309,11 @@ def run_iterator(link: Link) -> bytes:
 def attach_map(program_fd: int, map_fd: int, kind: int) -> None:
     """Makes a program the sk_msg or stream verdict program of a sockhash (replaces one of ours)."""
     _check(library().bpf_prog_attach(program_fd, map_fd, kind, 0), "bpf_prog_attach")
+
+
+def get_pinned(path: Path) -> int:
+    """Opens a pinned map or program; the caller closes the descriptor."""
+    return _check(library().bpf_obj_get(str(path).encode()), f"bpf_obj_get {path}")
 
 
 def _info(fd: int) -> ctypes.Array[ctypes.c_uint32]:
