@@ -11,6 +11,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -57,17 +58,29 @@ class Chain:
     back: int
 
 
-def start_nginx(traced: Traced, service: str, *, onward: int, port: int | None = None) -> int:
-    """Starts nginx in a cgroup of its own; returns its port."""
+def start_nginx(
+    traced: Traced,
+    service: str,
+    *,
+    onward: int,
+    port: int | None = None,
+    prefix: Sequence[str] = (),
+) -> int:
+    """Starts nginx in a cgroup of its own; returns its port.
+
+    With `prefix`, a command that runs it somewhere else, nobody waits until it listens.
+    """
     port = port or free_port()
     directory = traced.directory / service
     (directory / "files").mkdir(parents=True, exist_ok=True)
-    directory.chmod(0o755)
-    traced.directory.chmod(0o755)
+    for path in (directory, traced.directory):  # its workers are another user
+        path.chmod(0o755)
     file = directory / "nginx.conf"
     file.write_text(_NGINX.format(directory=directory, port=port, onward=onward))
-    traced.spawn(service, ["nginx", "-e", str(directory / "nginx.log"), "-c", str(file)])
-    wait_port(port)
+    log = str(directory / "nginx.log")
+    traced.spawn(service, [*prefix, "nginx", "-e", log, "-c", str(file)])
+    if not prefix:
+        wait_port(port)
     return port
 
 
@@ -93,8 +106,16 @@ class Load:
     `failures` must stay empty: whatever is no whole, right answer stands there.
     """
 
-    def __init__(self, chain: Chain, *, threads: int = 4, pause: float = 0.004) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        *,
+        threads: int = 4,
+        pause: float = 0.004,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._chain = chain
+        self._headers = dict(headers or {})
         self._pause = pause
         self._end = threading.Event()
         self._threads = [
@@ -144,7 +165,7 @@ class Load:
             path = f"/{'keep' if count % 2 else 'new'}/{number}/{count}"
             at = time.monotonic()
             try:
-                connection.request("GET", path)
+                connection.request("GET", path, headers=self._headers)
                 response = connection.getresponse()
                 body = response.read()
                 if response.status != 200:

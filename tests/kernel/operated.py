@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
@@ -18,13 +20,38 @@ from tests.kernel.traced import CHECKOUT, Traced
 class Operated(Traced):
     """See the module."""
 
-    objects: Path | None = None
+    objects: Path | None = None  # instead of those in build/bpf
+    runtime: Path | None = None  # instead of the corner's directory
 
     @property
     def environment(self) -> dict[str, str]:
         """As the corner's; objects from elsewhere than build/bpf may be named."""
         named = self.objects or os.environ.get("THROUGHLINE_BPF_OBJECTS")
-        return super().environment | ({"THROUGHLINE_BPF_OBJECTS": str(named)} if named else {})
+        found = super().environment
+        if named:
+            found["THROUGHLINE_BPF_OBJECTS"] = str(named)
+        if self.runtime:
+            found["THROUGHLINE_RUNTIME_DIRECTORY"] = str(self.runtime)
+        return found
+
+    def status(self) -> dict[str, Any] | None:
+        """As the corner's, wherever the runtime directory is."""
+        if self.runtime is None:
+            return super().status()
+        try:
+            found: dict[str, Any] = json.loads((self.runtime / "status.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def wait_export(self, name: str, value: int, *, seconds: float = 20.0) -> dict[str, Any]:
+        """Waits until a number of the export status has a value; returns the export status."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found: dict[str, Any] = (self.status() or {}).get("export", {})
+            if found.get(name) == value or time.monotonic() > deadline:
+                return found
+            time.sleep(0.1)
 
     def command(
         self,
@@ -44,6 +71,19 @@ class Operated(Traced):
             timeout=60,
             **options,
         )
+
+    def end_services(self) -> None:
+        """Ends all services and waits for the last of their processes."""
+        self._kill_cgroups()
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            if not any(procs.read_text() for procs in self.cgroup.rglob("cgroup.procs")):
+                return
+            for procs in self.cgroup.rglob("cgroup.procs"):
+                for pid in procs.read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.02)
 
     def reload(self) -> dict[str, Any]:
         """SIGHUP; returns the first status of the agent after it."""

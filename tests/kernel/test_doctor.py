@@ -1,0 +1,131 @@
+"""doctor and status: what they say, their exit codes, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kernel import kernel_objects
+from tests.kernel.load import Load, start_chain
+from tests.kernel.operated import Operated
+from tests.kernel.traced import CHECKOUT
+
+LATER = ("packets", "tls", "go", "go_write")
+
+
+@pytest.fixture
+def host() -> Iterator[Operated]:
+    """A corner without an agent."""
+    with Operated(start=False) as found:
+        yield found
+
+
+def test_doctor_without_an_agent(host: Operated) -> None:
+    run = host.command("doctor", "--json")
+    assert (run.returncode, run.stderr) == (0, "")
+    report = json.loads(run.stdout)
+    assert report["mode"] == "network"
+    assert report["agent"] == {"running": False, "pid": None}
+    for name in ("observe", "headers"):
+        assert report["groups"][name] == {"state": "on", "wanted": True, "reason": "", "fix": ""}
+    for name in LATER:
+        assert report["groups"][name]["state"] == "off" and not report["groups"][name]["wanted"]
+    found = report["host"]
+    assert found["bpffs"] == str(host.bpffs) and found["cgroup2"] == str(host.cgroup.parent)
+    assert found["btf"] is True and "CAP_BPF" in found["capabilities"]
+    text = host.command("doctor")
+    assert text.returncode == 0
+    assert "mode: network" in text.stdout and "not running" in text.stdout
+    assert host.pins() == [], "the trial leaves nothing"
+
+
+def test_doctor_and_status_with_an_agent(host: Operated) -> None:
+    assert host.command("status").returncode == 3
+    assert host.command("status", "--json").stdout.strip() == "null"
+    host.start_agent()
+    assert host.agent is not None
+    pins = host.pins()
+    run = host.command("doctor", "--json")
+    assert run.returncode == 0
+    assert json.loads(run.stdout)["agent"] == {"running": True, "pid": host.agent.pid}
+    assert host.pins() == pins
+    assert host.command("status").returncode == 0
+    status = json.loads(host.command("status", "--json").stdout)
+    assert status["pid"] == host.agent.pid and status["healthy"]
+    names = {program["name"] for program in status["attached"]["programs"]}
+    assert {"tl_ingress", "tl_egress", "tl_sockops", "tl_send", "tl_read", "tl_state"} <= names
+    ids = {program["id"] for program in status["attached"]["programs"]}
+    assert ids <= kernel_objects.existing()["prog"]
+    assert host.stop_agent() == 0
+    assert host.command("status").returncode == 3
+
+
+def test_doctor_next_to_a_killed_agent_disturbs_nothing(host: Operated) -> None:
+    host.start_agent()
+    chain = start_chain(host)
+    with Load(chain) as load:
+        assert host.stop_agent(signal.SIGKILL) == -signal.SIGKILL
+        pins = host.pins()
+        run = host.command("doctor", "--json")
+        assert run.returncode == 0
+        report = json.loads(run.stdout)
+        assert not report["agent"]["running"] and report["mode"] == "network"
+        assert host.pins() == pins
+        load.wait(0.3)
+    assert not load.failures and not load.untraced()
+
+
+def test_what_a_killed_doctor_leaves_goes_with_detach(host: Operated) -> None:
+    for _ in range(10):
+        doctor = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "throughline",
+                "doctor",
+                "--config",
+                str(host.directory / "config.yaml"),
+            ],
+            env=host.environment,
+            cwd=CHECKOUT,
+            stdout=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 5
+        while not any("/abi1/" in pin for pin in host.pins()) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        doctor.kill()
+        doctor.wait()
+        if host.pins():
+            break
+    assert host.pins(), "it was killed inside the trial"
+    assert host.command("detach").returncode == 0
+    assert host.pins() == []
+
+
+def test_headers_off_by_configuration(host: Operated) -> None:
+    host.configure(propagation={"headers": "off"})
+    for _ in range(2):
+        run = host.command("doctor", "--json")
+        assert run.returncode == 0, "what nobody wants may be off"
+        report = json.loads(run.stdout)
+        assert report["mode"] == "observe"
+        assert report["groups"]["headers"]["reason"] == "propagation.headers is off"
+        if host.agent is None:
+            host.start_agent()
+    assert host.command("status").returncode == 0
+    assert host.stop_agent() == 0
+
+
+def test_doctor_with_output_that_nobody_reads(host: Operated) -> None:
+    command = f"{sys.executable} -m throughline doctor --json | head -c 1"
+    run = subprocess.run(
+        ["sh", "-c", command], env=host.environment, cwd=CHECKOUT, capture_output=True, text=True
+    )
+    assert run.stdout == "{" and "Traceback" not in run.stderr
+    assert host.pins() == []
