@@ -17,14 +17,16 @@ import time
 from throughline.kernel import libbpf
 
 
-def is_broken(program_fd: int) -> bool:
-    """Puts one end of a loopback connection into a sockhash of its own with the sk_msg program.
+def is_broken() -> bool:
+    """Puts one end of a loopback connection into a sockhash of its own, with an sk_msg program.
 
     Raises OSError when the kernel refuses any step.
     """
     table = libbpf.create_sockhash(name="tl_fionread", entries=1)
+    program = -1
     try:
-        libbpf.attach_map(program_fd, table, libbpf.SK_MSG_VERDICT)
+        program = libbpf.load_pass(name="tl_pass")
+        libbpf.attach_map(program, table, libbpf.SK_MSG_VERDICT)
         with (
             socket.create_server(("127.0.0.1", 0)) as server,
             socket.create_connection(server.getsockname(), timeout=2) as near,
@@ -35,6 +37,8 @@ def is_broken(program_fd: int) -> bool:
             return _readable(near) != 5
     finally:
         os.close(table)
+        if program >= 0:
+            os.close(program)
 
 
 def _readable(connection: socket.socket) -> int:

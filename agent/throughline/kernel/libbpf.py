@@ -7,10 +7,10 @@ set errno. The library is looked for in $THROUGHLINE_LIBDIR (the bundle's own), 
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import errno
 import mmap
 import os
+import struct
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -20,13 +20,10 @@ _LOG_BYTES = (1 << 24) - 1
 BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
 
 # enum bpf_attach_type (include/uapi/linux/bpf.h)
-CGROUP_INET_INGRESS, CGROUP_INET_EGRESS, CGROUP_SOCK_OPS = 0, 1, 3
 SK_SKB_STREAM_VERDICT, SK_MSG_VERDICT = 5, 7
-BPF_F_ALLOW_MULTI = 2
 
 _P = ctypes.c_void_p
 _CB = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
 class _OpenOpts(ctypes.Structure):
@@ -65,17 +62,12 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_link__open": (_P, (ctypes.c_char_p,)),
     "bpf_link_update": (ctypes.c_int, (ctypes.c_int, ctypes.c_int, _P)),
     "bpf_iter_create": (ctypes.c_int, (ctypes.c_int,)),
-    "bpf_prog_attach": (
-        ctypes.c_int,
-        (ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_uint),
-    ),
+    "bpf_prog_attach": (ctypes.c_int, (*(ctypes.c_int,) * 3, ctypes.c_uint)),
+    "bpf_prog_load": (ctypes.c_int, (ctypes.c_int, *(ctypes.c_char_p,) * 3, ctypes.c_size_t, _P)),
     "bpf_map__fd": (ctypes.c_int, (_P,)),
     "bpf_map__initial_value": (_P, (_P, ctypes.POINTER(ctypes.c_size_t))),
     "bpf_map__set_max_entries": (ctypes.c_int, (_P, ctypes.c_uint32)),
-    "bpf_map_create": (
-        ctypes.c_int,
-        (ctypes.c_int, ctypes.c_char_p, *(ctypes.c_uint32,) * 3, _P),
-    ),
+    "bpf_map_create": (ctypes.c_int, (ctypes.c_int, ctypes.c_char_p, *(ctypes.c_uint32,) * 3, _P)),
     "bpf_map_lookup_elem": (ctypes.c_int, (ctypes.c_int, _P, _P)),
     "bpf_map_update_elem": (ctypes.c_int, (ctypes.c_int, _P, _P, ctypes.c_uint64)),
     "bpf_map_delete_elem": (ctypes.c_int, (ctypes.c_int, _P)),
@@ -336,6 +328,13 @@ def link_cgroup(fd: int) -> int:
     # struct bpf_link_info: type, id, prog_id, padding, then cgroup.cgroup_id
     low, high = _info(fd)[4:6]
     return int(low) | int(high) << 32
+
+
+def load_pass(*, name: str) -> int:
+    """An sk_msg program that lets everything pass, as a descriptor that the caller closes."""
+    code = struct.pack("<BBhi", 0xB7, 0, 0, 1) + struct.pack("<BBhi", 0x95, 0, 0, 0)  # r0 = 1; exit
+    loaded = library().bpf_prog_load(16, name.encode(), b"GPL", code, 2, None)
+    return _check(loaded, "bpf_prog_load")
 
 
 def create_sockhash(*, name: str, entries: int) -> int:

@@ -122,13 +122,7 @@ class Programs:
 
     def attach_headers(self) -> None:
         """Group `headers`: insertion into plaintext requests. After `attach_observe`."""
-        probe = self._open("headers")
-        with ExitStack() as stack:
-            stack.callback(probe.close)
-            for program in probe.programs():
-                program.set_autoload(program.name == "tl_send")
-            probe.load()
-            self.fionread_broken = fionread.is_broken(probe.program("tl_send").fd)
+        self.fionread_broken = fionread.is_broken()
         loaded = self._load("headers")
         sockets = loaded.map_fd("tl_socks")
         kinds = {"tl_send": libbpf.SK_MSG_VERDICT}
