@@ -230,4 +230,29 @@ static __always_inline struct tl_request *tl_thread_request(struct tl_thread *th
 	return request;
 }
 
+/*
+ * A call could not be attributed; what does it say about the thread?
+ *
+ * Refused as ambiguous, the request that was read last most likely made it. Unless the thread is
+ * known to call from timers it is not open any more: else it would make all that overlap with it
+ * ambiguous in turn, for ever under load, long after what began it has ended.
+ */
+static __always_inline void tl_unattributed(struct tl_thread *thread, int refused)
+{
+	struct tl_request *request;
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!thread)
+		return;
+	if (refused == TL_ROOT_AMBIGUOUS) {
+		if (thread->deferred_ns && now - thread->deferred_ns < TL_DEFERRED_NS)
+			return;
+		request = bpf_map_lookup_elem(&tl_requests, &thread->current);
+		if (request)
+			tl_request_settle(request);
+	} else if (thread->loop && !thread->current && !thread->unknown) {
+		thread->deferred_ns = now;
+	}
+}
+
 #endif

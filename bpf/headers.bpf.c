@@ -73,8 +73,15 @@ static __always_inline struct tl_request *tl_find_parent(struct tl_conn *conn, _
 		}
 	}
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	if (thread && thread->loop && conn->flags & TL_CONN_CONNECTED &&
+	    !(conn->flags & TL_CONN_USED)) {
+		/* an event loop writes the first request ticks after it decided to make it */
+		tl_count(TL_ROOT_NO_CONTEXT);
+		return NULL;
+	}
 	request = tl_thread_request(thread, key, &refused);
 	if (!request) {
+		tl_unattributed(thread, refused);
 		tl_count(refused);
 		return NULL;
 	}
@@ -400,9 +407,12 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	conn->pid = task->tgid;
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
 	request = tl_thread_request(thread, &key, &refused);
+	conn->flags |= TL_CONN_CONNECTED;
 	if (request) {
 		conn->connect = key;
 		tl_request_settle(request);
+	} else {
+		tl_unattributed(thread, refused);
 	}
 }
 

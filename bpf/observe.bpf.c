@@ -434,6 +434,42 @@ static __always_inline __u32 tl_thread_refused(void)
 	return 0;
 }
 
+/*
+ * A request whose body, or the answer to whose call, was read in part had its chance to act on that
+ * part. When its thread goes on with something else it waits for the rest, which will come with a
+ * read: it is not open meanwhile.
+ */
+static __always_inline void tl_leave_partial(struct tl_thread *thread)
+{
+	struct tl_request *request;
+
+	if (!thread->partial)
+		return;
+	request = bpf_map_lookup_elem(&tl_requests, &thread->partial);
+	if (request)
+		tl_request_settle(request);
+	thread->partial = 0;
+}
+
+/* The thread goes on with something that belongs to nobody we know. */
+static __always_inline void tl_leave(struct tl_thread *thread)
+{
+	thread->current = 0;
+	thread->unknown = 1;
+}
+
+/*
+ * Has the application read all of the message that `http` has parsed, and was that all of it? The
+ * parser may be ahead of the application. The socket is locked.
+ */
+static __always_inline bool tl_read_whole(struct sock *sk, const struct tl_http *http)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+
+	return tcp && http->state == TL_HTTP_START &&
+	       (__s32)(tcp->copied_seq - http->next_seq) >= 0;
+}
+
 /* The current thread has read data of `sk`; the socket is locked. */
 SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(tl_read, struct sock *sk)
@@ -448,12 +484,14 @@ int BPF_PROG(tl_read, struct sock *sk)
 	__u8 evidence = TL_EVIDENCE_THREAD;
 
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	if (thread)
+		tl_leave_partial(thread);
 	if (conn && conn->flags & TL_CONN_OPAQUE) {
 		conn->flags |= TL_CONN_ANSWERED;
 	} else if (!conn || conn->role == TL_ROLE_OFF || conn->role == TL_ROLE_UNKNOWN) {
 		/* an event loop goes on with something that we know nothing about */
 		if (thread && thread->loop)
-			thread->current = 0;
+			tl_leave(thread);
 		return 0;
 	}
 	if (conn->role == TL_ROLE_SERVER) {
@@ -466,7 +504,7 @@ int BPF_PROG(tl_read, struct sock *sk)
 		request = bpf_map_lookup_elem(&tl_requests, &key);
 	if (!request) {
 		if (thread && (thread->loop || conn->role == TL_ROLE_SERVER))
-			thread->current = 0;
+			tl_leave(thread);
 		return 0;
 	}
 	if (evidence == TL_EVIDENCE_RESTORE && request->reader != tid) {
@@ -475,7 +513,7 @@ int BPF_PROG(tl_read, struct sock *sk)
 		 * library): it says nothing about what that thread does next.
 		 */
 		if (thread)
-			thread->current = 0;
+			tl_leave(thread);
 		return 0;
 	}
 	if (conn->role == TL_ROLE_SERVER && !conn->pid)
@@ -493,13 +531,15 @@ int BPF_PROG(tl_read, struct sock *sk)
 	}
 	thread->current = key;
 	thread->evidence = evidence;
+	thread->unknown = 0;
 	/* until it calls on or answers, it may be the one that calls next */
 	if (conn->role == TL_ROLE_SERVER) {
-		if (!(conn->flags & TL_CONN_RESPONDING))
-			tl_request_open(request, thread, tid);
-	} else {
-		tl_request_open(request, thread, tid);
+		if (conn->flags & TL_CONN_RESPONDING)
+			return 0;
 	}
+	if (!(conn->flags & TL_CONN_OPAQUE) && !tl_read_whole(sk, &conn->in))
+		thread->partial = key;
+	tl_request_open(request, thread, tid);
 	return 0;
 }
 
@@ -599,7 +639,7 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 
 /*
  * The end of a tick. Waiting for one descriptor (a client library that waits for its answer) is
- * not one. The tracepoint costs every system call of the host some nanoseconds (docs/cost.md).
+ * not one. The tracepoint costs every system call of the host some nanoseconds (docs/decisions/0003-end-of-tick.md).
  */
 SEC("raw_tp/sys_enter")
 int tl_tick(struct bpf_raw_tracepoint_args *ctx)
@@ -642,7 +682,9 @@ int tl_tick(struct bpf_raw_tracepoint_args *ctx)
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
 	if (!thread)
 		return 0;
+	tl_leave_partial(thread);
 	thread->current = 0;
+	thread->unknown = 0;
 	thread->loop = 1;
 	return 0;
 }

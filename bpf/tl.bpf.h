@@ -22,6 +22,7 @@
 #define TL_HEADER_BYTES_MAX 16384
 #define TL_FANOUT_MAX 1024
 #define TL_AGE_MAX_NS (300ULL * 1000 * 1000 * 1000)
+#define TL_DEFERRED_NS (60ULL * 1000 * 1000 * 1000)
 
 #define TL_LIKELY(x) __builtin_expect(!!(x), 1)
 #define TL_UNLIKELY(x) __builtin_expect(!!(x), 0)
@@ -163,6 +164,7 @@ enum tl_conn_flags {
 	TL_CONN_ACTIVE = 1 << 4, /* an exchange is under way */
 	TL_CONN_OPAQUE = 1 << 5, /* client connection of another protocol: a database, TLS, … */
 	TL_CONN_ANSWERED = 1 << 6, /* opaque: something was read since the last write */
+	TL_CONN_CONNECTED = 1 << 7, /* client: we saw it being made, and `connect` says for whom */
 };
 
 /* One connection, from the first bytes that concern us to its end. */
@@ -208,10 +210,12 @@ struct tl_tracestate {
 struct tl_thread {
 	__u64 current; /* key of tl_requests, or 0 */
 	__u64 partial; /* the request of which a part was read last: see tl_leave_partial() */
+	__u64 deferred_ns; /* when it last called in a tick that had read nothing: a timer did */
 	__s32 open;
 	__u8 loop; /* it has waited for several descriptors at once */
 	__u8 evidence; /* how `current` was found */
-	__u16 _pad;
+	__u8 unknown; /* no `current`, since it read something that belongs to nobody we know */
+	__u8 _pad;
 };
 
 struct {

@@ -128,6 +128,8 @@ DECIDES = {
     "prefork": [PYTHON, str(SERVICES / "prefork.py"), "{port}", "{next}"],
     "node-new": ["node", str(SERVICES / "onward.js"), "{port}", "{next}", "new"],
     "node-keep": ["node", str(SERVICES / "onward.js"), "{port}", "{next}", "keep"],
+    "split-keep": ["node", str(SERVICES / "onward.js"), "{port}", "{next}", "keep"],
+    "split-twice": ["node", str(SERVICES / "onward.js"), "{port}", "{next}", "twice"],
     "node-twice": ["node", str(SERVICES / "onward.js"), "{port}", "{next}", "twice"],
 }
 UNDECIDED = {

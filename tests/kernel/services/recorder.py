@@ -1,5 +1,7 @@
 """The far side of a call: PORT FILE. Writes "path traceparent" lines, answers after 0 to 5 ms.
 
+The answer to a path that starts with /split comes in two parts, 0 to 5 ms apart.
+
 Not traced itself; many connections, keep-alive; knows just enough HTTP for GET requests.
 """
 
@@ -27,10 +29,13 @@ class Recorder(asyncio.Protocol):
             path = lines[0].split(b" ")[1]
             record.write(path + b" " + b",".join(found) + b"\n")
             record.flush()
-            asyncio.get_running_loop().call_later(random.random() / 200, self.answer)
-
-    def answer(self) -> None:
-        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            parts = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", b"k"]
+            if not path.startswith(b"/split"):
+                parts = [b"".join(parts)]
+            later = 0.0
+            for part in parts:
+                later += random.random() / 200
+                asyncio.get_running_loop().call_later(later, self.transport.write, part)
 
 
 async def main() -> None:
