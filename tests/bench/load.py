@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +94,14 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One way to ask the traced nginx."""
+    """One way to ask a traced service."""
 
     name: str
     path: str
     connections: int
     close: bool  # a new connection for each request
     hops: int  # sides of a request that the agent sees: server, and client where nginx calls on
+    service: str = "nginx"  # or "python": a threaded http.server, 50 times as much work
 
 
 SCENARIOS = (
@@ -107,6 +109,7 @@ SCENARIOS = (
     Scenario("static, new connections", "/static", 64, True, 1),
     Scenario("proxy, keep-alive", "/proxy", 64, False, 2),
     Scenario("proxy, new connections", "/proxy", 64, True, 2),
+    Scenario("Python http.server, keep-alive", "/item", 16, False, 1, "python"),
 )
 
 
@@ -176,10 +179,17 @@ def null_syscall(program: Path) -> float:
 
 # --- what the kernel says about processes and programs ------------------------------------------
 
+
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process with all threads that still run, to the nanosecond."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def ended_cpu_seconds(pid: int) -> float:
+    """The same with threads that have ended, to 10 ms."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mib(pid: int) -> dict[str, float]:
@@ -196,6 +206,14 @@ def children(pid: int) -> list[int]:
     """Direct children (nginx's workers)."""
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in text.split()]
+
+
+def agents() -> int:
+    """How many agents have their programs on this kernel."""
+    done = subprocess.run(
+        ["bpftool", "-j", "prog", "show"], capture_output=True, text=True, check=True
+    )
+    return sum(program.get("name") == "tl_tick" for program in json.loads(done.stdout))
 
 
 @dataclass(frozen=True, slots=True)

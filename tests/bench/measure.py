@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import signal
 import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ SECONDS = 2.0
 OFF, UNSAMPLED, SAMPLED = "off", "on, nothing sampled", "on, all sampled"
 STATES = (OFF, UNSAMPLED, SAMPLED)
 _SAMPLER = {UNSAMPLED: "always_off", SAMPLED: "always_on"}
+_PYTHON_SERVICE = Path(__file__).parents[1] / "kernel" / "services" / "threaded.py"
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 Say = Callable[[str], None]
@@ -33,8 +35,12 @@ Say = Callable[[str], None]
 class Results:
     """Everything measured. Lists hold one value for each round."""
 
+    load_before: float = 0.0  # load average over a minute
+    others: int = 0  # agents on this kernel that are not ours: what they cost is in "off"
     rates: dict[tuple[str, str], list[Rate]] = field(default_factory=lambda: defaultdict(list))
-    nginx_us: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    service_us: dict[tuple[str, str], list[float]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
     programs: dict[tuple[str, str], dict[str, tuple[float, float]]] = field(default_factory=dict)
     stats_ns: float = 0.0  # what the statistics themselves add to each run of a program
     agent_us: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -61,6 +67,11 @@ class Bench:
         self._nginx = traced.spawn("front", load.nginx_command(config))
         wait_port(self.front)
         self._worker = load.children(self._nginx.pid)[0]
+        self._python_port = free_port()
+        python = [sys.executable, str(_PYTHON_SERVICE), str(self._python_port)]
+        # exec all the way: the process is the service
+        self._python = traced.spawn("python", ["taskset", "-c", load.NGINX_CPU, *python])
+        wait_port(self._python_port)
 
     def _renew_worker(self) -> None:
         """A new worker, so that no upstream connection is older than the agent."""
@@ -132,23 +143,30 @@ class Bench:
     # -- requests per second -------------------------------------------------------------------
 
     def rates(self, results: Results) -> None:
-        """Saturation: requests/s, latency, and nginx's own CPU time for each request."""
+        """Saturation: requests/s, latency, and the service's own CPU time for each request."""
         for turn in range(ROUNDS):
             for state in STATES[turn % 3 :] + STATES[: turn % 3]:
                 with self._agent(state):
                     for scenario in SCENARIOS:
-                        before = load.cpu_seconds(self._worker)
+                        before = self._service_cpu(scenario)
                         rate = self._wrk(scenario)
-                        spent = load.cpu_seconds(self._worker) - before
+                        spent = self._service_cpu(scenario) - before
                         results.rates[scenario.name, state].append(rate)
                         per_request = spent / max(1, rate.requests) * 1e6
-                        results.nginx_us[scenario.name, state].append(per_request)
+                        results.service_us[scenario.name, state].append(per_request)
                     if state == SAMPLED:
                         self._note_saturated(results)
             self._say(f"requests/s: round {turn + 1} of {ROUNDS}")
 
     def _wrk(self, scenario: Scenario, *, seconds: float = SECONDS, delay_ms: int = 0) -> Rate:
-        return load.wrk(self._directory, self.front, scenario, seconds=seconds, delay_ms=delay_ms)
+        port = self.front if scenario.service == "nginx" else self._python_port
+        return load.wrk(self._directory, port, scenario, seconds=seconds, delay_ms=delay_ms)
+
+    def _service_cpu(self, scenario: Scenario) -> float:
+        # threads of the Python service end with their connection: what they used counts, too
+        if scenario.service == "nginx":
+            return load.cpu_seconds(self._worker)
+        return load.ended_cpu_seconds(self._python.pid)
 
     def _note_saturated(self, results: Results) -> None:
         results.memory["under saturation"] = load.memory_mib(self._pid)

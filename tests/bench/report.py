@@ -36,11 +36,14 @@ def markdown(results: Results, *, seconds: float) -> str:
         f"Written by `make bench` on {time.strftime('%Y-%m-%d', time.gmtime())}"
         f" in {seconds:.0f} s.",
         f"Kernel {platform.release()}, {os.cpu_count()} processors ({_cpu_model()}),"
-        f" load average {os.getloadavg()[0]:.1f} at the end.",
+        f" load average {results.load_before:.1f} before and {os.getloadavg()[0]:.1f} at the end,"
+        f" {results.others} other agents on this kernel.",
         "",
         "The agent is off and on by turns in one run, so compare within a table, not between"
-        " machines. wrk (one thread) and nginx (one worker) have a processor each; the agent"
-        " shares them. `on, nothing sampled` still propagates and counts every request.",
+        " machines. wrk (one thread) and nginx (one worker, which does next to nothing for a"
+        " request) have a processor each; the agent shares them. The Python service stands for"
+        " those that work for their answers. `on, nothing sampled` still propagates and counts"
+        " every request.",
     ]
     for part in (_summary, _rates, _programs, _agent, _memory, _starts, _syscalls):
         lines += part(results)
@@ -119,11 +122,13 @@ def _rates(results: Results) -> list[str]:
         "",
         "## Requests per second at saturation",
         "",
-        f"wrk, {SCENARIOS[0].connections} connections, {SECONDS:g} s, medians of {ROUNDS} rounds;"
-        " *fewer* is the ratio within a round: minimum, median, maximum. *nginx* is the worker's"
-        " own CPU time, which holds the BPF programs that run in it.",
+        f"wrk, {SCENARIOS[0].connections} connections (Python: 16), {SECONDS:g} s, medians of"
+        f" {ROUNDS} rounds;"
+        " *fewer* is the ratio within a round: minimum, median, maximum. *service* is the CPU"
+        " time of nginx's worker or of the Python process, which holds the BPF programs that run"
+        " in it: the number to read when the processors are shared with others.",
         "",
-        "| scenario | agent | requests/s | fewer, % | p50 ms | p99 ms | nginx µs/request"
+        "| scenario | agent | requests/s | fewer, % | p50 ms | p99 ms | service µs/request"
         " | errors |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
@@ -136,7 +141,7 @@ def _rates(results: Results) -> list[str]:
                 f" | {median(rate.per_second for rate in found):,.0f} | {fewer}"
                 f" | {median(rate.p50 for rate in found):.2f}"
                 f" | {median(rate.p99 for rate in found):.2f}"
-                f" | {median(results.nginx_us[scenario.name, state]):.1f}"
+                f" | {median(results.service_us[scenario.name, state]):.1f}"
                 f" | {sum(rate.errors for rate in found)} |"
             )
     if results.saturated:

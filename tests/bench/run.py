@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -18,9 +19,10 @@ from pathlib import Path
 CHECKOUT = Path(__file__).parents[2]
 sys.path[:0] = [str(CHECKOUT)]
 
-from tests.bench import measure, report  # noqa: E402
+from tests.bench import load, measure, report  # noqa: E402
 from tests.kernel.traced import Traced  # noqa: E402
 
+LONGEST_SECONDS = 590
 PARTS = ("programs", "agent", "starts", "syscalls", "rates")
 _TOOLS = ("nginx", "wrk", "bpftool", "taskset", "cc")
 
@@ -45,7 +47,11 @@ def main() -> int:
     def say(what: str) -> None:
         print(f"bench: {time.monotonic() - started:4.0f} s  {what}", file=sys.stderr, flush=True)
 
-    results = measure.Results()
+    # the end of the time, or of patience, unwinds the stack below like Ctrl-C does
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    signal.alarm(LONGEST_SECONDS)
+    results = measure.Results(load_before=os.getloadavg()[0], others=load.agents())
     with ExitStack() as stack:
         # nginx behind the agent ends after the agent, which sends to it
         traced = stack.enter_context(Traced(start=False))
