@@ -85,6 +85,7 @@ def format_text(status: Mapping[str, Any]) -> str:
     healthy = "healthy" if status.get("healthy") else "degraded"
     uptime = _duration(float(status["updated_unix"]) - float(status.get("started_unix", 0)))
     lines = [f"throughline {status.get('version', '?')}: {healthy}, up {uptime}"]
+    lines += [f"  {reason}" for reason in _reasons(status)]
     lines.append(f"pid {status['pid']}")
     lines += ["", *_table("Feature group", "State", _group_rows(status.get("groups", {})))]
     programs = status.get("attached", {}).get("programs", [])
@@ -101,6 +102,21 @@ def format_text(status: Mapping[str, Any]) -> str:
     rows = [(name, str(total)) for name, total in sorted(counters.items()) if total]
     lines += ["", *_table("Counter", "Total", rows or [("none", "")])]
     return "\n".join(lines)
+
+
+def _reasons(status: Mapping[str, Any]) -> list[str]:
+    """Why the agent is degraded, and what is not wrong but not there either."""
+    reasons = [f"{name} has been detached; restart the agent" for name in status.get("missing", [])]
+    reasons += [
+        f"group {name} is off: {group.get('reason')}; fix: {group.get('fix')}"
+        for name, group in status.get("groups", {}).items()
+        if isinstance(group, Mapping) and group.get("wanted") and group.get("state") != "on"
+    ]
+    reasons += [
+        f"{cgroup} does not exist now; nothing in it is traced"
+        for cgroup in status.get("absent_cgroups", [])
+    ]
+    return reasons
 
 
 def _group_rows(groups: Mapping[str, Any]) -> list[tuple[str, str]]:
