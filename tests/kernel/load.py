@@ -87,6 +87,8 @@ def start_nginx(
 def start_chain(traced: Traced) -> Chain:
     """Starts the two services `front` and `back`."""
     back = free_port()
+    for service in ("front", "back"):  # the agent learns of both at once
+        (traced.cgroup / service).mkdir(exist_ok=True)
     traced.spawn("back", [sys.executable, str(SERVICE), str(back)])
     port = start_nginx(traced, "front", onward=back)
     wait_port(back)
