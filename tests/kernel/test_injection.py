@@ -561,6 +561,18 @@ def test_contradictory_requests_are_untouched(
     assert count("skip_own_tracestate", 1) == 1
 
 
+def test_bytes_that_went_by_unseen(far_listener: socket.socket) -> None:
+    """TCP Fast Open sends before the connection is enrolled: what follows is no first request."""
+    for first in (head("Content-Length: 200", method="POST"), head()):
+        with socket.socket() as near:
+            near.sendto(first, socket.MSG_FASTOPEN, far_listener.getsockname())
+            near.sendall(DECOY)
+            near.sendall(DECOY)
+            near.shutdown(socket.SHUT_WR)
+            with accept(far_listener) as far:
+                assert read_all(far) == first + DECOY + DECOY
+
+
 # -- context ---------------------------------------------------------------------------------------
 
 
