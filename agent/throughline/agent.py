@@ -250,6 +250,11 @@ class Agent:
             for problem in error.problems:
                 log.error("not reloaded: %s", problem)
             return
+        launcher = os.environ.get("THROUGHLINE_LAUNCHER")
+        program = launcher or sys.executable
+        if not os.access(program, os.X_OK):
+            log.error("not reloaded: %s cannot be executed by this user", program)
+            return
         notify("RELOADING=1")
         # execve(2) keeps the mask and resets the handlers: a signal waits for the new ones
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -257,16 +262,11 @@ class Agent:
         ring.close()
         self._pipeline.close()
         environment = {**os.environ, **lock.hand_over(self._lock)}
-        launcher = os.environ.get("THROUGHLINE_LAUNCHER")
-        arguments = ["run", "--config", str(self._config.path)]
-        if not self._config.path.exists():
-            arguments = ["run"]
+        named = ["--config", str(self._config.path)] if self._config.path.exists() else []
         sys.stdout.flush()
         sys.stderr.flush()
-        if launcher:
-            os.execve(launcher, [launcher, *arguments], environment)  # noqa: S606
-        command = [sys.executable, "-m", "throughline", *arguments]
-        os.execve(sys.executable, command, environment)  # noqa: S606
+        module = [] if launcher else ["-m", "throughline"]
+        os.execve(program, [program, *module, "run", *named], environment)  # noqa: S606
 
     # -- records -----------------------------------------------------------------------------------
 
