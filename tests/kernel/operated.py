@@ -23,6 +23,7 @@ class Operated(Traced):
     """See the module."""
 
     objects: Path | None = None  # instead of those in build/bpf
+    launcher: Path | None = None  # what a reload executes
     runtime: Path | None = None  # instead of the corner's directory
 
     @property
@@ -32,6 +33,8 @@ class Operated(Traced):
         found = super().environment
         if named:
             found["THROUGHLINE_BPF_OBJECTS"] = str(named)
+        if self.launcher:
+            found["THROUGHLINE_LAUNCHER"] = str(self.launcher)
         if self.runtime:
             found["THROUGHLINE_RUNTIME_DIRECTORY"] = str(self.runtime)
         return found

@@ -210,6 +210,21 @@ def test_a_kept_connection_follows_a_new_sampler(traced: Operated) -> None:
     assert flags == [1, 0]
 
 
+def test_a_release_that_cannot_be_executed_is_not_reloaded() -> None:
+    with Operated(start=False) as host:
+        host.launcher = host.directory / "missing" / "throughline"
+        host.start_agent()
+        chain = start_chain(host)
+        assert host.agent is not None
+        with Load(chain) as load:
+            host.agent.send_signal(signal.SIGHUP)
+            host.wait_log(f"not reloaded: {host.launcher} cannot be executed")
+            load.wait(0.3)
+        assert not load.failures and not load.untraced()
+        assert len(host.wait_spans(3 * len(load.answers))) == 3 * len(load.answers)
+        assert host.stop_agent() == 0
+
+
 def test_reload_takes_headers_off_and_on(traced: Operated) -> None:
     chain = start_chain(traced)
     with Load(chain) as load:

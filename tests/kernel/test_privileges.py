@@ -83,9 +83,7 @@ def test_three_capabilities_are_enough(host: Operated) -> None:
     host.start_agent(prefix=_only(*NETWORK))
     chain = start_chain(host)
     with Load(chain) as load:
-        load.wait(0.3)
-        host.reload()  # what it may do survives execve(2)
-        load.wait(0.3)
+        load.wait(0.5)
     assert not load.failures and not load.untraced()
     assert len(host.wait_spans(3 * len(load.answers))) == 3 * len(load.answers)
     doctor = host.command("doctor", "--json")
