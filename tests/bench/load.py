@@ -101,7 +101,7 @@ class Scenario:
     connections: int
     close: bool  # a new connection for each request
     hops: int  # sides of a request that the agent sees: server, and client where nginx calls on
-    service: str = "nginx"  # or "python": a threaded http.server, 50 times as much work
+    service: str = "nginx"  # or "python": a threaded http.server, which works far more
 
 
 SCENARIOS = (
@@ -109,7 +109,7 @@ SCENARIOS = (
     Scenario("static, new connections", "/static", 64, True, 1),
     Scenario("proxy, keep-alive", "/proxy", 64, False, 2),
     Scenario("proxy, new connections", "/proxy", 64, True, 2),
-    Scenario("Python http.server, keep-alive", "/item", 16, False, 1, "python"),
+    Scenario("Python http.server, keep-alive", "/200/7", 16, False, 1, "python"),
 )
 
 

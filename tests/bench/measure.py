@@ -25,7 +25,7 @@ SECONDS = 2.0
 OFF, UNSAMPLED, SAMPLED = "off", "on, nothing sampled", "on, all sampled"
 STATES = (OFF, UNSAMPLED, SAMPLED)
 _SAMPLER = {UNSAMPLED: "always_off", SAMPLED: "always_on"}
-_PYTHON_SERVICE = Path(__file__).parents[1] / "kernel" / "services" / "threaded.py"
+_PYTHON_SERVICE = Path(__file__).parents[1] / "kernel" / "services" / "origin.py"
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 Say = Callable[[str], None]
@@ -70,7 +70,9 @@ class Bench:
         self._python_port = free_port()
         python = [sys.executable, str(_PYTHON_SERVICE), str(self._python_port)]
         # exec all the way: the process is the service
-        self._python = traced.spawn("python", ["taskset", "-c", load.NGINX_CPU, *python])
+        self._python = traced.spawn(
+            "python", ["taskset", "-c", load.NGINX_CPU, *python], stderr=subprocess.DEVNULL
+        )
         wait_port(self._python_port)
 
     def _renew_worker(self) -> None:
