@@ -56,6 +56,8 @@ static __always_inline void tl_message_ends(struct tl_conn *conn, struct tl_text
 {
 	if (http->flags & TL_HTTP_RESPONSE && http->status >= 200)
 		tl_finish(conn, text, http->status, TL_END_COMPLETE);
+	else if (http->flags & TL_HTTP_RESPONSE)
+		conn->flags &= ~TL_CONN_RESPONDING; /* 100 Continue is no answer yet */
 	tl_http_restart(http);
 }
 
@@ -177,6 +179,10 @@ __noinline int tl_stream(struct __sk_buff *skb, struct tl_conn *conn, struct tl_
 			http->state = TL_HTTP_LOST;
 			return 0;
 		}
+		/* before the parser overwrites the text of the request that is under way */
+		if (http->state == TL_HTTP_START && !(http->flags & TL_HTTP_RESPONSE) &&
+		    chunk.data[0] != '\r' && chunk.data[0] != '\n' && tl_pipelined(conn, text))
+			return 0;
 		chunk.len = n;
 		chunk.pos = 0;
 		chunk.base = 0;
@@ -376,7 +382,12 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 		if (http->state != TL_HTTP_LOST || http->flags & TL_HTTP_RESPONSE ||
 		    conn->role != TL_ROLE_SERVER)
 			return 1;
-		/* a new request at the start of a segment brings a lost server connection back */
+		/*
+		 * A new request at the start of a segment brings a lost server connection back. Until
+		 * the answer is complete it may as well be the body of the request that is served.
+		 */
+		if (conn->flags & TL_CONN_ACTIVE && conn->out.state < TL_HTTP_UNTIL_CLOSE)
+			return 1;
 		if (!tl_looks_like_request(skb, &segment))
 			return 1;
 	}

@@ -202,10 +202,6 @@ def test_incoming_pipelining(world: tuple[Traced, Service, Outside]) -> None:
     assert traced.wait_counter("skip_pipelined", before + 1) == before + 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="tl_packet takes a segment of a body of unknown length for the next request",
-)
 def test_body_of_contradictory_length_is_no_request(
     world: tuple[Traced, Service, Outside],
 ) -> None:
