@@ -44,14 +44,23 @@ enum tl_sampler {
 	TL_SAMPLER_RATIO = 2,
 };
 
-/* Settings, written into both objects before load. */
+/* What is fixed when an object is loaded. */
 struct tl_config {
+	__u32 abi_version; /* set by the compiler: an object of another version is refused */
+	__u8 fionread_broken; /* FIONREAD of a socket in a sockhash says 0 on this kernel */
+	__u8 _pad[3];
+};
+
+/*
+ * What an operator may change. In a map: a socket keeps the program that it was enrolled with, and
+ * must follow a reload all the same.
+ */
+struct tl_settings {
 	__u64 ratio_bound; /* RATIO: sampled when the low 64 bits of the trace id are below it */
 	__u8 sampler; /* enum tl_sampler, for roots */
 	__u8 parent_based; /* an incoming sampled flag decides */
 	__u8 trace_unlisted; /* trace cgroups that are not in tl_cgroups */
-	__u8 fionread_broken; /* FIONREAD of a socket in a sockhash says 0 on this kernel */
-	__u32 abi_version; /* set by the compiler: an object of another version is refused */
+	__u8 _pad[5];
 };
 
 /*

@@ -30,14 +30,17 @@ static __always_inline void tl_random_id(__u8 *id, __u32 words)
 /* The head sampling decision for a new trace: OpenTelemetry's TraceIdRatioBased. */
 static __always_inline __u8 tl_sample_root(const __u8 *trace_id)
 {
+	const struct tl_settings *settings = tl_settings_now();
 	__u64 low;
 
-	switch (tl_config.sampler) {
+	if (!settings)
+		return 0;
+	switch (settings->sampler) {
 	case TL_SAMPLER_ALWAYS_ON:
 		return TL_FLAG_SAMPLED;
 	case TL_SAMPLER_RATIO:
 		low = bpf_be64_to_cpu(*(__u64 *)(trace_id + 8));
-		return low < tl_config.ratio_bound || tl_config.ratio_bound == ~0ULL ?
+		return low < settings->ratio_bound || settings->ratio_bound == ~0ULL ?
 			       TL_FLAG_SAMPLED :
 			       0;
 	}

@@ -192,6 +192,7 @@ static __always_inline bool tl_pipelined(struct tl_conn *conn, struct tl_text *t
 /* The header block of a request has come in: a server span begins. */
 __noinline int tl_begin_server(struct tl_conn *conn, struct tl_text *text)
 {
+	const struct tl_settings *settings = tl_settings_now();
 	struct tl_traceparent parent = {};
 	struct tl_request *request;
 	__u64 key;
@@ -209,7 +210,7 @@ __noinline int tl_begin_server(struct tl_conn *conn, struct tl_text *text)
 		__builtin_memcpy(conn->trace_id, parent.trace_id, 16);
 		__builtin_memcpy(conn->parent_span_id, parent.parent_id, 8);
 		conn->evidence = TL_EVIDENCE_HEADER;
-		if (tl_config.parent_based)
+		if (settings && settings->parent_based)
 			conn->trace_flags = parent.flags;
 		else
 			conn->trace_flags = (parent.flags & TL_FLAG_RANDOM) |

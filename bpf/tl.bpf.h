@@ -27,7 +27,7 @@
 #define TL_LIKELY(x) __builtin_expect(!!(x), 1)
 #define TL_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* Settings: written by the agent before load, read-only after it. Alone in its section. */
+/* Written by the agent before load, read-only after it. Alone in its section. */
 const volatile struct tl_config tl_config SEC(".rodata.config") = {
 	.abi_version = TL_ABI_VERSION,
 };
@@ -293,7 +293,15 @@ struct {
 	__type(value, struct tl_early);
 } tl_nothing SEC(".maps");
 
-/* cgroup id -> traced or not; what is missing follows tl_config.trace_unlisted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tl_settings);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_settings SEC(".maps");
+
+/* cgroup id -> traced or not; what is missing follows tl_settings.trace_unlisted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
@@ -332,11 +340,23 @@ static __always_inline void tl_count(__u32 reason)
 		*value += 1;
 }
 
+static __always_inline const struct tl_settings *tl_settings_now(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&tl_settings, &zero);
+}
+
 static __always_inline bool tl_traced(__u64 cgroup_id)
 {
 	__u8 *traced = bpf_map_lookup_elem(&tl_cgroups, &cgroup_id);
 
-	return traced ? *traced : tl_config.trace_unlisted;
+	const struct tl_settings *settings;
+
+	if (traced)
+		return *traced;
+	settings = tl_settings_now();
+	return settings && settings->trace_unlisted;
 }
 
 #endif

@@ -189,11 +189,6 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a socket in the sockhash keeps the sk_msg program, and with it the settings, that it "
-    "was enrolled with: a kept connection learns of a new sampler when it is made anew",
-)
 def test_a_kept_connection_follows_a_new_sampler(traced: Operated) -> None:
     chain = start_chain(traced)
     command = [sys.executable, "-c", _CALLER, str(chain.back)]

@@ -218,7 +218,8 @@ def test_limits_of_maps_are_documented() -> None:
     maps = re.compile(
         r"__uint\(max_entries, (\d+)(?: << (\d+))?\);[^}]*LIBBPF_PIN_BY_NAME\);\n\} (\w+) SEC"
     )
-    known = {name: int(size) << int(shift or 0) for size, shift, name in maps.findall(sources)}
+    sizes = {name: int(size) << int(shift or 0) for size, shift, name in maps.findall(sources)}
+    known = {name: size for name, size in sizes.items() if size > 1}  # one entry is no limit
     assert len(known) > 6
     found = {
         row[0].strip("`"): row[1] for row in rows(DOCS / "what-works.md") if row[0][:4] == "`tl_"

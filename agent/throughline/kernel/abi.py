@@ -100,15 +100,21 @@ class Counter(IntEnum):
 
 
 class Config(NamedTuple):
+    abi_version: int
+    fionread_broken: int
+
+
+CONFIG = Struct("<IB3x")
+
+
+class Settings(NamedTuple):
     ratio_bound: int
     sampler: int
     parent_based: int
     trace_unlisted: int
-    fionread_broken: int
-    abi_version: int
 
 
-CONFIG = Struct("<QBBBBI")
+SETTINGS = Struct("<QBBB5x")
 
 
 class Span(NamedTuple):

@@ -13,7 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_STRUCTS = ("tl_config", "tl_span", "tl_duration_key", "tl_duration", "tl_request")
+_STRUCTS = (
+    "tl_config",
+    "tl_settings",
+    "tl_span",
+    "tl_duration_key",
+    "tl_duration",
+    "tl_request",
+)
 _ENUMS = ("tl_abi", "tl_kind", "tl_evidence", "tl_end", "tl_method", "tl_sampler", "tl_counter")
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 

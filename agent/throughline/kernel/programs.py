@@ -27,24 +27,22 @@ _DRAIN_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the programs are told; see struct tl_config in bpf/abi.h."""
+    """What the programs are told; see struct tl_settings in bpf/abi.h."""
 
     sampler: abi.Sampler
     ratio: float
     parent_based: bool
     trace_unlisted: bool
 
-    def pack(self, *, fionread_broken: bool) -> bytes:
+    def pack(self) -> bytes:
         bound = round(self.ratio * 2**64)
-        config = abi.Config(
+        settings = abi.Settings(
             ratio_bound=min(bound, 2**64 - 1),
             sampler=self.sampler,
             parent_based=self.parent_based,
             trace_unlisted=self.trace_unlisted,
-            fionread_broken=fionread_broken,
-            abi_version=abi.Abi.ABI_VERSION,
         )
-        return abi.CONFIG.pack(*config)
+        return abi.SETTINGS.pack(*settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +110,8 @@ class Programs:
         """Group `observe`: packets of the cgroups, reads of threads, ends of ticks."""
         self._pins.mkdir(mode=0o700, parents=True, exist_ok=True)
         loaded = self._load("observe")
+        settings = loaded.map_fd("tl_settings")
+        libbpf.update(settings, bytes(4), self._settings.pack())
         self._attach_all(loaded, skip=())
         try:
             self._attach_all(self._load("restore"), skip=())
@@ -143,8 +143,8 @@ class Programs:
                 errno.ENOEXEC,
                 f"{name}.bpf.o has ABI {found.abi_version}, this agent {abi.Abi.ABI_VERSION}",
             )
-        packed = self._settings.pack(fionread_broken=self.fionread_broken)
-        opened.set_rodata(".rodata.config", packed)
+        config = found._replace(fionread_broken=self.fionread_broken)
+        opened.set_rodata(".rodata.config", abi.CONFIG.pack(*config))
         for map_name, entries in self._map_sizes.items():
             opened.set_max_entries(map_name, entries)
         return opened
