@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from throughline import __version__, doctor, events
+from throughline import __version__, doctor, events, readings, status
 from throughline import config as configuration
 from throughline.config import Config
 from throughline.export.pipeline import Pipeline
@@ -131,13 +131,21 @@ class Agent:
         self._status = StatusWriter(config.agent.status_path)
         self._groups: dict[str, doctor.Group] = {}
         self._pending: list[tuple[events.SpanRecord, Service]] = []
-        self._told: dict[int, bool | None] = {}  # what tl_cgroups says; None: an earlier run's
         self._next_roots = 0.0
         self._failures: Counter[str] = Counter()
-        self._sampled: Counter[tuple[str, str]] = Counter()
+        # what an earlier run counted goes on with the kernel's own totals
+        earlier = status.last(config.agent.status_path) if self._programs.adopting else {}
+        self._sampled: Counter[tuple[str, str]] = Counter(
+            {
+                (name, kind): service[kind]["sampled"]
+                for name, service in earlier.get("services", {}).items()
+                for kind in ("server", "client")
+                if kind in service
+            }
+        )
         self._undecodable = 0
         self._offset = 0
-        self._start_unix_ns = time.time_ns()
+        self._start_unix_ns = int(earlier.get("counting_since_unix_ns", time.time_ns()))
         self._last: tuple[list[events.DurationRow], dict[str, int]] = ([], {})
 
     def _name_services(self) -> Services:
@@ -198,8 +206,7 @@ class Agent:
         """Drains until a signal comes."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         ring = libbpf.RingBuffer(self._programs.map_fd("tl_spans"), self._on_record)
-        table = self._programs.map_fd("tl_cgroups")
-        self._told = {struct.unpack("<Q", key)[0]: None for key in libbpf.keys(table, 8)}
+        self._cgroups = readings.TracedCgroups(self._programs.map_fd("tl_cgroups"))
         self._sync_cgroups()
         self._write_status()
         notify("READY=1")
@@ -299,21 +306,9 @@ class Agent:
         wanted = self._services.traced()
         if self._own_cgroup is not None:
             wanted[self._own_cgroup] = False
-        table = self._programs.map_fd("tl_cgroups")
-        for cgroup_id, traced in wanted.items():
-            if self._told.get(cgroup_id) != traced:
-                try:
-                    libbpf.update(table, struct.pack("<Q", cgroup_id), struct.pack("B", traced))
-                except OSError as error:
-                    if error.errno != errno.E2BIG:
-                        raise
-                    # told at the next turn, when others have gone; until then as if unlisted
-                    self._failures["full_cgroups"] += 1
-                    continue
-                self._told[cgroup_id] = traced
-        for cgroup_id in self._told.keys() - wanted.keys():
-            libbpf.delete(table, struct.pack("<Q", cgroup_id))
-            del self._told[cgroup_id]
+        full = self._cgroups.tell(wanted)
+        if full:
+            self._failures["full_cgroups"] += full
 
     def _follow_roots(self, now: float) -> None:
         """Attaches to cgroups that come, or come again, while we run."""
@@ -337,30 +332,11 @@ class Agent:
             self._services = self._name_services()
             self._services.unresolved = unresolved
 
-    def _counters(self) -> dict[str, int]:
-        table = self._programs.map_fd("tl_counters")
-        size = 8 * libbpf.possible_cpus()
-        totals = {}
-        for index, name in enumerate(events.COUNTERS):
-            values = libbpf.lookup(table, struct.pack("<I", index), size) or b""
-            totals[name] = sum(value for (value,) in struct.iter_unpack("<Q", values))
-        totals |= self._failures
-        totals["undecodable"] = self._undecodable
-        totals["unresolved_cgroup"] = self._services.unresolved
-        return totals
-
-    def _durations(self) -> list[events.DurationRow]:
-        table = self._programs.map_fd("tl_durations")
-        size = abi.DURATION.size * libbpf.possible_cpus()
-        rows = []
-        for key in libbpf.keys(table, abi.DURATION_KEY.size):
-            values = libbpf.lookup(table, key, size)
-            if values is not None:
-                rows.append(events.decode_duration(key, values))
-        return rows
-
     def _snapshot(self) -> tuple[list[events.DurationRow], dict[str, int]]:
-        return self._durations(), self._counters()
+        counters = readings.counters(self._programs.map_fd("tl_counters")) | self._failures
+        counters["undecodable"] = self._undecodable
+        counters["unresolved_cgroup"] = self._services.unresolved
+        return readings.durations(self._programs.map_fd("tl_durations")), counters
 
     def _send_metrics(self, *, from_cache: bool = False) -> None:
         # imported here: the OpenTelemetry SDK is not needed before the first request propagates
@@ -396,10 +372,11 @@ class Agent:
             kind["errors"] += row.count if bad else 0
             kind["sampled"] = self._sampled[service.name, row.kind]
         absent = [f"/{root}" for root in self._roots if not (self._cgroup2 / root).is_dir()]
-        status = {
+        report = {
             "version": __version__,
             "pid": os.getpid(),
             "started_unix": self._started,
+            "counting_since_unix_ns": self._start_unix_ns,
             "updated_unix": time.time(),
             "healthy": not missing and not wanted_off,
             "missing": missing,
@@ -412,7 +389,7 @@ class Agent:
             "export": self._pipeline.status().as_json(),
         }
         try:
-            self._status.write(status)
+            self._status.write(report)
         except OSError as error:  # a full /run must not end the tracing
             if not self._failures["status_unwritten"]:
                 log.warning("status cannot be written: %s: %s", self._status.path, error.strerror)

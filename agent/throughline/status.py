@@ -49,6 +49,15 @@ def read(path: Path) -> dict[str, Any] | None:
     return status if isinstance(status, dict) else None
 
 
+def last(path: Path) -> dict[str, Any]:
+    """What the agent that ran last has written, however old; {} when there is nothing."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -13,7 +13,7 @@ PACKAGE = Path(throughline.__file__).parent
 STAGES = (
     {"throughline", "settings", "configfile", "config", "host"},
     {"kernel"},
-    {"events"},
+    {"events", "readings"},
     {"services"},
     {"spans", "metrics"},
     {"export"},
