@@ -529,12 +529,12 @@ int BPF_PROG(tl_read, struct sock *sk)
 	}
 	if (conn->role == TL_ROLE_SERVER && !conn->pid)
 		conn->pid = bpf_get_current_pid_tgid() >> 32;
-	refused = tl_thread_refused();
-	if (refused) {
-		tl_count(refused);
-		return 0;
-	}
 	if (!thread) {
+		refused = tl_thread_refused();
+		if (refused) {
+			tl_count(refused);
+			return 0;
+		}
 		bpf_map_update_elem(&tl_threads, &tid, &fresh, BPF_NOEXIST);
 		thread = bpf_map_lookup_elem(&tl_threads, &tid);
 		if (!thread)
