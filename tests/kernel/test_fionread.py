@@ -31,6 +31,7 @@ SERVICES = Path(__file__).parent / "services"
 SIZES = (100, 1_000, 4_095, 16_384, 70_001, 300_000, 1_000_003, 5_000_000)
 REQUESTS = 200
 AT_ONCE = 16
+SUSTAINED_SECONDS = 15.0
 ANSWER_SECONDS = 15.0  # a stalled answer fails within this time
 _numbers = count(1)
 
@@ -222,6 +223,28 @@ def test_nginx_proxy_answers_whole(
     _say(capsys, f"nginx, {prefix}", found)
     assert found["wrong"] == 0
     assert found["right"] == len(calls)
+
+
+def test_bodies_stay_whole_for_a_while(nginx: Front) -> None:
+    """Large answers, for seconds: a kernel that hands over a segment twice does so now and then."""
+    until = time.monotonic() + SUSTAINED_SECONDS
+
+    def some(_: int) -> Counter[str]:
+        found: Counter[str] = Counter()
+        connection = http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=ANSWER_SECONDS)
+        while time.monotonic() < until:
+            number = next(_numbers)
+            size = SIZES[-1 - number % 4]
+            connection.request("GET", f"/kept/{size}/{number}")
+            body = connection.getresponse().read()
+            found["whole" if body == payload(size, number) else "other bytes"] += 1
+        connection.close()
+        return found
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = sum(pool.map(some, range(AT_ONCE)), Counter[str]())
+    assert found["whole"] > 0
+    assert found["other bytes"] == 0, found
 
 
 @pytest.mark.parametrize("library", ["url", "client", "async"])
