@@ -104,7 +104,8 @@ enum tl_counter {
 	TL_ENROL_BUSY, /* another program owns the socket (EBUSY) */
 	TL_ENROL_FAILED,
 	TL_EVICTED,
-	TL_EVICT_LATE, /* unread data in the socket: eviction waits */
+	TL_EVICTED_FIONREAD, /* left for a process that calls FIONREAD, where that is broken */
+	TL_FIONREAD_LEARNED, /* processes that were seen to call it */
 	TL_FULL_REQUESTS, /* map full */
 	TL_FULL_TRACESTATES,
 	TL_FULL_DURATIONS,

@@ -5,8 +5,8 @@
  *
  *   sock_ops             a thread connects: remember for which request; enrol the socket
  *   sk_msg               each send of an enrolled socket: find the header block, insert
- *   sk_skb/verdict       only where FIONREAD is broken: see docs/decisions/0002-fionread.md
- *   iter/sockmap         takes sockets without unread data out of the sockhash, for a clean stop
+ *   iter/sockmap         takes sockets out of the sockhash for which FIONREAD would lie to their
+ *                        process: see docs/decisions/0002-fionread.md
  *
  * Rules: parse every byte that is sent, so that a body that looks like a request is known as a
  * body; insert at the end of a header block only when all of it was seen and no traceparent stood
@@ -383,6 +383,28 @@ out:
 	return SK_PASS;
 }
 
+/*
+ * Programs known to call FIONREAD late, when an answer fills their buffer: learning it then would be
+ * too late. Others are learned (tl_learn_fionread).
+ */
+static __always_inline bool tl_calls_fionread(struct task_struct *task)
+{
+	char name[16] = {};
+	__u64 word;
+
+	BPF_CORE_READ_INTO(&name, task, group_leader, comm);
+	word = *(__u64 *)name;
+	switch (word & 0xffffffffffffULL) { /* six bytes: up to five letters and the end */
+	case 0x00786e69676eULL: /* nginx */
+	case 0x006569676e61ULL: /* angie */
+		return true;
+	}
+	return (word & 0xffffffffffULL) == 0x006176616aULL || /* java */
+	       (word & 0xffffffffffffffULL) == 0x0074656e746f64ULL || /* dotnet */
+	       word == 0x747365726e65706fULL || /* openrest(y) */
+	       word == 0x647074746867696cULL; /* lighttpd */
+}
+
 /* The current thread connects. */
 static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
@@ -408,6 +430,8 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
 	request = tl_thread_request(thread, &key, &refused);
 	conn->flags |= TL_CONN_CONNECTED;
+	if (tl_config.fionread_broken && tl_calls_fionread(task))
+		conn->flags |= TL_CONN_LEAVES;
 	if (request) {
 		conn->connect = key;
 		tl_request_settle(request);
@@ -446,29 +470,31 @@ static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *
 
 /*
  * Our bytes were acknowledged; the data of this packet is not in the socket yet. The first answer
- * to bytes that are not HTTP comes no earlier than this, so the socket leaves the sockhash before
- * anything that its owner could miss has arrived.
+ * comes no earlier than this, so a socket that leaves the sockhash here has left before its owner
+ * could ask what it can read.
  */
 static __always_inline void tl_acknowledged(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
 	struct tl_conn *conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	bool http = conn && conn->role == TL_ROLE_CLIENT;
+	bool leaves = false;
 	__u64 cookie;
 
-	if (conn && conn->role == TL_ROLE_CLIENT && !(conn->flags & TL_CONN_USED))
+	if (http && !(conn->flags & TL_CONN_USED))
 		return;
-	if (conn && conn->role == TL_ROLE_OFF && conn->flags & TL_CONN_ENROLLED) {
-		if (tl_config.fionread_broken) {
-			struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
-
-			if (!tcp || tcp->rcv_nxt != tcp->copied_seq) {
-				tl_count(TL_EVICT_LATE);
-				return;
-			}
-		}
+	if (http && tl_config.fionread_broken) {
+		leaves = conn->flags & TL_CONN_LEAVES ||
+			 bpf_map_lookup_elem(&tl_fionread, &conn->pid);
+		/* its process may yet turn out to call it: look again at the next one */
+		if (!leaves)
+			return;
+	}
+	if (conn && conn->flags & TL_CONN_ENROLLED && (leaves || conn->role == TL_ROLE_OFF)) {
 		cookie = bpf_get_socket_cookie(ops);
-		if (!bpf_map_delete_elem(&tl_socks, &cookie))
-			tl_count(TL_EVICTED);
+		/* from here on tl_egress reads what it sends */
 		conn->flags &= ~TL_CONN_ENROLLED;
+		if (!bpf_map_delete_elem(&tl_socks, &cookie))
+			tl_count(leaves ? TL_EVICTED_FIONREAD : TL_EVICTED);
 	}
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
 }
@@ -494,25 +520,23 @@ int tl_sockops(struct bpf_sock_ops *ops)
 	return 1;
 }
 
-SEC("sk_skb/stream_verdict")
-int tl_verdict(struct __sk_buff *skb)
-{
-	return SK_PASS;
-}
-
+/* Lets go of the sockets of processes that were seen to call FIONREAD; run by the agent. */
 SEC("iter/sockmap")
-int tl_drain(struct bpf_iter__sockmap *ctx)
+int tl_release(struct bpf_iter__sockmap *ctx)
 {
 	struct sock *sk = ctx->sk;
-	struct tcp_sock *tcp;
+	struct tl_conn *conn;
 	__u64 *key = ctx->key;
 	__u64 cookie;
 
 	if (!sk || !key)
 		return 0;
 	cookie = *key;
-	tcp = bpf_skc_to_tcp_sock(sk);
-	if (tcp && tcp->rcv_nxt == tcp->copied_seq)
-		bpf_map_delete_elem(&tl_socks, &cookie);
+	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	if (!conn || !bpf_map_lookup_elem(&tl_fionread, &conn->pid))
+		return 0;
+	conn->flags &= ~TL_CONN_ENROLLED;
+	if (!bpf_map_delete_elem(&tl_socks, &cookie))
+		tl_count(TL_EVICTED_FIONREAD);
 	return 0;
 }

@@ -56,8 +56,14 @@ static __always_inline void tl_message_ends(struct tl_conn *conn, struct tl_text
 {
 	if (http->flags & TL_HTTP_RESPONSE && http->status >= 200)
 		tl_finish(conn, text, http->status, TL_END_COMPLETE);
-	else if (http->flags & TL_HTTP_RESPONSE)
-		conn->flags &= ~TL_CONN_RESPONDING; /* 100 Continue is no answer yet */
+	else if (http->flags & TL_HTTP_RESPONSE && conn->role == TL_ROLE_SERVER) {
+		struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &conn->request);
+
+		/* 100 Continue is no answer yet */
+		conn->flags &= ~TL_CONN_RESPONDING;
+		if (request)
+			request->flags &= ~TL_REQUEST_ANSWERING;
+	}
 	tl_http_restart(http);
 }
 
@@ -360,8 +366,10 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 
 				conn->flags |= TL_CONN_RESPONDING;
 				request = bpf_map_lookup_elem(&tl_requests, &conn->request);
-				if (request)
+				if (request) {
+					request->flags |= TL_REQUEST_ANSWERING;
 					tl_request_settle(request);
+				}
 			}
 			http->flags |= TL_HTTP_RESPONSE;
 		}
@@ -426,18 +434,30 @@ int tl_egress(struct __sk_buff *skb)
 
 /*
  * Thread evidence proves nothing where many tasks share a thread without the kernel seeing it.
- * Go: the stack of a goroutine lies in Go's heap, which starts at 0xc000000000 on 64-bit Linux.
+ * Go keeps the current goroutine in a register (ABIInternal: R14, R28 on arm64; Go 1.17 and later),
+ * and the goroutine begins with the bounds of its stack, a power of two apart: no other program has
+ * them around its stack pointer there. (The heap's address says nothing: Go 1.26 randomises it.)
  * Java: virtual threads run on carriers named ForkJoinPool-1-worker-N.
  */
 static __always_inline __u32 tl_thread_refused(void)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	__u64 stack = PT_REGS_SP_CORE(regs);
+	__u64 sp = PT_REGS_SP_CORE(regs);
+	__u64 bounds[2] = {}, size;
+	__u64 goroutine;
 	char comm[16];
 
-	if (stack >> 32 == 0xc0)
-		return TL_ROOT_GOROUTINE;
+#if defined(__TARGET_ARCH_x86)
+	goroutine = BPF_CORE_READ(regs, r14);
+#else
+	goroutine = BPF_CORE_READ(regs, regs[28]);
+#endif
+	if (goroutine && !bpf_probe_read_user(bounds, sizeof(bounds), (void *)goroutine)) {
+		size = bounds[1] - bounds[0];
+		if (bounds[0] < sp && sp <= bounds[1] && size >= 2048 && !(size & (size - 1)))
+			return TL_ROOT_GOROUTINE;
+	}
 	bpf_get_current_comm(comm, sizeof(comm));
 	if (*(__u64 *)comm == 0x6e696f4a6b726f46ULL &&
 	    *(__u64 *)(comm + 8) << 8 == 0x2d312d6c6f6f5000ULL)
@@ -550,7 +570,9 @@ int BPF_PROG(tl_read, struct sock *sk)
 	}
 	if (!(conn->flags & TL_CONN_OPAQUE) && !tl_read_whole(sk, &conn->in))
 		thread->partial = key;
-	tl_request_open(request, thread, tid);
+	/* the last bytes of an answer leave long after the thread has gone on */
+	if (!(request->flags & TL_REQUEST_ANSWERING))
+		tl_request_open(request, thread, tid);
 	return 0;
 }
 
@@ -629,6 +651,7 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 }
 
 #if defined(__TARGET_ARCH_x86)
+#define TL_NR_IOCTL 16
 #define TL_NR_POLL 7
 #define TL_NR_SELECT 23
 #define TL_NR_EPOLL_WAIT 232
@@ -638,6 +661,7 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 #define TL_NR_IO_URING_ENTER 426
 #define TL_NR_EPOLL_PWAIT2 441
 #elif defined(__TARGET_ARCH_arm64)
+#define TL_NR_IOCTL 29
 #define TL_NR_POLL -1
 #define TL_NR_SELECT -1
 #define TL_NR_EPOLL_WAIT -1
@@ -647,6 +671,22 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 #define TL_NR_IO_URING_ENTER 426
 #define TL_NR_EPOLL_PWAIT2 441
 #endif
+
+#define TL_FIONREAD 0x541b
+
+/* A process asks how much it can read: where the kernel lies to it, its sockets must leave. */
+static __always_inline void tl_learn_fionread(struct pt_regs *regs)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	__u8 one = 1;
+
+	if (PT_REGS_PARM2_CORE_SYSCALL(regs) != TL_FIONREAD)
+		return;
+	if (bpf_map_lookup_elem(&tl_fionread, &tgid))
+		return;
+	if (!bpf_map_update_elem(&tl_fionread, &tgid, &one, BPF_ANY))
+		tl_count(TL_FIONREAD_LEARNED);
+}
 
 /*
  * The end of a tick. Waiting for one descriptor (a client library that waits for its answer) is
@@ -678,6 +718,10 @@ int tl_tick(struct bpf_raw_tracepoint_args *ctx)
 			return 0;
 		break;
 	}
+	case TL_NR_IOCTL:
+		if (tl_config.fionread_broken)
+			tl_learn_fionread((struct pt_regs *)ctx->args[0]);
+		return 0;
 	case TL_NR_IO_URING_ENTER: {
 		struct pt_regs *regs = (struct pt_regs *)ctx->args[0];
 

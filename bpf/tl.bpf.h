@@ -165,6 +165,7 @@ enum tl_conn_flags {
 	TL_CONN_OPAQUE = 1 << 5, /* client connection of another protocol: a database, TLS, … */
 	TL_CONN_ANSWERED = 1 << 6, /* opaque: something was read since the last write */
 	TL_CONN_CONNECTED = 1 << 7, /* client: we saw it being made, and `connect` says for whom */
+	TL_CONN_LEAVES = 1 << 8, /* leaves the sockhash once its request is acknowledged */
 };
 
 /* One connection, from the first bytes that concern us to its end. */
@@ -187,8 +188,9 @@ struct tl_conn {
 	__u8 role; /* enum tl_role */
 	__u8 evidence; /* enum tl_evidence */
 	__u8 trace_flags;
-	__u8 flags; /* enum tl_conn_flags */
-	__u32 _pad;
+	__u8 _pad;
+	__u16 flags; /* enum tl_conn_flags */
+	__u16 _pad2;
 	struct tl_http in;
 	struct tl_http out;
 	struct tl_request
@@ -197,6 +199,7 @@ struct tl_conn {
 
 enum tl_request_flags {
 	TL_REQUEST_SETTLED = 1 << 0, /* has made a call or begun to answer: see tl_thread.open */
+	TL_REQUEST_ANSWERING = 1 << 1, /* has begun to answer */
 };
 
 struct tl_tracestate {
@@ -284,6 +287,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_early SEC(".maps");
 
+/* Processes (thread groups) that were seen to call FIONREAD; kept only where that is broken. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u8);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_fionread SEC(".maps");
+
 /* Always zero: what new entries that are too large for the stack start from. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -328,7 +340,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 8 << 20);
+	__uint(max_entries, 4 << 20);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_spans SEC(".maps");
 

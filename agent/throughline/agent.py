@@ -6,7 +6,6 @@ threads of its own and never holds this one up.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -82,22 +81,13 @@ def run(config: Config) -> int:
 def detach(config: Config) -> None:
     """Removes programs, links and pins that a killed agent left."""
     bpffs = config.agent.bpffs
-    found = facts.gather()
     if facts.is_bpffs(bpffs) is None:
         return
     held = lock.acquire(bpffs)
-    left = 0
     try:
-        if found.cgroup2 is not None:
-            try:
-                left = kernel.drain_pinned(bpffs, found.cgroup2)
-            except OSError as error:
-                log.warning("connections were not drained: %s", error)
-        kernel.detach_all(bpffs, keep_sockets=left > 0)
+        kernel.detach_all(bpffs)
     finally:
         os.close(held)
-    if left:
-        raise OSError(errno.EBUSY, f"{left} connections have unread data; try again later")
 
 
 class Agent:
@@ -143,6 +133,7 @@ class Agent:
                 if kind in service
             }
         )
+        self._learned = 0  # processes that call FIONREAD
         self._undecodable = 0
         self._offset = 0
         self._start_unix_ns = int(earlier.get("counting_since_unix_ns", time.time_ns()))
@@ -188,7 +179,7 @@ class Agent:
     def _withdraw_headers(self) -> None:
         """An earlier run may have left them: what is off must not go on unseen."""
         try:
-            kernel.withdraw_headers(self._config.agent.bpffs, self._cgroup2)
+            kernel.withdraw_headers(self._config.agent.bpffs)
         except OSError as error:
             log.warning("headers of an earlier run: %s", error.strerror)
 
@@ -229,6 +220,7 @@ class Agent:
                 self._services.refresh()
                 self._sync_cgroups()
                 self._write_status()
+                self._release_sockets()
             if self._config.export.metrics_enabled and now >= next_metrics:
                 next_metrics = now + self._config.export.metrics_interval
                 self._send_metrics()
@@ -309,6 +301,13 @@ class Agent:
         full = self._cgroups.tell(wanted)
         if full:
             self._failures["full_cgroups"] += full
+
+    def _release_sockets(self) -> None:
+        """A process was seen to call FIONREAD, where that is broken: its sockets leave."""
+        learned = self._last[1]["fionread_learned"]
+        if learned != self._learned:
+            self._learned = learned
+            self._programs.release_sockets()
 
     def _follow_roots(self, now: float) -> None:
         """Attaches to cgroups that come, or come again, while we run."""

@@ -184,8 +184,9 @@ def _notes(running: dict[str, Any] | None) -> list[str]:
     ]
     if running is not None and running.get("fionread_broken"):
         notes.append(
-            "FIONREAD of sockets in a sockhash says 0 on this kernel: the verdict program is "
-            "attached, which corrects it (docs/decisions/0002-fionread.md)."
+            "FIONREAD of sockets in a sockhash says 0 on this kernel: processes that call it "
+            "(nginx, java and those that were seen to) get a header into the first request of each "
+            "connection only (docs/decisions/0002-fionread.md)."
         )
     return notes
 

@@ -159,7 +159,13 @@ def test_right_through_nginx(traced: Traced, location: str, tmp_path: Path) -> N
     assert shutil.which("nginx"), "nginx is missing: run make setup"
     result = measure(traced, f"nginx-{location}", ["sh", "-c", script], tmp_path)
     assert result["wrong"] == 0
-    assert result["right"] >= 0.999 * sum(result.values())
+    status = traced.status()
+    assert status is not None
+    if location == "keepalive" and status["fionread_broken"]:
+        # decision 0002: only the first request of a connection carries a header
+        assert 0 < result["right"] + result["no header"] == sum(result.values())
+    else:
+        assert result["right"] >= 0.999 * sum(result.values())
 
 
 @pytest.mark.parametrize("name", UNDECIDED)

@@ -1,7 +1,7 @@
 """Does FIONREAD tell the truth about a socket in a sockhash on this kernel? Tried, not guessed.
 
-Some kernels (docs/decisions/0002-fionread.md) say 0 for every such socket without a stream verdict
-program; nginx, Java and .NET then wait for ever for data that they already have.
+Some kernels (docs/decisions/0002-fionread.md) say 0 for every such socket; nginx, Java and .NET
+then wait for ever for data that they already have.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _LOG_BYTES = (1 << 24) - 1
 BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
 
 # enum bpf_attach_type (include/uapi/linux/bpf.h)
-SK_SKB_STREAM_VERDICT, SK_MSG_VERDICT = 5, 7
+SK_MSG_VERDICT = 7
 
 _P = ctypes.c_void_p
 _CB = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -299,7 +299,7 @@ def run_iterator(link: Link) -> bytes:
 
 
 def attach_map(program_fd: int, map_fd: int, kind: int) -> None:
-    """Makes a program the sk_msg or stream verdict program of a sockhash (replaces one of ours)."""
+    """Makes a program the sk_msg program of a sockhash (replaces one of ours)."""
     _check(library().bpf_prog_attach(program_fd, map_fd, kind, 0), "bpf_prog_attach")
 
 

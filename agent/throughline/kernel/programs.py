@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from throughline.kernel import abi, fionread, libbpf
 log = logging.getLogger(__name__)
 
 _CGROUP_TYPES = {"cgroup_skb/ingress", "cgroup_skb/egress", "sockops"}
-_DRAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +107,7 @@ class Programs:
     def attach_observe(self) -> None:
         """Group `observe`: packets of the cgroups, reads of threads, ends of ticks."""
         self._pins.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.fionread_broken = fionread.is_broken()
         loaded = self._load("observe")
         settings = loaded.map_fd("tl_settings")
         libbpf.update(settings, bytes(4), self._settings.pack())
@@ -122,17 +121,11 @@ class Programs:
 
     def attach_headers(self) -> None:
         """Group `headers`: insertion into plaintext requests. After `attach_observe`."""
-        self.fionread_broken = fionread.is_broken()
         loaded = self._load("headers")
-        sockets = loaded.map_fd("tl_socks")
-        kinds = {"tl_send": libbpf.SK_MSG_VERDICT}
-        if self.fionread_broken:
-            kinds["tl_verdict"] = libbpf.SK_SKB_STREAM_VERDICT
-        for name, kind in kinds.items():
-            program = loaded.program(name)
-            libbpf.attach_map(program.fd, sockets, kind)
-            self._note(program, "tl_socks", program.fd)
-        self._attach_all(loaded, skip=("tl_send", "tl_verdict", "tl_drain"))
+        program = loaded.program("tl_send")
+        libbpf.attach_map(program.fd, loaded.map_fd("tl_socks"), libbpf.SK_MSG_VERDICT)
+        self._note(program, "tl_socks", program.fd)
+        self._attach_all(loaded, skip=("tl_send", "tl_release"))
 
     def _open(self, name: str) -> libbpf.Object:
         opened = libbpf.Object(objects_directory() / f"{name}.bpf.o", pin_root=self._pins)
@@ -278,86 +271,34 @@ class Programs:
 
     # -- detaching ---------------------------------------------------------------------------------
 
-    def detach(self) -> None:
-        """Detaches everything and removes the pins; no connection loses a byte by it."""
-        _unpin(self._pins / "links", "tl_sockops")
-        self._links = _destroy(self._links, "tl_sockops")
-        left = self._drain(self._objects["headers"]) if "headers" in self._objects else 0
-        self.close()
-        detach_all(self._bpffs, keep_sockets=left > 0)
-
-    def _drain(self, loaded: libbpf.Object) -> int:
-        """Takes sockets out of the sockhash when the application has read all that came.
-
-        Needed where the verdict program queues what arrives: see decision 0002. Returns how many
-        connections have unread data still: these would lose it with the sockhash.
-        """
-        if not self.fionread_broken:
-            return 0
-        sockets = loaded.map_fd("tl_socks")
+    def release_sockets(self) -> None:
+        """Takes sockets out of the sockhash whose process calls FIONREAD: decision 0002."""
+        headers = self._objects.get("headers")
+        if headers is None:
+            return
+        link = headers.program("tl_release").attach_map_iterator(headers.map_fd("tl_socks"))
         try:
-            link = loaded.program("tl_drain").attach_map_iterator(sockets)
-        except OSError as error:
-            log.warning("sockets cannot be drained: %s", error)
-            return sum(1 for _ in libbpf.keys(sockets, 8))
-        try:
-            deadline = time.monotonic() + _DRAIN_SECONDS
-            while next(libbpf.keys(sockets, 8), None) is not None:
-                libbpf.run_iterator(link)
-                if time.monotonic() > deadline:
-                    left = sum(1 for _ in libbpf.keys(sockets, 8))
-                    if left:
-                        log.warning(
-                            "%d connections have unread data; the sockhash %s stays, so that they "
-                            "keep it; `throughline detach` or the next start removes it",
-                            left,
-                            self._pins / "tl_socks",
-                        )
-                    return left
-                time.sleep(0.01)
-            return 0
+            libbpf.run_iterator(link)
         finally:
             link.destroy()
 
+    def detach(self) -> None:
+        """Detaches everything and removes the pins; connections go on as if nothing had been."""
+        self.close()
+        detach_all(self._bpffs)
 
-def detach_all(bpffs: Path, *, keep_sockets: bool = False) -> None:
-    """Removes every pin of ours below `bpffs`, which detaches what nobody holds open.
 
-    `keep_sockets` leaves the sockhash of this ABI, with the programs that it holds.
-    """
-    kept = bpffs / f"abi{abi.Abi.ABI_VERSION}" / "tl_socks"
+def detach_all(bpffs: Path) -> None:
+    """Removes every pin of ours below `bpffs`, which detaches what nobody holds open."""
     for directory in [*bpffs.glob("abi*"), *bpffs.glob("doctor*")]:
-        _remove_tree(directory, keep=kept if keep_sockets else None)
+        _remove_tree(directory)
 
 
-def withdraw_headers(bpffs: Path, cgroup2: Path) -> None:
+def withdraw_headers(bpffs: Path) -> None:
     """Takes away the group `headers` that an earlier run left, when it is not wanted any more."""
     pins = bpffs / f"abi{abi.Abi.ABI_VERSION}"
-    if not any((pins / "links").glob("tl_sockops@*")) and not (pins / "tl_socks").exists():
-        return
-    if not drain_pinned(bpffs, cgroup2):
-        (pins / "tl_socks").unlink(missing_ok=True)
-
-
-def drain_pinned(bpffs: Path, cgroup2: Path) -> int:
-    """After a crash: takes the sockets out before the pins are removed; returns what is left."""
-    programs = Programs(
-        bpffs=bpffs,
-        cgroup2=cgroup2,
-        roots=(),
-        settings=Settings(abi.Sampler.ALWAYS_OFF, 0.0, False, False),
-    )
-    if not (bpffs / f"abi{abi.Abi.ABI_VERSION}" / "tl_socks").exists():
-        return 0
-    with programs:
-        _unpin(programs._pins / "links", "tl_sockops")
-        opened = programs._open("headers")
-        programs._stack.enter_context(_closing(opened))
-        for program in opened.programs():
-            program.set_autoload(program.name == "tl_drain")
-        opened.load()
-        programs.fionread_broken = True
-        return programs._drain(opened)
+    _unpin(pins / "links", "tl_sockops")
+    (pins / "tl_socks").unlink(missing_ok=True)
 
 
 def _unpin(directory: Path, name: str) -> None:
@@ -372,14 +313,14 @@ def _destroy(links: list[libbpf.Link], name: str) -> list[libbpf.Link]:
     return [link for link in links if link.name != name and not link.name.startswith(f"{name}@")]
 
 
-def _remove_tree(directory: Path, *, keep: Path | None = None) -> None:
+def _remove_tree(directory: Path) -> None:
     """bpffs: files are objects, directories may hold nothing but them."""
     for entry in sorted(directory.iterdir()) if directory.is_dir() else []:
         if entry.is_dir():
-            _remove_tree(entry, keep=keep)
-        elif entry != keep:
+            _remove_tree(entry)
+        else:
             entry.unlink(missing_ok=True)
-    if directory.is_dir() and (keep is None or directory != keep.parent):
+    if directory.is_dir():
         directory.rmdir()
 
 
