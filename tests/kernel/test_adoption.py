@@ -301,7 +301,6 @@ def test_large_responses_in_flight_lose_no_byte(traced: Operated) -> None:
     assert reader.poll() is None, "the response is in flight"
     assert traced.stop_agent() == 0
     assert not traced.pins()
-    assert "unread data" not in traced.log()
     assert reader.communicate()[0].decode() == expected
 
 
@@ -310,12 +309,9 @@ def test_a_reader_slower_than_the_stop_keeps_its_bytes(traced: Operated) -> None
     time.sleep(1.0)
     assert traced.agent is not None
     ids = kernel_objects.held_by(traced.agent.pid)
-    broken = (traced.status() or {})["fionread_broken"]
     assert traced.stop_agent() == 0
     assert reader.poll() is None, "the response is in flight"
-    if broken:
-        assert "1 connections have unread data; the sockhash " in traced.log()
-        assert traced.pins() == ["abi1", "abi1/tl_socks"]
+    assert not traced.pins()
     assert reader.communicate()[0].decode() == expected
     assert traced.command("detach").returncode == 0
     assert not traced.pins()

@@ -1,8 +1,9 @@
 """Programs that ask FIONREAD (nginx as a proxy, Java) answer every request whole while traced.
 
 On some kernels FIONREAD says 0 for sockets in a sockhash, and these programs then wait for ever.
-Every answer is compared byte for byte, every call must carry exactly one traceparent, and its
-trace is compared with the trace of the request that caused it: right, none (a new one), wrong.
+Every answer is compared byte for byte, and the trace that a call carries with the trace of the
+request that caused it: right, none (a new one), wrong. No call carries two; one that carries none
+is a later request of a connection that has left the sockhash (decision 0002).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import pytest
 
 from tests.kernel.services.origin import payload
 from tests.kernel.traced import Traced, free_port, wait_port
+from throughline.kernel import fionread
 
 SERVICES = Path(__file__).parent / "services"
 SIZES = (100, 1_000, 4_095, 16_384, 70_001, 300_000, 1_000_003, 5_000_000)
@@ -143,6 +145,11 @@ def _ask_all(port: int, calls: Sequence[Call]) -> Counter[str]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for answers in pool.map(some, (calls[start::AT_ONCE] for start in range(AT_ONCE))):
             for call, values in answers:
+                if not values:
+                    # decision 0002: after the first request the connection is left alone
+                    assert fionread.is_broken(), f"{call}: no traceparent"
+                    found["untouched"] += 1
+                    continue
                 assert len(values) == 1, f"{call}: traceparent {values}"
                 trace_id = values[0].split("-")[1]
                 if trace_id == call.trace_id:
@@ -158,7 +165,7 @@ def _say(capsys: pytest.CaptureFixture[str], name: str, found: Counter[str]) -> 
     with capsys.disabled():
         print(
             f"\n  {name}: {total} requests, right {100 * found['right'] / total:.1f} %,"
-            f" none {found['none']}, wrong {found['wrong']}",
+            f" none {found['none']}, wrong {found['wrong']}, untouched {found['untouched']}",
             end="",
         )
 
@@ -254,7 +261,8 @@ def test_java_answers_whole(java: Front, library: str, capsys: pytest.CaptureFix
     _say(capsys, f"java, {library}", found)
     assert found["wrong"] == 0
     if library == "url":
-        assert found["right"] == len(calls)
+        assert found["none"] == 0
+        assert found["right"] > 0
 
 
 def test_one_after_the_other(nginx: Front, java: Front) -> None:
@@ -262,8 +270,9 @@ def test_one_after_the_other(nginx: Front, java: Front) -> None:
     for port, prefix in ((nginx.port, "kept"), (nginx.port, "fresh"), (java.port, "url")):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
         for call in _calls(prefix, 23):
-            (value,) = _ask(connection, call)
-            assert value.split("-")[1] == call.trace_id
+            values = _ask(connection, call)
+            assert len(values) == 1 or fionread.is_broken()
+            assert {value.split("-")[1] for value in values} <= {call.trace_id}
         connection.close()
 
 

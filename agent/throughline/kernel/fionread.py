@@ -7,6 +7,7 @@ then wait for ever for data that they already have.
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import os
 import socket
@@ -32,7 +33,12 @@ def is_broken() -> bool:
             socket.create_connection(server.getsockname(), timeout=2) as near,
             server.accept()[0] as far,
         ):
-            libbpf.update(table, struct.pack("<Q", 1), struct.pack("<Q", near.fileno()))
+            try:
+                libbpf.update(table, struct.pack("<Q", 1), struct.pack("<Q", near.fileno()))
+            except OSError as error:
+                # we run in a traced cgroup: it is in another sockhash, which tells as much
+                if error.errno != errno.EBUSY:
+                    raise
             far.sendall(b"12345")
             return _readable(near) != 5
     finally:
