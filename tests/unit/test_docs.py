@@ -177,7 +177,7 @@ def counters() -> set[str]:
     assert enum is not None
     kernel = {name.lower() for name in re.findall(r"^\tTL_([A-Z_]+)\b", enum[1], re.MULTILINE)}
     agent = (ROOT / "agent/throughline/agent.py").read_text(encoding="utf-8")
-    own = set(re.findall(r'(?:_failures|totals)\["(\w+)"\]', agent))
+    own = set(re.findall(r'(?:_failures|totals|counters)\["(\w+)"\]', agent))
     return (kernel - {"counters"}) | own
 
 
