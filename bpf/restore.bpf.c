@@ -1,11 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * restore.bpf.c - part of group `observe` where the kernel allows it: which request has written to
- * a connection that does not speak HTTP. An object of its own, since older kernels refuse it.
+ * a connection that sk_msg does not see. An object of its own, since older kernels refuse it.
  */
 #include "context.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/*
+ * An HTTP call on a connection outside the sockhash (older than the agent, or it has left): the
+ * packet was seen without its thread, which is here. The call carries no header, but its span gets
+ * its parent, and the request has called.
+ */
+static __always_inline void tl_call_without_header(struct tl_conn *conn, __u32 tid)
+{
+	struct tl_request *request;
+	struct tl_thread *thread;
+	__u64 key = 0;
+	int refused;
+
+	if (!(conn->flags & TL_CONN_ACTIVE) || conn->parent)
+		return;
+	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	request = tl_thread_request(thread, &key, &refused);
+	if (!request) {
+		tl_unattributed(thread, refused);
+		return;
+	}
+	conn->parent = key;
+	request->fanout++;
+	tl_request_settle(request);
+	if (conn->evidence != TL_EVIDENCE_NONE)
+		return;
+	__builtin_memcpy(conn->trace_id, request->trace_id, 16);
+	__builtin_memcpy(conn->parent_span_id, request->span_id, 8);
+	conn->trace_flags = request->trace_flags;
+	conn->evidence = thread->evidence;
+	tl_count(conn->evidence == TL_EVIDENCE_RESTORE ? TL_PARENT_RESTORE : TL_PARENT_THREAD);
+}
 
 /*
  * The current thread has written to `sk`. For a connection that does not speak HTTP (a database, a
@@ -26,8 +58,13 @@ int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 	if (bytes <= 0)
 		return 0;
 	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
-	if (!conn || !(conn->flags & TL_CONN_OPAQUE))
+	if (!conn)
 		return 0;
+	if (!(conn->flags & TL_CONN_OPAQUE)) {
+		if (conn->role == TL_ROLE_CLIENT && !(conn->flags & TL_CONN_ENROLLED))
+			tl_call_without_header(conn, tid);
+		return 0;
+	}
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
 	request = tl_thread_request(thread, &key, &refused);
 	if (!request)
