@@ -9,6 +9,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -102,6 +103,9 @@ def test_full_maps_are_counted_and_traffic_goes_on() -> None:
                 chain, threads=8, headers={"tracestate": "a=b", "traceparent": PARENT}
             ) as load:
                 load.wait(1.5)
+            with host.inside("holder"), ExitStack() as stack:
+                for _ in range(4):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", chain.port)))
             counts = _counts(programs)
             # what an agent of another build finds: maps that it cannot use
             programs.close()
