@@ -24,9 +24,6 @@
 #define TL_AGE_MAX_NS (300ULL * 1000 * 1000 * 1000)
 #define TL_DEFERRED_NS (60ULL * 1000 * 1000 * 1000)
 
-#define TL_LIKELY(x) __builtin_expect(!!(x), 1)
-#define TL_UNLIKELY(x) __builtin_expect(!!(x), 0)
-
 /* Written by the agent before load, read-only after it. Alone in its section. */
 const volatile struct tl_config tl_config SEC(".rodata.config") = {
 	.abi_version = TL_ABI_VERSION,
@@ -158,7 +155,6 @@ enum tl_role {
 
 enum tl_conn_flags {
 	TL_CONN_ENROLLED = 1 << 0, /* in the sockhash */
-	TL_CONN_EVICT = 1 << 1, /* to be taken out of it at the next acknowledgement */
 	TL_CONN_USED = 1 << 2, /* has carried a request */
 	TL_CONN_RESPONDING = 1 << 3, /* the response has begun */
 	TL_CONN_ACTIVE = 1 << 4, /* an exchange is under way */
@@ -193,8 +189,8 @@ struct tl_conn {
 	__u16 _pad2;
 	struct tl_http in;
 	struct tl_http out;
-	struct tl_request
-		serving; /* server: the entry of tl_requests, built here for want of stack */
+	/* server: the entry of tl_requests, built here for want of stack */
+	struct tl_request serving;
 };
 
 enum tl_request_flags {
