@@ -36,7 +36,7 @@ BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_x86 -std=gnu11 \
 .PHONY: help
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
-		awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+		awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: ## Install what is missing: Debian packages and the Python environment .venv (root)
@@ -92,6 +92,10 @@ demo: bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the
 test: bundle ## Run the unit, kernel and fleet tests, then the Molecule scenario (root)
 	@$(PYTHON) -m pytest $(wildcard tests/unit tests/kernel tests/fleet)
 	@$(if $(wildcard molecule/default),molecule test --scenario-name default)
+
+.PHONY: boxes
+boxes: setup ## Build the Vagrant boxes with their kernels, where they are missing (root)
+	@$(PYTHON) -m tests.vms.boxes
 
 .PHONY: lint
 lint: setup build/vmlinux.h ## Check style, types, roles, scripts and BPF sources
