@@ -1,0 +1,102 @@
+"""The shop's client, on the VM: prints one JSON object about what it sent and what came back.
+
+client.py carts PREFIX SPANS    23 requests, and the exports until SPANS more spans are out
+client.py bytes SIZE            a body of SIZE random bytes through the chain and back
+"""
+
+import concurrent.futures
+import hashlib
+import http.client
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+REQUESTS = 23
+WEB = "127.0.0.1:8000"
+RECEIVER = "127.0.0.1:4318"
+STATUS = Path("/run/throughline/status.json")
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+TRACESTATE = "shop=1"
+SPAN_SECONDS = 30.0
+SURPLUS_SECONDS = 1.5
+
+
+def get(carts: list[str], headers: dict[str, str]) -> list[dict[str, object]]:
+    """Asks for carts one after the other on one connection."""
+    connection = http.client.HTTPConnection(WEB, timeout=30)
+    found = []
+    for cart in carts:
+        connection.request("GET", f"/cart/{cart}", headers=headers)
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"client: cart {cart}: HTTP {answer.status}")
+        found.append(
+            {
+                "cart": cart,
+                "traceparent": headers.get("traceparent", ""),
+                "tracestate": headers.get("tracestate", ""),
+                "received": json.loads(body)["stock"]["prices"]["received"],
+            }
+        )
+    connection.close()
+    return found
+
+
+def exports(since: int) -> list[str]:
+    """The export bodies from number `since` on, in base64."""
+    connection = http.client.HTTPConnection(RECEIVER, timeout=10)
+    connection.request("GET", f"/v1/traces?since={since}")
+    bodies: list[str] = json.load(connection.getresponse())
+    connection.close()
+    return bodies
+
+
+def exported() -> int:
+    """How many spans the agent says that it has sent, 0 while it does not say."""
+    try:
+        return int(json.loads(STATUS.read_text())["export"]["exported_spans"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def carts(prefix: str, spans: int) -> dict[str, object]:
+    """Requests on one connection, all at once, and one with a context of its own."""
+    known, before = len(exports(0)), exported()
+    half = REQUESTS // 2
+    names = [f"{prefix}{number:03d}" for number in range(1, REQUESTS + 1)]
+    found = get(names[:half], {})
+    with concurrent.futures.ThreadPoolExecutor(half) as pool:
+        for answers in pool.map(lambda name: get([name], {}), names[half : 2 * half]):
+            found += answers
+    found += get(names[2 * half :], {"traceparent": TRACEPARENT, "tracestate": TRACESTATE})
+    deadline = time.monotonic() + SPAN_SECONDS
+    while spans and exported() - before < spans and time.monotonic() < deadline:
+        time.sleep(0.25)
+    time.sleep(SURPLUS_SECONDS)  # a span too many would come about now
+    return {"requests": found, "exports": exports(known), "exported": exported() - before}
+
+
+def echo(size: int) -> dict[str, object]:
+    """What left, what the last hop got and what came back, by SHA-256."""
+    sent = os.urandom(size)
+    connection = http.client.HTTPConnection(WEB, timeout=120)
+    connection.request("POST", "/bytes/1", sent)
+    answer = connection.getresponse()
+    back = answer.read()
+    return {
+        "status": answer.status,
+        "sent": hashlib.sha256(sent).hexdigest(),
+        "arrived": answer.headers.get("X-Sha256"),
+        "back": hashlib.sha256(back).hexdigest(),
+        "traceparents": answer.headers.get("X-Traceparents"),
+        "bytes": len(back),
+    }
+
+
+if sys.argv[1] == "carts":
+    print(json.dumps(carts(sys.argv[2], int(sys.argv[3]))))
+else:
+    print(json.dumps(echo(int(sys.argv[2]))))

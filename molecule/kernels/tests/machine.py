@@ -1,0 +1,136 @@
+"""The VM of this run: commands on it, what it looks like, and playbooks against it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testinfra.host import Host
+from tests.fleet import spans as decoding
+from tests.fleet.joined import Request, cart
+from tests.fleet.spans import Span
+from tests.vms.expected import Platform
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PLAYBOOKS = REPOSITORY / "playbooks"
+ROLLOUT = Path(__file__).resolve().parents[1] / "rollout.yml"
+AGENT = "/opt/throughline/current/bin/throughline"
+PLAYBOOK_SECONDS = 280.0
+BOOT_SECONDS = 150.0
+
+Look = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """How a playbook ended. `changed` is None when the host was not reached."""
+
+    code: int
+    output: str
+    changed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Requests to the shop, as they arrived at the last hop, and the spans that came of them."""
+
+    requests: Sequence[Request]
+    spans: Sequence[Span]
+    others: Sequence[Span]
+    exported: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One VM, by its name in the inventory. Every method is one login, or one playbook run."""
+
+    platform: Platform
+    host: Host
+    inventory: str
+    folder: Path
+
+    def run(self, command: str, *, seconds: int = 120) -> str:
+        """The output of a shell command as root; AssertionError when it fails."""
+        answer = self.host.run("sudo -n timeout %s sh -c %s", str(seconds), command)
+        assert answer.rc == 0, f"{command}: exit code {answer.rc}\n{answer.stdout}{answer.stderr}"
+        return str(answer.stdout).strip()
+
+    def ask(self, command: str) -> str:
+        """The output of a command as it is, "" also when the host does not answer."""
+        try:
+            return str(self.host.run(command).stdout).strip()
+        except RuntimeError:  # ssh's own exit code, 255
+            return ""
+
+    def look(self, *, healthy: int = 0) -> Look:
+        """The host as services/look.py sees it, after waiting for a healthy agent."""
+        found: Look = json.loads(self.run(f"python3 /opt/shop/look.py --healthy {healthy}"))
+        return found
+
+    def bare(self) -> Look:
+        """What prepare.yml saw before anything of throughline was there."""
+        found: Look = json.loads((self.folder / "bare.json").read_text(encoding="utf-8"))
+        return found
+
+    def send(self, prefix: str, *, spans: int) -> Sent:
+        """23 requests to the shop; `spans` is how many are to be waited for."""
+        found = json.loads(self.run(f"python3 /opt/shop/client.py carts {prefix} {spans}"))
+        requests = [Request(**request) for request in found["requests"]]
+        carts = {request.cart for request in requests}
+        bodies = [base64.b64decode(body) for body in found["exports"]]
+        received = [span for body in bodies for span in decoding.decode(body)]
+        return Sent(
+            requests=requests,
+            spans=[span for span in received if cart(span) in carts],
+            others=[span for span in received if cart(span) not in carts],
+            exported=found["exported"],
+        )
+
+    def echo(self, size: int) -> Mapping[str, Any]:
+        """`size` random bytes through the chain and back, see services/client.py."""
+        found: Mapping[str, Any] = json.loads(
+            self.run(f"python3 /opt/shop/client.py bytes {size}", seconds=200)
+        )
+        return found
+
+    def play(self, name: str, **variables: object) -> Played:
+        """Runs a playbook of the collection against this VM, with the scenario's variables."""
+        answer = subprocess.run(
+            [
+                *(sys.executable, "-m", "ansible", "playbook", "-i", self.inventory),
+                *(PLAYBOOKS / f"{name}.yml", "--limit", self.platform.name, "-e", f"@{ROLLOUT}"),
+                *("-e", json.dumps(variables)),
+            ],
+            cwd=REPOSITORY,
+            env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PLAYBOOK_SECONDS,
+        )
+        (self.folder / f"{name}.log").write_text(answer.stdout, encoding="utf-8")
+        recap = re.search(
+            rf"^{re.escape(self.platform.name)} +: ok=\d+ +changed=(\d+)", answer.stdout, re.M
+        )
+        return Played(answer.returncode, answer.stdout, int(recap[1]) if recap else None)
+
+    def reboot(self) -> float:
+        """Reboots and returns the seconds until the host answers; AssertionError after a while."""
+        before = self.run("cat /proc/sys/kernel/random/boot_id")
+        begin = time.monotonic()
+        self.ask("sudo -n systemctl reboot")  # the connection may or may not outlive it
+        while time.monotonic() - begin < BOOT_SECONDS:
+            time.sleep(2)
+            if self.ask("cat /proc/sys/kernel/random/boot_id") not in ("", before):
+                return time.monotonic() - begin
+        raise AssertionError(f"not back {BOOT_SECONDS:.0f} s after a reboot: see its console")

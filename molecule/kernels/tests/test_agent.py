@@ -1,0 +1,100 @@
+"""The agent after its rollout: groups, mounts, privileges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from machine import REPOSITORY, Look, Machine
+
+pytestmark = pytest.mark.usefixtures("accepted")
+
+# include/uapi/linux/capability.h
+BITS = {
+    "CAP_NET_ADMIN": 12,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
+LATER_GROUPS = ("packets", "tls", "go", "go_write")
+# Overall exposure level by `systemd-analyze security`, by version of systemd: what was measured,
+# and a little room for versions that weigh directives otherwise.
+EXPOSURE_CAPS = {252: 3.0, 257: 3.0}
+
+
+@pytest.fixture(scope="module")
+def look(machine: Machine) -> Look:
+    """The host some time after converge.yml."""
+    return machine.look(healthy=60)
+
+
+@pytest.mark.proves("observe", "headers")
+def test_groups_are_in_the_expected_state(
+    machine: Machine, look: Look, record: dict[str, Any], seen: dict[str, Any]
+) -> None:
+    doctor, status = look["agent"]["doctor"], look["agent"]["status"]
+    record["groups"] = seen["doctor"] = doctor["groups"]
+    record["doctor_mode"] = doctor["mode"]
+    assert {name: doctor["groups"][name]["state"] for name in machine.platform.groups} == dict(
+        machine.platform.groups
+    )
+    for name, group in doctor["groups"].items():
+        assert status["groups"][name]["state"] == group["state"], name
+        assert bool(group["reason"]) == (group["state"] == "off"), f"{name}: {group}"
+    assert {doctor["groups"][name]["state"] for name in LATER_GROUPS} == {"off"}
+    assert doctor["mode"] == machine.platform.doctor_mode
+    assert status["healthy"] is True
+    assert str(status["pid"]) == look["agent"]["unit"]["MainPID"]
+    assert status["attached"]["programs"] != []
+
+
+def test_doctor_knows_the_host(machine: Machine, look: Look) -> None:
+    host = look["agent"]["doctor"]["host"]
+    assert host["kernel"] == look["kernel"]
+    assert host["lockdown"] == machine.platform.lockdown
+    assert host["cgroup_layout"] == machine.platform.cgroup
+    assert host["cgroup2"] == machine.platform.cgroup2
+    assert host["securityfs"] is True
+    assert host["btf"] is True
+    assert host["bpffs"] == "/run/throughline-bpf"
+
+
+def test_kernel_file_systems_are_mounted(machine: Machine, look: Look) -> None:
+    mounts = dict(look["mounts"])
+    assert mounts["/sys/kernel/security"] == "securityfs"
+    assert mounts[machine.platform.cgroup2] == "cgroup2"
+    assert mounts["/run/throughline-bpf"] == "bpf"
+    ours = [file for file in look["files"] if file.endswith("/throughline-securityfs.service")]
+    assert bool(ours) == ("/sys/kernel/security" in machine.platform.unmounted), ours
+
+
+def wanted_capabilities(machine: Machine) -> int:
+    """The bits that the role `capabilities` computes for the groups that are on here."""
+    file = REPOSITORY / "roles/capabilities/vars/main.yml"
+    needs = yaml.safe_load(file.read_text(encoding="utf-8"))["__throughline_needs"]
+    on = [name for name, state in machine.platform.groups.items() if state == "on"]
+    return sum(1 << BITS[name] for name in {one for group in on for one in needs[group]})
+
+
+def test_capabilities_are_exactly_the_computed_ones(
+    machine: Machine, look: Look, seen: dict[str, Any]
+) -> None:
+    process = look["agent"]["process"]
+    sets = {name: int(process[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")}
+    seen.update({name: f"{bits:x}" for name, bits in sets.items()})
+    assert sets == dict.fromkeys(sets, wanted_capabilities(machine))
+    assert process["NoNewPrivs"] == "1"
+    assert "throughline" in look["users"]
+    user = machine.run("id -u throughline")
+    assert process["Uid"].split() == [user] * 4
+    assert user != "0"
+
+
+def test_exposure_is_below_the_cap(
+    look: Look, record: dict[str, Any], seen: dict[str, Any]
+) -> None:
+    record["exposure"] = seen["exposure"] = look["exposure"]
+    assert look["exposure"] is not None, "systemd-analyze gave no overall level"
+    assert look["exposure"] <= EXPOSURE_CAPS[look["systemd"]]

@@ -1,0 +1,52 @@
+"""Requests through nginx and three Python services that know nothing of tracing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from machine import Machine, Sent
+from tests.fleet import joined
+
+pytestmark = pytest.mark.usefixtures("accepted")
+
+REQUESTS = 23
+SPANS = REQUESTS * len(joined.CHAIN)
+BODY = 4 * 1024 * 1024
+
+
+def check_spans(sent: Sent) -> None:
+    """Exactly one span for each hop of each request, and none besides."""
+    assert len(sent.requests) == REQUESTS
+    hops = Counter((span.service, span.kind) for span in sent.spans)
+    assert hops == dict.fromkeys(joined.CHAIN, REQUESTS)
+    assert [span.name for span in sent.others] == []
+    assert sent.exported == SPANS
+
+
+@pytest.mark.proves("observe")
+def test_every_hop_gives_one_span(machine: Machine, seen: dict[str, Any]) -> None:
+    sent = machine.send("spans", spans=SPANS)
+    seen.update(requests=len(sent.requests), spans=len(sent.spans), exported=sent.exported)
+    check_spans(sent)
+
+
+@pytest.mark.proves("headers")
+def test_every_request_is_one_trace(machine: Machine, seen: dict[str, Any]) -> None:
+    sent = machine.send("joined", spans=SPANS)
+    seen.update(spans=len(sent.spans), traces=len({span.trace_id for span in sent.spans}))
+    seen["evidence"] = Counter(span.evidence for span in sent.spans)
+    check_spans(sent)
+    assert joined.check(sent.requests, sent.spans) == []
+
+
+@pytest.mark.proves("headers")
+def test_bytes_arrive_as_they_were_sent(machine: Machine, seen: dict[str, Any]) -> None:
+    echo = machine.echo(BODY)
+    seen.update(echo)
+    assert echo["status"] == 200
+    assert echo["bytes"] == BODY
+    assert echo["arrived"] == echo["sent"]
+    assert echo["back"] == echo["sent"]
+    assert echo["traceparents"] == "1", "the body went by unaltered, but so did the headers"

@@ -1,0 +1,36 @@
+"""A reboot: everything comes back by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from machine import Machine
+from test_chain import SPANS, check_spans
+from tests.fleet import joined
+
+pytestmark = pytest.mark.usefixtures("accepted")
+
+
+@pytest.mark.proves("observe", "headers")
+def test_agent_and_mounts_come_back(machine: Machine, seen: dict[str, Any]) -> None:
+    before = machine.look()
+    seen["seconds"] = round(machine.reboot(), 1)
+    after = machine.look(healthy=60)
+    assert after["boot_id"] != before["boot_id"]
+    assert after["running"] == "running", after["failed"]
+    kinds = ("securityfs", "cgroup2", "bpf")
+    assert {tuple(mount) for mount in after["mounts"] if mount[1] in kinds} == {
+        tuple(mount) for mount in before["mounts"] if mount[1] in kinds
+    }
+    assert after["agent"]["status"]["healthy"] is True
+    assert after["agent"]["unit"]["NRestarts"] == "0"
+    states = {name: group["state"] for name, group in after["agent"]["doctor"]["groups"].items()}
+    assert {name: states[name] for name in machine.platform.groups} == machine.platform.groups
+
+
+@pytest.mark.proves("observe", "headers")
+def test_requests_are_traced_again(machine: Machine) -> None:
+    sent = machine.send("rebooted", spans=SPANS)
+    check_spans(sent)
+    assert joined.check(sent.requests, sent.spans) == []

@@ -1,0 +1,41 @@
+"""A host that cannot do what is asked of it is refused, in words that help, and is left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from machine import Machine
+
+
+@pytest.mark.proves("observe", "headers")
+def test_site_refuses_the_host_and_changes_nothing(
+    machine: Machine, record: dict[str, Any], seen: dict[str, Any]
+) -> None:
+    if not machine.platform.refused:
+        pytest.skip("site.yml accepts this platform")
+    before = machine.look()
+    played = machine.play("site")
+    after = machine.look()
+    words = " ".join(played.output.partition("fatal: ")[2].split())
+    seen.update(code=played.code, changed=played.changed, message=words[:1000])
+    report = "; ".join(machine.platform.refused)
+    record["groups"] = {
+        name: {"state": "off", "reason": report} for name in machine.platform.groups
+    }
+    assert played.code != 0, "site.yml did not refuse the host"
+    for word in ("Found mode 'none', required mode 'network'", "Remedy:"):
+        assert word in words
+    assert [reason for reason in machine.platform.refused if reason not in words] == []
+    assert played.changed == 0
+    for key in ("boot_id", "mounts", "files", "users", "bpf"):
+        assert after[key] == before[key], key
+
+
+def test_traffic_is_left_alone(machine: Machine) -> None:
+    if not machine.platform.refused:
+        pytest.skip("site.yml accepts this platform")
+    sent = machine.send("refused", spans=0)
+    assert len(sent.requests) == 23
+    assert [one.cart for one in sent.requests if "traceparent" in one.received] == []
+    assert (sent.spans, sent.others) == ([], [])
