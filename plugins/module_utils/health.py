@@ -44,9 +44,12 @@ def describe_failure(message, doctor, journal):
         if doctor.strip():
             lines.append("throughline doctor: " + doctor.strip()[-500:])
     else:
-        for name, group in sorted(answer.get("groups", {}).items()):
-            if group.get("wanted") and group["state"] != "on":
-                lines.append(f"doctor: {name} is off: {group['reason']}. Remedy: {group['fix']}.")
+        groups = answer.get("groups", {})
+        off = {n: g for n, g in sorted(groups.items()) if g.get("wanted") and g["state"] != "on"}
+        for name, group in off.items():
+            lines.append(f"doctor: {name} is off: {group['reason']}. Remedy: {group['fix']}.")
+        if groups and not off:
+            lines.append("doctor: every wanted group works on this host.")
     if journal.strip():
         lines.append("journal:\n" + journal.strip())
     return "\n".join(lines)

@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""Releases of the agent on a host: unpack, verify, switch, prune.
+"""Releases of the agent on a host: unpack, verify, name, link, prune.
 
 BASE/releases/<sha256 of the bundle>/   MANIFEST.json, bin/, lib/, bpf/, systemd/
 BASE/current, BASE/previous             links into releases/
@@ -116,21 +116,26 @@ def linked_release(base, name):
 
 
 def point(base, name, release):
-    """Point the link at a release, atomically."""
+    """Point the link at a release, atomically, or with None remove it. True if changed."""
+    if linked_release(base, name) == release:
+        return False
+    link = Path(base) / name
+    if release is None:
+        link.unlink()
+        return True
     work = Path(base) / f".{name}.{os.getpid()}"
     work.symlink_to(Path("releases") / release)
-    work.rename(Path(base) / name)
-
-
-def switch(base, release):
-    """Make a release current; what was current becomes the previous one. True if changed."""
-    current = linked_release(base, "current")
-    if current == release:
-        return False
-    if current and (Path(base) / "releases" / current).is_dir():
-        point(base, "previous", current)
-    point(base, "current", release)
+    work.rename(link)
     return True
+
+
+def name_release(base, release):
+    """A release for people: its version, and enough of its name to find it."""
+    try:
+        version = read_manifest(Path(base) / "releases" / release)["version"]
+    except ValueError:  # not unpacked, or removed
+        return f"release {release[:12]}"
+    return f"{version} (release {release[:12]})"
 
 
 def prune(base):

@@ -13,11 +13,18 @@ from tests.fleet.hosts import Fleet
 REPOSITORY = Path(__file__).resolve().parents[2]
 SERVICES = Path(__file__).with_name("services.yml")
 SITE = REPOSITORY / "playbooks" / "site.yml"
+UPGRADE = REPOSITORY / "playbooks" / "upgrade.yml"
+ROLLBACK = REPOSITORY / "playbooks" / "rollback.yml"
 UNINSTALL = REPOSITORY / "playbooks" / "uninstall.yml"
 
 
 class PlaybookError(Exception):
-    """A playbook failed or could not be run; the message says which and why."""
+    """A playbook failed or could not be run; the message says which and why.
+
+    `output` is all that it printed, where that was kept.
+    """
+
+    output = ""
 
 
 def run(fleet: Fleet, file: Path, *options: str, quiet: bool = False, **variables: object) -> str:
@@ -41,5 +48,9 @@ def run(fleet: Fleet, file: Path, *options: str, quiet: bool = False, **variable
     )
     if answer.returncode:
         end = "\n".join((answer.stdout or "").splitlines()[-40:])
-        raise PlaybookError(f"{file.name} failed with exit code {answer.returncode}\n{end}".strip())
+        error = PlaybookError(
+            f"{file.name} failed with exit code {answer.returncode}\n{end}".strip()
+        )
+        error.output = answer.stdout or ""
+        raise error
     return answer.stdout or ""

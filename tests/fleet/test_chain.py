@@ -8,17 +8,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.fleet import hosts, joined, network, playbook, shop
-from tests.fleet.hosts import Fleet
+from tests.fleet import joined, playbook, shop
 from tests.fleet.joined import Request
-from tests.fleet.receiver import Receiver
-from tests.fleet.spans import Span
+from tests.fleet.rollout import Shop, answers, load, rolled_out, wait_healthy
 
 BUNDLES = sorted((playbook.REPOSITORY / "dist").glob("throughline-*-linux-*.tar.gz"))
 
@@ -27,64 +23,16 @@ pytestmark = [
     pytest.mark.skipif(not BUNDLES, reason="no agent bundle in dist/: run make bundle"),
 ]
 
-AGENT = "/opt/throughline/current/bin/throughline"
 NAME = "chain"
-
-
-@dataclass(frozen=True, slots=True)
-class Shop:
-    """A fleet with the agent rolled out and the shop's services on it."""
-
-    fleet: Fleet
-    receiver: Receiver
-    bundle: Path
-
-    def rollout(self) -> str:
-        """Runs playbooks/site.yml on all hosts at once and returns its output."""
-        otlp = {"endpoint": self.receiver.endpoint, "protocol": "http/protobuf"}
-        config = {"export": {"otlp": otlp, "metrics": {"interval": 1}}}
-        return playbook.run(
-            self.fleet,
-            playbook.SITE,
-            quiet=True,
-            throughline_bundle=str(self.bundle),
-            throughline_config=config,
-            throughline_serial=["100%"],
-        )
-
-    def order(self, *carts: str, options: tuple[str, ...] = ()) -> list[Request]:
-        """Sends one request for each cart, all at once."""
-        answers = shop.curl(self.fleet, carts, "--parallel", "--parallel-immediate", *options)
-        return [
-            Request(order["cart"], "", "", order["stock"]["prices"]["received"])
-            for order in answers
-        ]
-
-    def spans_of(self, requests: list[Request], *, seconds: float = 15.0) -> list[Span]:
-        """The spans of these requests, once they are complete or time is up."""
-        self.receiver.wait(lambda spans: joined.complete(requests, spans), seconds=seconds)
-        carts = {request.cart for request in requests}
-        return [span for span in self.receiver.spans if joined.cart(span) in carts]
-
-    def pid(self, number: int) -> str:
-        """The agent's process id on a host (0, 1 or 2), "0" when it does not run."""
-        show = "systemctl show --property=MainPID --value throughline.service"
-        return self.fleet.run(self.fleet.hosts[number], show).stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """Three hosts with the services and the agent; a build meanwhile does not change the bundle."""
+    """A build meanwhile does not change the bundle."""
     newest = max(BUNDLES, key=lambda bundle: bundle.stat().st_mtime)
     bundle = Path(shutil.copy(newest, tmp_path_factory.mktemp("dist")))
-    with (
-        hosts.fleet(NAME, count=3) as fleet,
-        Receiver(network.listen(NAME, port=4318)) as receiver,
-    ):
-        playbook.run(fleet, playbook.SERVICES, quiet=True)
-        rolled_out = Shop(fleet, receiver, bundle)
-        rolled_out.rollout()
-        yield rolled_out
+    with rolled_out(NAME, bundle) as rolled:
+        yield rolled
 
 
 def test_every_hop_of_every_request_is_joined(running: Shop) -> None:
@@ -132,30 +80,6 @@ def test_metrics_of_all_requests_arrive(running: Shop) -> None:
     assert wanted <= seen
 
 
-@contextmanager
-def load(fleet: Fleet, *, requests: int = 2000) -> Iterator[subprocess.Popen[str]]:
-    """A client that goes on asking, one request after the other, and counts the answers."""
-    url = f"http://{fleet.hosts[0].address}/cart/load[1-{requests}]"
-    command = [*fleet.inside, "curl", "-sS", "--max-time", "10", "-o", "/dev/null"]
-    with subprocess.Popen(
-        [*command, "-w", "%{http_code}\n", url],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as client:
-        try:
-            yield client
-        finally:
-            client.terminate()
-
-
-def answers(client: subprocess.Popen[str]) -> list[str]:
-    """Ends a client and returns the status of each of its requests."""
-    client.terminate()
-    output, _ = client.communicate(timeout=15)
-    return output.split()
-
-
 def test_a_killed_agent_breaks_no_request_and_comes_back(running: Shop) -> None:
     before = running.pid(1)
     with load(running.fleet) as client:
@@ -173,15 +97,6 @@ def test_a_killed_agent_breaks_no_request_and_comes_back(running: Shop) -> None:
     assert set(statuses) == {"200"}
     requests = running.order(*(f"afterkill{number}" for number in range(7)))
     assert joined.check(requests, running.spans_of(requests)) == []
-
-
-def wait_healthy(running: Shop, *, seconds: float = 30.0) -> None:
-    """Waits until every agent says that it is healthy."""
-    deadline = time.monotonic() + seconds
-    for host in running.fleet.hosts:
-        while running.fleet.run(host, f"{AGENT} status", check=False).returncode:
-            assert time.monotonic() < deadline, f"the agent on {host.name} is not healthy"
-            time.sleep(0.2)
 
 
 def test_a_second_rollout_changes_nothing(running: Shop) -> None:

@@ -255,20 +255,107 @@ def test_a_hostile_archive_is_refused(tmp_path: Path, name: str, kind: bytes, li
     assert not list((tmp_path / "opt/releases").iterdir())
 
 
+def serve(base: Path, sha256: str, *, going_back: bool = False) -> None:
+    """What throughline_service does with links and record when a release is healthy."""
+    release, served = plugin("module_utils.release"), plugin("module_utils.served")
+    record = served.read_served(base)
+    previous = served.wanted_previous(base, record, sha256, going_back=going_back)
+    release.point(base, "previous", previous)
+    release.point(base, "current", sha256)
+    entry = {"previous": previous, "rolled_back_from": None, "groups": [], "files": {}}
+    served.note_served(base, sha256, entry)
+
+
+def links(base: Path) -> tuple[str | None, str | None]:
+    linked = plugin("module_utils.release").linked_release
+    return linked(base, "current"), linked(base, "previous")
+
+
 def test_the_current_and_the_previous_release_stay(tmp_path: Path) -> None:
     release = plugin("module_utils.release")
+    base = tmp_path / "opt"
     names = []
     for number in range(4):
         path, sha256 = bundle(tmp_path, f"x = {number}\n")
-        install(tmp_path / "opt", path, sha256)
-        assert release.switch(tmp_path / "opt", sha256) is True
-        assert release.switch(tmp_path / "opt", sha256) is False
+        install(base, path, sha256)
+        serve(base, sha256)
+        serve(base, sha256)  # a repeated run moves nothing
         names.append(sha256)
-    assert release.prune(tmp_path / "opt") == sorted(names[:2])
-    assert release.linked_release(tmp_path / "opt", "current") == names[3]
-    assert release.linked_release(tmp_path / "opt", "previous") == names[2]
-    assert (tmp_path / "opt/current/MANIFEST.json").is_file()
-    assert release.prune(tmp_path / "opt") == []
+    assert release.prune(base) == sorted(names[:2])
+    assert links(base) == (names[3], names[2])
+    assert (base / "current/MANIFEST.json").is_file()
+    assert release.prune(base) == []
+    assert set(plugin("module_utils.served").read_served(base)["releases"]) == set(names[2:])
+    serve(base, names[2], going_back=True)
+    assert links(base) == (names[2], None)
+    assert release.prune(base) == [names[3]]
+
+
+def test_a_release_that_was_never_healthy_does_not_become_the_previous_one(tmp_path: Path) -> None:
+    base = tmp_path / "opt"
+    good, tried, next_one = (f"{number}" * 64 for number in range(3))
+    for name in (good, tried, next_one):
+        (base / "releases" / name).mkdir(parents=True)
+    serve(base, good)
+    release = plugin("module_utils.release")
+    release.point(base, "previous", good)
+    release.point(base, "current", tried)  # and the run was cut short
+    serve(base, next_one)
+    assert links(base) == (next_one, good)
+
+
+def test_the_record_is_for_root_only_and_survives_damage(tmp_path: Path) -> None:
+    served = plugin("module_utils.served")
+    served.note_served(tmp_path, "a", {"previous": None})
+    assert (tmp_path / "served.json").stat().st_mode & 0o7777 == 0o600
+    (tmp_path / "served.json").write_text("{", encoding="utf-8")
+    assert served.read_served(tmp_path) == {"serving": None, "releases": {}}
+
+
+def test_a_file_is_written_once_and_keeps_its_mode(tmp_path: Path) -> None:
+    served = plugin("module_utils.served")
+    path = tmp_path / "folder/config.yaml"
+    assert served.write_file(path, "a: 1\n", mode=0o640) is True
+    path.chmod(0o604)
+    assert served.write_file(path, "a: 1\n") is False
+    assert served.write_file(path, "a: 2\n") is True
+    assert (path.read_text(encoding="utf-8"), path.stat().st_mode & 0o7777) == ("a: 2\n", 0o604)
+    assert served.write_file(path, None) is True
+    assert served.write_file(path, None) is False
+    assert list(path.parent.iterdir()) == []
+
+
+def watch(unit: Any, answers: list[dict[str, str]], **options: Any) -> tuple[str | None, int]:
+    """What is wrong with an agent of which systemd gives these answers, and how many it took."""
+    given = 0
+
+    def run(command: list[str]) -> tuple[int, str, str]:
+        nonlocal given
+        if command[0] != "systemctl":
+            return 3, "null\n", ""  # throughline status: not running
+        default = {"ActiveState": "activating", "MainPID": "0", "NRestarts": "0"}
+        found = {**default, **answers[min(given, len(answers) - 1)]}
+        given += 1
+        return 0, "".join(f"{name}={value}\n" for name, value in found.items()), ""
+
+    options = {"groups": [], "since": 0, "timeout": 30, **options}
+    _status, problem = unit.wait_until_healthy(run, directory=Path("/nowhere"), **options)
+    return problem, given
+
+
+def test_an_agent_that_will_not_start_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = plugin("module_utils.unit")
+    monkeypatch.setattr(unit, "POLL_SECONDS", 0.0)
+    failed = {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "2"}
+    assert watch(unit, [{}, {}, failed]) == ("has failed (exit-code, exit code 2)", 3)
+    # a count from before the restart, which systemd then sets back, is no end of this agent
+    counts = [{"NRestarts": number} for number in ("7", "0", "1", "2", "3")]
+    problem, given = watch(unit, counts)
+    assert problem is not None
+    assert problem.startswith("has ended 3 times in ")
+    assert given == 5
+    problem, _given = watch(unit, [{}], timeout=0)
+    assert problem == "is not healthy after 0 s: throughline status gives no answer"
 
 
 def healthy() -> dict[str, Any]:

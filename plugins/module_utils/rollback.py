@@ -1,0 +1,70 @@
+# Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
+"""Bring back what was healthy last on a host."""
+
+from __future__ import annotations
+
+import time
+
+from .release import linked_release, name_release, point
+from .served import read_file, serving_entry, write_file
+from .unit import UNIT_FILE, UnitError, replace, systemctl, wait_until_healthy
+
+
+def presumed(base, release):
+    """The record of a host without one, where another release is to follow.
+
+    What the link `current` leads to is taken to have been healthy, with the unit that is there.
+    """
+    current = linked_release(base, "current")
+    unit = read_file(UNIT_FILE)
+    if current in (None, release) or unit is None or not (base / "releases" / current).is_dir():
+        return {"serving": None, "releases": {}}
+    entry = {
+        "previous": linked_release(base, "previous"),
+        "rolled_back_from": None,
+        "groups": ["observe"],
+        "files": {str(UNIT_FILE): unit},
+    }
+    return {"serving": current, "releases": {current: entry}}
+
+
+def is_in_place(base, record):
+    """True when links and files are those that were healthy last."""
+    entry = serving_entry(record)
+    return linked_release(base, "current") == record["serving"] and all(
+        read_file(path) == text for path, text in entry["files"].items()
+    )
+
+
+def roll_back(run, base, record, *, timeout):
+    """Bring it back and wait: (whether it is healthy, what was done in a sentence)."""
+    release, entry = record["serving"], serving_entry(record)
+    name = name_release(base, release)
+    begin = time.time()
+    try:
+        for path, text in entry["files"].items():
+            write_file(path, text)
+        point(base, "current", release)
+        point(base, "previous", entry["previous"])
+        systemctl(run, "daemon-reload")
+        replace(run)
+        _status, problem = wait_until_healthy(
+            run,
+            directory=base / "releases" / release,
+            groups=entry["groups"],
+            since=int(begin),
+            timeout=timeout,
+        )
+    except (UnitError, OSError) as error:
+        problem = f"could not be started: {error}"
+    if problem is None:
+        return True, (
+            f"Rolled back: {name} serves again and is healthy after {time.time() - begin:.0f} s,"
+            " with the unit, capabilities and configuration that it had."
+        )
+    return False, (
+        f"THE ROLLBACK FAILED TOO: {name} {problem}. Links, unit, capabilities and configuration"
+        " are as they were, as far as they could be written; pinned programs go on propagating."
+        " Remedy: cure the reason (systemctl status throughline, throughline doctor), then run"
+        " site.yml again; or take the agent off with uninstall.yml."
+    )

@@ -1,0 +1,102 @@
+"""The demo's shop on a fleet, with the agent rolled out: what tests ask of it again and again."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fleet import hosts, joined, network, playbook, shop
+from tests.fleet.hosts import Fleet
+from tests.fleet.joined import Request
+from tests.fleet.receiver import Receiver
+from tests.fleet.spans import Span
+
+AGENT = "/opt/throughline/current/bin/throughline"
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """A fleet with the agent rolled out and the shop's services on it."""
+
+    fleet: Fleet
+    receiver: Receiver
+    bundle: Path
+
+    def rollout(self, *, interval: int = 1, **variables: object) -> str:
+        """Runs playbooks/site.yml, by default on all hosts at once, and returns its output."""
+        otlp = {"endpoint": self.receiver.endpoint, "protocol": "http/protobuf"}
+        defaults = {
+            "throughline_bundle": str(self.bundle),
+            "throughline_config": {"export": {"otlp": otlp, "metrics": {"interval": interval}}},
+            "throughline_serial": ["100%"],
+        }
+        return playbook.run(self.fleet, playbook.SITE, quiet=True, **{**defaults, **variables})
+
+    def order(self, *carts: str, options: tuple[str, ...] = ()) -> list[Request]:
+        """Sends one request for each cart, all at once."""
+        answers = shop.curl(self.fleet, carts, "--parallel", "--parallel-immediate", *options)
+        return [
+            Request(order["cart"], "", "", order["stock"]["prices"]["received"])
+            for order in answers
+        ]
+
+    def spans_of(self, requests: list[Request], *, seconds: float = 15.0) -> list[Span]:
+        """The spans of these requests, once they are complete or time is up."""
+        self.receiver.wait(lambda spans: joined.complete(requests, spans), seconds=seconds)
+        carts = {request.cart for request in requests}
+        return [span for span in self.receiver.spans if joined.cart(span) in carts]
+
+    def pid(self, number: int) -> str:
+        """The agent's process id on a host (0, 1 or 2), "0" when it does not run."""
+        show = "systemctl show --property=MainPID --value throughline.service"
+        return self.fleet.run(self.fleet.hosts[number], show).stdout.strip()
+
+
+@contextmanager
+def rolled_out(name: str, bundle: Path) -> Iterator[Shop]:
+    """Three hosts with the services and the agent."""
+    with (
+        hosts.fleet(name, count=3) as fleet,
+        Receiver(network.listen(name, port=4318)) as receiver,
+    ):
+        playbook.run(fleet, playbook.SERVICES, quiet=True)
+        running = Shop(fleet, receiver, bundle)
+        running.rollout()
+        yield running
+
+
+@contextmanager
+def load(fleet: Fleet, *, requests: int = 2000) -> Iterator[subprocess.Popen[str]]:
+    """A client that goes on asking, one request after the other, and counts the answers."""
+    url = f"http://{fleet.hosts[0].address}/cart/load[1-{requests}]"
+    command = [*fleet.inside, "curl", "-sS", "--max-time", "10", "-o", "/dev/null"]
+    with subprocess.Popen(
+        [*command, "-w", "%{http_code}\n", url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as client:
+        try:
+            yield client
+        finally:
+            client.terminate()
+
+
+def answers(client: subprocess.Popen[str]) -> list[str]:
+    """Ends a client and returns the status of each of its requests."""
+    client.terminate()
+    output, _ = client.communicate(timeout=15)
+    return output.split()
+
+
+def wait_healthy(running: Shop, *, seconds: float = 30.0) -> None:
+    """Waits until every agent says that it is healthy."""
+    deadline = time.monotonic() + seconds
+    for host in running.fleet.hosts:
+        while running.fleet.run(host, f"{AGENT} status", check=False).returncode:
+            assert time.monotonic() < deadline, f"the agent on {host.name} is not healthy"
+            time.sleep(0.2)
