@@ -43,6 +43,7 @@ PACKAGES = (
     "python3",
     "python3-apt",
     "iproute2",
+    "libnss-myhostname",
     "ca-certificates",
     "procps",
     "kmod",
@@ -65,6 +66,10 @@ MASKED = (
     "systemd-journal-flush.service",
     "systemd-hwdb-update.service",
     "getty@tty1.service",
+    "modprobe@dm_mod.service",
+    "modprobe@drm.service",
+    "modprobe@efi_pstore.service",
+    "modprobe@loop.service",
 )
 
 # Crypto that is tried by udev for the CPU's features, seconds under emulation, and not needed.
@@ -226,8 +231,9 @@ def _customize(root: Path) -> None:
     blacklist = "".join(f"blacklist {module}\n" for module in BLACKLISTED)
     _write(root / "etc/modprobe.d/vms.conf", blacklist)
     _write(root / "etc/fstab", "")
+    _write(root / "etc/default/locale", "LANG=C.UTF-8\n")
     _write(root / "etc/hostname", "throughline-vm\n")
-    _write(root / "etc/hosts", "127.0.0.1 localhost throughline-vm\n::1 localhost\n")
+    _write(root / "etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
     generators = root / "usr/lib/systemd/system-generators"
     _write(generators / "throughline-no-securityfs", NO_SECURITYFS, mode=0o755)
 
