@@ -28,6 +28,7 @@ PACKAGES = (
     "libpam-systemd",
     "openssh-server",
     "python3",
+    "python3-apt",  # what the module apt of Ansible runs on
     "iproute2",
     "ca-certificates",
     "curl",
