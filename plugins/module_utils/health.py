@@ -11,8 +11,8 @@ def group_state(value):
     return value.get("state", "off") if isinstance(value, dict) else value
 
 
-def ailment(status, *, groups, pid, since):
-    """What keeps the agent from counting as healthy, or None.
+def delay(status, *, pid, since):
+    """Why this is not the answer of the agent that is waited for, or None.
 
     `pid` is systemd's main process; `since` (seconds since the epoch) is when the agent was last
     told to start or reload, so that an answer from before does not count.
@@ -25,9 +25,20 @@ def ailment(status, *, groups, pid, since):
         return f"status is of process {status['pid']}, but systemd runs process {pid}"
     if status["started_unix"] < since:
         return "it has not taken over the new release or configuration yet"
+    return None
+
+
+def lacking(status, *, groups):
+    """What will not change while this agent runs, since it attaches each group once; or None."""
     off = [name for name in groups if group_state(status["groups"].get(name, "off")) != "on"]
-    if off:
-        return f"group {', '.join(off)} is off"
+    return f"group {', '.join(off)} is off" if off else None
+
+
+def ailment(status, *, groups, pid, since):
+    """What keeps the agent from counting as healthy, or None."""
+    problem = delay(status, pid=pid, since=since) or lacking(status, groups=groups)
+    if problem:
+        return problem
     if not status["attached"]["programs"]:
         return "no program is attached"
     if not status["healthy"]:

@@ -14,7 +14,7 @@ import signal
 import time
 from pathlib import Path
 
-from .health import ailment
+from .health import ailment, delay, lacking
 from .host import UNIT
 
 UNIT_FILE = Path("/etc/systemd/system") / UNIT
@@ -98,7 +98,8 @@ def wait_until_healthy(run, *, directory, groups, since, timeout, settle=SETTLE_
     """Wait for the agent of a release: (its status, what is wrong with it or None).
 
     `since` is when it was told to start, in seconds since the epoch: earlier answers do not count.
-    Does not wait for the timeout where the agent has ended for good, or again and again.
+    Does not wait for the timeout where the agent has ended for good or again and again, or has said
+    that a group is off.
     """
     begin = time.monotonic()
     steady, fewest = None, None
@@ -109,7 +110,8 @@ def wait_until_healthy(run, *, directory, groups, since, timeout, settle=SETTLE_
         fewest = restarts if fewest is None else min(fewest, restarts)
         status = read_status(run, directory)
         problem = ailment(status, groups=groups, pid=pid, since=since)
-        if problem is None and running_release(pid) != Path(directory).name:
+        is_ours = running_release(pid) == Path(directory).name
+        if problem is None and not is_ours:
             problem = f"process {pid} is of release {running_release(pid)}"
         now = time.monotonic()
         if problem is None:
@@ -124,6 +126,12 @@ def wait_until_healthy(run, *, directory, groups, since, timeout, settle=SETTLE_
                 return status, f"has failed ({properties['Result']}, exit code {code})"
             if restarts - fewest >= MOST_ENDS:
                 return status, f"has ended {restarts - fewest} times in {now - begin:.0f} s"
+            if (
+                is_ours
+                and not delay(status, pid=pid, since=since)
+                and lacking(status, groups=groups)
+            ):
+                return status, f"is not healthy: {problem}"
             if now - begin > timeout:
                 return status, f"is not healthy after {timeout} s: {problem}"
         time.sleep(POLL_SECONDS)

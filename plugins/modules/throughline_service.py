@@ -20,7 +20,7 @@ description:
     cut short is completed by the next.
   - Waits until C(throughline status --json) says healthy, all O(groups) are on and programs are
     attached, and for 2 seconds more. Does not wait for O(timeout) once the agent has failed for
-    good or has ended three times.
+    good, has ended three times, or has said that a group is off.
   - If it does not get there, what was healthy last on this host comes back (release, links, unit,
     capabilities and configuration), and the module B(fails) with the doctor's answer and with what
     it did. A release that refuses the present configuration is not tried.
