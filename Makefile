@@ -16,7 +16,9 @@ export PATH := $(VENV)/bin:/usr/local/sbin:/usr/sbin:/sbin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
 BPF_SOURCES := $(wildcard bpf/*.bpf.c)
-BPF_OBJECTS := $(BPF_SOURCES:bpf/%.c=build/bpf/%.o)
+# Kernels before 5.15 get objects of their own, see bpf/compat.bpf.h.
+BPF_LEGACY := build/bpf/observe-legacy.bpf.o build/bpf/headers-legacy.bpf.o
+BPF_OBJECTS := $(BPF_SOURCES:bpf/%.c=build/bpf/%.o) $(BPF_LEGACY)
 ABI_GENERATOR := $(wildcard agent/throughline/kernel/generate_abi.py)
 ABI_OBJECT := build/bpf/observe.bpf.o
 
@@ -58,6 +60,12 @@ build/bpf/%.bpf.o: bpf/%.bpf.c build/vmlinux.h Makefile
 	@$(CLANG) $(BPF_CFLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@
 	@$(LLVM_STRIP) -g $@
 
+build/bpf/%-legacy.bpf.o: bpf/%.bpf.c build/vmlinux.h Makefile
+	@echo "bpf: Compiling $< for kernels before 5.15"
+	@mkdir -p $(@D)
+	@$(CLANG) $(BPF_CFLAGS) -DTL_LEGACY -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@
+	@$(LLVM_STRIP) -g $@
+
 -include $(BPF_OBJECTS:.o=.d)
 
 # agent/throughline/kernel/abi.py is the object's BTF, read back as Python.
@@ -96,6 +104,14 @@ test: bundle ## Run the unit, kernel and fleet tests, then the Molecule scenario
 .PHONY: boxes
 boxes: setup ## Build the Vagrant boxes with their kernels, where they are missing (root)
 	@$(PYTHON) -m tests.vms.boxes
+
+.PHONY: test-kernels
+test-kernels: bundle ## Run the kernel matrix on VMs, or ONLY=NAME,… of it; FORCE=1 repeats (root)
+	@$(PYTHON) -m tests.vms.matrix
+
+.PHONY: clean-vms
+clean-vms: ## Remove all VMs of the kernel matrix, also after a killed run (root)
+	@$(PYTHON) -m tests.vms.machine clean
 
 .PHONY: lint
 lint: setup build/vmlinux.h ## Check style, types, roles, scripts and BPF sources

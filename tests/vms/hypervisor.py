@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
 
-from tests.fleet.hosts import start_time
-from tests.vms import boxes
+from tests.vms import boxes, processes
 from tests.vms.platforms import STATE, Platform
+from tests.vms.processes import Process
 
 SCRIPT = Path(__file__).with_name("hypervisor.sh")
 START_SECONDS = 60.0
-END_SECONDS = 20.0
 REQUIRED = ("ip", "nsenter", "unshare", "libvirtd", "virsh", "vagrant", "dnsmasq", "qemu-img")
 
 QEMU_CONF = """user = "root"
@@ -40,14 +37,14 @@ log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
 """
 
 
-def _directory() -> Path:
+def directory() -> Path:
     """Where disks and what libvirt knows about QEMU are kept: on a disk, unlike STATE."""
     return boxes.cache_directory().parent / "vms"
 
 
 def pool(name: str) -> Path:
     """The directory that a platform's libvirt sees as /var/lib/libvirt."""
-    return _directory() / name
+    return directory() / "libvirt" / name
 
 
 def namespace(name: str) -> str:
@@ -60,21 +57,13 @@ def namespace_path(name: str) -> Path:
     return Path("/run/netns") / namespace(name)
 
 
-def _processes(name: str) -> list[int]:
+def _processes(name: str) -> list[Process]:
     """Those that are alive of the hypervisor's two: the one outside the namespaces, their first."""
     try:
         recorded = json.loads((STATE / name / "hypervisor.json").read_text())
     except FileNotFoundError:
         return []
-    return [pid for pid, started in recorded if start_time(pid) == started and not _ended(pid)]
-
-
-def _ended(pid: int) -> bool:
-    """Whether only the entry of a killed process is left, for its parent to collect."""
-    try:
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+    return [(pid, started) for pid, started in recorded if processes.alive((pid, started))]
 
 
 def inside(name: str) -> list[str]:
@@ -85,7 +74,7 @@ def inside(name: str) -> list[str]:
     alive = _processes(name)
     if len(alive) != 2:
         raise ProcessLookupError(f"the hypervisor of {name} does not run")
-    return ["nsenter", f"--target={alive[1]}", "--mount", "--root", "--net", "--pid"]
+    return ["nsenter", f"--target={alive[1][0]}", "--mount", "--root", "--net", "--pid"]
 
 
 def _check_machine() -> None:
@@ -103,29 +92,30 @@ def _write_state(platform: Platform) -> None:
     (platform.state / "empty").write_text("")
     (platform.state / "etc/qemu.conf").write_text(QEMU_CONF)
     (platform.state / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF)
+    (platform.state / "boot.pid").write_text(json.dumps(processes.identify(os.getpid())) + "\n")
     (pool(platform.name) / "images").mkdir(parents=True)
-    (_directory() / "cache").mkdir(exist_ok=True)
+    (directory() / "cache").mkdir(exist_ok=True)
 
 
 def _child(pid: int, *, seconds: float = 5.0) -> int:
     """The first process of the PID namespace that `unshare` makes."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        for status in Path("/proc").glob("[0-9]*/status"):
-            try:
-                text = status.read_text()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if re.search(rf"^PPid:\t{pid}$", text, re.MULTILINE):
-                return int(status.parent.name)
+        if found := processes.children(pid):
+            return found[0]
         time.sleep(0.05)
-    raise ProcessLookupError("the hypervisor ended at its start")
+    raise RuntimeError("the hypervisor ended at its start")
 
 
 def _log(name: str) -> str:
     files = [STATE / name / "log/hypervisor.log", STATE / name / "log/libvirtd.log"]
     lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
     return "\n".join(lines[-15:])
+
+
+def _record(platform: Platform, *pids: int) -> None:
+    recorded = [processes.identify(pid) for pid in pids]
+    (platform.state / "hypervisor.json").write_text(json.dumps(recorded) + "\n")
 
 
 def _start(platform: Platform, *, kvm: bool) -> None:
@@ -137,7 +127,7 @@ def _start(platform: Platform, *, kvm: bool) -> None:
                 *("unshare", "--mount", "--propagation", "private"),
                 *("--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"),
                 *("/bin/sh", str(SCRIPT), str(platform.state), str(pool(name))),
-                *(str(_directory() / "cache"), "yes" if kvm else "no"),
+                *(str(directory() / "cache"), "yes" if kvm else "no"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -145,9 +135,8 @@ def _start(platform: Platform, *, kvm: bool) -> None:
             start_new_session=True,
             env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
         )
-    first = _child(outside.pid)
-    recorded = [[pid, start_time(pid)] for pid in (outside.pid, first)]
-    (platform.state / "hypervisor.json").write_text(json.dumps(recorded) + "\n")
+    _record(platform, outside.pid)
+    _record(platform, outside.pid, _child(outside.pid))
     deadline = time.monotonic() + START_SECONDS
     while subprocess.run(
         [*inside(name), "virsh", "--quiet", "--connect", "qemu:///system", "uri"],
@@ -186,16 +175,21 @@ def _end_ssh_masters(state: Path) -> None:
         )
 
 
+def _end_boot(name: str) -> None:
+    """Ends another process that is still booting this platform: it would begin again."""
+    file = STATE / name / "boot.pid"
+    if file.exists():
+        pid, started = json.loads(file.read_text())
+        if pid != os.getpid():
+            processes.end_tree((pid, started))
+
+
 def down(name: str) -> None:
     """Ends a platform's VM and hypervisor at once and removes all of it, however far it came."""
     _end_ssh_masters(STATE / name)
-    deadline = time.monotonic() + END_SECONDS
-    while alive := _processes(name):
-        for pid in reversed(alive):
-            os.kill(pid, signal.SIGKILL)
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the hypervisor of {name} did not end in {END_SECONDS:.0f} s")
-        time.sleep(0.05)
+    _end_boot(name)
+    # the first process of the PID namespace takes all others of it along
+    processes.end(_processes(name))
     if namespace_path(name).exists():
         subprocess.run(["ip", "netns", "delete", namespace(name)], check=True)
     for directory in (STATE / name, pool(name)):
@@ -208,7 +202,7 @@ def down(name: str) -> None:
 def names() -> list[str]:
     """All platforms that have left a trace: state files, disks, or a network namespace."""
     found = {path.name for path in STATE.glob("*") if path.is_dir()}
-    found |= {path.name for path in _directory().glob("*") if path.name != "cache"}
+    found |= {path.name for path in pool("").glob("*")}
     prefix = namespace("")
     found |= {path.name.removeprefix(prefix) for path in Path("/run/netns").glob(f"{prefix}*")}
     return sorted(found)

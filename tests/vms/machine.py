@@ -20,7 +20,7 @@ from pathlib import Path
 import jinja2
 
 from tests.fleet.hosts import CONNECT
-from tests.vms import boxes, hypervisor, kvm, platforms
+from tests.vms import boxes, hypervisor, kvm, leftovers, platforms
 from tests.vms.platforms import Platform
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -226,7 +226,7 @@ def up(platform: Platform) -> float:
         begin = time.monotonic()
         try:
             _boot(platform, accelerated=accelerated)
-        except RuntimeError as error:
+        except (ProcessLookupError, RuntimeError) as error:
             kept = keep_console(platform)
             end = console_end(platform)
             hypervisor.down(platform.name)
@@ -278,9 +278,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         if arguments.command == "clean":
-            for name in hypervisor.names():
-                say(f"removing {name}")
-                hypervisor.down(name)
+            leftovers.clean(say=say)
             return 0
         platform = platforms.get(arguments.platform)
         if arguments.command == "up":
