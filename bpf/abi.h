@@ -11,7 +11,7 @@
 #define THROUGHLINE_ABI_H
 
 enum tl_abi {
-	TL_ABI_VERSION = 1,
+	TL_ABI_VERSION = 2,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
@@ -100,6 +100,7 @@ enum tl_counter {
 	TL_LOST_GAP, /* segments missed or out of order inside a message */
 	TL_LOST_BUSY, /* two processors handled one connection at once */
 	TL_LOST_NOT_HTTP, /* server connection whose bytes are not HTTP/1 */
+	TL_LOST_EARLY, /* request in the segment that made its connection, before Linux 5.15 */
 	TL_ENROLLED,
 	TL_ENROL_BUSY, /* another program owns the socket (EBUSY) */
 	TL_ENROL_FAILED,

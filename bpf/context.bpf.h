@@ -57,21 +57,19 @@ static __always_inline int tl_hex(char c)
 	return -1;
 }
 
-struct tl_traceparent {
-	__u8 trace_id[16];
-	__u8 parent_id[8];
-	__u8 flags;
-} __attribute__((aligned(8)));
-
-/* W3C Trace Context Level 2, section 3.2. Returns 0, or -1 for a value that restarts the trace. */
-__noinline int tl_parse_traceparent(struct tl_text *text, struct tl_traceparent *out)
+/*
+ * W3C Trace Context Level 2, section 3.2: writes trace_id and parent_span_id. Returns the flags that
+ * are passed on, or -1 for a value that restarts the trace; the ids are undefined then.
+ */
+__noinline int tl_parse_traceparent(TL_EXCHANGE)
 {
+	TL_TAKE_EXCHANGE(conn, text);
 	/* 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01 */
 	__u32 len, i, any = 0;
 	int high, low, version;
 	const char *value;
 
-	if (!text || !out)
+	if (!conn || !text)
 		return -1;
 	value = text->traceparent;
 	len = text->traceparent_len;
@@ -96,7 +94,7 @@ __noinline int tl_parse_traceparent(struct tl_text *text, struct tl_traceparent 
 		low = tl_hex(value[4 + 2 * i]);
 		if (high < 0 || low < 0)
 			return -1;
-		out->trace_id[i] = high << 4 | low;
+		conn->trace_id[i] = high << 4 | low;
 		any |= high | low;
 	}
 	if (!any)
@@ -107,7 +105,7 @@ __noinline int tl_parse_traceparent(struct tl_text *text, struct tl_traceparent 
 		low = tl_hex(value[37 + 2 * i]);
 		if (high < 0 || low < 0)
 			return -1;
-		out->parent_id[i] = high << 4 | low;
+		conn->parent_span_id[i] = high << 4 | low;
 		any |= high | low;
 	}
 	if (!any)
@@ -116,22 +114,27 @@ __noinline int tl_parse_traceparent(struct tl_text *text, struct tl_traceparent 
 	low = tl_hex(value[54]);
 	if (high < 0 || low < 0)
 		return -1;
-	out->flags = (high << 4 | low) & (TL_FLAG_SAMPLED | TL_FLAG_RANDOM);
-	return 0;
+	return (high << 4 | low) & (TL_FLAG_SAMPLED | TL_FLAG_RANDOM);
 }
 
-/* Takes the context of a message that carries one. False: it carries none, or an invalid one. */
-static __always_inline bool tl_take_header(struct tl_http *http, struct tl_text *text,
-					   struct tl_traceparent *out)
+/*
+ * Takes the context of a message that carries one, and returns its flags. -1: it carries none, or an
+ * invalid one.
+ */
+static __always_inline int tl_take_header(struct tl_conn *conn, struct tl_http *http,
+					  struct tl_text *text)
 {
+	int flags = -1;
+
 	if (!(http->flags & TL_HTTP_HAS_TRACEPARENT))
-		return false;
-	if (http->flags & TL_HTTP_BAD_TRACEPARENT || tl_parse_traceparent(text, out)) {
+		return -1;
+	if (!(http->flags & TL_HTTP_BAD_TRACEPARENT))
+		flags = tl_parse_traceparent(TL_GIVE_EXCHANGE(conn, text));
+	if (flags < 0) {
 		tl_count(TL_RESTARTED_TRACEPARENT);
 		text->tracestate_len = 0;
-		return false;
 	}
-	return true;
+	return flags;
 }
 
 static __always_inline void tl_take_tracestate(struct tl_http *http, struct tl_text *text)

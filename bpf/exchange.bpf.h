@@ -118,8 +118,9 @@ static __always_inline void tl_fill_span(struct tl_span *span, struct tl_conn *c
 #define TL_SPAN_SHORT __builtin_offsetof(struct tl_span, tracestate)
 
 /* Ends the exchange: measures it, sends its span when sampled, forgets the request. */
-__noinline int tl_finish(struct tl_conn *conn, struct tl_text *text, __u32 status, __u32 end)
+__noinline int tl_finish(TL_EXCHANGE, __u32 status, __u32 end)
 {
+	TL_TAKE_EXCHANGE(conn, text);
 	__u64 now = bpf_ktime_get_ns();
 	struct tl_span *span;
 	__u8 kind, method, minor;
@@ -176,7 +177,7 @@ static __always_inline bool tl_pipelined(struct tl_conn *conn, struct tl_text *t
 	if (!(conn->flags & TL_CONN_ACTIVE))
 		return false;
 	if (response->state >= TL_HTTP_UNTIL_CLOSE) {
-		tl_finish(conn, text, response->status, TL_END_CLOSED);
+		tl_finish(TL_GIVE_EXCHANGE(conn, text), response->status, TL_END_CLOSED);
 		tl_http_restart(response);
 		response->flags &= ~TL_HTTP_SYNCED;
 		return false;
@@ -189,13 +190,37 @@ static __always_inline bool tl_pipelined(struct tl_conn *conn, struct tl_text *t
 	return true;
 }
 
-/* The header block of a request has come in: a server span begins. */
-__noinline int tl_begin_server(struct tl_conn *conn, struct tl_text *text)
+/* The request's calls will need its tracestate, long after `text` holds the next request's. */
+static __always_inline void tl_keep_tracestate(struct tl_text *text, struct tl_request *request,
+					       __u64 key)
 {
+	struct tl_tracestate *state;
+	const void *nothing;
+	__u32 zero = 0;
+
+	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
+	if (!nothing)
+		return;
+	bpf_map_update_elem(&tl_tracestates, &key, nothing, BPF_ANY);
+	state = bpf_map_lookup_elem(&tl_tracestates, &key);
+	if (!state) {
+		tl_count(TL_FULL_TRACESTATES);
+		return;
+	}
+	__builtin_memcpy(state->text, text->tracestate, TL_TRACESTATE_MAX);
+	request->tracestate_len = text->tracestate_len;
+}
+
+/* The header block of a request has come in: a server span begins. */
+__noinline int tl_begin_server(TL_EXCHANGE)
+{
+	TL_TAKE_EXCHANGE(conn, text);
 	const struct tl_settings *settings = tl_settings_now();
-	struct tl_traceparent parent = {};
 	struct tl_request *request;
+	const void *nothing;
+	__u32 zero = 0;
 	__u64 key;
+	int flags;
 
 	if (!conn || !text)
 		return 0;
@@ -206,14 +231,13 @@ __noinline int tl_begin_server(struct tl_conn *conn, struct tl_text *text)
 	conn->flags &= ~TL_CONN_RESPONDING;
 	tl_random_id(conn->span_id, 2);
 	tl_take_tracestate(&conn->in, text);
-	if (tl_take_header(&conn->in, text, &parent)) {
-		__builtin_memcpy(conn->trace_id, parent.trace_id, 16);
-		__builtin_memcpy(conn->parent_span_id, parent.parent_id, 8);
+	flags = tl_take_header(conn, &conn->in, text);
+	if (flags >= 0) {
 		conn->evidence = TL_EVIDENCE_HEADER;
 		if (settings && settings->parent_based)
-			conn->trace_flags = parent.flags;
+			conn->trace_flags = flags;
 		else
-			conn->trace_flags = (parent.flags & TL_FLAG_RANDOM) |
+			conn->trace_flags = (flags & TL_FLAG_RANDOM) |
 					    tl_sample_root(conn->trace_id);
 	} else {
 		tl_random_id(conn->trace_id, 4);
@@ -223,23 +247,25 @@ __noinline int tl_begin_server(struct tl_conn *conn, struct tl_text *text)
 		text->tracestate_len = 0;
 	}
 
-	request = &conn->serving;
-	__builtin_memset(request, 0, sizeof(*request));
+	/* nobody knows the key yet, so that an entry that is not filled in is seen by nobody */
+	key = tl_key(conn->span_id);
+	conn->request = key;
+	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
+	if (!nothing)
+		return 0;
+	bpf_map_update_elem(&tl_requests, &key, nothing, BPF_ANY);
+	request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (!request) {
+		tl_count(TL_FULL_REQUESTS);
+		return 0;
+	}
 	request->start_ns = conn->start_ns;
 	__builtin_memcpy(request->trace_id, conn->trace_id, 16);
 	__builtin_memcpy(request->span_id, conn->span_id, 8);
 	__builtin_memcpy(request->parent_span_id, conn->parent_span_id, 8);
 	request->trace_flags = conn->trace_flags;
-	key = tl_key(conn->span_id);
-	conn->request = key;
-	if (text->tracestate_len) {
-		if (!bpf_map_update_elem(&tl_tracestates, &key, text->tracestate, BPF_ANY))
-			request->tracestate_len = text->tracestate_len;
-		else
-			tl_count(TL_FULL_TRACESTATES);
-	}
-	if (bpf_map_update_elem(&tl_requests, &key, request, BPF_ANY))
-		tl_count(TL_FULL_REQUESTS);
+	if (text->tracestate_len)
+		tl_keep_tracestate(text, request, key);
 	return 0;
 }
 
@@ -247,8 +273,8 @@ __noinline int tl_begin_server(struct tl_conn *conn, struct tl_text *text)
 static __always_inline void tl_begin_client(struct tl_conn *conn, struct tl_text *text,
 					    struct tl_request *parent, __u64 key, __u8 evidence)
 {
-	struct tl_traceparent own = {};
-	bool header;
+	__u64 own;
+	int flags;
 
 	conn->out.method = tl_method_code(text);
 	conn->start_ns = bpf_ktime_get_ns();
@@ -257,22 +283,21 @@ static __always_inline void tl_begin_client(struct tl_conn *conn, struct tl_text
 	conn->parent = parent ? key : 0;
 	tl_random_id(conn->span_id, 2);
 	tl_take_tracestate(&conn->out, text);
-	header = tl_take_header(&conn->out, text, &own);
+	flags = tl_take_header(conn, &conn->out, text);
 	if (parent) {
 		parent->fanout++;
 		tl_request_settle(parent);
 	}
-	if (header) {
+	if (flags >= 0) {
 		/*
 		 * The application's own header wins. One that is passed on as it came in (proxies do
 		 * that) names the caller's span, which is our server span's parent: then the
 		 * evidence is the better parent within the same trace.
 		 */
-		__builtin_memcpy(conn->trace_id, own.trace_id, 16);
-		__builtin_memcpy(conn->parent_span_id, own.parent_id, 8);
+		own = tl_key(conn->parent_span_id);
 		conn->evidence = TL_EVIDENCE_HEADER;
-		conn->trace_flags = own.flags;
-		if (parent && tl_key(parent->parent_span_id) == tl_key(own.parent_id)) {
+		conn->trace_flags = flags;
+		if (parent && tl_key(parent->parent_span_id) == own) {
 			__builtin_memcpy(conn->parent_span_id, parent->span_id, 8);
 			conn->evidence = evidence;
 		}

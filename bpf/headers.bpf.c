@@ -110,8 +110,9 @@ static __always_inline void tl_inherit_tracestate(struct tl_text *text, struct t
  * A header block is complete in the current send: begins the exchange. Returns how many bytes to
  * insert, 0 for none.
  */
-__noinline int tl_request_out(struct tl_conn *conn, struct tl_text *text)
+__noinline int tl_request_out(TL_EXCHANGE)
 {
+	TL_TAKE_EXCHANGE(conn, text);
 	struct tl_request *parent;
 	struct tl_http *http;
 	__u64 key = 0;
@@ -188,9 +189,9 @@ static __always_inline int tl_undo(struct sk_msg_md *msg, __u32 at, __u32 bytes)
  * Inserts `bytes` of header lines at offset `at` of the send. Returns the bytes inserted, 0 when
  * the send is unchanged, -1 when it must be refused.
  */
-__noinline int tl_insert(struct sk_msg_md *msg, struct tl_conn *conn, struct tl_text *text,
-			 __u32 at, __u32 bytes)
+__noinline int tl_insert(struct sk_msg_md *msg, TL_EXCHANGE, __u32 at, __u32 bytes)
 {
+	TL_TAKE_EXCHANGE(conn, text);
 	__u32 size, end, i;
 	__u8 *data, *data_end, *out;
 
@@ -281,31 +282,108 @@ static __always_inline bool tl_resume(struct tl_http *http, struct tcp_sock *tcp
 	return false;
 }
 
+/*
+ * Parses what comes next in the send, from `off` on. Returns how many bytes it has gone on, with
+ * what was inserted; 0 when the rest says nothing, -1 when it is not HTTP, -2 when the send must not
+ * leave. A function of its own, so that the verifier walks it once.
+ */
+__noinline int tl_send_chunk(struct sk_msg_md *msg, TL_EXCHANGE, __u32 off)
+{
+	TL_TAKE_EXCHANGE(conn, text);
+	struct bpf_sock *sk = msg->sk;
+	struct tcp_sock *tcp;
+	struct tl_http *http;
+	__u8 *data, *data_end;
+	__u32 end = msg->size;
+	__u32 skipped = 0;
+	__u32 n, what;
+	int bytes;
+
+	if (!conn || !text || !sk)
+		return 0;
+	TL_CHUNK_OF(conn, TL_OUT, chunk);
+	http = &conn->out;
+	if (conn->role != TL_ROLE_CLIENT || http->state >= TL_HTTP_UNTIL_CLOSE || off >= end)
+		return 0;
+	if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
+		__u64 skip = end - off;
+
+		if (skip >= http->remain)
+			skip = http->remain - 1;
+		skipped = skip;
+		http->remain -= skipped;
+		tl_http_seen(http, skipped);
+		off += skipped;
+	}
+	if (off >= end)
+		return skipped;
+	n = end - off;
+	if (n > TL_CHUNK)
+		n = TL_CHUNK;
+	if (bpf_msg_pull_data(msg, off, off + n, 0))
+		return -1;
+	data = msg->data;
+	data_end = msg->data_end;
+	if (data + n > data_end)
+		return -1;
+	if (bpf_probe_read_kernel(chunk->data, tl_length(n, TL_CHUNK), data))
+		return -1;
+	if (http->state == TL_HTTP_START && chunk->data[0] != '\r' && chunk->data[0] != '\n' &&
+	    tl_pipelined(conn, text))
+		return 0;
+	chunk->len = n;
+	chunk->pos = 0;
+	chunk->base = off;
+	what = tl_http_feed(TL_GIVE_STREAM(conn, text, TL_OUT, chunk));
+	skipped += chunk->pos;
+	if (what == TL_FEED_MORE)
+		return skipped;
+	if (what == TL_FEED_MESSAGE) {
+		tl_http_restart(http);
+		return skipped;
+	}
+	if (what != TL_FEED_HEADERS)
+		return -1;
+	bytes = tl_request_out(TL_GIVE_EXCHANGE(conn, text));
+	if (bytes > 0) {
+		tcp = bpf_skc_to_tcp_sock(sk);
+		if (!tcp || !tl_has_room(tcp, http->blank_at + bytes)) {
+			tl_count(TL_SKIP_NO_MEMORY);
+		} else {
+			bytes = tl_insert(msg, TL_GIVE_EXCHANGE(conn, text), http->blank_at, bytes);
+			if (bytes < 0)
+				return -2;
+			skipped += bytes;
+		}
+	}
+	if (tl_http_frame(http, http->method))
+		tl_http_restart(http);
+	return skipped;
+}
+
 SEC("sk_msg")
 int tl_send(struct sk_msg_md *msg)
 {
 	struct bpf_sock *sk = msg->sk;
-	struct tl_chunk chunk = {};
 	struct tcp_sock *tcp;
 	struct tl_conn *conn;
 	struct tl_text *text;
 	struct tl_http *http;
-	__u32 total = msg->size;
 	__u32 off = 0;
 	__u32 i;
 
 	if (!sk)
 		return SK_PASS;
-	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (!tcp)
+		return SK_PASS;
+	conn = TL_CONN_FIND(sk, TL_COOKIE(&tcp->inet_conn.icsk_inet.sk));
 	if (!conn || conn->role != TL_ROLE_CLIENT)
 		return SK_PASS;
 	http = &conn->out;
-	if (http->state >= TL_HTTP_UNTIL_CLOSE)
+	if (http->state >= TL_HTTP_UNTIL_CLOSE || !tl_resume(http, tcp))
 		return SK_PASS;
-	tcp = bpf_skc_to_tcp_sock(sk);
-	if (!tcp || !tl_resume(http, tcp))
-		return SK_PASS;
-	text = bpf_sk_storage_get(&tl_texts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	text = TL_TEXT_MAKE(sk, conn->cookie);
 	if (!text) {
 		tl_count(TL_FULL_STORAGE);
 		/* bytes go by unseen: what follows cannot be framed */
@@ -314,70 +392,19 @@ int tl_send(struct sk_msg_md *msg)
 	}
 	http->flags &= ~TL_HTTP_BLANK_SEEN;
 
-	for (i = 0; i < TL_CHUNKS_MAX; i++) {
-		__u8 *data, *data_end;
-		__u32 n, what;
-		int bytes;
+	for (i = 0; i < TL_CHUNKS_MAX && off < msg->size; i++) {
+		int went = tl_send_chunk(msg, TL_GIVE_EXCHANGE(conn, text), off);
 
-		if (off >= total || conn->role != TL_ROLE_CLIENT ||
-		    http->state >= TL_HTTP_UNTIL_CLOSE)
+		if (!went)
 			goto out;
-		if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
-			__u64 skip = total - off;
-
-			if (skip >= http->remain)
-				skip = http->remain - 1;
-			if (skip) {
-				http->remain -= skip;
-				tl_http_seen(http, skip);
-				off += skip;
-				if (off >= total)
-					goto out;
-			}
-		}
-		n = total - off;
-		if (n > TL_CHUNK)
-			n = TL_CHUNK;
-		if (n < 1)
-			goto out;
-		if (bpf_msg_pull_data(msg, off, off + n, 0))
+		if (went == -2)
+			return SK_DROP;
+		if (went < 0)
 			break;
-		data = msg->data;
-		data_end = msg->data_end;
-		if (data + n > data_end)
-			break;
-		if (bpf_probe_read_kernel(chunk.data, n, data))
-			break;
-		if (http->state == TL_HTTP_START && chunk.data[0] != '\r' &&
-		    chunk.data[0] != '\n' && tl_pipelined(conn, text))
-			goto out;
-		chunk.len = n;
-		chunk.pos = 0;
-		chunk.base = off;
-		what = tl_http_feed(http, text, &chunk);
-		off += chunk.pos;
-		if (what == TL_FEED_MORE)
-			continue;
-		if (what == TL_FEED_MESSAGE) {
-			tl_http_restart(http);
-			continue;
-		}
-		if (what != TL_FEED_HEADERS)
-			break;
-		bytes = tl_request_out(conn, text);
-		if (bytes > 0 && !tl_has_room(tcp, http->blank_at + bytes))
-			tl_count(TL_SKIP_NO_MEMORY);
-		else if (bytes > 0) {
-			bytes = tl_insert(msg, conn, text, http->blank_at, bytes);
-			if (bytes < 0)
-				return SK_DROP;
-			off += bytes;
-			total += bytes;
-		}
-		if (tl_http_frame(http, http->method))
-			tl_http_restart(http);
+		off += went;
 	}
-	tl_give_up(conn);
+	if (off < msg->size)
+		tl_give_up(conn);
 out:
 	http->next_seq = tcp->write_seq + msg->size;
 	return SK_PASS;
@@ -405,28 +432,37 @@ static __always_inline bool tl_calls_fionread(struct task_struct *task)
 	       word == 0x647074746867696cULL; /* lighttpd */
 }
 
+static __always_inline __u64 tl_cgroup_of(struct task_struct *task)
+{
+#ifdef TL_LEGACY
+	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+#else
+	return task->cgroups->dfl_cgrp->kn->id;
+#endif
+}
+
 /* The current thread connects. */
 static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = tl_current_task();
 	struct tl_request *request;
 	struct tl_thread *thread;
 	struct tl_conn *conn;
-	__u32 tid = task->pid;
-	__u64 cgroup_id = task->cgroups->dfl_cgrp->kn->id;
+	__u32 tid = TL_READ(task, pid);
+	__u64 cgroup_id = tl_cgroup_of(task);
 	__u64 key = 0;
 	int refused;
 
 	if (!tl_traced(cgroup_id))
 		return;
-	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	conn = TL_CONN_MAKE(sk, bpf_get_socket_cookie(ops));
 	if (!conn) {
 		tl_count(TL_FULL_STORAGE);
 		return;
 	}
 	conn->role = TL_ROLE_CLIENT;
 	conn->cgroup_id = cgroup_id;
-	conn->pid = task->tgid;
+	conn->pid = TL_READ(task, tgid);
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
 	request = tl_thread_request(thread, &key, &refused);
 	conn->flags |= TL_CONN_CONNECTED;
@@ -442,7 +478,7 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 
 static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
-	struct tl_conn *conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	struct tl_conn *conn = TL_CONN_FIND(sk, bpf_get_socket_cookie(ops));
 	__u64 cookie;
 	int error;
 
@@ -475,7 +511,7 @@ static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *
  */
 static __always_inline void tl_acknowledged(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
-	struct tl_conn *conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	struct tl_conn *conn = TL_CONN_FIND(sk, bpf_get_socket_cookie(ops));
 	bool http = conn && conn->role == TL_ROLE_CLIENT;
 	bool leaves = false;
 	__u64 cookie;
@@ -532,7 +568,7 @@ int tl_release(struct bpf_iter__sockmap *ctx)
 	if (!sk || !key)
 		return 0;
 	cookie = *key;
-	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	conn = TL_CONN_FIND(sk, cookie);
 	if (!conn || !bpf_map_lookup_elem(&tl_fionread, &conn->pid))
 		return 0;
 	conn->flags &= ~TL_CONN_ENROLLED;

@@ -412,17 +412,18 @@ static __always_inline int tl_http_headers(struct tl_http *http)
 }
 
 /*
- * Parses chunk->data[chunk->pos .. chunk->len) and moves chunk->pos.
- * Returns enum tl_feed; on anything but TL_FEED_MORE the caller acts and calls again.
+ * The next TL_TURNS elements of tl_http_feed(). Few, because the verifier walks each turn on its own:
+ * it keeps what it proved about the loop's counter apart from one turn to the next.
  */
-__noinline int tl_http_feed(struct tl_http *http, struct tl_text *text, struct tl_chunk *chunk)
+__noinline int tl_http_turns(TL_STREAM)
 {
+	TL_TAKE_STREAM(http, text, chunk);
 	__u32 i;
 
 	if (!http || !text || !chunk)
 		return TL_FEED_LOST;
 
-	for (i = 0; i < TL_CHUNK; i++) {
+	for (i = 0; i < TL_TURNS; i++) {
 		__u32 pos = chunk->pos;
 		__u32 at;
 		__u64 left;
@@ -761,6 +762,28 @@ chunk_begins:
 		}
 	}
 	return TL_FEED_MORE;
+}
+
+/*
+ * Parses chunk->data[chunk->pos .. chunk->len) and moves chunk->pos.
+ * Returns enum tl_feed; on anything but TL_FEED_MORE the caller acts and calls again. After
+ * TL_FEED_MORE too, should chunk->pos not have come to chunk->len.
+ */
+__noinline int tl_http_feed(TL_STREAM)
+{
+	TL_TAKE_STREAM(http, text, chunk);
+	int what = TL_FEED_LOST;
+	__u32 i;
+
+	if (!http || !text || !chunk)
+		return TL_FEED_LOST;
+	/* a turn takes a byte, eight, or a body; two more for those that take none */
+	for (i = 0; i < TL_CHUNK / TL_TURNS + 2; i++) {
+		what = tl_http_turns(TL_GIVE_STREAM_ON(http, text, chunk));
+		if (what != TL_FEED_MORE || chunk->pos >= chunk->len)
+			break;
+	}
+	return what;
 }
 
 /* Known methods by their letters, up to eight, little-endian. */

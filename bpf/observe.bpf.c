@@ -13,11 +13,6 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum tl_direction {
-	TL_IN = 0,
-	TL_OUT = 1,
-};
-
 /* A TCP segment with payload. */
 struct tl_segment {
 	__u32 off; /* of the payload in the packet */
@@ -37,7 +32,7 @@ static __always_inline bool tl_looks_like_request(struct __sk_buff *skb,
 	__u8 start[4] = {};
 	__u32 i;
 
-	if (n < 1 || bpf_skb_load_bytes(skb, segment->off, start, n))
+	if (n < 1 || bpf_skb_load_bytes(skb, segment->off, start, tl_length(n, 4)))
 		return false;
 	for (i = 0; i < 4; i++) {
 		if (i >= n)
@@ -55,9 +50,10 @@ static __always_inline void tl_message_ends(struct tl_conn *conn, struct tl_text
 					    struct tl_http *http)
 {
 	if (http->flags & TL_HTTP_RESPONSE && http->status >= 200)
-		tl_finish(conn, text, http->status, TL_END_COMPLETE);
+		tl_finish(TL_GIVE_EXCHANGE(conn, text), http->status, TL_END_COMPLETE);
 	else if (http->flags & TL_HTTP_RESPONSE && conn->role == TL_ROLE_SERVER) {
-		struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &conn->request);
+		__u64 key = conn->request;
+		struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
 
 		/* 100 Continue is no answer yet */
 		conn->flags &= ~TL_CONN_RESPONDING;
@@ -71,9 +67,9 @@ static __always_inline void tl_message_ends(struct tl_conn *conn, struct tl_text
  * The parser stopped in a direction of a packet: acts on it. Its own function, so that the
  * verifier walks it once and not for each turn of the loop that calls it.
  */
-__noinline int tl_packet_event(struct tl_conn *conn, struct tl_text *text, __u32 direction,
-			       __u32 what)
+__noinline int tl_packet_event(TL_EXCHANGE, __u32 direction, __u32 what)
 {
+	TL_TAKE_EXCHANGE(conn, text);
 	struct tl_http *http;
 	bool response;
 	__u8 method;
@@ -90,7 +86,7 @@ __noinline int tl_packet_event(struct tl_conn *conn, struct tl_text *text, __u32
 		if (tl_pipelined(conn, text))
 			return 0;
 		if (conn->role == TL_ROLE_SERVER) {
-			tl_begin_server(conn, text);
+			tl_begin_server(TL_GIVE_EXCHANGE(conn, text));
 			conn->out.flags |= TL_HTTP_RESPONSE;
 			if (conn->out.state == TL_HTTP_LOST)
 				tl_http_restart(&conn->out);
@@ -108,7 +104,7 @@ __noinline int tl_packet_event(struct tl_conn *conn, struct tl_text *text, __u32
 	if (tl_http_frame(http, method)) {
 		if (http->state == TL_HTTP_TUNNEL) {
 			tl_count(TL_SKIP_TUNNEL);
-			tl_finish(conn, text, http->status, TL_END_COMPLETE);
+			tl_finish(TL_GIVE_EXCHANGE(conn, text), http->status, TL_END_COMPLETE);
 			conn->role = TL_ROLE_OFF;
 			return 0;
 		}
@@ -117,90 +113,64 @@ __noinline int tl_packet_event(struct tl_conn *conn, struct tl_text *text, __u32
 	return 0;
 }
 
-/* Parses the payload of a segment. A function of its own for the verifier's sake. */
-__noinline int tl_stream(struct __sk_buff *skb, struct tl_conn *conn, struct tl_text *text,
-			 const struct tl_segment *segment, __u32 direction)
+/*
+ * Parses what comes next in the bytes `range` of the packet (the first in the upper half, the one
+ * behind the last in the lower). Returns how many bytes it has gone on, 0 when the rest says nothing, -1
+ * when it is not HTTP. A function of its own, as tl_packet_event().
+ */
+__noinline int tl_packet_chunk(struct __sk_buff *skb, TL_EXCHANGE, __u64 range, __u32 direction)
 {
-	struct tl_chunk chunk = {};
+	TL_TAKE_EXCHANGE(conn, text);
 	struct tl_http *http;
-	__u32 off, len, seq, end;
-	__s32 ahead;
-	__u32 i;
+	__u32 off = range >> 32;
+	__u32 end = range;
+	__u32 skipped = 0;
+	__u32 n;
 	int what;
 
-	if (!conn || !text || !segment)
+	if (!conn || !text)
 		return 0;
-	http = direction == TL_IN ? &conn->in : &conn->out;
-	off = segment->off;
-	len = segment->len;
-	seq = segment->seq;
-	end = off + len;
-	if (!(http->flags & TL_HTTP_SYNCED)) {
-		http->flags |= TL_HTTP_SYNCED;
-		http->next_seq = seq;
-	}
-	ahead = seq - http->next_seq;
-	if (ahead < 0) {
-		/* sent again: only what lies behind the known part is new */
-		if ((__u32)-ahead >= len)
-			return 0;
-		off += -ahead;
-	} else if (ahead > 0) {
-		if ((http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) &&
-		    http->remain > (__u32)ahead) {
-			http->remain -= ahead;
-		} else if (http->state < TL_HTTP_UNTIL_CLOSE) {
-			tl_count(TL_LOST_GAP);
-			http->state = TL_HTTP_LOST;
-		}
-	}
-	http->next_seq = seq + len;
+	TL_CHUNK_OF(conn, direction, chunk);
+	http = tl_http_of(conn, direction);
+	if (conn->role == TL_ROLE_OFF || http->state >= TL_HTTP_UNTIL_CLOSE)
+		return 0;
+	if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
+		/* bodies are not read */
+		__u64 skip = end - off;
 
-	for (i = 0; i < TL_CHUNKS_MAX; i++) {
-		__u32 n;
-
-		if (conn->role == TL_ROLE_OFF || off >= end)
-			return 0;
-		if (http->state >= TL_HTTP_UNTIL_CLOSE)
-			return 0;
-		if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
-			/* bodies are not read */
-			__u64 skip = end - off;
-
-			if (skip >= http->remain)
-				skip = http->remain - 1;
-			if (skip) {
-				http->remain -= skip;
-				off += skip;
-				if (off >= end)
-					return 0;
-			}
-		}
-		n = end - off;
-		if (n > TL_CHUNK)
-			n = TL_CHUNK;
-		if (n < 1)
-			return 0;
-		if (bpf_skb_load_bytes(skb, off, chunk.data, n)) {
-			http->state = TL_HTTP_LOST;
-			return 0;
-		}
-		/* before the parser overwrites the text of the request that is under way */
-		if (http->state == TL_HTTP_START && !(http->flags & TL_HTTP_RESPONSE) &&
-		    chunk.data[0] != '\r' && chunk.data[0] != '\n' && tl_pipelined(conn, text))
-			return 0;
-		chunk.len = n;
-		chunk.pos = 0;
-		chunk.base = 0;
-		what = tl_http_feed(http, text, &chunk);
-		off += chunk.pos;
-		if (what == TL_FEED_MORE)
-			continue;
-		if (what != TL_FEED_HEADERS && what != TL_FEED_MESSAGE)
-			break;
-		tl_packet_event(conn, text, direction, what);
+		if (skip >= http->remain)
+			skip = http->remain - 1;
+		skipped = skip;
+		http->remain -= skipped;
+		off += skipped;
 	}
-	/* Bytes that are not HTTP, or more lines than the bounds allow. */
+	if (off >= end)
+		return skipped;
+	n = end - off;
+	if (n > TL_CHUNK)
+		n = TL_CHUNK;
+	if (bpf_skb_load_bytes(skb, off, chunk->data, tl_length(n, TL_CHUNK))) {
+		http->state = TL_HTTP_LOST;
+		return 0;
+	}
+	/* before the parser overwrites the text of the request that is under way */
+	if (http->state == TL_HTTP_START && !(http->flags & TL_HTTP_RESPONSE) &&
+	    chunk->data[0] != '\r' && chunk->data[0] != '\n' && tl_pipelined(conn, text))
+		return 0;
+	chunk->len = n;
+	chunk->pos = 0;
+	chunk->base = 0;
+	what = tl_http_feed(TL_GIVE_STREAM(conn, text, direction, chunk));
+	if (what == TL_FEED_HEADERS || what == TL_FEED_MESSAGE)
+		tl_packet_event(TL_GIVE_EXCHANGE(conn, text), direction, what);
+	else if (what != TL_FEED_MORE)
+		return -1;
+	return skipped + chunk->pos;
+}
+
+/* The bytes of a direction are not HTTP, or have more lines than the bounds allow. */
+static __always_inline void tl_not_http(struct tl_conn *conn, struct tl_http *http)
+{
 	http->state = TL_HTTP_LOST;
 	if (conn->flags & TL_CONN_USED) {
 		tl_count(TL_SKIP_MALFORMED);
@@ -212,7 +182,52 @@ __noinline int tl_stream(struct __sk_buff *skb, struct tl_conn *conn, struct tl_
 		conn->flags |= TL_CONN_OPAQUE;
 		conn->role = TL_ROLE_OFF;
 	}
-	return 0;
+}
+
+/* Parses the payload of a segment. */
+static __always_inline void tl_stream(struct __sk_buff *skb, struct tl_conn *conn,
+				      struct tl_text *text, const struct tl_segment *segment,
+				      __u32 direction)
+{
+	struct tl_http *http = tl_http_of(conn, direction);
+	__u64 off = segment->off;
+	__u64 end = segment->off + segment->len;
+	__s32 ahead;
+	__u32 i;
+
+	if (!(http->flags & TL_HTTP_SYNCED)) {
+		http->flags |= TL_HTTP_SYNCED;
+		http->next_seq = segment->seq;
+	}
+	ahead = segment->seq - http->next_seq;
+	if (ahead < 0) {
+		/* sent again: only what lies behind the known part is new */
+		if ((__u32)-ahead >= segment->len)
+			return;
+		off += (__u32)-ahead;
+	} else if (ahead > 0) {
+		if ((http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) &&
+		    http->remain > (__u32)ahead) {
+			http->remain -= ahead;
+		} else if (http->state < TL_HTTP_UNTIL_CLOSE) {
+			tl_count(TL_LOST_GAP);
+			http->state = TL_HTTP_LOST;
+		}
+	}
+	http->next_seq = segment->seq + segment->len;
+
+	for (i = 0; i < TL_CHUNKS_MAX && off < end; i++) {
+		int went = tl_packet_chunk(skb, TL_GIVE_EXCHANGE(conn, text), off << 32 | end,
+					   direction);
+
+		if (!went)
+			return;
+		if (went < 0)
+			break;
+		off += (__u32)went;
+	}
+	if (off < end)
+		tl_not_http(conn, http);
 }
 
 /* Finds the TCP payload of a packet that starts at its IP header. Returns its length. */
@@ -262,7 +277,7 @@ static __always_inline struct tl_conn *tl_new_conn(struct __sk_buff *skb, struct
 	cgroup_id = bpf_skb_cgroup_id(skb);
 	if (!tl_traced(cgroup_id))
 		return NULL;
-	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	conn = TL_CONN_MAKE(sk, bpf_get_socket_cookie(skb));
 	if (!conn) {
 		tl_count(TL_FULL_STORAGE);
 		return NULL;
@@ -275,6 +290,7 @@ static __always_inline struct tl_conn *tl_new_conn(struct __sk_buff *skb, struct
 	return conn;
 }
 
+#ifndef TL_LEGACY
 /* Who sends the segment, as IPv4-mapped address; the packet starts at its IP header. */
 static __always_inline int tl_sender(struct __sk_buff *skb, __u32 ip_len, struct tl_early_key *key)
 {
@@ -330,6 +346,14 @@ static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_seg
 	early->conn.local_port = key.local_port;
 	tl_stream(skb, &early->conn, &early->text, segment, TL_IN);
 }
+#else
+/* There is no cookie yet to keep it by: the request is not seen. */
+static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_segment *segment)
+{
+	if (tl_looks_like_request(skb, segment) && tl_traced(bpf_skb_cgroup_id(skb)))
+		tl_count(TL_LOST_EARLY);
+}
+#endif
 
 static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction direction)
 {
@@ -342,7 +366,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 
 	if (!sk)
 		return 1;
-	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	conn = TL_CONN_FIND(sk, bpf_get_socket_cookie(skb));
 	if (conn && conn->role == TL_ROLE_OFF)
 		return 1;
 	len = tl_payload(skb, &segment);
@@ -399,24 +423,24 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 		if (!tl_looks_like_request(skb, &segment))
 			return 1;
 	}
-	text = bpf_sk_storage_get(&tl_texts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	text = TL_TEXT_MAKE(sk, conn->cookie);
 	if (!text) {
 		tl_count(TL_FULL_STORAGE);
 		return 1;
 	}
-	if (__sync_lock_test_and_set(&conn->busy[direction], 1)) {
+	if (!tl_take(&conn->busy[direction])) {
 		/* another processor handles a packet of this direction: the gap check settles it */
 		tl_count(TL_LOST_BUSY);
 		return 1;
 	}
 	if (http->state == TL_HTTP_LOST) {
 		if (conn->flags & TL_CONN_ACTIVE)
-			tl_finish(conn, text, 0, TL_END_CLOSED);
+			tl_finish(TL_GIVE_EXCHANGE(conn, text), 0, TL_END_CLOSED);
 		tl_http_restart(http);
 		http->next_seq = segment.seq;
 	}
 	tl_stream(skb, conn, text, &segment, direction);
-	__sync_lock_test_and_set(&conn->busy[direction], 0);
+	tl_give_back(&conn->busy[direction]);
 	return 1;
 }
 
@@ -439,20 +463,20 @@ int tl_egress(struct __sk_buff *skb)
  * them around its stack pointer there. (The heap's address says nothing: Go 1.26 randomises it.)
  * Java: virtual threads run on carriers named ForkJoinPool-1-worker-N.
  */
+#if defined(__TARGET_ARCH_x86)
+#define TL_GOROUTINE(regs) ((regs)->r14)
+#else
+#define TL_GOROUTINE(regs) ((regs)->regs[28])
+#endif
+
 static __always_inline __u32 tl_thread_refused(void)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	__u64 sp = PT_REGS_SP_CORE(regs);
+	struct pt_regs *regs = tl_user_registers();
+	__u64 sp = TL_REGISTER(regs, PT_REGS_SP);
 	__u64 bounds[2] = {}, size;
-	__u64 goroutine;
+	__u64 goroutine = TL_REGISTER(regs, TL_GOROUTINE);
 	char comm[16];
 
-#if defined(__TARGET_ARCH_x86)
-	goroutine = BPF_CORE_READ(regs, r14);
-#else
-	goroutine = BPF_CORE_READ(regs, regs[28]);
-#endif
 	if (goroutine && !bpf_probe_read_user(bounds, sizeof(bounds), (void *)goroutine)) {
 		size = bounds[1] - bounds[0];
 		if (bounds[0] < sp && sp <= bounds[1] && size >= 2048 && !(size & (size - 1)))
@@ -506,7 +530,7 @@ SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(tl_read, struct sock *sk)
 {
 	struct tl_request *request = NULL;
-	struct tl_conn *conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	struct tl_conn *conn = TL_CONN_FIND(sk, TL_COOKIE(sk));
 	struct tl_thread *thread;
 	struct tl_thread fresh = {};
 	__u32 tid = tl_current_tid();
@@ -576,6 +600,24 @@ int BPF_PROG(tl_read, struct sock *sk)
 	return 0;
 }
 
+#ifndef TL_LEGACY
+/* An address of a socket, as IPv4-mapped IPv6 address. */
+static __always_inline void tl_copy_address(__u8 *out, __u16 family, __u32 ip4,
+					    const struct in6_addr *ip6)
+{
+	__u32 *address = (__u32 *)out;
+
+	if (family == TL_AF_INET) {
+		address[2] = bpf_htonl(0xffff);
+		address[3] = ip4;
+		return;
+	}
+	address[0] = ip6->in6_u.u6_addr32[0];
+	address[1] = ip6->in6_u.u6_addr32[1];
+	address[2] = ip6->in6_u.u6_addr32[2];
+	address[3] = ip6->in6_u.u6_addr32[3];
+}
+
 /* A connection was accepted: what its first segment held, if that made it, becomes its own. */
 static __always_inline void tl_take_early(struct sock *sk)
 {
@@ -589,64 +631,63 @@ static __always_inline void tl_take_early(struct sock *sk)
 	key.seq = tcp->rcv_nxt;
 	key.peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
 	key.local_port = sk->__sk_common.skc_num;
-	if (sk->__sk_common.skc_family == TL_AF_INET) {
-		__u32 *address = (__u32 *)key.peer_addr;
-
-		address[2] = bpf_htonl(0xffff);
-		address[3] = sk->__sk_common.skc_daddr;
-	} else {
-		BPF_CORE_READ_INTO(&key.peer_addr, sk, __sk_common.skc_v6_daddr);
-	}
+	tl_copy_address(key.peer_addr, sk->__sk_common.skc_family, sk->__sk_common.skc_daddr,
+			&sk->__sk_common.skc_v6_daddr);
 	early = bpf_map_lookup_elem(&tl_early, &key);
 	if (!early)
 		return;
 	conn = bpf_sk_storage_get(&tl_conns, sk, &early->conn, BPF_SK_STORAGE_GET_F_CREATE);
 	if (conn) {
-		if (sk->__sk_common.skc_family == TL_AF_INET) {
-			__u32 *address = (__u32 *)conn->local_addr;
-
-			address[2] = bpf_htonl(0xffff);
-			address[3] = sk->__sk_common.skc_rcv_saddr;
-		} else {
-			BPF_CORE_READ_INTO(&conn->local_addr, sk, __sk_common.skc_v6_rcv_saddr);
-		}
+		tl_copy_address(conn->local_addr, sk->__sk_common.skc_family,
+				sk->__sk_common.skc_rcv_saddr, &sk->__sk_common.skc_v6_rcv_saddr);
 		bpf_sk_storage_get(&tl_texts, sk, &early->text, BPF_SK_STORAGE_GET_F_CREATE);
 	} else {
 		tl_count(TL_FULL_STORAGE);
 	}
 	bpf_map_delete_elem(&tl_early, &key);
 }
+#endif
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
+/* A connection comes to its end: so does the exchange on it. */
+static __always_inline void tl_closes(struct tl_conn *conn, struct tl_text *text, int newstate)
 {
-	struct tl_conn *conn;
-	struct tl_text *text;
 	__u8 state;
 
-	if (oldstate == BPF_TCP_SYN_RECV && newstate == BPF_TCP_ESTABLISHED) {
-		tl_take_early(sk);
-		return 0;
-	}
-	if (newstate != BPF_TCP_CLOSE && oldstate != BPF_TCP_ESTABLISHED)
-		return 0;
-	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
-	if (!conn || !(conn->flags & TL_CONN_ACTIVE))
-		return 0;
-	text = bpf_sk_storage_get(&tl_texts, sk, NULL, 0);
-	if (!text)
-		return 0;
+	if (!conn || !text || !(conn->flags & TL_CONN_ACTIVE))
+		return;
 	state = conn->role == TL_ROLE_SERVER ? conn->out.state : conn->in.state;
 	if (state == TL_HTTP_UNTIL_CLOSE) {
 		/* the end of the response; a client that only stops sending does not end it */
 		if (conn->role == TL_ROLE_SERVER && newstate == BPF_TCP_CLOSE_WAIT)
-			return 0;
-		tl_finish(conn, text,
+			return;
+		tl_finish(TL_GIVE_EXCHANGE(conn, text),
 			  conn->role == TL_ROLE_SERVER ? conn->out.status : conn->in.status,
 			  TL_END_CLOSE_DELIMITED);
 	} else if (newstate == BPF_TCP_CLOSE) {
-		tl_finish(conn, text, 0, TL_END_CLOSED);
+		tl_finish(TL_GIVE_EXCHANGE(conn, text), 0, TL_END_CLOSED);
 	}
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
+{
+#ifdef TL_LEGACY
+	__u64 cookie = TL_COOKIE(sk);
+#else
+	if (oldstate == BPF_TCP_SYN_RECV && newstate == BPF_TCP_ESTABLISHED) {
+		tl_take_early(sk);
+		return 0;
+	}
+#endif
+	if (newstate != BPF_TCP_CLOSE && oldstate != BPF_TCP_ESTABLISHED)
+		return 0;
+	tl_closes(TL_CONN_FIND(sk, cookie), TL_TEXT_FIND(sk, cookie), newstate);
+#ifdef TL_LEGACY
+	if (newstate == BPF_TCP_CLOSE) {
+		bpf_map_delete_elem(&tl_conns, &cookie);
+		bpf_map_delete_elem(&tl_texts, &cookie);
+	}
+#endif
 	return 0;
 }
 
@@ -680,7 +721,7 @@ static __always_inline void tl_learn_fionread(struct pt_regs *regs)
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	__u8 one = 1;
 
-	if (PT_REGS_PARM2_CORE_SYSCALL(regs) != TL_FIONREAD)
+	if (PT_REGS_PARM2_SYSCALL(regs) != TL_FIONREAD)
 		return;
 	if (bpf_map_lookup_elem(&tl_fionread, &tgid))
 		return;
@@ -692,10 +733,9 @@ static __always_inline void tl_learn_fionread(struct pt_regs *regs)
  * The end of a tick. Waiting for one descriptor (a client library that waits for its answer) is
  * not one. The tracepoint costs every system call of the host some nanoseconds (docs/decisions/0003-end-of-tick.md).
  */
-SEC("raw_tp/sys_enter")
-int tl_tick(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/sys_enter")
+int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 {
-	long id = ctx->args[1];
 	struct tl_thread *thread;
 	__u32 tid;
 
@@ -711,25 +751,19 @@ int tl_tick(struct bpf_raw_tracepoint_args *ctx)
 #if defined(__TARGET_ARCH_x86)
 	case TL_NR_POLL:
 #endif
-	case TL_NR_PPOLL: {
-		struct pt_regs *regs = (struct pt_regs *)ctx->args[0];
-
-		if (PT_REGS_PARM2_CORE_SYSCALL(regs) < 2)
+	case TL_NR_PPOLL:
+		if (PT_REGS_PARM2_SYSCALL(regs) < 2)
 			return 0;
 		break;
-	}
 	case TL_NR_IOCTL:
 		if (tl_config.fionread_broken)
-			tl_learn_fionread((struct pt_regs *)ctx->args[0]);
+			tl_learn_fionread(regs);
 		return 0;
-	case TL_NR_IO_URING_ENTER: {
-		struct pt_regs *regs = (struct pt_regs *)ctx->args[0];
-
+	case TL_NR_IO_URING_ENTER:
 		/* min_complete: only a call that waits */
-		if (!PT_REGS_PARM3_CORE_SYSCALL(regs))
+		if (!PT_REGS_PARM3_SYSCALL(regs))
 			return 0;
 		break;
-	}
 	default:
 		return 0;
 	}

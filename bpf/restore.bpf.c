@@ -57,7 +57,7 @@ int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 
 	if (bytes <= 0)
 		return 0;
-	conn = bpf_sk_storage_get(&tl_conns, sk, NULL, 0);
+	conn = TL_CONN_FIND(sk, TL_COOKIE(sk));
 	if (!conn)
 		return 0;
 	if (!(conn->flags & TL_CONN_OPAQUE)) {

@@ -15,9 +15,11 @@
 #include <bpf/bpf_tracing.h>
 
 #include "abi.h"
+#include "compat.bpf.h"
 
 #define TL_CHUNK \
 	128 /* bytes parsed per call: it lives on the stack, which preemption cannot share */
+#define TL_TURNS 8 /* elements parsed per call of tl_http_turns() */
 #define TL_CHUNKS_MAX 160 /* per packet or send: 20 KB, more than the 16 KB of a header block */
 #define TL_HEADER_BYTES_MAX 16384
 #define TL_FANOUT_MAX 1024
@@ -166,6 +168,10 @@ enum tl_conn_flags {
 
 /* One connection, from the first bytes that concern us to its end. */
 struct tl_conn {
+#ifdef TL_LEGACY
+	__u64 cookie;
+	struct tl_chunk chunk[2]; /* by direction; the stack's could not be handed on */
+#endif
 	__u64 cgroup_id;
 	__u64 request; /* server: the request being served (key of tl_requests), or 0 */
 	__u64 parent; /* client: the request whose call this is, kept until the next call */
@@ -189,8 +195,6 @@ struct tl_conn {
 	__u16 _pad2;
 	struct tl_http in;
 	struct tl_http out;
-	/* server: the entry of tl_requests, built here for want of stack */
-	struct tl_request serving;
 };
 
 enum tl_request_flags {
@@ -218,19 +222,11 @@ struct tl_thread {
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct tl_conn);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	TL_SOCKET_MAP(struct tl_conn);
 } tl_conns SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct tl_text);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	TL_SOCKET_MAP(struct tl_text);
 } tl_texts SEC(".maps");
 
 struct {
@@ -366,5 +362,89 @@ static __always_inline bool tl_traced(__u64 cgroup_id)
 	settings = tl_settings_now();
 	return settings && settings->trace_unlisted;
 }
+
+enum tl_direction {
+	TL_IN = 0,
+	TL_OUT = 1,
+};
+
+static __always_inline struct tl_http *tl_http_of(struct tl_conn *conn, __u32 direction)
+{
+	return direction == TL_IN ? &conn->in : &conn->out;
+}
+
+/*
+ * What we keep of a socket. And the arguments of functions that the verifier walks once, whoever
+ * calls them: it trusts a pointer only as far as its type goes, and older ones trust none, so
+ * there the cookie is handed on.
+ */
+#ifdef TL_LEGACY
+static __always_inline void *tl_kept(void *map, __u64 cookie, bool create)
+{
+	void *value = bpf_map_lookup_elem(map, &cookie);
+	const void *nothing;
+	__u32 zero = 0;
+
+	if (value || !create)
+		return value;
+	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
+	if (!nothing)
+		return NULL;
+	bpf_map_update_elem(map, &cookie, nothing, BPF_NOEXIST);
+	return bpf_map_lookup_elem(map, &cookie);
+}
+
+static __always_inline struct tl_conn *tl_make_conn(__u64 cookie)
+{
+	struct tl_conn *conn = tl_kept(&tl_conns, cookie, true);
+
+	if (conn)
+		conn->cookie = cookie;
+	return conn;
+}
+
+#define TL_COOKIE(sk) ((sk)->__sk_common.skc_cookie.counter)
+#define TL_CONN_FIND(sk, cookie) tl_kept(&tl_conns, cookie, false)
+#define TL_CONN_MAKE(sk, cookie) tl_make_conn(cookie)
+#define TL_TEXT_FIND(sk, cookie) tl_kept(&tl_texts, cookie, false)
+#define TL_TEXT_MAKE(sk, cookie) tl_kept(&tl_texts, cookie, true)
+
+#define TL_EXCHANGE __u64 cookie
+#define TL_GIVE_EXCHANGE(conn, text) (conn)->cookie
+#define TL_TAKE_EXCHANGE(conn, text)                   \
+	struct tl_conn *conn = TL_CONN_FIND(, cookie); \
+	struct tl_text *text = TL_TEXT_FIND(, cookie)
+
+#define TL_STREAM __u64 cookie, __u32 direction
+#define TL_GIVE_STREAM(conn, text, direction, chunk) (conn)->cookie, direction
+#define TL_GIVE_STREAM_ON(http, text, chunk) cookie, direction
+#define TL_TAKE_STREAM(http, text, chunk)                                 \
+	struct tl_conn *conn = TL_CONN_FIND(, cookie);                    \
+	struct tl_text *text = TL_TEXT_FIND(, cookie);                    \
+	struct tl_http *http = conn ? tl_http_of(conn, direction) : NULL; \
+	struct tl_chunk *chunk = conn ? &conn->chunk[direction & 1] : NULL
+
+#define TL_CHUNK_OF(conn, direction, chunk) struct tl_chunk *chunk = &conn->chunk[direction & 1]
+#else
+#define TL_CONN_FIND(sk, cookie) bpf_sk_storage_get(&tl_conns, sk, NULL, 0)
+#define TL_CONN_MAKE(sk, cookie) \
+	bpf_sk_storage_get(&tl_conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE)
+#define TL_TEXT_FIND(sk, cookie) bpf_sk_storage_get(&tl_texts, sk, NULL, 0)
+#define TL_TEXT_MAKE(sk, cookie) \
+	bpf_sk_storage_get(&tl_texts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE)
+
+#define TL_EXCHANGE struct tl_conn *conn, struct tl_text *text
+#define TL_GIVE_EXCHANGE(conn, text) conn, text
+#define TL_TAKE_EXCHANGE(conn, text)
+
+#define TL_STREAM struct tl_http *http, struct tl_text *text, struct tl_chunk *chunk
+#define TL_GIVE_STREAM(conn, text, direction, chunk) tl_http_of(conn, direction), text, chunk
+#define TL_GIVE_STREAM_ON(http, text, chunk) http, text, chunk
+#define TL_TAKE_STREAM(http, text, chunk)
+
+#define TL_CHUNK_OF(conn, direction, chunk) \
+	struct tl_chunk _##chunk = {};      \
+	struct tl_chunk *chunk = &_##chunk
+#endif
 
 #endif

@@ -35,8 +35,10 @@ EXECUTABLE = frozenset({"bin/python", "bin/throughline"})
 
 def collect(root: Path) -> tuple[dict[str, bytes], dict[str, tuple[str, bytes]]]:
     """The files of the release, without the manifest, and the gRPC extensions by Python version."""
-    sources = sorted((root / "bpf").glob("*.bpf.c"))
-    objects = [root / "build/bpf" / f"{source.stem}.o" for source in sources]
+    sources = [source.name.partition(".")[0] for source in sorted((root / "bpf").glob("*.bpf.c"))]
+    # `restore` needs a newer kernel than those that the others are for
+    names = [*sources, *(f"{name}-legacy" for name in sources if name != "restore")]
+    objects = [root / "build/bpf" / f"{name}.bpf.o" for name in names]
     if missing := [path.name for path in objects if not path.exists()]:
         raise LookupError(f"not built yet: {', '.join(missing)}; run `make bpf`")
     locked = wheels.fetch(wheels.LOCK, root / "build/wheels")

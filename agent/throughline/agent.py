@@ -381,6 +381,7 @@ class Agent:
             "missing": missing,
             "absent_cgroups": absent,
             "fionread_broken": self._programs.fionread_broken,
+            "legacy_programs": self._programs.variant != "",
             "groups": {name: asdict(group) for name, group in self._groups.items()},
             "attached": {"programs": [a.as_json() for a in self._programs.attached]},
             "counters": counters,

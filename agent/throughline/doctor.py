@@ -106,6 +106,12 @@ def explain(error: OSError, found: facts.Facts, *, adopting: bool = False) -> tu
     reason = error.strerror or str(error)
     if error.filename:
         reason = f"{error.filename}: {reason}"
+    if found.lockdown == "confidentiality" and "bpf_object__load" in reason:
+        return (
+            f"{reason}; lockdown=confidentiality keeps programs from reading memory, by which they "
+            "tell goroutines from threads",
+            "boot with lockdown=integrity, or without lockdown",
+        )
     lacking = [name for name in NETWORK_CAPABILITIES if name not in found.capabilities]
     if error.errno in (errno.EPERM, errno.EACCES) and lacking:
         return (
@@ -182,6 +188,12 @@ def _notes(running: dict[str, Any] | None) -> list[str]:
         "The tracepoint sys_enter tells the end of an event loop's tick; while it is attached "
         "every system call of the host costs a few dozen nanoseconds more.",
     ]
+    if running is not None and running.get("legacy_programs"):
+        notes.append(
+            "The programs for kernels before 5.15 run here: each packet costs some hash lookups "
+            "more, and a request that comes with the segment that makes its connection is not "
+            "seen (counter lost_early)."
+        )
     if running is not None and running.get("fionread_broken"):
         notes.append(
             "FIONREAD of sockets in a sockhash says 0 on this kernel: processes that call it "

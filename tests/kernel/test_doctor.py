@@ -97,7 +97,7 @@ def test_what_a_killed_doctor_leaves_goes_with_detach(host: Operated) -> None:
             stdout=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 5
-        while not any("/abi1/" in pin for pin in host.pins()) and time.monotonic() < deadline:
+        while not any("/abi2/" in pin for pin in host.pins()) and time.monotonic() < deadline:
             time.sleep(0.002)
         doctor.kill()
         doctor.wait()

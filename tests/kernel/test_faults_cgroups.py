@@ -116,7 +116,7 @@ def test_cgroups_come_and_go_by_the_hundred(traced: Operated) -> None:
     time.sleep(1.2)
     status = traced.status()
     assert status is not None and status["healthy"]
-    table = libbpf.get_pinned(traced.bpffs / "abi1" / "tl_cgroups")
+    table = libbpf.get_pinned(traced.bpffs / "abi2" / "tl_cgroups")
     known = sum(1 for _ in libbpf.keys(table, 8))
     os.close(table)
     assert known <= 4, "the corner, its two services, and the agent's own: the rest is forgotten"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 1
+    ABI_VERSION = 2
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
@@ -86,18 +86,19 @@ class Counter(IntEnum):
     LOST_GAP = 29
     LOST_BUSY = 30
     LOST_NOT_HTTP = 31
-    ENROLLED = 32
-    ENROL_BUSY = 33
-    ENROL_FAILED = 34
-    EVICTED = 35
-    EVICTED_FIONREAD = 36
-    FIONREAD_LEARNED = 37
-    FULL_REQUESTS = 38
-    FULL_TRACESTATES = 39
-    FULL_DURATIONS = 40
-    FULL_STORAGE = 41
-    FORCED_DROP = 42
-    COUNTERS = 43
+    LOST_EARLY = 32
+    ENROLLED = 33
+    ENROL_BUSY = 34
+    ENROL_FAILED = 35
+    EVICTED = 36
+    EVICTED_FIONREAD = 37
+    FIONREAD_LEARNED = 38
+    FULL_REQUESTS = 39
+    FULL_TRACESTATES = 40
+    FULL_DURATIONS = 41
+    FULL_STORAGE = 42
+    FORCED_DROP = 43
+    COUNTERS = 44
 
 
 class Config(NamedTuple):

@@ -22,6 +22,20 @@ log = logging.getLogger(__name__)
 
 _CGROUP_TYPES = {"cgroup_skb/ingress", "cgroup_skb/egress", "sockops"}
 
+# Objects made of one source, in the order in which they are tried; the second is for kernels before
+# 5.15 (bpf/compat.bpf.h).
+VARIANTS = ("", "-legacy")
+_PINS = f"abi{abi.Abi.ABI_VERSION}"
+_NOT_BY_VERIFIER = {
+    None,  # the dynamic linker
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOEXEC,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EROFS,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -77,8 +91,8 @@ class Programs:
         self._map_sizes = dict(map_sizes or {})
         self._inodes: dict[str, int] = {}  # what the roots were when we attached to them
         self._bpffs = bpffs
-        self._pins = bpffs / f"abi{abi.Abi.ABI_VERSION}"
-        self.adopting = self._pins.exists()  # pins of an earlier run
+        self.variant = ""  # one of VARIANTS
+        self.adopting = any(bpffs.glob(f"{_PINS}*"))  # pins of an earlier run
         self._cgroup2 = cgroup2
         self._roots = list(roots)
         self._settings = settings
@@ -105,19 +119,22 @@ class Programs:
     # -- attaching -------------------------------------------------------------------------------
 
     def attach_observe(self) -> None:
-        """Group `observe`: packets of the cgroups, reads of threads, ends of ticks."""
-        self._pins.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Group `observe`: packets of the cgroups, reads of threads, ends of ticks.
+
+        Its first variant that this kernel accepts decides that of the other groups.
+        """
         self.fionread_broken = fionread.is_broken()
-        loaded = self._load("observe")
+        loaded = self._load_variant("observe")
         settings = loaded.map_fd("tl_settings")
         libbpf.update(settings, bytes(4), self._settings.pack())
         self._attach_all(loaded, skip=())
-        try:
-            self._attach_all(self._load("restore"), skip=())
-        except OSError as error:
-            # before Linux 6.3: answers of databases do not tell whose request goes on
-            log.info("without the tracepoint sock_send_length: %s", error)
-        self._remove_other_abis()
+        # before Linux 6.3: answers of databases do not tell whose request goes on
+        if self._object("restore").exists():
+            try:
+                self._attach_all(self._load("restore"), skip=())
+            except OSError as error:
+                log.info("without the tracepoint sock_send_length: %s", error)
+        self._remove_other_pins()
 
     def attach_headers(self) -> None:
         """Group `headers`: insertion into plaintext requests. After `attach_observe`."""
@@ -127,8 +144,34 @@ class Programs:
         self._note(program, "tl_socks", program.fd)
         self._attach_all(loaded, skip=("tl_send", "tl_release"))
 
+    @property
+    def _pins(self) -> Path:
+        return self._bpffs / f"{_PINS}{self.variant}"
+
+    def _load_variant(self, name: str) -> libbpf.Object:
+        """Raises what the first variant raised when none can be loaded."""
+        refusals: list[OSError] = []
+        for self.variant in VARIANTS:
+            if refusals and not self._object(name).exists():
+                break
+            fresh = not self._pins.exists()
+            self._pins.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                return self._load(name)
+            except OSError as error:
+                refusals.append(error)
+                if fresh:
+                    _remove_tree(self._pins)
+                if not _by_verifier(error):
+                    break
+        self.variant = VARIANTS[0]
+        raise refusals[0]
+
+    def _object(self, name: str) -> Path:
+        return objects_directory() / f"{name}{self.variant}.bpf.o"
+
     def _open(self, name: str) -> libbpf.Object:
-        opened = libbpf.Object(objects_directory() / f"{name}.bpf.o", pin_root=self._pins)
+        opened = libbpf.Object(self._object(name), pin_root=self._pins)
         found = abi.Config(*abi.CONFIG.unpack(opened.rodata(".rodata.config")))
         if found.abi_version != abi.Abi.ABI_VERSION:
             opened.close()
@@ -199,7 +242,7 @@ class Programs:
             if pin.name not in wanted:
                 pin.unlink()
 
-    def _remove_other_abis(self) -> None:
+    def _remove_other_pins(self) -> None:
         for other in self._bpffs.glob("abi*"):
             if other != self._pins:
                 _remove_tree(other)
@@ -296,9 +339,14 @@ def detach_all(bpffs: Path) -> None:
 
 def withdraw_headers(bpffs: Path) -> None:
     """Takes away the group `headers` that an earlier run left, when it is not wanted any more."""
-    pins = bpffs / f"abi{abi.Abi.ABI_VERSION}"
-    _unpin(pins / "links", "tl_sockops")
-    (pins / "tl_socks").unlink(missing_ok=True)
+    for pins in bpffs.glob(f"{_PINS}*"):
+        _unpin(pins / "links", "tl_sockops")
+        (pins / "tl_socks").unlink(missing_ok=True)
+
+
+def _by_verifier(error: OSError) -> bool:
+    """May another variant be accepted where this one was not? libbpf's own errors begin at 4000."""
+    return error.errno not in _NOT_BY_VERIFIER and (error.errno or 0) < 4000
 
 
 def _unpin(directory: Path, name: str) -> None:

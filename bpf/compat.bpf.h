@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * compat.bpf.h - kernel differences, each with the version that ended it.
+ *
+ * Two objects are made of one source. The ordinary one needs Linux 5.15. With TL_LEGACY it is one
+ * for older kernels, down to 5.10, at the price of a hash lookup where the other follows a pointer.
+ * The agent tries them in this order. They differ in:
+ *
+ *   what                                       since   instead
+ *   global functions that take pointers        5.13    the socket's cookie, and look up again
+ *   (e5069b9c23b3)
+ *   bpf_sk_storage_get in tracing programs     5.11    hash maps by cookie
+ *   (8e4597c627fb)
+ *   bpf_get_current_task_btf (3ca1032ab7ab)    5.11    bpf_get_current_task
+ *   bpf_task_pt_regs (dd6e10fbd9fb)            5.15    the top of the task's stack
+ */
+#ifndef THROUGHLINE_COMPAT_H
+#define THROUGHLINE_COMPAT_H
+
+/*
+ * `n` as a length between 1 and `max` (a power of two), for a helper that refuses 0; `n` must be
+ * that already. Verifiers before Linux 6.8 learn nothing from `n != 0` (d028f87517d6), which is what
+ * compilers make of `n < 1`.
+ */
+static __always_inline __u32 tl_length(__u32 n, __u32 max)
+{
+	n--;
+	asm volatile("%0 &= %1" : "+r"(n) : "i"(max - 1));
+	return n + 1;
+}
+
+/*
+ * Takes a lock that nobody waits for; two that try at once may both fail. By addition alone: an
+ * exchange needs Linux 5.12 (5ffa25502b5a).
+ */
+static __always_inline bool tl_take(__u32 *lock)
+{
+	__sync_fetch_and_add(lock, 1);
+	if (*(volatile __u32 *)lock == 1)
+		return true;
+	__sync_fetch_and_add(lock, -1);
+	return false;
+}
+
+static __always_inline void tl_give_back(__u32 *lock)
+{
+	__sync_fetch_and_add(lock, -1);
+}
+
+#ifdef TL_LEGACY
+#define TL_SOCKET_MAP(of)                     \
+	__uint(type, BPF_MAP_TYPE_HASH);      \
+	__uint(map_flags, BPF_F_NO_PREALLOC); \
+	__uint(max_entries, 16384);           \
+	__type(key, __u64);                   \
+	__type(value, of);                    \
+	__uint(pinning, LIBBPF_PIN_BY_NAME)
+#else
+#define TL_SOCKET_MAP(of)                      \
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE); \
+	__uint(map_flags, BPF_F_NO_PREALLOC);  \
+	__type(key, int);                      \
+	__type(value, of);                     \
+	__uint(pinning, LIBBPF_PIN_BY_NAME)
+#endif
+
+/* A field of a task that a tracing program may follow on its own where the type is known to it. */
+#ifdef TL_LEGACY
+#define tl_current_task() ((struct task_struct *)bpf_get_current_task())
+#define TL_READ(task, ...) BPF_CORE_READ(task, __VA_ARGS__)
+#else
+#define tl_current_task() bpf_get_current_task_btf()
+#define TL_READ(task, field) ((task)->field)
+#endif
+
+/* What the registers of the current thread were when it entered the kernel, see TL_REGISTER. */
+static __always_inline struct pt_regs *tl_user_registers(void)
+{
+#ifdef TL_LEGACY
+	/* x86-64: at the top of the stack, of THREAD_SIZE bytes */
+	__u64 stack = (__u64)BPF_CORE_READ(tl_current_task(), stack);
+
+	return (struct pt_regs *)(stack + (16384 - sizeof(struct pt_regs)));
+#else
+	return (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+#endif
+}
+
+/* `of` is a macro such as PT_REGS_SP. */
+#ifdef TL_LEGACY
+#define TL_REGISTER(regs, of)                                       \
+	({                                                          \
+		struct pt_regs _copy = {};                          \
+		bpf_probe_read_kernel(&_copy, sizeof(_copy), regs); \
+		(__u64) of(&_copy);                                 \
+	})
+#else
+#define TL_REGISTER(regs, of) ((__u64)of(regs))
+#endif
+
+#endif
