@@ -103,7 +103,7 @@ test: bundle ## Run the unit, kernel and fleet tests, then the Molecule scenario
 
 .PHONY: boxes
 boxes: setup ## Build the Vagrant boxes with their kernels, where they are missing (root)
-	@$(PYTHON) -m tests.vms.boxes
+	@$(PYTHON) -m tests.vms.stock
 
 .PHONY: test-kernels
 test-kernels: bundle ## Run the kernel matrix on VMs, or ONLY=NAME,… of it; FORCE=1 repeats (root)

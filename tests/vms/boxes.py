@@ -1,31 +1,24 @@
 """The Vagrant boxes: one Debian root for each release, with the modules of several kernels.
 
-`python -m tests.vms.boxes` builds what is missing. A box is kept outside the repository, in a
-directory named after the hash of its recipe, so that a changed recipe makes a new box and an
-unchanged one costs nothing. The directory holds `box.img` (a qcow2 disk without partitions),
-`metadata.json` and `Vagrantfile`, which make it a box, and for each kernel line a link `LINE` to
-its release, `vmlinuz-RELEASE` and `initrd-RELEASE`.
+A box is kept outside the repository, in a directory named after the hash of its recipe, so that a
+changed recipe makes a new box and an unchanged one costs nothing. The directory holds `box.img` (a
+qcow2 disk without partitions), `metadata.json` and `Vagrantfile`, which make it a box, and for each
+kernel line a link `LINE` to its release, `vmlinuz-RELEASE` and `initrd-RELEASE`.
 """
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import hashlib
 import inspect
 import json
-import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fleet import root as fleet_root
-from tests.vms import archive, debs, kernels
+from tests.vms import archive, cache, debs, kernels
 
 DISK_GIB = 6
 # Vagrant's public key, whose private half everyone has: the VMs are reached from this machine only.
@@ -70,6 +63,8 @@ MASKED = (
     "modprobe@drm.service",
     "modprobe@efi_pstore.service",
     "modprobe@loop.service",
+    # a manager for the user that logs in, begun and ended again with each connection of Ansible
+    "user@.service",
 )
 
 # Crypto that is tried by udev for the CPU's features, seconds under emulation, and not needed.
@@ -141,12 +136,6 @@ RECIPES = {
 }
 
 
-def cache_directory() -> Path:
-    """Where boxes are kept: `$THROUGHLINE_CACHE`, else beside the roots of the nspawn fleets."""
-    chosen = os.environ.get("THROUGHLINE_CACHE")
-    return (Path(chosen) if chosen else fleet_root.cache_directory()) / "boxes"
-
-
 def recipe_hash(recipe: Recipe) -> str:
     """Twelve hex digits that change when the recipe, or the code that follows it, does."""
     modules = (sys.modules[__name__], archive, debs, kernels)
@@ -156,25 +145,14 @@ def recipe_hash(recipe: Recipe) -> str:
 
 def path(name: str) -> Path:
     """The directory of the box of the present recipe, whether it exists or not."""
-    return cache_directory() / f"{name}-{recipe_hash(RECIPES[name])}"
+    return cache.directory() / "boxes" / f"{name}-{recipe_hash(RECIPES[name])}"
 
 
 def kernel(name: str, line: str) -> tuple[Path, Path]:
-    """Kernel and initrd of a release line of a box. Raises FileNotFoundError for a missing box."""
-    box = path(name)
+    """Kernel and initrd of a release line of a box, which is built first where it is missing."""
+    box = build(name)
     release = (box / line).readlink()
     return box / f"vmlinuz-{release}", box / f"initrd-{release}"
-
-
-def _say(line: str) -> None:
-    print(f"boxes: {line}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _bootstrap(recipe: Recipe, root: Path) -> None:
@@ -234,6 +212,7 @@ def _customize(root: Path) -> None:
     _write(root / "etc/default/locale", "LANG=C.UTF-8\n")
     _write(root / "etc/hostname", "throughline-vm\n")
     _write(root / "etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
+    shutil.rmtree(root / "etc/update-motd.d")
     generators = root / "usr/lib/systemd/system-generators"
     _write(generators / "throughline-no-securityfs", NO_SECURITYFS, mode=0o755)
 
@@ -270,7 +249,7 @@ def _build(recipe: Recipe, box: Path) -> None:
     _customize(root)
     for line in recipe.lines:
         release = kernels.install(root, line)
-        _say(f"{recipe.name}: kernel {line} is {release}")
+        cache.say(f"{recipe.name}: kernel {line} is {release}")
         modules = root / "usr/lib/modules" / release
         shutil.copy(root / "boot" / f"vmlinuz-{release}", box)
         kernels.write_initrd(box / f"initrd-{release}", modules=modules)
@@ -293,38 +272,4 @@ def build(name: str) -> Path:
 
     Raises CalledProcessError when a step fails, FileNotFoundError for a program that is missing.
     """
-    box = path(name)
-    if box.is_dir():
-        return box
-    box.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(box.parent / f"{name}.lock"):
-        if box.is_dir():
-            return box
-        for stale in box.parent.glob(f"{name}-*.partial"):
-            shutil.rmtree(stale)
-        partial = box.with_name(f"{box.name}.partial")
-        partial.mkdir()
-        start = time.monotonic()
-        _say(f"building {box} (once) …")
-        _build(RECIPES[name], partial)
-        partial.rename(box)
-        size = (box / "box.img").stat().st_size >> 20
-        _say(f"{name}: ready in {time.monotonic() - start:.0f} s, {size} MiB")
-    return box
-
-
-def main() -> int:
-    """Builds the boxes that are named, or all, and prints where they are."""
-    parser = argparse.ArgumentParser(prog="python -m tests.vms.boxes", description=main.__doc__)
-    parser.add_argument("name", nargs="*", choices=[*RECIPES, []])
-    try:
-        for name in parser.parse_args().name or RECIPES:
-            print(f"{name}: {build(name)}")
-    except (OSError, LookupError, subprocess.CalledProcessError) as error:
-        print(f"boxes: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return cache.make(path(name), lambda box: _build(RECIPES[name], box))

@@ -14,7 +14,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.vms import boxes, processes
+from tests.vms import cache, processes
 from tests.vms.platforms import STATE, Platform
 from tests.vms.processes import Process
 
@@ -39,7 +39,7 @@ log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
 
 def directory() -> Path:
     """Where disks and what libvirt knows about QEMU are kept: on a disk, unlike STATE."""
-    return boxes.cache_directory().parent / "vms"
+    return cache.directory() / "vms"
 
 
 def pool(name: str) -> Path:

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.vms import boxes
+from tests.vms import boxes, cache
 
 DEVICE = Path("/dev/kvm")
 SECONDS = 10.0  # a kernel says who it is in the first second
@@ -49,7 +49,7 @@ def usable(box: str) -> tuple[bool, str]:
     """Whether KVM works, and why not. The answer is kept until the machine boots again."""
     if not DEVICE.exists():
         return False, f"there is no {DEVICE}"
-    kept = boxes.cache_directory() / "kvm"
+    kept = cache.directory() / "boxes/kvm"
     boot = BOOT_ID.read_text().strip()
     if kept.exists():
         boot_then, _, answer = kept.read_text().partition(" ")

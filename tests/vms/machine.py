@@ -20,7 +20,7 @@ from pathlib import Path
 import jinja2
 
 from tests.fleet.hosts import CONNECT
-from tests.vms import boxes, hypervisor, kvm, leftovers, platforms
+from tests.vms import boxes, hypervisor, kvm, leftovers, platforms, stock
 from tests.vms.platforms import Platform
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -108,7 +108,7 @@ def _add_box(platform: Platform) -> str:
 
 
 def _write_vagrantfile(platform: Platform, *, box: str, accelerated: bool) -> None:
-    kernel, initrd = boxes.kernel(platform.box, platform.line)
+    kernel, initrd = stock.kernel(platform)
     template = jinja2.Template(TEMPLATE.read_text(), undefined=jinja2.StrictUndefined)
     text = template.render(
         platform=platform,
@@ -219,7 +219,7 @@ def up(platform: Platform) -> float:
     A boot that hangs is tried once more. Raises RuntimeError with the end of the console when the
     second one hangs too; then nothing is left behind but the console, in build/kernels/console.
     """
-    boxes.build(platform.box)
+    stock.kernel(platform)
     accelerated, reason = kvm.usable(platform.box)
     say("KVM boots kernels: it is used" if accelerated else f"software emulation: {reason}")
     for attempt in range(1, TRIES + 1):

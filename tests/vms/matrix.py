@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.vms import boxes, hypervisor, kvm, leftovers, platforms
+from tests.vms import boxes, hypervisor, kvm, leftovers, nobtf, platforms, stock
 from tests.vms.platforms import Platform
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -69,7 +69,8 @@ class Run:
 
 def inputs(platform: Platform, *, bundle: Path | None) -> str:
     """A digest of everything that decides a platform's result."""
-    digest = hashlib.sha256(f"{platform}{boxes.recipe_hash(boxes.RECIPES[platform.box])}".encode())
+    recipes = boxes.recipe_hash(boxes.RECIPES[platform.box]), nobtf.recipe_hash()
+    digest = hashlib.sha256(f"{platform}{recipes}".encode())
     files = [file for folder in INPUTS for file in (REPOSITORY / folder).rglob("*")]
     for file in sorted(files):
         if file.is_file() and "__pycache__" not in file.parts:
@@ -324,8 +325,8 @@ def _matrix(only: str, *, force: bool) -> int:
             raise RuntimeError(f"{platform.name} cannot run: {lacks}")
     if not chosen:
         return 0
-    for box in dict.fromkeys(platform.box for platform, _ in chosen):
-        boxes.build(box)
+    for platform, _ in chosen:
+        stock.kernel(platform)
     accelerated, reason = kvm.usable(chosen[0][0].box)
     say("KVM boots kernels and is used" if accelerated else f"software emulation: {reason}")
     at_once = _side_by_side([platform for platform, _ in chosen], accelerated=accelerated)

@@ -1,0 +1,56 @@
+"""Where boxes and kernels are kept: outside the checkout, so that a clean clone finds them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.fleet import root as fleet_root
+
+
+def directory() -> Path:
+    """`$THROUGHLINE_CACHE`, else that of the nspawn fleets' roots."""
+    chosen = os.environ.get("THROUGHLINE_CACHE")
+    return Path(chosen) if chosen else fleet_root.cache_directory()
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def say(line: str) -> None:
+    """Progress goes to standard error at once."""
+    print(f"boxes: {line}", file=sys.stderr, flush=True)
+
+
+def make(finished: Path, build: Callable[[Path], None]) -> Path:
+    """Returns the directory `finished`, which `build` fills first where it is missing.
+
+    It gets its name, `NAME-HASH`, when it is complete; what a killed build left is removed.
+    """
+    if finished.is_dir():
+        return finished
+    finished.parent.mkdir(parents=True, exist_ok=True)
+    name = finished.name.rpartition("-")[0]
+    with _locked(finished.parent / f"{name}.lock"):
+        if finished.is_dir():
+            return finished
+        for stale in finished.parent.glob(f"{name}-*.partial"):
+            shutil.rmtree(stale)
+        partial = finished.with_name(f"{finished.name}.partial")
+        partial.mkdir()
+        start = time.monotonic()
+        say(f"building {finished} (once) …")
+        build(partial)
+        partial.rename(finished)
+        say(f"{name}: ready in {time.monotonic() - start:.0f} s")
+    return finished
