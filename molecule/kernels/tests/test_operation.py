@@ -10,7 +10,7 @@ from machine import ROLLOUT, Look, Machine, Played
 from test_chain import SPANS, check_spans
 from tests.fleet import joined
 
-pytestmark = pytest.mark.usefixtures("accepted")
+pytestmark = [pytest.mark.usefixtures("accepted"), pytest.mark.timeout(900)]
 
 DROP_IN = "/etc/systemd/system/throughline.service.d/capabilities.conf"
 

@@ -9,7 +9,7 @@ from machine import Machine
 from test_chain import SPANS, check_spans
 from tests.fleet import joined
 
-pytestmark = pytest.mark.usefixtures("accepted")
+pytestmark = [pytest.mark.usefixtures("accepted"), pytest.mark.timeout(600)]
 
 
 @pytest.mark.proves("observe", "headers")

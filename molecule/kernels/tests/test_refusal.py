@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from machine import Machine
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.mark.proves("observe", "headers")
 def test_site_refuses_the_host_and_changes_nothing(

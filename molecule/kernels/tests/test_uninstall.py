@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from machine import Machine
 
-pytestmark = pytest.mark.usefixtures("accepted")
+pytestmark = [pytest.mark.usefixtures("accepted"), pytest.mark.timeout(900)]
 
 
 def test_nothing_is_left(machine: Machine, seen: dict[str, Any]) -> None:

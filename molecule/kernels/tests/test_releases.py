@@ -1,0 +1,80 @@
+"""A release that does not become healthy gives way, a good one takes over, and there is a way back.
+
+What happens to other hosts and batches meanwhile is seen in tests/fleet/test_upgrade.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machine import Look, Machine
+from test_chain import SPANS, check_spans
+from tests.fleet import joined, releases
+
+pytestmark = [
+    pytest.mark.usefixtures("accepted", "also"),
+    pytest.mark.timeout(1200),
+    pytest.mark.proves("observe", "headers"),
+]
+
+BETTER = "99.0.0"
+GIVE_UP_SECONDS = 40
+
+
+def make(machine: Machine, folder: Path, *, fault: str) -> str:
+    """A further release, made from the one of this run."""
+    bundle = releases.newest(machine.folder / "dist")
+    return str(releases.make(bundle, folder, version=BETTER, fault=fault))
+
+
+def serving(look: Look) -> tuple[str, str]:
+    """Version that runs, and the release that `current` leads to."""
+    return look["agent"]["status"]["version"], look["agent"]["release"]
+
+
+def check_joined(machine: Machine, prefix: str) -> None:
+    """Everything is traced as ever."""
+    sent = machine.send(prefix, spans=SPANS)
+    check_spans(sent)
+    assert joined.check(sent.requests, sent.spans) == []
+
+
+def test_a_release_that_is_not_healthy_gives_way(
+    machine: Machine, tmp_path: Path, seen: dict[str, Any]
+) -> None:
+    before = machine.look(healthy=60)
+    broken = make(machine, tmp_path, fault="unhealthy")
+    played = machine.play(
+        "upgrade", throughline_bundle=broken, throughline_health_timeout=GIVE_UP_SECONDS
+    )
+    words = " ".join(played.output.partition("fatal: ")[2].split())
+    seen.update(code=played.code, message=words[:600])
+    assert played.code != 0
+    assert "Rolled back: " in words
+    assert "doctor: headers is off: this release cannot attach it" in words
+    after = machine.look(healthy=60)
+    assert serving(after) == serving(before)
+    assert after["agent"]["status"]["healthy"] is True
+    check_joined(machine, "gaveway")
+
+
+def test_a_good_release_takes_over_and_the_one_before_comes_back(
+    machine: Machine, tmp_path: Path, seen: dict[str, Any]
+) -> None:
+    before = machine.look(healthy=60)
+    played = machine.play("upgrade", throughline_bundle=make(machine, tmp_path, fault="none"))
+    assert played.code == 0, played.output[-3000:]
+    after = machine.look(healthy=60)
+    seen["upgraded"] = serving(after)
+    assert serving(after)[0] == BETTER
+    assert serving(after)[1] != serving(before)[1]
+    assert after["agent"]["unit"]["MainPID"] == before["agent"]["unit"]["MainPID"], "a reload"
+    check_joined(machine, "upgraded")
+    played = machine.play("rollback")
+    assert played.code == 0, played.output[-3000:]
+    back = machine.look(healthy=60)
+    seen["rolled back"] = serving(back)
+    assert serving(back) == serving(before)
+    check_joined(machine, "back")
