@@ -17,6 +17,7 @@ import yaml
 from tests.vms import (
     archive,
     boxes,
+    cache,
     expected,
     kernels,
     kvm,
@@ -118,6 +119,19 @@ def test_a_finished_box_is_not_built_again(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", "")  # nothing could be built
     boxes.path("trixie").mkdir(parents=True)
     assert boxes.build("trixie") == boxes.path("trixie")
+
+
+def test_what_is_unused_or_unfinished_goes_with_the_next_build(tmp_path: Path) -> None:
+    for name in ("box-old", "box-used", "box-new.partial", "other-old"):
+        (tmp_path / name).mkdir()
+    for name in ("box-old", "other-old"):
+        os.utime(tmp_path / name, (0, 0))
+    made = cache.make(tmp_path / "box-new", lambda partial: (partial / "disk").touch())
+    assert (made / "disk").exists()
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["box-new", "box-used", "box.lock", "other-old"]
+    os.utime(made, (0, 0))
+    assert cache.make(made, lambda partial: partial.rmdir()).stat().st_mtime > 0
 
 
 def test_sources_come_from_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

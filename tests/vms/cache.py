@@ -20,6 +20,9 @@ def directory() -> Path:
     return Path(chosen) if chosen else fleet_root.cache_directory()
 
 
+UNUSED_SECONDS = 14 * 86400.0
+
+
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     with file.open("w") as lock:
@@ -32,20 +35,28 @@ def say(line: str) -> None:
     print(f"boxes: {line}", file=sys.stderr, flush=True)
 
 
+def _remove_unused(name: str, folder: Path) -> None:
+    """Removes what a killed build left, and what no run has asked for in a long time."""
+    for other in folder.glob(f"{name}-*"):
+        age = time.time() - other.stat().st_mtime
+        if other.suffix == ".partial" or age > UNUSED_SECONDS:
+            shutil.rmtree(other)
+
+
 def make(finished: Path, build: Callable[[Path], None]) -> Path:
     """Returns the directory `finished`, which `build` fills first where it is missing.
 
-    It gets its name, `NAME-HASH`, when it is complete; what a killed build left is removed.
+    It gets its name, `NAME-HASH`, when it is complete.
     """
     if finished.is_dir():
+        os.utime(finished)
         return finished
     finished.parent.mkdir(parents=True, exist_ok=True)
     name = finished.name.rpartition("-")[0]
     with _locked(finished.parent / f"{name}.lock"):
         if finished.is_dir():
             return finished
-        for stale in finished.parent.glob(f"{name}-*.partial"):
-            shutil.rmtree(stale)
+        _remove_unused(name, finished.parent)
         partial = finished.with_name(f"{finished.name}.partial")
         partial.mkdir()
         start = time.monotonic()
