@@ -47,13 +47,23 @@ if sys.argv[1:2] == ["run"]:
     print("CRITICAL this release ends at once", file=sys.stderr)
     sys.exit(1)
 """,
-    # is healthy, and ends a second later
+    # is healthy, and ends before it was so for 2 seconds
     "dies": """
-if sys.argv[1:2] == ["run"]:
-    import os
-    import threading
+import os
+import threading
 
-    threading.Timer(1.5, os._exit, [1]).start()
+from throughline.status import StatusWriter
+
+write = StatusWriter.write
+
+
+def write_and_end(self, status):
+    write(self, status)
+    if status["healthy"]:
+        threading.Timer(1.7, os._exit, [1]).start()
+
+
+StatusWriter.write = write_and_end
 """,
     # runs and says so, but cannot attach the group headers
     "unhealthy": """
