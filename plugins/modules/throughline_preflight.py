@@ -42,13 +42,7 @@ options:
     description: Directory that stands for C(/); for tests with a recorded tree.
     type: path
     default: /
-attributes:
-  check_mode:
-    description: Only reads, so it does the same in check mode.
-    support: full
-  diff_mode:
-    description: Changes nothing.
-    support: none
+extends_documentation_fragment: [throughline.fleet.reads]
 """
 
 EXAMPLES = r"""

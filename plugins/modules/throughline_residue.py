@@ -30,13 +30,7 @@ options:
     description: Fail if anything is left.
     type: bool
     default: true
-attributes:
-  check_mode:
-    description: Only reads, so it does the same in check mode.
-    support: full
-  diff_mode:
-    description: Changes nothing.
-    support: none
+extends_documentation_fragment: [throughline.fleet.reads]
 """
 
 EXAMPLES = r"""
