@@ -290,3 +290,17 @@ def test_hosts_without_the_agent_are_named_and_left_out(running: Shop, tmp_path:
     with pytest.raises(PlaybookError) as failed:
         upgrade(running, bundle, throughline_hosts=f"{NAME}3")
     assert "Found no host with the agent among 1" in failed.value.output
+
+
+def test_a_rollback_that_fails_is_said(running: Shop, tmp_path: Path) -> None:
+    bundle = releases.make(running.bundle, tmp_path, version="0.4.1", fault="crashes")
+    one = running.fleet.hosts[1]
+    before = state(running, 1)
+    running.fleet.run(one, "rm /opt/throughline/current/lib/start.py")
+    with pytest.raises(PlaybookError) as failed:
+        upgrade(running, bundle, throughline_hosts=one.name, throughline_health_timeout=6)
+    assert "Agent 0.4.1 (release " in failed.value.output
+    assert "THE ROLLBACK FAILED TOO: " in failed.value.output
+    assert "has failed (exit-code, exit code 2)" in failed.value.output
+    assert "rolled_back: false" in failed.value.output
+    assert state(running, 1) == before
