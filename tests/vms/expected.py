@@ -27,6 +27,11 @@ class Platform:
     also: tuple[str, ...] = ()
 
     @property
+    def on(self) -> list[str]:
+        """The groups that work, which are those that the rollout asks for."""
+        return [name for name, state in self.groups.items() if state == "on"]
+
+    @property
     def cgroup2(self) -> str:
         """Where systemd mounts cgroup2 in that layout."""
         return "/sys/fs/cgroup/unified" if self.cgroup == "hybrid" else "/sys/fs/cgroup"
@@ -34,8 +39,7 @@ class Platform:
     @property
     def doctor_mode(self) -> str:
         """What doctor says once the agent runs: go_write, of `write`, is not in this release."""
-        on = [name for name in GROUPS if self.groups[name] == "on"]
-        return {2: "network", 1: "observe", 0: "none"}[len(on)]
+        return {2: "network", 1: "observe", 0: "none"}[len(self.on)]
 
 
 def load(table: Path = TABLE) -> dict[str, Platform]:

@@ -76,6 +76,13 @@ class Machine:
         found: Look = json.loads(self.run(f"python3 /opt/shop/look.py --healthy {healthy}"))
         return found
 
+    def report(self) -> Mapping[str, Any]:
+        """What check.yml said of the bare host."""
+        text = (self.folder / "report.json").read_text(encoding="utf-8")
+        (found,) = json.loads(text)["hosts"]
+        host: Mapping[str, Any] = found
+        return host
+
     def bare(self) -> Look:
         """What prepare.yml saw before anything of throughline was there."""
         found: Look = json.loads((self.folder / "bare.json").read_text(encoding="utf-8"))
@@ -107,12 +114,16 @@ class Machine:
         return found
 
     def play(self, name: str, **variables: object) -> Played:
-        """Runs a playbook of the collection against this VM, with the scenario's variables."""
+        """Runs a playbook of the collection against this VM, with the variables of converge.yml."""
+        asked = {}
+        if self.platform.on:
+            asked["throughline_groups"] = self.platform.on
+            asked["throughline_required_mode"] = self.platform.doctor_mode
         answer = subprocess.run(
             [
                 *(sys.executable, "-m", "ansible", "playbook", "-i", self.inventory),
                 *(PLAYBOOKS / f"{name}.yml", "--limit", self.platform.name, "-e", f"@{ROLLOUT}"),
-                *("-e", json.dumps(variables)),
+                *("-e", json.dumps(asked | variables)),
             ],
             cwd=REPOSITORY,
             env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")},

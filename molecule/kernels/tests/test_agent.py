@@ -35,7 +35,12 @@ def test_groups_are_in_the_expected_state(
     machine: Machine, look: Look, record: dict[str, Any], seen: dict[str, Any]
 ) -> None:
     doctor, status = look["agent"]["doctor"], look["agent"]["status"]
-    record["groups"] = seen["doctor"] = doctor["groups"]
+    possible = machine.report()["groups"]
+    seen["doctor"] = doctor["groups"]
+    record["groups"] = {
+        name: group if group["wanted"] else {**group, "reason": possible[name]["reason"]}
+        for name, group in doctor["groups"].items()
+    }
     record["doctor_mode"] = doctor["mode"]
     assert {name: doctor["groups"][name]["state"] for name in machine.platform.groups} == dict(
         machine.platform.groups
@@ -74,8 +79,8 @@ def wanted_capabilities(machine: Machine) -> int:
     """The bits that the role `capabilities` computes for the groups that are on here."""
     file = REPOSITORY / "roles/capabilities/vars/main.yml"
     needs = yaml.safe_load(file.read_text(encoding="utf-8"))["__throughline_needs"]
-    on = [name for name, state in machine.platform.groups.items() if state == "on"]
-    return sum(1 << BITS[name] for name in {one for group in on for one in needs[group]})
+    wanted = {name for group in machine.platform.on for name in needs[group]}
+    return sum(1 << BITS[name] for name in wanted)
 
 
 def test_capabilities_are_exactly_the_computed_ones(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from machine import Machine
@@ -28,8 +27,7 @@ def test_host_is_the_platform(
 def test_check_says_what_is_possible(
     machine: Machine, record: dict[str, Any], seen: dict[str, Any]
 ) -> None:
-    report = json.loads((machine.folder / "report.json").read_text(encoding="utf-8"))
-    (host,) = report["hosts"]
+    host = machine.report()
     words = {name: group["word"] for name, group in host["groups"].items()}
     seen.update(mode=host["mode"], words=words, reasons=host["reasons"])
     record["mode"] = host["mode"]

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from machine import Machine
-from test_chain import SPANS, check_spans
-from tests.fleet import joined
+from test_chain import SPANS, check_traces
 
 pytestmark = [pytest.mark.usefixtures("accepted"), pytest.mark.timeout(600)]
 
@@ -31,6 +30,4 @@ def test_agent_and_mounts_come_back(machine: Machine, seen: dict[str, Any]) -> N
 
 @pytest.mark.proves("observe", "headers")
 def test_requests_are_traced_again(machine: Machine) -> None:
-    sent = machine.send("rebooted", spans=SPANS)
-    check_spans(sent)
-    assert joined.check(sent.requests, sent.spans) == []
+    check_traces(machine, machine.send("rebooted", spans=SPANS))

@@ -9,6 +9,12 @@ from machine import Machine
 
 pytestmark = pytest.mark.timeout(900)
 
+# The roles' defaults, which ask for both groups.
+ORDINARY = {
+    "throughline_groups": ["observe", "headers"],
+    "throughline_required_mode": "network",
+}
+
 
 @pytest.mark.proves("observe", "headers")
 def test_site_refuses_the_host_and_changes_nothing(
@@ -17,16 +23,13 @@ def test_site_refuses_the_host_and_changes_nothing(
     if not machine.platform.refused:
         pytest.skip("site.yml accepts this platform")
     before = machine.look()
-    played = machine.play("site")
+    played = machine.play("site", **ORDINARY)
     after = machine.look()
     words = " ".join(played.output.partition("fatal: ")[2].split())
     seen.update(code=played.code, changed=played.changed, message=words[:1000])
-    report = "; ".join(machine.platform.refused)
-    record["groups"] = {
-        name: {"state": "off", "reason": report} for name in machine.platform.groups
-    }
+    record["groups"] = machine.report()["groups"]
     assert played.code != 0, "site.yml did not refuse the host"
-    for word in ("Found mode 'none', required mode 'network'", "Remedy:"):
+    for word in (f"Found mode '{machine.platform.mode}', required mode 'network'", "Remedy:"):
         assert word in words
     assert [reason for reason in machine.platform.refused if reason not in words] == []
     assert played.changed == 0
@@ -35,8 +38,8 @@ def test_site_refuses_the_host_and_changes_nothing(
 
 
 def test_traffic_is_left_alone(machine: Machine) -> None:
-    if not machine.platform.refused:
-        pytest.skip("site.yml accepts this platform")
+    if machine.platform.on:
+        pytest.skip("traced: site.yml accepts this platform")
     sent = machine.send("refused", spans=0)
     assert len(sent.requests) == 23
     assert [one.cart for one in sent.requests if "traceparent" in one.received] == []

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from machine import Look, Machine
-from test_chain import SPANS, check_spans
-from tests.fleet import joined, releases
+from test_chain import SPANS, check_traces
+from tests.fleet import releases
 
 pytestmark = [
     pytest.mark.usefixtures("accepted", "also"),
@@ -34,13 +34,6 @@ def serving(look: Look) -> tuple[str, str]:
     return look["agent"]["status"]["version"], look["agent"]["release"]
 
 
-def check_joined(machine: Machine, prefix: str) -> None:
-    """Everything is traced as ever."""
-    sent = machine.send(prefix, spans=SPANS)
-    check_spans(sent)
-    assert joined.check(sent.requests, sent.spans) == []
-
-
 def test_a_release_that_is_not_healthy_gives_way(
     machine: Machine, tmp_path: Path, seen: dict[str, Any]
 ) -> None:
@@ -57,7 +50,7 @@ def test_a_release_that_is_not_healthy_gives_way(
     after = machine.look(healthy=60)
     assert serving(after) == serving(before)
     assert after["agent"]["status"]["healthy"] is True
-    check_joined(machine, "gaveway")
+    check_traces(machine, machine.send("gaveway", spans=SPANS))
 
 
 def test_a_good_release_takes_over_and_the_one_before_comes_back(
@@ -71,10 +64,10 @@ def test_a_good_release_takes_over_and_the_one_before_comes_back(
     assert serving(after)[0] == BETTER
     assert serving(after)[1] != serving(before)[1]
     assert after["agent"]["unit"]["MainPID"] == before["agent"]["unit"]["MainPID"], "a reload"
-    check_joined(machine, "upgraded")
+    check_traces(machine, machine.send("upgraded", spans=SPANS))
     played = machine.play("rollback")
     assert played.code == 0, played.output[-3000:]
     back = machine.look(healthy=60)
     seen["rolled back"] = serving(back)
     assert serving(back) == serving(before)
-    check_joined(machine, "back")
+    check_traces(machine, machine.send("back", spans=SPANS))
