@@ -304,7 +304,9 @@ def _interruptible() -> Iterator[None]:
 
 
 def _bundle() -> Path | None:
-    found = sorted((REPOSITORY / "dist").glob("throughline-*.tar.gz"), key=os.path.getmtime)
+    """The bundle that prepare.yml takes: the newest in `$THROUGHLINE_DIST`, else in dist/."""
+    folder = Path(os.environ.get("THROUGHLINE_DIST") or REPOSITORY / "dist")
+    found = sorted(folder.glob("throughline-*.tar.gz"), key=os.path.getmtime)
     return found[-1] if found else None
 
 
