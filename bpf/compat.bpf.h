@@ -73,29 +73,39 @@ static __always_inline void tl_give_back(__u32 *lock)
 #define TL_READ(task, field) ((task)->field)
 #endif
 
-/* What the registers of the current thread were when it entered the kernel, see TL_REGISTER. */
-static __always_inline struct pt_regs *tl_user_registers(void)
+/* Registers of the current thread from when it entered the kernel. */
+struct tl_user {
+	__u64 sp;
+	__u64 goroutine; /* where Go keeps the current one (ABIInternal, Go 1.17 and later) */
+};
+
+#if defined(__TARGET_ARCH_x86)
+#define TL_GOROUTINE(regs) ((regs)->r14)
+#else
+#define TL_GOROUTINE(regs) ((regs)->regs[28])
+#endif
+
+/* False: they are not to be had. */
+static __always_inline bool tl_read_user(struct tl_user *user)
 {
 #ifdef TL_LEGACY
-	/* x86-64: at the top of the stack, of THREAD_SIZE bytes */
+	/* x86-64: at the top of the stack, THREAD_SIZE bytes long; seen by the code segment there */
 	__u64 stack = (__u64)BPF_CORE_READ(tl_current_task(), stack);
+	struct pt_regs regs = {};
 
-	return (struct pt_regs *)(stack + (16384 - sizeof(struct pt_regs)));
+	if (bpf_probe_read_kernel(&regs, sizeof(regs), (void *)(stack + 16384 - sizeof(regs))))
+		return false;
+	if (regs.cs != 0x33 && regs.cs != 0x23)
+		return false;
+	user->sp = PT_REGS_SP(&regs);
+	user->goroutine = TL_GOROUTINE(&regs);
 #else
-	return (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+
+	user->sp = PT_REGS_SP(regs);
+	user->goroutine = TL_GOROUTINE(regs);
 #endif
+	return true;
 }
-
-/* `of` is a macro such as PT_REGS_SP. */
-#ifdef TL_LEGACY
-#define TL_REGISTER(regs, of)                                       \
-	({                                                          \
-		struct pt_regs _copy = {};                          \
-		bpf_probe_read_kernel(&_copy, sizeof(_copy), regs); \
-		(__u64) of(&_copy);                                 \
-	})
-#else
-#define TL_REGISTER(regs, of) ((__u64)of(regs))
-#endif
 
 #endif

@@ -458,28 +458,24 @@ int tl_egress(struct __sk_buff *skb)
 
 /*
  * Thread evidence proves nothing where many tasks share a thread without the kernel seeing it.
- * Go keeps the current goroutine in a register (ABIInternal: R14, R28 on arm64; Go 1.17 and later),
- * and the goroutine begins with the bounds of its stack, a power of two apart: no other program has
- * them around its stack pointer there. (The heap's address says nothing: Go 1.26 randomises it.)
+ * Go keeps the current goroutine in a register, and the goroutine begins with the bounds of its
+ * stack, a power of two apart: no other program has them around its stack pointer there. (The heap's
+ * address says nothing: Go 1.26 randomises it.)
  * Java: virtual threads run on carriers named ForkJoinPool-1-worker-N.
  */
-#if defined(__TARGET_ARCH_x86)
-#define TL_GOROUTINE(regs) ((regs)->r14)
-#else
-#define TL_GOROUTINE(regs) ((regs)->regs[28])
-#endif
-
 static __always_inline __u32 tl_thread_refused(void)
 {
-	struct pt_regs *regs = tl_user_registers();
-	__u64 sp = TL_REGISTER(regs, PT_REGS_SP);
+	struct tl_user user = {};
 	__u64 bounds[2] = {}, size;
-	__u64 goroutine = TL_REGISTER(regs, TL_GOROUTINE);
 	char comm[16];
 
-	if (goroutine && !bpf_probe_read_user(bounds, sizeof(bounds), (void *)goroutine)) {
+	if (!tl_read_user(&user))
+		return TL_ROOT_NO_CONTEXT;
+	if (user.goroutine &&
+	    !bpf_probe_read_user(bounds, sizeof(bounds), (void *)user.goroutine)) {
 		size = bounds[1] - bounds[0];
-		if (bounds[0] < sp && sp <= bounds[1] && size >= 2048 && !(size & (size - 1)))
+		if (bounds[0] < user.sp && user.sp <= bounds[1] && size >= 2048 &&
+		    !(size & (size - 1)))
 			return TL_ROOT_GOROUTINE;
 	}
 	bpf_get_current_comm(comm, sizeof(comm));
