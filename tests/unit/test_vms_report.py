@@ -85,6 +85,7 @@ def test_a_failed_check_that_proves_no_group_is_shown() -> None:
         ("off", "on", "passed", "broken"),  # the table is wrong
         ("off", "off", "passed", "off"),
         ("off", "off", "failed", "broken"),  # off, but not in the way it should be
+        ("on", "on", "unfinished", "broken"),  # the run was cut short
         ("on", "on", "skipped", "broken"),  # on is a claim; nothing has checked it
         ("on", "on", "passed", "works"),
     ],

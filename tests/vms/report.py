@@ -24,7 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "build/kernels/results"
 PAGE = REPOSITORY / "docs/kernel-matrix.md"
 STEPS = ("boot", "converge", "verify")
-SIGNS = {"passed": "yes", "failed": "**no**", "skipped": "-"}
+SIGNS = {"passed": "yes", "failed": "**no**", "unfinished": "**unfinished**", "skipped": "-"}
+BAD = ("failed", "unfinished")
 
 HEAD = """\
 # What was seen on which kernel
@@ -61,11 +62,11 @@ class Result:
         return found
 
     def failed(self, group: str | None = None) -> list[str]:
-        """The checks that failed, or those of them that a group needs."""
+        """The checks that failed or did not end, or those of them that a group needs."""
         return [
             name
             for name, check in self.checks.items()
-            if check["outcome"] == "failed" and (group is None or group in check["proves"])
+            if check["outcome"] in BAD and (group is None or group in check["proves"])
         ]
 
 
@@ -183,7 +184,7 @@ def _reasons(results: Sequence[Result]) -> list[str]:
         rows += [
             [result.platform.name, "", "failed", _cell(f"{name}: {_line(check.get('reason', ''))}")]
             for name, check in result.checks.items()
-            if check["outcome"] == "failed" and not check["proves"]
+            if check["outcome"] in BAD and not check["proves"]
         ]
     if not rows:
         return []

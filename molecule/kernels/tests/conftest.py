@@ -57,13 +57,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     check = record["checks"].setdefault(
         item.name,
         {
-            "outcome": "passed",
+            "outcome": "unfinished",
             "seconds": 0.0,
             "proves": [group for mark in item.iter_markers("proves") for group in mark.args],
         },
     )
     check["seconds"] = round(check["seconds"] + report.duration, 1)
-    if report.outcome != "passed":
+    if report.when == "call" and report.passed:
+        check["outcome"] = "passed"
+    elif not report.passed:
         check["outcome"] = report.outcome
         text = report.longrepr
         check["reason"] = text[2] if isinstance(text, tuple) else last_words(str(text))
