@@ -9,6 +9,9 @@ from .release import linked_release, name_release, point
 from .served import read_file, serving_entry, write_file
 from .unit import UNIT_FILE, UnitError, replace, systemctl, wait_until_healthy
 
+# However little a new release gets: nothing is won by giving up what served before.
+LEAST_SECONDS = 30
+
 
 def presumed(base, release):
     """The record of a host without one, where another release is to follow.
@@ -53,7 +56,7 @@ def roll_back(run, base, record, *, timeout):
             directory=base / "releases" / release,
             groups=entry["groups"],
             since=int(begin),
-            timeout=timeout,
+            timeout=max(timeout, LEAST_SECONDS),
         )
     except (UnitError, OSError) as error:
         problem = f"could not be started: {error}"

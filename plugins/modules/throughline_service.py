@@ -57,7 +57,8 @@ options:
     default: false
   timeout:
     description:
-      - Seconds that the release has to become healthy; one that comes back has as many again.
+      - Seconds that the release has to become healthy. One that comes back has as many again, and
+        30 at least.
     type: int
     default: 30
 attributes:

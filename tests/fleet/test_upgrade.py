@@ -157,7 +157,7 @@ def test_a_release_of_another_abi_gives_its_pins_back(running: Shop, tmp_path: P
     )
     before = state(running, 0)
     with pytest.raises(PlaybookError) as failed:
-        upgrade(running, bundle, throughline_hosts=f"{NAME}1", throughline_health_timeout=3)
+        upgrade(running, bundle, throughline_hosts=f"{NAME}1")
     assert "Rolled back: " in failed.value.output
     assert state(running, 0) == before
     assert pins(running, 0) == ["abi1"]
@@ -178,7 +178,6 @@ def test_site_brings_configuration_and_capabilities_back(running: Shop, tmp_path
             interval=7,
             throughline_bundle=str(bundle),
             throughline_serial=[1, 1, 1],
-            throughline_health_timeout=6,
         )
     assert "Rolled back: " in failed.value.output
     assert recap(failed.value.output)[f"{NAME}1"]["failed"] == 1
@@ -298,7 +297,7 @@ def test_a_rollback_that_fails_is_said(running: Shop, tmp_path: Path) -> None:
     before = state(running, 1)
     running.fleet.run(one, "rm /opt/throughline/current/lib/start.py")
     with pytest.raises(PlaybookError) as failed:
-        upgrade(running, bundle, throughline_hosts=one.name, throughline_health_timeout=6)
+        upgrade(running, bundle, throughline_hosts=one.name)
     assert "Agent 0.4.1 (release " in failed.value.output
     assert "THE ROLLBACK FAILED TOO: " in failed.value.output
     assert "has failed (exit-code, exit code 2)" in failed.value.output
