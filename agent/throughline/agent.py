@@ -172,9 +172,7 @@ class Agent:
 
     def give_up(self) -> None:
         """Removes what this run has pinned; what it found stays as it was."""
-        self._programs.close()
-        if not self._programs.adopting:
-            kernel.detach_all(self._config.agent.bpffs)
+        self._programs.give_up()
 
     def _withdraw_headers(self) -> None:
         """An earlier run may have left them: what is off must not go on unseen."""

@@ -191,6 +191,20 @@ def test_a_damaged_object_is_refused(host: Operated, objects: Path) -> None:
     assert "observe.bpf.o" in said
 
 
+def test_what_another_release_has_pinned_serves_on(host: Operated, objects: Path) -> None:
+    """A release of another ABI that cannot attach leaves the one that serves alone."""
+    served = host.bpffs / "abi1" / "served"
+    served.parent.mkdir()
+    create = ["type", "array", "key", "4", "value", "8", "entries", "1", "name", "served"]
+    subprocess.run(["bpftool", "map", "create", str(served), *create], check=True)
+    (objects / "observe.bpf.o").unlink()
+    run = host.command("run", environment={"THROUGHLINE_BPF_OBJECTS": str(objects)})
+    assert run.returncode in (1, 3)
+    assert host.pins() == ["abi1", "abi1/served"]
+    served.unlink()
+    served.parent.rmdir()
+
+
 def test_headers_alone_refused_is_degraded_not_dead(host: Operated, objects: Path) -> None:
     (objects / "headers.bpf.o").unlink()
     host.objects = objects

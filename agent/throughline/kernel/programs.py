@@ -325,6 +325,13 @@ class Programs:
         finally:
             link.destroy()
 
+    def give_up(self) -> None:
+        """Removes what this run has pinned. What it found, of whatever ABI, serves on."""
+        self.close()
+        if not self.adopting:
+            for pins in self._bpffs.glob(f"{_PINS}*"):
+                _remove_tree(pins)
+
     def detach(self) -> None:
         """Detaches everything and removes the pins; connections go on as if nothing had been."""
         self.close()
