@@ -126,7 +126,11 @@ class Machine:
                 *("-e", json.dumps(asked | variables)),
             ],
             cwd=REPOSITORY,
-            env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")},
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+                "ANSIBLE_FORCE_COLOR": "0",  # Molecule sets it, and the recap is read here
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
