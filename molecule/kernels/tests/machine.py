@@ -24,7 +24,6 @@ from tests.vms.expected import Platform
 REPOSITORY = Path(__file__).resolve().parents[3]
 PLAYBOOKS = REPOSITORY / "playbooks"
 ROLLOUT = Path(__file__).resolve().parents[1] / "rollout.yml"
-AGENT = "/opt/throughline/current/bin/throughline"
 PLAYBOOK_SECONDS = 600.0
 BOOT_SECONDS = 150.0
 
