@@ -21,7 +21,7 @@ import pytest
 
 from tests.kernel.operated import Operated
 from tests.kernel.traced import CHECKOUT, free_port, wait_port
-from throughline.kernel import libbpf
+from throughline.kernel import abi, libbpf
 from throughline.kernel.programs import objects_directory
 
 COUNT = 23
@@ -85,6 +85,19 @@ def test_doctor_tries_them_too(legacy: Operated) -> None:
     found = json.loads(legacy.command("doctor", "--json").stdout)
     assert {found["groups"][name]["state"] for name in ("observe", "headers")} == {"on"}
     assert not legacy.pins()
+
+
+def test_what_a_killed_trial_has_left_is_no_hindrance(legacy: Operated) -> None:
+    """Maps are pinned before the verifier has spoken: an agent killed then leaves them behind."""
+    legacy.stop_agent()
+    left = legacy.bpffs / f"abi{abi.Abi.ABI_VERSION}" / "tl_conns"
+    left.parent.mkdir()
+    create = ["type", "array", "key", "4", "value", "8", "entries", "1", "name", "tl_conns"]
+    subprocess.run(["bpftool", "map", "create", str(left), *create], check=True)
+    legacy.start_agent()
+    status = legacy.status()
+    assert status is not None and status["healthy"] and status["legacy_programs"]
+    assert [path.name for path in legacy.bpffs.glob("abi*")] == [f"{left.parent.name}-legacy"]
 
 
 def test_ordinary_programs_take_over(legacy: Operated) -> None:

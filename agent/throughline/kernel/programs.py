@@ -154,14 +154,15 @@ class Programs:
         for self.variant in VARIANTS:
             if refusals and not self._object(name).exists():
                 break
-            fresh = not self._pins.exists()
+            served = (self._pins / "links").is_dir()
             self._pins.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 return self._load(name)
             except OSError as error:
                 refusals.append(error)
-                if fresh:
-                    _remove_tree(self._pins)
+                if served:
+                    break  # its programs were accepted: what is in the way is not the verifier
+                _remove_tree(self._pins)
                 if not _by_verifier(error):
                     break
         self.variant = VARIANTS[0]
