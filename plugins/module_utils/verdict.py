@@ -116,10 +116,23 @@ def later_group(host, options, group):
     return obstacles
 
 
+def lockdown_obstacles(host):
+    """[(reason, fix)] where programs may not read memory: docs/decisions/0006-older-kernels.md."""
+    if host["lockdown"] != "confidentiality":
+        return []
+    return [
+        (
+            "lockdown is confidentiality: the kernel keeps programs from reading memory, by which"
+            " they tell goroutines from threads",
+            "boot with lockdown=integrity, or without lockdown",
+        )
+    ]
+
+
 def judge(host, options, *, wanted):
     """Verdict for each feature group, in the shape of doctor --json, and with `possible`."""
     shared = common_obstacles(host) + option_obstacles(options, "CONFIG_BPF_SYSCALL")
-    observe = shared + option_obstacles(options, "CONFIG_CGROUP_BPF")
+    observe = shared + option_obstacles(options, "CONFIG_CGROUP_BPF") + lockdown_obstacles(host)
     headers = observe + option_obstacles(options, "CONFIG_BPF_STREAM_PARSER", "CONFIG_NET_SOCK_MSG")
     groups = {}
     for name, obstacles in (("observe", observe), ("headers", headers)):

@@ -107,6 +107,14 @@ def test_a_current_host_can_run_the_network_groups(tmp_path: Path) -> None:
     assert "bpf_probe_write_user" in found["groups"]["go_write"]["possible_reason"]
 
 
+def test_confidentiality_leaves_nothing(tmp_path: Path) -> None:
+    found = verdict(tmp_path, lockdown="none integrity [confidentiality]")
+    assert found["mode"] == "none"
+    for name in ("observe", "headers"):
+        assert found["groups"][name]["reason"].startswith("lockdown is confidentiality")
+        assert "lockdown=integrity" in found["groups"][name]["fix"]
+
+
 def test_without_lockdown_the_host_could_write_into_programs(tmp_path: Path) -> None:
     assert verdict(tmp_path, lockdown="[none] integrity confidentiality")["mode"] == "write"
 
