@@ -25,7 +25,8 @@ def test_site_refuses_the_host_and_changes_nothing(
     before = machine.look()
     played = machine.play("site", **ORDINARY)
     after = machine.look()
-    words = " ".join(played.output.partition("fatal: ")[2].split())
+    # YAML, which the output may be, doubles the quotes in quoted words
+    words = " ".join(played.output.partition("fatal: ")[2].split()).replace("''", "'")
     seen.update(code=played.code, changed=played.changed, message=words[:1000])
     record["groups"] = machine.report()["groups"]
     assert played.code != 0, "site.yml did not refuse the host"
