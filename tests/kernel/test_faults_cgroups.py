@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.fleet import cgroups
 from tests.kernel.load import SERVICE, Chain, Load, start_chain, start_nginx
 from tests.kernel.operated import Operated
 from tests.kernel.traced import free_port, wait_port
@@ -42,18 +42,6 @@ def _all_traced(traced: Operated, chain: Chain) -> None:
     assert len(found) == before + 3 * len(load.answers)
 
 
-def _remove(cgroup: Path, *, seconds: float = 5.0) -> None:
-    """Removes an empty cgroup; one whose last process has just ended is busy for a moment."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return cgroup.rmdir()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
 def test_a_slice_that_comes_goes_and_comes_again() -> None:
     """The cgroup that programs attach to is that of a slice: it goes with its last unit."""
     with Operated({"services": []}, start=False) as host:
@@ -74,8 +62,7 @@ def test_a_slice_that_comes_goes_and_comes_again() -> None:
             assert status is not None and status["healthy"] and not status["missing"]
             assert sum(p["where"] == f"/{top}" for p in status["attached"]["programs"]) == 3
             host.end_services()
-            for gone in (*host.cgroup.glob("*/"), host.cgroup):
-                _remove(gone)
+            cgroups.remove(host.cgroup)
             _wait_status(host, "absent_cgroups", [f"/{top}"])
             assert host.command("status").returncode == 0, "nothing to trace is no fault"
             (host.directory / "agent.log").write_text("")

@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from tests.fleet import cgroups
 from tests.fleet.receiver import Receiver
 from tests.fleet.spans import Span
 from throughline.kernel import facts
@@ -74,7 +75,7 @@ class Traced:
             self.name = self.directory.name
             self.cgroup = cgroup2 / self.name
             self.cgroup.mkdir()
-            stack.callback(self._remove_cgroups)
+            stack.callback(self._remove_cgroups, self.cgroup)
             self.bpffs = self.directory / "bpffs"
             self.bpffs.mkdir()
             subprocess.run(["mount", "-t", "bpf", "bpf", str(self.bpffs)], check=True)
@@ -291,8 +292,7 @@ class Traced:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
 
-    def _remove_cgroups(self) -> None:
+    def _remove_cgroups(self, top: Path) -> None:
+        """`top` is where the corner began; a test may have gone on with another cgroup below it."""
         self._kill_cgroups()
-        for child in self.cgroup.glob("*/"):
-            child.rmdir()
-        self.cgroup.rmdir()
+        cgroups.remove(top)
