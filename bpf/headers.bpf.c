@@ -295,8 +295,7 @@ __noinline int tl_send_chunk(struct sk_msg_md *msg, TL_EXCHANGE, __u32 off)
 	struct tl_http *http;
 	__u8 *data, *data_end;
 	__u32 end = msg->size;
-	__u32 skipped = 0;
-	__u32 n, what;
+	__u32 skipped, n, what;
 	int bytes;
 
 	if (!conn || !text || !sk)
@@ -305,16 +304,9 @@ __noinline int tl_send_chunk(struct sk_msg_md *msg, TL_EXCHANGE, __u32 off)
 	http = &conn->out;
 	if (conn->role != TL_ROLE_CLIENT || http->state >= TL_HTTP_UNTIL_CLOSE || off >= end)
 		return 0;
-	if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
-		__u64 skip = end - off;
-
-		if (skip >= http->remain)
-			skip = http->remain - 1;
-		skipped = skip;
-		http->remain -= skipped;
-		tl_http_seen(http, skipped);
-		off += skipped;
-	}
+	skipped = tl_http_skip(http, end - off);
+	tl_http_seen(http, skipped);
+	off += skipped;
 	if (off >= end)
 		return skipped;
 	n = end - off;

@@ -335,6 +335,22 @@ static __always_inline void tl_http_seen(struct tl_http *http, __u32 bytes)
 }
 
 /*
+ * How many of the next `left` bytes are body and need not be read; they count as parsed. The last
+ * byte of a body is left to the parser, which ends the message with it.
+ */
+static __always_inline __u32 tl_http_skip(struct tl_http *http, __u32 left)
+{
+	__u64 skip = left;
+
+	if (http->state != TL_HTTP_BODY && http->state != TL_HTTP_CHUNK_DATA)
+		return 0;
+	if (skip >= http->remain)
+		skip = http->remain - 1;
+	http->remain -= (__u32)skip;
+	return skip;
+}
+
+/*
  * The last `bytes` that were parsed were not sent after all and will come again. Steps back where
  * they were body; false when they were not.
  */

@@ -124,8 +124,7 @@ __noinline int tl_packet_chunk(struct __sk_buff *skb, TL_EXCHANGE, __u64 range, 
 	struct tl_http *http;
 	__u32 off = range >> 32;
 	__u32 end = range;
-	__u32 skipped = 0;
-	__u32 n;
+	__u32 skipped, n;
 	int what;
 
 	if (!conn || !text)
@@ -134,16 +133,8 @@ __noinline int tl_packet_chunk(struct __sk_buff *skb, TL_EXCHANGE, __u64 range, 
 	http = tl_http_of(conn, direction);
 	if (conn->role == TL_ROLE_OFF || http->state >= TL_HTTP_UNTIL_CLOSE)
 		return 0;
-	if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
-		/* bodies are not read */
-		__u64 skip = end - off;
-
-		if (skip >= http->remain)
-			skip = http->remain - 1;
-		skipped = skip;
-		http->remain -= skipped;
-		off += skipped;
-	}
+	skipped = tl_http_skip(http, end - off);
+	off += skipped;
 	if (off >= end)
 		return skipped;
 	n = end - off;
