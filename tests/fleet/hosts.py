@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -25,16 +24,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from tests.fleet import cgroups, host, network, root
 from tests.fleet.host import Host
+from tests.fleet.interrupt import interruptible
 
 STATE = Path("/run/throughline-fleet")
 CONNECT = Path(__file__).with_name("connect.py")
 # the host side of a veth pair is called vb-NAME1, and an interface name has at most 15 characters
 NAME = re.compile(r"[a-z][a-z0-9-]{0,8}")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REQUIRED = ("mmdebstrap", "systemd-nspawn", "ip", "nsenter", "unshare", "ssh", "ssh-keygen")
 
 Say = Callable[[str], None]
@@ -284,29 +282,18 @@ def orphans() -> list[str]:
     return found
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """Also ignores further signals, so that a second Ctrl-C does not stop the clean-up."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
 @contextmanager
 def fleet(name: str, *, count: int, say: Say = say) -> Iterator[Fleet]:
     """A fleet that ends with the block: at its end, after an exception, Ctrl-C or SIGTERM.
 
     To be entered from the main thread only, since it sets signal handlers.
     """
-    previous = {number: signal.signal(number, _interrupt) for number in SIGNALS}
-    try:
+    with interruptible():
         running = up(name, count=count, say=say)
         try:
             yield running
         finally:
             down(name)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

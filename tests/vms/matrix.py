@@ -13,24 +13,21 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from tests.fleet.interrupt import interruptible
 from tests.vms import boxes, hypervisor, kvm, leftovers, nobtf, platforms, stock
 from tests.vms.platforms import Platform
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILD = REPOSITORY / "build/kernels"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PLATFORM_SECONDS = 45 * 60.0
 LOG_LINES = 60
 STILL_SECONDS = 60.0  # a sign of life in a step that takes long
@@ -286,23 +283,6 @@ def _run_all(chosen: Sequence[tuple[Platform, str]], *, at_once: int) -> list[st
     return failed
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """Also ignores further signals, so that a second Ctrl-C does not stop the clean-up."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    previous = {number: signal.signal(number, _interrupt) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def _bundle() -> Path | None:
     """The bundle that prepare.yml takes: the newest in `$THROUGHLINE_DIST`, else in dist/."""
     folder = Path(os.environ.get("THROUGHLINE_DIST") or REPOSITORY / "dist")
@@ -342,7 +322,7 @@ def _matrix(only: str, *, force: bool) -> int:
 
 def main() -> int:
     """Runs the platforms of `ONLY` and returns the exit code: 0 when all have passed."""
-    with _interruptible():
+    with interruptible():
         try:
             return _matrix(os.environ.get("ONLY", ""), force=bool(os.environ.get("FORCE")))
         except (OSError, LookupError, RuntimeError, subprocess.CalledProcessError) as error:
