@@ -111,7 +111,7 @@ Type=oneshot
 RemainAfterExit=yes
 ExecStartPre=/bin/mkdir -p {path}
 ExecStart=/bin/mount -t {fstype} -o {options} {fstype} {path}
-ExecStop=/bin/umount {path}
+ExecStop=-/bin/umount {path}
 
 [Install]
 WantedBy=local-fs.target
@@ -168,7 +168,13 @@ def mounted(module, path, fstype, file, text):
             systemctl(module, "daemon-reload")
         systemctl(module, "enable", "--quiet", file.name)
         if not is_mounted:
-            systemctl(module, "start", file.name)
+            # somebody may have unmounted what a service had mounted: it counts as active still
+            systemctl(module, "restart", file.name)
+            if path not in [point for point, _kind in read_mounts(module.params["root"])]:
+                module.fail_json(
+                    msg=f"Found nothing mounted at {path} although {file.name} was started, "
+                    f"required {fstype}. Remedy: journalctl -u {file.name}"
+                )
     return changed, {"before": before, "after": text, "after_header": str(file)}, "throughline"
 
 

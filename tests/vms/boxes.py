@@ -95,9 +95,11 @@ ClientIdentifier=mac
 
 # systemd mounts securityfs itself, before everything else. A generator runs after that and before
 # systemd looks at what is mounted, so this host looks to it as if nothing had been mounted; and it
-# does so at every boot.
+# does so at every boot. Only then: systemd runs generators at each daemon-reload, too, and what the
+# role has mounted is to stay.
 NO_SECURITYFS = """#!/bin/sh
 grep -qw throughline.nosecurityfs /proc/cmdline || exit 0
+mkdir /run/throughline-nosecurityfs 2>/dev/null || exit 0
 nsenter --mount=/proc/1/ns/mnt umount /sys/kernel/security
 """
 
