@@ -11,7 +11,7 @@
 #define THROUGHLINE_ABI_H
 
 enum tl_abi {
-	TL_ABI_VERSION = 2,
+	TL_ABI_VERSION = 3,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
@@ -60,7 +60,8 @@ struct tl_settings {
 	__u8 sampler; /* enum tl_sampler, for roots */
 	__u8 parent_based; /* an incoming sampled flag decides */
 	__u8 trace_unlisted; /* trace cgroups that are not in tl_cgroups */
-	__u8 _pad[5];
+	__u8 packets; /* read contexts from TCP options of peers */
+	__u8 _pad[4];
 };
 
 /*
@@ -112,6 +113,19 @@ enum tl_counter {
 	TL_FULL_DURATIONS,
 	TL_FULL_STORAGE,
 	TL_FORCED_DROP, /* a send was refused because its insertion could not be undone */
+	TL_OPTION_WRITTEN, /* segments that left with a context in a TCP option */
+	TL_OPTION_READ, /* segments that came with one */
+	TL_OPTION_TAKEN, /* incoming requests whose parent came in one */
+	TL_OPTION_MALFORMED, /* kind 25, but not our layout */
+	TL_OPTION_STRANGER, /* from an address that is no peer */
+	TL_OPTION_STALE, /* outside of what the connection can receive next */
+	TL_OPTION_NO_ROOM, /* other options take the space */
+	TL_OPTION_TOO_BIG, /* the segment is full or will be cut into several */
+	TL_TLS_NOT_HTTP, /* TLS connection that does not speak HTTP/1 */
+	TL_TLS_NO_SOCKET, /* TLS request whose connection is not known */
+	TL_TLS_LOST, /* TLS connection whose bytes cannot be followed any more */
+	TL_FULL_TLS, /* map full */
+	TL_FULL_INCOMING,
 	TL_COUNTERS,
 };
 
@@ -137,6 +151,7 @@ enum tl_evidence {
 	TL_EVIDENCE_CONNECT = 2, /* the connection was made while the request was current */
 	TL_EVIDENCE_RESTORE = 3, /* the thread read the answer of an earlier call of the request */
 	TL_EVIDENCE_THREAD = 4, /* the thread read the request */
+	TL_EVIDENCE_PACKET = 5, /* the request came with a TCP option that carried a context */
 };
 
 /* Why a span ended. */
@@ -144,6 +159,10 @@ enum tl_end {
 	TL_END_COMPLETE = 0, /* the response was seen whole */
 	TL_END_CLOSED = 1, /* the connection closed inside the exchange */
 	TL_END_CLOSE_DELIMITED = 2, /* the response has no length: it ends with the connection */
+};
+
+enum tl_span_flags {
+	TL_SPAN_TLS = 1 << 0, /* the exchange was seen inside TLS */
 };
 
 /*
@@ -172,7 +191,8 @@ struct tl_span {
 	__u16 target_len; /* length on the wire; at most TL_TARGET_MAX bytes of it are kept */
 	__u16 host_len;
 	__u16 tracestate_len;
-	__u16 _pad;
+	__u8 flags; /* enum tl_span_flags */
+	__u8 _pad;
 	__u32 pid; /* thread group that read the request (server) or wrote it (client), or 0 */
 	char method[TL_METHOD_MAX];
 	char host[TL_HOST_MAX];

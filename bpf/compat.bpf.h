@@ -85,17 +85,35 @@ struct tl_user {
 #define TL_GOROUTINE(regs) ((regs)->regs[28])
 #endif
 
+#define TL_STACK_BYTES 16384 /* THREAD_SIZE of x86-64 */
+#define TL_USER_CS 0x33
+#define TL_USER32_CS 0x23
+
+/*
+ * x86-64: the registers lie at the top of the task's stack; that they do is seen by the code segment
+ * there. False: they are not to be had.
+ */
+static __always_inline bool tl_stack_registers(struct pt_regs *regs)
+{
+#if defined(__TARGET_ARCH_x86)
+	__u64 stack = (__u64)BPF_CORE_READ(tl_current_task(), stack);
+
+	if (bpf_probe_read_kernel(regs, sizeof(*regs),
+				  (void *)(stack + TL_STACK_BYTES - sizeof(*regs))))
+		return false;
+	return regs->cs == TL_USER_CS || regs->cs == TL_USER32_CS;
+#else
+	return false;
+#endif
+}
+
 /* False: they are not to be had. */
 static __always_inline bool tl_read_user(struct tl_user *user)
 {
 #ifdef TL_LEGACY
-	/* x86-64: at the top of the stack, THREAD_SIZE bytes long; seen by the code segment there */
-	__u64 stack = (__u64)BPF_CORE_READ(tl_current_task(), stack);
 	struct pt_regs regs = {};
 
-	if (bpf_probe_read_kernel(&regs, sizeof(regs), (void *)(stack + 16384 - sizeof(regs))))
-		return false;
-	if (regs.cs != 0x33 && regs.cs != 0x23)
+	if (!tl_stack_registers(&regs))
 		return false;
 	user->sp = PT_REGS_SP(&regs);
 	user->goroutine = TL_GOROUTINE(&regs);
@@ -106,6 +124,32 @@ static __always_inline bool tl_read_user(struct tl_user *user)
 	user->goroutine = TL_GOROUTINE(regs);
 #endif
 	return true;
+}
+
+/*
+ * Is the current thread in a system call that sends? For programs of the network, which may not call
+ * bpf_task_pt_regs. False where that cannot be told.
+ */
+static __always_inline bool tl_in_send(void)
+{
+#if defined(__TARGET_ARCH_x86)
+	struct pt_regs regs = {};
+
+	if (!tl_stack_registers(&regs) || regs.cs != TL_USER_CS)
+		return false;
+	switch (regs.orig_ax) {
+	case 1: /* write */
+	case 20: /* writev */
+	case 40: /* sendfile */
+	case 44: /* sendto */
+	case 46: /* sendmsg */
+	case 275: /* splice */
+	case 307: /* sendmmsg */
+	case 426: /* io_uring_enter, which sends at once what does not block */
+		return true;
+	}
+#endif
+	return false;
 }
 
 #endif

@@ -6,6 +6,7 @@
 #define THROUGHLINE_EXCHANGE_H
 
 #include "context.bpf.h"
+#include "option.bpf.h"
 
 const __u64 tl_bounds_ns[TL_BUCKETS - 1] = {
 	5000000,   10000000,  25000000,   50000000,   75000000,   100000000,  250000000,
@@ -108,6 +109,7 @@ static __always_inline void tl_fill_span(struct tl_span *span, struct tl_conn *c
 	span->target_len = text->target_len;
 	span->host_len = text->host_len;
 	span->tracestate_len = text->tracestate_len;
+	span->flags = conn->flags & TL_CONN_TLS ? TL_SPAN_TLS : 0;
 	span->_pad = 0;
 	span->pid = conn->pid;
 	__builtin_memcpy(span->method, text->method, TL_METHOD_MAX);
@@ -232,8 +234,15 @@ __noinline int tl_begin_server(TL_EXCHANGE)
 	tl_random_id(conn->span_id, 2);
 	tl_take_tracestate(&conn->in, text);
 	flags = tl_take_header(conn, &conn->in, text);
+	conn->evidence = TL_EVIDENCE_HEADER;
+	if (flags < 0) {
+		text->tracestate_len = 0;
+		flags = tl_take_option(conn);
+		conn->evidence = TL_EVIDENCE_PACKET;
+	} else {
+		tl_option_used(conn->socket);
+	}
 	if (flags >= 0) {
-		conn->evidence = TL_EVIDENCE_HEADER;
 		if (settings && settings->parent_based)
 			conn->trace_flags = flags;
 		else
@@ -244,7 +253,6 @@ __noinline int tl_begin_server(TL_EXCHANGE)
 		__builtin_memset(conn->parent_span_id, 0, 8);
 		conn->evidence = TL_EVIDENCE_NONE;
 		conn->trace_flags = TL_FLAG_RANDOM | tl_sample_root(conn->trace_id);
-		text->tracestate_len = 0;
 	}
 
 	/* nobody knows the key yet, so that an entry that is not filled in is seen by nobody */

@@ -54,42 +54,6 @@ static __always_inline void tl_write_traceparent(__u8 *out, const struct tl_conn
 	out[69] = '\n';
 }
 
-/* Which request is this call made for? */
-static __always_inline struct tl_request *tl_find_parent(struct tl_conn *conn, __u64 *key,
-							 __u8 *evidence)
-{
-	struct tl_request *request;
-	struct tl_thread *thread;
-	__u32 tid = tl_current_tid();
-	int refused;
-
-	if (conn->connect && !(conn->flags & TL_CONN_USED)) {
-		*key = conn->connect;
-		request = bpf_map_lookup_elem(&tl_requests, key);
-		if (request && tl_parent_refused(request) < 0) {
-			tl_count(TL_PARENT_CONNECT);
-			*evidence = TL_EVIDENCE_CONNECT;
-			return request;
-		}
-	}
-	thread = bpf_map_lookup_elem(&tl_threads, &tid);
-	if (thread && thread->loop && conn->flags & TL_CONN_CONNECTED &&
-	    !(conn->flags & TL_CONN_USED)) {
-		/* an event loop writes the first request ticks after it decided to make it */
-		tl_count(TL_ROOT_NO_CONTEXT);
-		return NULL;
-	}
-	request = tl_thread_request(thread, key, &refused);
-	if (!request) {
-		tl_unattributed(thread, refused);
-		tl_count(refused);
-		return NULL;
-	}
-	*evidence = thread->evidence;
-	tl_count(*evidence == TL_EVIDENCE_RESTORE ? TL_PARENT_RESTORE : TL_PARENT_THREAD);
-	return request;
-}
-
 /* Takes over the parent's tracestate: it travels with the trace. */
 static __always_inline void tl_inherit_tracestate(struct tl_text *text, struct tl_request *parent,
 						  __u64 key)

@@ -273,6 +273,7 @@ static __always_inline struct tl_conn *tl_new_conn(struct __sk_buff *skb, struct
 		tl_count(TL_FULL_STORAGE);
 		return NULL;
 	}
+	conn->socket = bpf_get_socket_cookie(skb);
 	conn->cgroup_id = cgroup_id;
 	conn->role = role;
 	sk = bpf_sk_fullsock(sk);
@@ -281,21 +282,25 @@ static __always_inline struct tl_conn *tl_new_conn(struct __sk_buff *skb, struct
 	return conn;
 }
 
+/* The sender of a packet that starts at its IP header, as IPv4-mapped address. */
+static __always_inline int tl_sender_address(struct __sk_buff *skb, __u8 *out)
+{
+	__u32 *address = (__u32 *)out;
+
+	if (skb->protocol != bpf_htons(0x0800))
+		return bpf_skb_load_bytes(skb, 8, out, 16);
+	address[2] = bpf_htonl(0xffff);
+	return bpf_skb_load_bytes(skb, 12, &address[3], 4);
+}
+
 #ifndef TL_LEGACY
-/* Who sends the segment, as IPv4-mapped address; the packet starts at its IP header. */
+/* Who sends the segment. */
 static __always_inline int tl_sender(struct __sk_buff *skb, __u32 ip_len, struct tl_early_key *key)
 {
 	__u16 ports[2];
 
-	if (skb->protocol == bpf_htons(0x0800)) {
-		__u32 *address = (__u32 *)key->peer_addr;
-
-		address[2] = bpf_htonl(0xffff);
-		if (bpf_skb_load_bytes(skb, 12, &address[3], 4))
-			return -1;
-	} else if (bpf_skb_load_bytes(skb, 8, key->peer_addr, 16)) {
+	if (tl_sender_address(skb, key->peer_addr))
 		return -1;
-	}
 	if (bpf_skb_load_bytes(skb, ip_len, ports, sizeof(ports)))
 		return -1;
 	key->peer_port = bpf_ntohs(ports[0]);
@@ -346,6 +351,95 @@ static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_seg
 }
 #endif
 
+/* Where the option of our kind starts among `len` bytes of TCP options, 0: there is none. */
+static __always_inline __u32 tl_find_option(const __u8 *options, __u32 len)
+{
+	__u32 pos = 0;
+	__u32 i, size;
+
+	for (i = 0; i < 40; i++) {
+		if (pos + 1 >= len || !options[pos & 63])
+			return 0;
+		if (options[pos & 63] == TL_OPTION_KIND)
+			return pos + 1;
+		size = options[pos & 63] == 1 ? 1 : options[(pos + 1) & 63];
+		if (!size)
+			return 0;
+		pos += size;
+	}
+	return 0;
+}
+
+/*
+ * Reads the context that a segment carries, if it does. `lengths`: of the IP header (upper half) and
+ * of the TCP header. A function of its own, so that the verifier walks it once.
+ */
+__noinline int tl_option_in(struct __sk_buff *skb, __u64 lengths)
+{
+	const struct tl_settings *settings = tl_settings_now();
+	struct tl_incoming *incoming, fresh = {};
+	struct bpf_sock *sk = skb->sk;
+	struct bpf_tcp_sock *tcp;
+	struct tl_option *option;
+	__u8 options[64 + sizeof(*option)] = {};
+	__u8 address[16] = {};
+	__u32 ip_len = lengths >> 32;
+	__u32 tcp_len = lengths;
+	__u32 len, pos, seq, ahead;
+	__u64 socket;
+
+	if (!settings || !settings->packets || !sk || tcp_len < 20 + TL_OPTION_SPACE)
+		return 0;
+	len = tcp_len - 20;
+	if (len > 40 || bpf_skb_load_bytes(skb, ip_len + 20, options, tl_length(len, 64)))
+		return 0;
+	pos = tl_find_option(options, len);
+	if (!pos)
+		return 0;
+	option = (struct tl_option *)&options[(pos - 1) & 63];
+	if ((option->len != TL_OPTION_SAMPLED_BYTES && option->len != TL_OPTION_BYTES) ||
+	    pos - 1 + option->len > len || !tl_any(option->trace_id, 16) ||
+	    !tl_any(option->span_id, 8)) {
+		tl_count(TL_OPTION_MALFORMED);
+		return 0;
+	}
+	if (!tl_traced(bpf_skb_cgroup_id(skb)))
+		return 0;
+	if (tl_sender_address(skb, address) || !tl_is_peer(address)) {
+		tl_count(TL_OPTION_STRANGER);
+		return 0;
+	}
+	tcp = sk->state == BPF_TCP_LISTEN ? NULL : bpf_tcp_sock(sk);
+	if (!tcp || bpf_skb_load_bytes(skb, ip_len + 4, &seq, 4)) {
+		tl_count(TL_OPTION_STALE);
+		return 0;
+	}
+	/* the segment was not received before, and may be */
+	ahead = bpf_ntohl(seq) + (skb->len - ip_len - tcp_len) - tcp->rcv_nxt;
+	if ((__s32)ahead <= 0 || ahead > TL_OPTION_WINDOW) {
+		tl_count(TL_OPTION_STALE);
+		return 0;
+	}
+	socket = bpf_get_socket_cookie(skb);
+	incoming = bpf_map_lookup_elem(&tl_incoming, &socket);
+	if (!incoming) {
+		bpf_map_update_elem(&tl_incoming, &socket, &fresh, BPF_NOEXIST);
+		incoming = bpf_map_lookup_elem(&tl_incoming, &socket);
+		if (!incoming) {
+			tl_count(TL_FULL_INCOMING);
+			return 0;
+		}
+	}
+	__builtin_memcpy(incoming->trace_id, option->trace_id, 16);
+	__builtin_memcpy(incoming->span_id, option->span_id, 8);
+	incoming->trace_flags = option->len == TL_OPTION_BYTES ?
+					option->trace_flags & (TL_FLAG_SAMPLED | TL_FLAG_RANDOM) :
+					TL_FLAG_SAMPLED;
+	incoming->fresh = 1;
+	tl_count(TL_OPTION_READ);
+	return 0;
+}
+
 static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction direction)
 {
 	struct bpf_sock *sk = skb->sk;
@@ -363,6 +457,8 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	len = tl_payload(skb, &segment);
 	if (!len)
 		return 1;
+	if (direction == TL_IN && segment.off - segment.ip_len >= 20 + TL_OPTION_SPACE)
+		tl_option_in(skb, (__u64)segment.ip_len << 32 | (segment.off - segment.ip_len));
 	if (!conn && direction == TL_IN && sk->state == BPF_TCP_LISTEN) {
 		tl_early_packet(skb, &segment);
 		return 1;

@@ -44,6 +44,7 @@ struct tl_abi_types {
 	enum tl_method method;
 	enum tl_sampler sampler;
 	enum tl_counter counter;
+	enum tl_span_flags span_flags;
 };
 const struct tl_abi_types *tl_abi_types __attribute__((unused));
 
@@ -164,6 +165,7 @@ enum tl_conn_flags {
 	TL_CONN_ANSWERED = 1 << 6, /* opaque: something was read since the last write */
 	TL_CONN_CONNECTED = 1 << 7, /* client: we saw it being made, and `connect` says for whom */
 	TL_CONN_LEAVES = 1 << 8, /* leaves the sockhash once its request is acknowledged */
+	TL_CONN_TLS = 1 << 9, /* what is inside a TLS connection: kept by its SSL, not its socket */
 };
 
 /* One connection, from the first bytes that concern us to its end. */
@@ -172,6 +174,7 @@ struct tl_conn {
 	__u64 cookie;
 	struct tl_chunk chunk[2]; /* by direction; the stack's could not be handed on */
 #endif
+	__u64 socket; /* its cookie, or 0 when that is not known */
 	__u64 cgroup_id;
 	__u64 request; /* server: the request being served (key of tl_requests), or 0 */
 	__u64 parent; /* client: the request whose call this is, kept until the next call */

@@ -26,7 +26,7 @@ class SpanRecord:
     span_id: bytes  # 8 bytes
     parent_span_id: bytes | None  # 8 bytes, None for a root
     trace_flags: int
-    evidence: str  # "none" | "header" | "connect" | "restore" | "thread"
+    evidence: str  # "none" | "header" | "connect" | "restore" | "thread" | "packet"
     end: str  # "complete" | "closed" | "close_delimited"
     start_unix_ns: int
     end_unix_ns: int
@@ -43,6 +43,7 @@ class SpanRecord:
     peer_address: str
     peer_port: int
     tracestate: str  # "" when there is none
+    tls: bool = False  # seen inside TLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         target_length,
         host_length,
         tracestate_length,
+        span_flags,
         pid,
         method,
         host,
@@ -142,6 +144,7 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         tracestate=data[_SHORT.size : _SHORT.size + tracestate_length].decode("latin-1")
         if tracestate_length
         else "",
+        tls=bool(span_flags & abi.SpanFlags.SPAN_TLS),
     )
 
 

@@ -99,7 +99,7 @@ def span(record: SpanRecord, service: Service) -> ReadableSpan:
     state = trace_state(record.tracestate) if record.tracestate else _NO_STATE
     parent = None
     if record.parent_span_id is not None:
-        remote = server and record.evidence == "header"
+        remote = server and record.evidence in ("header", "packet")
         parent = SpanContext(
             trace_id, _from_bytes(record.parent_span_id, "big"), remote, flags, state
         )
@@ -120,6 +120,8 @@ def span(record: SpanRecord, service: Service) -> ReadableSpan:
 def _address(attributes: dict[str, Any], record: SpanRecord, *, server: bool) -> None:
     """url.*, server.* and client.*: the target's own authority wins over the Host header."""
     scheme, authority, path, query = split_target(record.target)
+    if record.tls:
+        scheme = "https"
     host, port = authority_of(authority or record.host)
     default = 443 if scheme == "https" else 80
     if not host:

@@ -208,3 +208,14 @@ def test_one_resource_for_each_service() -> None:
         for found in request.resource_spans
     ]
     assert dict(zip(names, counts, strict=True)) == {"shop": 2, "cart": 1}
+
+
+def test_what_was_seen_inside_tls_is_https() -> None:
+    server = attributes(decoded(tls=True, host="shop.example"))
+    assert (server["url.scheme"], server["server.port"]) == ("https", 443)
+    client = attributes(decoded(kind="client", tls=True, host="shop.example"))
+    assert client["url.full"] == "https://shop.example/cart/7?user=1"
+
+
+def test_a_context_that_came_beside_the_request_has_a_remote_parent() -> None:
+    assert decoded(evidence="packet").flags & 0x300 == 0x300  # known, and remote

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 2
+    ABI_VERSION = 3
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
@@ -26,12 +26,17 @@ class Evidence(IntEnum):
     CONNECT = 2
     RESTORE = 3
     THREAD = 4
+    PACKET = 5
 
 
 class End(IntEnum):
     COMPLETE = 0
     CLOSED = 1
     CLOSE_DELIMITED = 2
+
+
+class SpanFlags(IntEnum):
+    SPAN_TLS = 1
 
 
 class Method(IntEnum):
@@ -98,7 +103,20 @@ class Counter(IntEnum):
     FULL_DURATIONS = 41
     FULL_STORAGE = 42
     FORCED_DROP = 43
-    COUNTERS = 44
+    OPTION_WRITTEN = 44
+    OPTION_READ = 45
+    OPTION_TAKEN = 46
+    OPTION_MALFORMED = 47
+    OPTION_STRANGER = 48
+    OPTION_STALE = 49
+    OPTION_NO_ROOM = 50
+    OPTION_TOO_BIG = 51
+    TLS_NOT_HTTP = 52
+    TLS_NO_SOCKET = 53
+    TLS_LOST = 54
+    FULL_TLS = 55
+    FULL_INCOMING = 56
+    COUNTERS = 57
 
 
 class Config(NamedTuple):
@@ -114,9 +132,10 @@ class Settings(NamedTuple):
     sampler: int
     parent_based: int
     trace_unlisted: int
+    packets: int
 
 
-SETTINGS = Struct("<QBBB5x")
+SETTINGS = Struct("<QBBBB4x")
 
 
 class Span(NamedTuple):
@@ -140,6 +159,7 @@ class Span(NamedTuple):
     target_len: int
     host_len: int
     tracestate_len: int
+    flags: int
     pid: int
     method: bytes
     host: bytes
@@ -147,7 +167,7 @@ class Span(NamedTuple):
     tracestate: bytes
 
 
-SPAN = Struct("<QQQ16s8s8s16s16sHHHBBBBBBHHH2xI16s128s256s512s")
+SPAN = Struct("<QQQ16s8s8s16s16sHHHBBBBBBHHHB1xI16s128s256s512s")
 
 
 class DurationKey(NamedTuple):

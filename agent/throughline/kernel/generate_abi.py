@@ -21,7 +21,16 @@ _STRUCTS = (
     "tl_duration",
     "tl_request",
 )
-_ENUMS = ("tl_abi", "tl_kind", "tl_evidence", "tl_end", "tl_method", "tl_sampler", "tl_counter")
+_ENUMS = (
+    "tl_abi",
+    "tl_kind",
+    "tl_evidence",
+    "tl_end",
+    "tl_span_flags",
+    "tl_method",
+    "tl_sampler",
+    "tl_counter",
+)
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 

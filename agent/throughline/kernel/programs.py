@@ -45,6 +45,7 @@ class Settings:
     ratio: float
     parent_based: bool
     trace_unlisted: bool
+    packets: bool = False  # read contexts from TCP options of peers
 
     def pack(self) -> bytes:
         bound = round(self.ratio * 2**64)
@@ -53,6 +54,7 @@ class Settings:
             sampler=self.sampler,
             parent_based=self.parent_based,
             trace_unlisted=self.trace_unlisted,
+            packets=self.packets,
         )
         return abi.SETTINGS.pack(*settings)
 
