@@ -156,7 +156,7 @@ class Agent:
         self._groups = dict.fromkeys(("packets", "tls", "go", "go_write"), later)
         observe = self._attach_group("observe", self._programs.attach_observe)
         headers = doctor.Group("off", False, "propagation.headers is off", "")
-        if self._config.propagate_headers:
+        if self._config.propagation.headers:
             headers = (
                 self._attach_group("headers", self._programs.attach_headers)
                 if observe.state == "on"

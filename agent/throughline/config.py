@@ -14,7 +14,7 @@ from typing import Any
 
 from throughline import settings
 from throughline.configfile import ConfigError, Reader, ServiceRule
-from throughline.settings import SETTINGS
+from throughline.settings import SETTINGS, Network
 
 __all__ = ["Config", "ConfigError", "ServiceRule", "load", "path_from_environment"]
 
@@ -25,6 +25,16 @@ DEFAULT_PATH = Path("/etc/throughline/config.yaml")
 class Sampling:
     sampler: str  # one of settings.SAMPLERS
     arg: float  # 0..1
+
+
+@dataclass(frozen=True, slots=True)
+class Propagation:
+    """How context leaves with what a traced service sends."""
+
+    headers: bool
+    packets: bool
+    peers: tuple[Network, ...]  # who gets a TCP option, and from whom one is believed
+    tc_priority: int  # 1..65535, of the filter where the kernel has no tcx
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,8 @@ class Effective:
 class Config:
     path: Path
     services: tuple[ServiceRule, ...]  # empty: every unit in system.slice
-    propagate_headers: bool
+    propagation: Propagation
+    instrument_tls: bool
     sampling: Sampling
     export: Export
     resource_attributes: Mapping[str, str]
@@ -133,7 +144,13 @@ def _assemble(reader: Reader) -> Config:
     return Config(
         path=reader.path,
         services=tuple(reader.rules),
-        propagate_headers=get("propagation.headers") == "auto",
+        propagation=Propagation(
+            headers=get("propagation.headers") == "auto",
+            packets=get("propagation.packets") == "auto",
+            peers=get("propagation.peers"),
+            tc_priority=get("propagation.tc.priority"),
+        ),
+        instrument_tls=get("instrumentation.tls") == "auto",
         sampling=Sampling(sampler=get("sampling.sampler"), arg=get("sampling.arg")),
         export=Export(
             otlp=get("export.otlp.enabled"),
@@ -219,4 +236,6 @@ def _effective(reader: Reader) -> Iterator[Effective]:
             value = dict.fromkeys(value, "(hidden)")
         if isinstance(value, Path):
             value = str(value)
+        if setting.kind.items is not None:
+            value = [str(item) for item in value]
         yield Effective(setting.key, value, reader.source(setting.key))

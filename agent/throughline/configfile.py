@@ -110,6 +110,8 @@ class Reader:
     def _typed(self, node: yaml.Node, key: str, kind: Kind) -> Any:
         if kind.tags == ("map",):
             return self._mapping(node, key, kind)
+        if kind.items is not None:
+            return self._list(node, key, kind, kind.items)
         tag = node.tag.rpartition(":")[2]
         if not isinstance(node, yaml.ScalarNode) or tag not in kind.tags:
             self.complain(node, key, f"found {_describe(node)}", kind.expects)
@@ -134,6 +136,13 @@ class Reader:
                 name = name.lower()
             pairs[name] = text
         return pairs
+
+    def _list(self, node: yaml.Node, key: str, kind: Kind, items: Kind) -> tuple[Any, ...] | None:
+        if not isinstance(node, yaml.SequenceNode):
+            self.complain(node, key, f"found {_describe(node)}", kind.expects)
+            return None
+        found = [self._typed(item, f"{key}[{n}]", items) for n, item in enumerate(node.value)]
+        return tuple(dict.fromkeys(value for value in found if value is not None))
 
     def _services(self, node: yaml.Node) -> None:
         if not isinstance(node, yaml.SequenceNode):

@@ -143,7 +143,7 @@ def _try(config: Config, found: facts.Facts) -> dict[str, Group]:
 
     Nothing is traced meanwhile: no cgroup is listed, and what is not listed is left alone.
     """
-    wanted = {"observe": True, "headers": config.propagate_headers}
+    wanted = {"observe": True, "headers": config.propagation.headers}
     groups = {name: Group("off", False, "not part of this release", "") for name in _LATER}
     blocked = prerequisites(config, found)
     if blocked is not None:
@@ -177,7 +177,7 @@ def _try(config: Config, found: facts.Facts) -> dict[str, Group]:
     finally:
         detach_all(trial)
         trial.rmdir()
-    if not config.propagate_headers:
+    if not config.propagation.headers:
         tried["headers"] = Group("off", False, "propagation.headers is off", "")
     return tried | groups
 

@@ -7,6 +7,7 @@ This table is the whole interface of the configuration file except the `services
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ _SIZE_UNITS = {
     "MB": 10**6,
     "GB": 10**9,
 }
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 in IPv6, RFC 4291 section 2.5.5.2
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -49,12 +51,17 @@ class Kind:
     """A type of value: what an operator may write, and how it is read.
 
     `tags` are the YAML types accepted in the file; `parse` gets the text as written and raises
-    ValueError, whose message (if any) is appended to the complaint.
+    ValueError, whose message (if any) is appended to the complaint. A list is read item by item
+    with `items`, so that a complaint has the item's line.
     """
 
     expects: str
     tags: tuple[str, ...]
     parse: Callable[[str], Any]
+    items: Kind | None = None
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _boolean(text: str) -> bool:
@@ -113,6 +120,43 @@ def _path(text: str) -> Path:
     return path
 
 
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def network(text: str) -> Network:
+    """An IPv4 or IPv6 network, or one address; ValueError with a hint for what is neither."""
+    try:
+        found = ipaddress.ip_network(text)
+    except ValueError as error:
+        if "host bits" not in str(error):
+            raise ValueError from None
+        meant = ipaddress.ip_network(text, strict=False)
+        address = text.partition("/")[0]
+        raise ValueError(
+            f"bits behind the prefix are set: {meant} for the network, {address} for that one host"
+        ) from None
+    if isinstance(found, ipaddress.IPv6Network):
+        if "%" in text:
+            raise ValueError("an address has no zone here")
+        if found != _MAPPED and found.supernet_of(_MAPPED):
+            raise ValueError("it holds every IPv4 address, too: 2000::/3 has all global IPv6 ones")
+        if found.subnet_of(_MAPPED):
+            low = int(found.network_address) & 0xFFFFFFFF
+            return ipaddress.IPv4Network((low, found.prefixlen - 96))
+    return found
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    return tuple(network(part.strip()) for part in text.split(",") if part.strip())
+
+
 def _text(text: str) -> str:
     if not text or not text.isprintable():
         raise ValueError
@@ -162,6 +206,10 @@ SECONDS = Kind("seconds, a number from 0.1 to 600", ("int", "float"), _number(0.
 MILLISECONDS = Kind("milliseconds, a number from 100 to 600000", (), _milliseconds)
 INTERVAL = Kind("seconds, a number from 1 to 3600", ("int", "float"), _number(1, 3600))
 DRAIN = Kind("seconds, a number from 0.01 to 5", ("int", "float"), _number(0.01, 5))
+PRIORITY = Kind("a number from 1 to 65535", ("int",), _integer(1, 65535))
+# "int": YAML 1.1 takes 1:2:3:4:5:6:7:8 for a number to the base 60
+NETWORK = Kind("a network such as 10.1.0.0/16 or fd00:1::/64", ("str", "int"), network)
+NETWORKS = Kind("a list of networks", ("list",), _networks, NETWORK)
 SIZE = Kind("a size of at least 64KiB such as 64MiB or 67108864", ("int", "str"), parse_size)
 ENDPOINT = Kind("an http:// or https:// URL (for grpc also host:port)", ("str",), _endpoint)
 PATH = Kind("an absolute path", ("str",), _path)
@@ -216,6 +264,10 @@ def _exporters(name: str) -> Kind:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("propagation.headers", _choice("auto", "off"), "auto"),
+    Setting("propagation.packets", _choice("auto", "off"), "auto"),
+    Setting("propagation.peers", NETWORKS, ()),
+    Setting("propagation.tc.priority", PRIORITY, 49152),
+    Setting("instrumentation.tls", _choice("auto", "off"), "auto"),
     Setting(
         "sampling.sampler",
         _choice(*SAMPLERS),

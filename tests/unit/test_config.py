@@ -15,7 +15,12 @@ services:
   - match: {systemd_unit: "sshd.service"}
     trace: false
   - match: {cgroup: /machine.slice/*.scope}
-propagation: {headers: off}
+propagation:
+  headers: off
+  packets: off
+  peers: [10.1.0.0/16, 10.2.0.3, "fd00:1::/64", "::ffff:10.3.0.0/112", 10.1.0.0/16]
+  tc: {priority: 2}
+instrumentation: {tls: off}
 sampling: {sampler: traceidratio, arg: 0.25}
 export:
   otlp:
@@ -53,7 +58,8 @@ def sources(found: Config) -> dict[str, str]:
 def test_no_file_is_a_useful_configuration() -> None:
     found = config.load(config.DEFAULT_PATH, environment={})
     assert found.services == ()
-    assert found.propagate_headers
+    assert found.propagation.headers and found.propagation.packets and found.instrument_tls
+    assert (found.propagation.peers, found.propagation.tc_priority) == ((), 49152)
     assert (found.sampling.sampler, found.sampling.arg) == ("parentbased_traceidratio", 1.0)
     assert found.export.traces.endpoint == "http://127.0.0.1:4318/v1/traces"
     assert found.export.metrics.endpoint == "http://127.0.0.1:4318/v1/metrics"
@@ -75,7 +81,13 @@ def test_every_key(tmp_path: Path) -> None:
         ServiceRule("systemd_unit", "sshd.service", None, False),
         ServiceRule("cgroup", "machine.slice/*.scope", None, True),
     )
-    assert not found.propagate_headers, "off is a word here, not a boolean"
+    assert not found.propagation.headers, "off is a word here, not a boolean"
+    assert not found.propagation.packets and not found.instrument_tls
+    networks = ("10.1.0.0/16", "10.2.0.3/32", "fd00:1::/64", "10.3.0.0/16")
+    assert tuple(map(str, found.propagation.peers)) == networks
+    assert found.propagation.tc_priority == 2
+    shown = {effective.key: effective.value for effective in found.effective}
+    assert shown["propagation.peers"] == list(networks)
     assert (found.sampling.sampler, found.sampling.arg) == ("traceidratio", 0.25)
     traces, metrics = found.export.traces, found.export.metrics
     assert traces.endpoint == "https://collector.example:4318/otlp/v1/traces"
@@ -97,7 +109,7 @@ def test_every_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("colour: red", "1: colour: unknown key; expected one of agent, export, propagation"),
+        ("colour: red", "1: colour: unknown key; expected one of agent, export, instru"),
         ("agent: {color: 1}", "1: agent.color: unknown key; expected one of bpffs, drain_interval"),
         ("\n\nsampling: {arg: high}", "3: sampling.arg: found 'high' (text); expected a number"),
         ("sampling: {arg: 1.5}", "1: sampling.arg: found '1.5' (number); expected a number from 0"),
@@ -107,6 +119,25 @@ def test_every_key(tmp_path: Path) -> None:
         ("sampling: [1]", "1: sampling: found a list; expected a mapping with keys arg, sampler"),
         ("sampling: {}\nsampling: {}", "2: sampling: given twice; expected each key once"),
         ("propagation: {headers: maybe}", "1: propagation.headers: found 'maybe' (text); expected"),
+        (
+            "propagation: {tc: {priority: 0}}",
+            "found '0' (integer); expected a number from 1 to 655",
+        ),
+        ("propagation: {tc: {priority: 1.5}}", "propagation.tc.priority: found '1.5' (number)"),
+        ("propagation: {peers: 10.1.0.0/16}", "1: propagation.peers: found '10.1.0.0/16' (text); "),
+        ("propagation: {peers: {a: b}}", "propagation.peers: found a mapping; expected a list of"),
+        (
+            "propagation:\n  peers:\n  - 10.1.0.0/16\n  - 10.1.0.7/16",
+            "4: propagation.peers[1]: found '10.1.0.7/16' (text); expected a network such as "
+            "10.1.0.0/16 or fd00:1::/64 (bits behind the prefix are set: 10.1.0.0/16 for the "
+            "network, 10.1.0.7 for that one host)",
+        ),
+        ("propagation: {peers: ['fd00:1::7/64']}", "set: fd00:1::/64 for the network, fd00:1::7"),
+        ("propagation: {peers: ['::/0']}", "it holds every IPv4 address, too: 2000::/3 has all"),
+        ("propagation: {peers: ['fe80::1%eth0']}", "(an address has no zone here)"),
+        ("propagation: {peers: [web1.example.net]}", "peers[0]: found 'web1.example.net' (text)"),
+        ("propagation: {peers: [10.1.0.0/33, 7, [], null]}", "peers[0]: found '10.1.0.0/33'"),
+        ("instrumentation: {tls: maybe}", "instrumentation.tls: found 'maybe' (text); expected on"),
         ("export: {console: 1}", "1: export.console: found '1' (integer); expected true or false"),
         ("export: {console: 'yes'}", "1: export.console: found 'yes' (text); expected true or"),
         (

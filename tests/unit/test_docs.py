@@ -123,7 +123,9 @@ def shown(setting: Setting) -> str:
 
 def test_settings_are_documented() -> None:
     known = {setting.key for setting in SETTINGS}
-    section = re.compile(r"(propagation|sampling|export|resource|agent)(\.[a-z_]+)+")
+    section = re.compile(
+        r"(propagation|instrumentation|sampling|export|resource|agent)(\.[a-z_]+)+"
+    )
     found = {code for row in rows(CONFIGURATION) for cell in row for code in CODE.findall(cell)}
     assert {code for code in found if section.fullmatch(code)} == known
 
