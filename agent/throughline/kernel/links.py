@@ -1,4 +1,4 @@
-"""Links that libbpf 1.1 cannot make: tcx and uprobe_multi, by the bpf() system call itself.
+"""Attachments that libbpf 1.1 cannot make, by the system calls themselves: tcx, uprobe_multi, perf.
 
 A link is an open descriptor: closing it detaches the program unless the link is pinned.
 Layouts: union bpf_attr.link_create and struct bpf_link_info in include/uapi/linux/bpf.h.
@@ -22,8 +22,11 @@ TCX_INGRESS, TCX_EGRESS, UPROBE_MULTI = 46, 47, 48
 BEFORE, AFTER, RELATIVE_IS_ID, RELATIVE_IS_LINK = 1 << 3, 1 << 4, 1 << 5, 1 << 13
 
 _LINK_CREATE = 28  # enum bpf_cmd
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}
-_ATTRIBUTE_BYTES = 64
+_CALLS = {
+    "x86_64": {"bpf": 321, "perf_event_open": 298},
+    "aarch64": {"bpf": 280, "perf_event_open": 241},
+}
+_CLOSE_ON_EXEC = 1 << 3  # PERF_FLAG_FD_CLOEXEC
 _UPROBE_RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
 
 
@@ -100,24 +103,41 @@ def attach_uprobe_multi(
     return Link(_create(attribute, f"uprobe_multi link on {path}"), f"{path}+{offset:#x}")
 
 
+def perf_event_open(attribute: bytes, *, pid: int, cpu: int) -> int:
+    """A descriptor of the event that a struct perf_event_attr tells, see perf_event_open(2)."""
+    data = ctypes.create_string_buffer(attribute, len(attribute))
+    number = _number("perf_event_open")
+    return _check(_libc().syscall(number, data, pid, cpu, -1, _CLOSE_ON_EXEC), "perf_event_open")
+
+
+def filesystem(fd: int) -> int:
+    """The type of the file system that a file is in: f_type of statfs(2)."""
+    data = (ctypes.c_long * 32)()
+    _check(_libc().fstatfs(fd, ctypes.byref(data)), "fstatfs")
+    return int(data[0])
+
+
 def _create(attribute: bytes, call: str) -> int:
-    data = ctypes.create_string_buffer(attribute, _ATTRIBUTE_BYTES)
-    fd = _libc().syscall(_bpf_number(), _LINK_CREATE, data, _ATTRIBUTE_BYTES)
-    if fd < 0:
+    data = ctypes.create_string_buffer(attribute, len(attribute))
+    return _check(_libc().syscall(_number("bpf"), _LINK_CREATE, data, len(attribute)), call)
+
+
+def _check(result: int, call: str) -> int:
+    """The result of a call that returns -1 and sets errno when it fails."""
+    if result < 0:
         raise failure(call)
-    return int(fd)
+    return int(result)
 
 
 @cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
-    libc.syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
     return libc
 
 
-def _bpf_number() -> int:
+def _number(call: str) -> int:
     machine = platform.machine()
-    if machine not in _SYS_BPF:
-        raise OSError(errno.ENOSYS, f"the number of bpf() on {machine} is not known")
-    return _SYS_BPF[machine]
+    if machine not in _CALLS:
+        raise OSError(errno.ENOSYS, f"the number of {call}() on {machine} is not known")
+    return _CALLS[machine][call]

@@ -1,0 +1,290 @@
+"""Symbols of 64-bit x86 ELF files, read in pieces as small as the question.
+
+Files come from the processes that are traced, so that nothing in them is believed: every count is
+bounded, every offset is read and not mapped (a file that shrinks must not end the agent), and what
+contradicts itself raises MalformedError. Dynamic symbols are found by the file's own hash table,
+which costs the same few reads in a file of 100 MB. Formats: gABI chapters 4 and 5, and for
+DT_GNU_HASH the source of glibc (elf/dl-lookup.c).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+_SYMBOL = struct.Struct("<IBBHQQ")
+_MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little endian
+_TYPES = (2, 3)  # ET_EXEC, ET_DYN
+_X86_64 = 62
+_PT_LOAD, _PT_DYNAMIC, _PF_X = 1, 2, 1
+_SHT_SYMTAB = 2
+_STT_FUNC = 2
+_DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
+
+_MAX_SEGMENTS = 128
+_MAX_SECTIONS = 1024
+_MAX_DYNAMIC_BYTES = 1 << 14
+_MAX_CHAIN = 1 << 12
+_MAX_STATIC_BYTES = 1 << 25  # of .symtab, and of its strings
+_MAX_STRINGS = 64  # that end alike
+_PIECE_BYTES = 24 << 15  # whole symbols
+
+
+class MalformedError(ValueError):
+    """An ELF file that contradicts itself, or goes beyond what a linker writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function that a symbol names."""
+
+    address: int  # as linked
+    size: int  # bytes, 0 when the symbol does not tell
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    offset: int
+    address: int
+    size: int  # bytes in the file
+    executable: bool
+
+    def holds(self, address: int) -> bool:
+        return self.address <= address < self.address + self.size
+
+
+class Elf:
+    """An ELF file behind a descriptor that the caller opened and closes."""
+
+    def __init__(self, fd: int, header: bytes) -> None:
+        self._fd = fd
+        fields = _HEADER.unpack(header)
+        self._sections_at, self._section_bytes, self._sections = fields[6], *fields[11:13]
+        self._segments: list[_Segment] = []
+        self._dynamic: tuple[int, int] | None = None
+        offset, size, count = fields[5], *fields[9:11]
+        if count and (size != _SEGMENT.size or count > _MAX_SEGMENTS):
+            raise MalformedError(f"{count} program headers of {size} bytes")
+        for kind, flags, start, address, _, length, *_ in _SEGMENT.iter_unpack(
+            self.read(offset, count * _SEGMENT.size)
+        ):
+            if kind == _PT_LOAD:
+                self._segments.append(_Segment(start, address, length, bool(flags & _PF_X)))
+            elif kind == _PT_DYNAMIC:
+                self._dynamic = (start, min(length, _MAX_DYNAMIC_BYTES))
+
+    @classmethod
+    def open(cls, fd: int) -> Elf | None:
+        """None for what is no regular file or no 64-bit x86 program or library."""
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        header = os.pread(fd, _HEADER.size, 0)
+        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+            return None
+        _, kind, machine, *_ = _HEADER.unpack(header)
+        return cls(fd, header) if kind in _TYPES and machine == _X86_64 else None
+
+    # -- addresses -------------------------------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes of the file."""
+        if offset >= 1 << 63:  # beyond off_t
+            raise MalformedError(f"offset {offset:#x}")
+        data = os.pread(self._fd, size, offset)
+        if len(data) < size:
+            raise MalformedError(f"ends before {offset:#x}+{size:#x}")
+        return data
+
+    def offset(self, address: int, *, executable: bool = False) -> int | None:
+        """Where in the file the byte at `address` is; None when it is not (executable) there."""
+        for segment in self._segments:
+            if segment.holds(address) and (segment.executable or not executable):
+                return segment.offset + address - segment.address
+        return None
+
+    def code(self, function: int, size: int) -> bytes:
+        """Up to `size` bytes of code at an address; nothing when there is no code."""
+        for segment in self._segments:
+            if segment.executable and segment.holds(function):
+                skipped = function - segment.address
+                return self.read(segment.offset + skipped, min(size, segment.size - skipped))
+        return b""
+
+    def _at(self, address: int, size: int) -> bytes:
+        offset = self.offset(address)
+        if offset is None:
+            raise MalformedError(f"no segment holds {address:#x}")
+        return self.read(offset, size)
+
+    # -- symbols ---------------------------------------------------------------------------------
+
+    def functions(self, key: str, others: Iterable[str]) -> dict[str, Function]:
+        """The functions of these names that the file defines; empty when `key` is not among them.
+
+        Dynamic symbols first. Only a file without `key` there, and with a .symtab (a program with
+        its libraries inside, not stripped), is searched through, up to 32 MB of strings.
+        """
+        for find in (self._dynamic_functions, self._static_functions):
+            found = find([key])
+            if found:
+                return found | find(list(others))
+        return {}
+
+    def _dynamic_functions(self, names: list[str]) -> dict[str, Function]:
+        tags = self._tags()
+        if _DT_SYMTAB not in tags or _DT_STRTAB not in tags:
+            return {}
+        if _DT_GNU_HASH in tags:
+            lookup, table = self._gnu_chain, tags[_DT_GNU_HASH]
+        elif _DT_HASH in tags:
+            lookup, table = self._sysv_chain, tags[_DT_HASH]
+        else:
+            return {}
+        found: dict[str, Function] = {}
+        for name in names:
+            wanted = name.encode() + b"\0"
+            for index in lookup(table, name.encode()):
+                symbol = self._at(tags[_DT_SYMTAB] + index * _SYMBOL.size, _SYMBOL.size)
+                function = _function(symbol)
+                string = tags[_DT_STRTAB] + _SYMBOL.unpack(symbol)[0]
+                if function is not None and self._at(string, len(wanted)) == wanted:
+                    found[name] = function
+                    break
+        return found
+
+    def _tags(self) -> dict[int, int]:
+        if self._dynamic is None:
+            return {}
+        offset, size = self._dynamic
+        tags: dict[int, int] = {}
+        for tag, value in struct.iter_unpack("<qQ", self.read(offset, size - size % 16)):
+            if tag == 0:
+                break
+            tags[tag] = value
+        return tags
+
+    def _gnu_chain(self, table: int, name: bytes) -> Iterator[int]:
+        """Indices of symbols whose name has the hash of `name`."""
+        buckets, first, words, shift = struct.unpack("<IIII", self._at(table, 16))
+        if not buckets or not words or shift > 31:
+            raise MalformedError(f"DT_GNU_HASH has {buckets} buckets, {words} words")
+        hashed = gnu_hash(name)
+        (word,) = struct.unpack("<Q", self._at(table + 16 + hashed // 64 % words * 8, 8))
+        if not word >> hashed % 64 & word >> (hashed >> shift) % 64 & 1:
+            return
+        heads = table + 16 + words * 8
+        (index,) = struct.unpack("<I", self._at(heads + hashed % buckets * 4, 4))
+        if index < first:
+            return
+        chain = heads + buckets * 4 - first * 4
+        for index in range(index, index + _MAX_CHAIN):  # noqa: B020 - goes on from its head
+            (value,) = struct.unpack("<I", self._at(chain + index * 4, 4))
+            if value | 1 == hashed | 1:
+                yield index
+            if value & 1:
+                return
+        raise MalformedError("a chain of DT_GNU_HASH has no end")
+
+    def _sysv_chain(self, table: int, name: bytes) -> Iterator[int]:
+        """Indices of symbols that may have this name."""
+        buckets, count = struct.unpack("<II", self._at(table, 8))
+        if not buckets:
+            raise MalformedError("DT_HASH has no buckets")
+        (index,) = struct.unpack("<I", self._at(table + 8 + sysv_hash(name) % buckets * 4, 4))
+        for _ in range(min(count, _MAX_CHAIN)):
+            if index == 0:
+                return
+            yield index
+            (index,) = struct.unpack("<I", self._at(table + 8 + (buckets + index) * 4, 4))
+        raise MalformedError("a chain of DT_HASH has no end")
+
+    def _static_functions(self, names: list[str]) -> dict[str, Function]:
+        tables = self._symtab()
+        if tables is None:
+            return {}
+        (symbols_at, symbols_size), (strings_at, strings_size) = tables
+        wanted = {
+            offset: name
+            for name in names
+            for offset in self._search(name.encode() + b"\0", strings_at, strings_size)
+        }
+        found: dict[str, Function] = {}
+        looked_at = 0
+        for start in range(0, symbols_size if wanted else 0, _PIECE_BYTES):
+            piece = self.read(symbols_at + start, min(_PIECE_BYTES, symbols_size - start))
+            strings = memoryview(piece).cast("I")[:: _SYMBOL.size // 4].tolist()
+            for index in _indices(strings, wanted):
+                looked_at += 1
+                if looked_at > _MAX_CHAIN:
+                    raise MalformedError(".symtab repeats a name")
+                function = _function(piece[index * _SYMBOL.size : (index + 1) * _SYMBOL.size])
+                if function is not None:
+                    found.setdefault(wanted[strings[index]], function)
+        return found
+
+    def _symtab(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """Offset and size of .symtab and of its strings, when they are there and not too large."""
+        if not self._sections_at or self._section_bytes != _SECTION.size:
+            return None
+        if self._sections > _MAX_SECTIONS:
+            raise MalformedError(f"{self._sections} sections")
+        headers = list(
+            _SECTION.iter_unpack(self.read(self._sections_at, self._sections * _SECTION.size))
+        )
+        for header in headers:
+            if header[1] == _SHT_SYMTAB and header[6] < len(headers):
+                strings = headers[header[6]]
+                size = header[5] - header[5] % _SYMBOL.size
+                if max(size, strings[5]) > _MAX_STATIC_BYTES:
+                    return None
+                return (header[4], size), (strings[4], strings[5])
+        return None
+
+    def _search(self, wanted: bytes, start: int, size: int) -> Iterator[int]:
+        """Where `wanted` ends a string: linkers let a name share the end of a longer one."""
+        count = 0
+        for offset in range(0, size, _PIECE_BYTES):
+            length = min(_PIECE_BYTES + len(wanted) - 1, size - offset)
+            at = -1
+            piece = self.read(start + offset, length)
+            while (at := piece.find(wanted, at + 1)) >= 0:
+                count += 1
+                if count > _MAX_STRINGS:
+                    raise MalformedError(f"{wanted!r} is there {count} times")
+                yield offset + at
+
+
+def gnu_hash(name: bytes) -> int:
+    value = 5381
+    for byte in name:
+        value = (value * 33 + byte) & 0xFFFFFFFF
+    return value
+
+
+def sysv_hash(name: bytes) -> int:
+    value = 0
+    for byte in name:
+        value = (value << 4) + byte
+        value = (value ^ (value & 0xF0000000) >> 24) & 0x0FFFFFFF
+    return value
+
+
+def _indices(values: list[int], wanted: Iterable[int]) -> Iterator[int]:
+    for value in wanted:
+        at = -1
+        for _ in range(values.count(value)):
+            at = values.index(value, at + 1)
+            yield at
+
+
+def _function(symbol: bytes) -> Function | None:
+    """None for data, and for what another file defines."""
+    _, kind, _, section, address, size = _SYMBOL.unpack(symbol)
+    defined = kind & 15 == _STT_FUNC and section and address
+    return Function(address, size) if defined else None
