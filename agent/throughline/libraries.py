@@ -1,0 +1,347 @@
+"""OpenSSL in the files that traced processes execute: found by their mappings, and probed.
+
+A file counts by what it defines (kernel/openssl.py), whatever its name: libssl, a program with
+OpenSSL inside, a copy in a container. It is reached through its process's root and attached once,
+however many processes, names and mounts lead to it. New processes are looked at in the next second,
+again 2 seconds later and then every 30, since libraries may be loaded at any time.
+
+What must not happen is a probe in a file that has been written over: the kernel would put a
+breakpoint into the middle of another instruction. Files are therefore watched each second, used or
+not, and let go when nobody maps them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from throughline import mappings
+from throughline.kernel import libbpf, openssl, uprobes
+from throughline.kernel.elf import MalformedError
+from throughline.mappings import Mapping
+
+log = logging.getLogger(__name__)
+
+BUDGET_SECONDS = 0.02  # of each `follow` for reading mappings and files
+SECOND_READING, LATER_READINGS = 2.0, 30.0  # seconds
+KEEP_UNUSED_SECONDS = 600.0  # a service that starts again is probed from its first request on
+RETRY_SECONDS = 30.0
+_MAX_EXAMINED = 1 << 14
+
+_Identity = tuple[int, ...]
+_Key = tuple[bytes, str, bool]  # device, name and deleted of a mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """One file with OpenSSL in it, for status."""
+
+    path: str  # as the first process that was seen names it
+    sites: tuple[openssl.Site, ...]
+    processes: int  # traced ones that map it now
+    refused: str  # why nothing is attached, else ""
+
+    @property
+    def dear(self) -> bool:
+        """Does a read or write cost a single-stepped instruction?"""
+        return any(site.dear for site in self.sites if site.program != "tl_ssl_free")
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "programs": [site.program for site in self.sites],
+            "dear": self.dear,
+            "processes": self.processes,
+            "refused": self.refused,
+        }
+
+
+@dataclass(slots=True)
+class _Process:
+    executable: str
+    due: float  # when its mappings are read next
+    readings: int = 0
+    # what it maps -> the file, None without OpenSSL
+    mapped: dict[_Key, _Identity | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _File:
+    path: str
+    fd: int
+    stamp: tuple[int, int]
+    sites: tuple[openssl.Site, ...]
+    foreign: bool  # only to be reached in another mount namespace
+    devices: set[bytes]  # device and inode as /proc/PID/maps says them
+    links: list[uprobes.Link] = field(default_factory=list)
+    processes: int = 0
+    refused: str = ""
+    retry_at: float = 0.0
+    unused_since: float | None = None
+
+
+class Libraries:
+    """Attaches the programs of tls.bpf.o. Nothing is pinned: they go with this process."""
+
+    def __init__(
+        self,
+        loaded: libbpf.Object,
+        kind: uprobes.Kind,
+        *,
+        proc: Path = Path("/proc"),
+        clock: Callable[[], float] = time.monotonic,
+        attach: Callable[..., uprobes.Link] = uprobes.attach,
+    ) -> None:
+        self._programs = {program.name: program for program in loaded.programs()}
+        self._kind = kind
+        self._proc = proc
+        self._clock = clock
+        self._attach_site = attach
+        self._processes: dict[int, _Process] = {}
+        self._files: dict[_Identity, _File] = {}
+        # st_dev, st_ino, mtime and size -> the file, None without OpenSSL
+        self._examined: dict[tuple[int, ...], _Identity | None] = {}
+        # the kernel takes 0.1 s to detach one probe
+        self._detaching = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detach")
+        self.failures: Counter[str] = Counter()  # reason -> how often
+
+    @property
+    def attached(self) -> tuple[Attached, ...]:
+        return tuple(
+            Attached(file.path, file.sites, file.processes, file.refused)
+            for file in self._files.values()
+        )
+
+    def follow(self, cgroup_paths: Iterable[Path]) -> None:
+        """To be called each second, with the directories of the cgroups that are traced now.
+
+        What does not fit into its time is done by the next calls, what has waited longest first.
+        """
+        now = self._clock()
+        self._find_processes(cgroup_paths, now)
+        due = sorted((p.due, pid) for pid, p in self._processes.items() if p.due <= now)
+        for count, (_, pid) in enumerate(due):
+            if count and self._clock() - now > BUDGET_SECONDS:
+                break
+            self._read(pid, now)
+        self._tend_files(now)
+
+    def close(self) -> None:
+        """Detaches everything, and returns when that is done."""
+        for identity in list(self._files):
+            self._detach(identity)
+        self._detaching.shutdown(wait=True)
+
+    # -- processes -------------------------------------------------------------------------------
+
+    def _find_processes(self, cgroup_paths: Iterable[Path], now: float) -> None:
+        current = mappings.pids(cgroup_paths, self.failures)
+        for pid in self._processes.keys() - current:
+            del self._processes[pid]
+        for pid in current:
+            executable = mappings.executable(self._proc, pid)
+            known = self._processes.get(pid)
+            if known is None or known.executable != executable:
+                self._processes[pid] = _Process(executable, now)
+
+    def _read(self, pid: int, now: float) -> None:
+        process = self._processes[pid]
+        process.due = now + (LATER_READINGS if process.readings else SECOND_READING)
+        process.readings += 1
+        mapped: dict[_Key, _Identity | None] = {}
+        try:
+            for mapping in mappings.executed(self._proc, pid, self.failures):
+                key = (mapping.device, mapping.name, mapping.deleted)
+                if key in process.mapped:
+                    mapped[key] = process.mapped[key]
+                else:
+                    mapped[key] = self._look(pid, mapping, now)
+        except OSError as error:
+            if error.errno not in mappings.GONE:
+                self._fail("maps_unreadable", error, f"process {pid}")
+            return
+        process.mapped = mapped
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def _look(self, pid: int, mapping: Mapping, now: float) -> _Identity | None:
+        """The file behind a mapping, attached when it has OpenSSL in it, else None."""
+        try:
+            if not mapping.deleted:
+                where = mappings.locate(self._proc, pid, mapping.name)
+                return self._examine(where, mapping.name, mapping.device, now)
+            for identity, file in self._files.items():
+                if mapping.device in file.devices:
+                    return identity  # attached before it was deleted
+            return self._look_deleted(pid, mapping, now)
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EACCES):
+                self._fail("not_permitted", error, mapping.name)
+            elif error.errno not in mappings.GONE:
+                self._fail("file_unreadable", error, mapping.name)
+            elif not mapping.deleted and mappings.executable(self._proc, pid):
+                self._fail("unreachable", error, mapping.name)
+        except MalformedError as error:
+            self._fail("malformed", error, mapping.name)
+        return None
+
+    def _look_deleted(self, pid: int, mapping: Mapping, now: float) -> _Identity | None:
+        """A file without a name, as after the upgrade of a package, has only its mapping.
+
+        To open that takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN. Without, what stands under the
+        name now tells whether it was OpenSSL: then the process is not seen until it starts again.
+        """
+        try:
+            area = f"{self._proc}/{pid}/map_files/{mapping.area}"
+            return self._examine(area, mapping.name, mapping.device, now)
+        except PermissionError as error:
+            replaced = mappings.locate(self._proc, pid, mapping.name)
+            if self._examine(replaced, mapping.name, b"", now) is not None:
+                what = f"{mapping.name} as process {pid} maps it (restart the service)"
+                self._fail("deleted", error, what)
+        return None
+
+    def _examine(self, where: str, name: str, device: bytes, now: float) -> _Identity | None:
+        status = os.stat(where)  # noqa: PTH116 - for each file of each new process
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        key = (status.st_dev, status.st_ino, *_stamp(status))
+        if key in self._examined:
+            known = self._examined[key]
+            if known is None:
+                return None
+            if known in self._files:
+                self._files[known].devices.add(device)
+                return known
+        if len(self._examined) >= _MAX_EXAMINED:
+            self._examined.clear()
+        # first, so that a file which fails is not read again
+        self._examined[key] = None
+        own = _same_file(name, status)
+        fd = _open(name if own else where)
+        try:
+            sites = openssl.sites_of(fd)
+            if not sites:
+                return None
+            identity = uprobes.identity(fd)
+            if identity not in self._files:
+                file = _File(name, fd, _stamp(os.fstat(fd)), sites, not own, {device})
+                self._files[identity] = file
+                self._attach(file, now)
+                fd = -1
+            self._examined[key] = identity
+            self._files[identity].devices.add(device)
+            return identity
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _attach(self, file: _File, now: float) -> None:
+        # the end of a call is awaited before the first call is seen to begin
+        for site in sorted(file.sites, key=lambda site: not site.returns):
+            program = self._programs.get(site.program)
+            if program is None:
+                self.failures["no_program"] += 1
+                continue
+            try:
+                link = self._attach_site(
+                    program,
+                    path=f"/proc/self/fd/{file.fd}",
+                    offset=site.offset,
+                    returns=site.returns,
+                    kind=self._kind,
+                )
+            except OSError as error:
+                _destroy(file.links)
+                file.links = []
+                file.refused = f"{site.program}: {os.strerror(error.errno or 0)}"
+                file.retry_at = now + RETRY_SECONDS
+                self._fail("attach_refused", error, file.path)
+                return
+            file.links.append(link)
+        file.refused = ""
+        log.info("TLS in %s: %s", file.path, ", ".join(site.program for site in file.sites))
+
+    def _tend_files(self, now: float) -> None:
+        used = Counter(
+            identity
+            for process in self._processes.values()
+            for identity in set(process.mapped.values())
+        )
+        for identity, file in list(self._files.items()):
+            file.processes = used[identity]
+            status = os.fstat(file.fd)
+            if _stamp(status) != file.stamp:
+                self.failures["written"] += 1
+                log.warning("%s was written to: detached", file.path)
+                self._detach(identity)
+                self._forget(identity, now)
+            elif file.processes:
+                file.unused_since = None
+                if file.refused and now >= file.retry_at:
+                    self._attach(file, now)
+            else:
+                if file.unused_since is None:
+                    file.unused_since = now
+                # another mount namespace ends with its processes; we would keep its files mounted
+                keep = 0.0 if file.foreign or not status.st_nlink else KEEP_UNUSED_SECONDS
+                if now - file.unused_since >= keep:
+                    self._detach(identity)
+
+    def _forget(self, identity: _Identity, now: float) -> None:
+        """Whoever maps the file is looked at anew."""
+        for process in self._processes.values():
+            if identity in process.mapped.values():
+                process.mapped, process.due = {}, now
+
+    def _detach(self, identity: _Identity) -> None:
+        file = self._files.pop(identity)
+        self._detaching.submit(_release, file.links, file.fd)
+
+    def _fail(self, reason: str, error: Exception, what: str) -> None:
+        """Counted each time, logged the first time."""
+        self.failures[reason] += 1
+        if self.failures[reason] == 1:
+            log.warning("%s: %s: %s", reason, what, error)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_mtime_ns, status.st_size
+
+
+def _same_file(name: str, status: os.stat_result) -> bool:
+    """Is it to be reached by its name in our own mount namespace, too?"""
+    try:
+        return os.path.samestat(os.stat(name), status)  # noqa: PTH116
+    except OSError:
+        return False
+
+
+def _open(path: str) -> int:
+    """A regular file for reading; nothing else is opened, which could have an effect or block."""
+    held = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(held).st_mode):
+            raise OSError(errno.ENOENT, f"{path} is no regular file any more")
+        return os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(held)
+
+
+def _destroy(links: Iterable[uprobes.Link]) -> None:
+    for link in links:
+        link.destroy()
+
+
+def _release(links: Iterable[uprobes.Link], fd: int) -> None:
+    _destroy(links)
+    os.close(fd)
