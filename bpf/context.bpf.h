@@ -297,4 +297,111 @@ static __always_inline struct tl_request *tl_find_parent(struct tl_conn *conn, _
 	return request;
 }
 
+/*
+ * Thread evidence proves nothing where many tasks share a thread without the kernel seeing it.
+ * Go keeps the current goroutine in a register, and the goroutine begins with the bounds of its
+ * stack, a power of two apart: no other program has them around its stack pointer there. (The heap's
+ * address says nothing: Go 1.26 randomises it.)
+ * Java: virtual threads run on carriers named ForkJoinPool-1-worker-N.
+ */
+static __always_inline __u32 tl_thread_refused(void)
+{
+	struct tl_user user = {};
+	__u64 bounds[2] = {}, size;
+	char comm[16];
+
+	if (!tl_read_user(&user))
+		return TL_ROOT_NO_CONTEXT;
+	if (user.goroutine &&
+	    !bpf_probe_read_user(bounds, sizeof(bounds), (void *)user.goroutine)) {
+		size = bounds[1] - bounds[0];
+		if (bounds[0] < user.sp && user.sp <= bounds[1] && size >= 2048 &&
+		    !(size & (size - 1)))
+			return TL_ROOT_GOROUTINE;
+	}
+	bpf_get_current_comm(comm, sizeof(comm));
+	if (*(__u64 *)comm == 0x6e696f4a6b726f46ULL &&
+	    *(__u64 *)(comm + 8) << 8 == 0x2d312d6c6f6f5000ULL)
+		return TL_ROOT_VIRTUAL_THREAD;
+	return 0;
+}
+
+/*
+ * A request whose body, or the answer to whose call, was read in part had its chance to act on that
+ * part. When its thread goes on with something else it waits for the rest, which will come with a
+ * read: it is not open meanwhile.
+ */
+static __always_inline void tl_leave_partial(struct tl_thread *thread)
+{
+	struct tl_request *request;
+
+	if (!thread->partial)
+		return;
+	request = bpf_map_lookup_elem(&tl_requests, &thread->partial);
+	if (request)
+		tl_request_settle(request);
+	thread->partial = 0;
+}
+
+/* The thread goes on with something that belongs to nobody we know. */
+static __always_inline void tl_leave(struct tl_thread *thread)
+{
+	thread->current = 0;
+	thread->unknown = 1;
+}
+
+/*
+ * The current thread, `thread` if it is known already, has read bytes of `conn`, which belong to the
+ * request `key`. `whole`: they were the end of a message.
+ */
+static __always_inline void tl_thread_reads(struct tl_conn *conn, struct tl_thread *thread,
+					    __u64 key, __u8 evidence, bool whole)
+{
+	struct tl_request *request = NULL;
+	struct tl_thread fresh = {};
+	__u32 tid = tl_current_tid();
+	__u32 refused;
+
+	if (key)
+		request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (!request) {
+		if (thread && (thread->loop || conn->role == TL_ROLE_SERVER))
+			tl_leave(thread);
+		return;
+	}
+	if (evidence == TL_EVIDENCE_RESTORE && request->reader != tid) {
+		/*
+		 * The answer was read by a thread that did not read the request (the pool of a client
+		 * library): it says nothing about what that thread does next.
+		 */
+		if (thread)
+			tl_leave(thread);
+		return;
+	}
+	if (conn->role == TL_ROLE_SERVER && !conn->pid)
+		conn->pid = bpf_get_current_pid_tgid() >> 32;
+	if (!thread) {
+		refused = tl_thread_refused();
+		if (refused) {
+			tl_count(refused);
+			return;
+		}
+		bpf_map_update_elem(&tl_threads, &tid, &fresh, BPF_NOEXIST);
+		thread = bpf_map_lookup_elem(&tl_threads, &tid);
+		if (!thread)
+			return;
+	}
+	thread->current = key;
+	thread->evidence = evidence;
+	thread->unknown = 0;
+	/* until it calls on or answers, it may be the one that calls next */
+	if (conn->role == TL_ROLE_SERVER && conn->flags & TL_CONN_RESPONDING)
+		return;
+	if (!whole)
+		thread->partial = key;
+	/* the last bytes of an answer leave long after the thread has gone on */
+	if (!(request->flags & TL_REQUEST_ANSWERING))
+		tl_request_open(request, thread, tid);
+}
+
 #endif

@@ -325,4 +325,104 @@ static __always_inline void tl_begin_client(struct tl_conn *conn, struct tl_text
 	conn->evidence = TL_EVIDENCE_NONE;
 }
 
+/*
+ * May bytes be the start of a request? Up to four capital letters, or three and a space; the parser
+ * checks the rest.
+ */
+static __always_inline bool tl_begins_request(const __u8 *start, __u32 n)
+{
+	__u32 i;
+
+	for (i = 0; i < 4; i++) {
+		if (i >= n)
+			break;
+		if (start[i] >= 'A' && start[i] <= 'Z')
+			continue;
+		if (i != 3 || start[i] != ' ')
+			return false;
+	}
+	return true;
+}
+
+/* One end of message was reached in direction `http`. */
+static __always_inline void tl_message_ends(struct tl_conn *conn, struct tl_text *text,
+					    struct tl_http *http)
+{
+	if (http->flags & TL_HTTP_RESPONSE && http->status >= 200)
+		tl_finish(TL_GIVE_EXCHANGE(conn, text), http->status, TL_END_COMPLETE);
+	else if (http->flags & TL_HTTP_RESPONSE && conn->role == TL_ROLE_SERVER) {
+		__u64 key = conn->request;
+		struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
+		/* 100 Continue is no answer yet */
+		conn->flags &= ~TL_CONN_RESPONDING;
+		if (request)
+			request->flags &= ~TL_REQUEST_ANSWERING;
+	}
+	tl_http_restart(http);
+}
+
+/*
+ * The parser stopped in a direction of a connection: acts on it. `call` begins the exchange of a
+ * request that goes out.
+ */
+static __always_inline void tl_stream_event(struct tl_conn *conn, struct tl_text *text,
+					    __u32 direction, __u32 what,
+					    void (*call)(struct tl_conn *, struct tl_text *))
+{
+	struct tl_http *http = tl_http_of(conn, direction);
+	__u8 method;
+
+	if (what == TL_FEED_MESSAGE) {
+		/* the segments of a body may carry the context, too: not for the next request */
+		if (direction == TL_IN && conn->role == TL_ROLE_SERVER)
+			tl_option_used(conn->socket);
+		tl_message_ends(conn, text, http);
+		return;
+	}
+	if (!(http->flags & TL_HTTP_RESPONSE)) {
+		if (tl_pipelined(conn, text))
+			return;
+		if (conn->role == TL_ROLE_SERVER) {
+			tl_begin_server(TL_GIVE_EXCHANGE(conn, text));
+			conn->out.flags |= TL_HTTP_RESPONSE;
+			if (conn->out.state == TL_HTTP_LOST)
+				tl_http_restart(&conn->out);
+		} else {
+			call(conn, text);
+			conn->in.flags |= TL_HTTP_RESPONSE;
+			if (conn->in.state == TL_HTTP_LOST)
+				tl_http_restart(&conn->in);
+		}
+		method = http->method;
+	} else {
+		method = conn->role == TL_ROLE_SERVER ? conn->in.method : conn->out.method;
+	}
+	if (tl_http_frame(http, method)) {
+		if (http->state == TL_HTTP_TUNNEL) {
+			tl_count(TL_SKIP_TUNNEL);
+			tl_finish(TL_GIVE_EXCHANGE(conn, text), http->status, TL_END_COMPLETE);
+			conn->role = TL_ROLE_OFF;
+			return;
+		}
+		tl_message_ends(conn, text, http);
+	}
+}
+
+/* A response begins to leave: its request makes no more calls that thread evidence could tell. */
+static __always_inline void tl_responds(struct tl_conn *conn)
+{
+	struct tl_request *request;
+	__u64 key = conn->request;
+
+	if (conn->flags & TL_CONN_RESPONDING || !key)
+		return;
+	conn->flags |= TL_CONN_RESPONDING;
+	request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (request) {
+		request->flags |= TL_REQUEST_ANSWERING;
+		tl_request_settle(request);
+	}
+}
+
 #endif

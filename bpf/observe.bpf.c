@@ -21,46 +21,22 @@ struct tl_segment {
 	__u32 ip_len;
 };
 
-/*
- * May a payload be the start of a request? Up to four capital letters, or three and a space; the
- * parser checks the rest.
- */
 static __always_inline bool tl_looks_like_request(struct __sk_buff *skb,
 						  const struct tl_segment *segment)
 {
 	__u32 n = segment->len < 4 ? segment->len : 4;
 	__u8 start[4] = {};
-	__u32 i;
 
 	if (n < 1 || bpf_skb_load_bytes(skb, segment->off, start, tl_length(n, 4)))
 		return false;
-	for (i = 0; i < 4; i++) {
-		if (i >= n)
-			break;
-		if (start[i] >= 'A' && start[i] <= 'Z')
-			continue;
-		if (i != 3 || start[i] != ' ')
-			return false;
-	}
-	return true;
+	return tl_begins_request(start, n);
 }
 
-/* One end of message was reached in direction `http`. */
-static __always_inline void tl_message_ends(struct tl_conn *conn, struct tl_text *text,
-					    struct tl_http *http)
+/* A request of a socket that sk_msg does not see: its thread is not known here. */
+static __always_inline void tl_call_of_nobody(struct tl_conn *conn, struct tl_text *text)
 {
-	if (http->flags & TL_HTTP_RESPONSE && http->status >= 200)
-		tl_finish(TL_GIVE_EXCHANGE(conn, text), http->status, TL_END_COMPLETE);
-	else if (http->flags & TL_HTTP_RESPONSE && conn->role == TL_ROLE_SERVER) {
-		__u64 key = conn->request;
-		struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
-
-		/* 100 Continue is no answer yet */
-		conn->flags &= ~TL_CONN_RESPONDING;
-		if (request)
-			request->flags &= ~TL_REQUEST_ANSWERING;
-	}
-	tl_http_restart(http);
+	tl_count(TL_SKIP_NOT_ENROLLED);
+	tl_begin_client(conn, text, NULL, 0, TL_EVIDENCE_NONE);
 }
 
 /*
@@ -70,46 +46,9 @@ static __always_inline void tl_message_ends(struct tl_conn *conn, struct tl_text
 __noinline int tl_packet_event(TL_EXCHANGE, __u32 direction, __u32 what)
 {
 	TL_TAKE_EXCHANGE(conn, text);
-	struct tl_http *http;
-	bool response;
-	__u8 method;
 
-	if (!conn || !text)
-		return 0;
-	http = direction == TL_IN ? &conn->in : &conn->out;
-	if (what == TL_FEED_MESSAGE) {
-		tl_message_ends(conn, text, http);
-		return 0;
-	}
-	response = http->flags & TL_HTTP_RESPONSE;
-	if (!response) {
-		if (tl_pipelined(conn, text))
-			return 0;
-		if (conn->role == TL_ROLE_SERVER) {
-			tl_begin_server(TL_GIVE_EXCHANGE(conn, text));
-			conn->out.flags |= TL_HTTP_RESPONSE;
-			if (conn->out.state == TL_HTTP_LOST)
-				tl_http_restart(&conn->out);
-		} else {
-			tl_count(TL_SKIP_NOT_ENROLLED);
-			tl_begin_client(conn, text, NULL, 0, TL_EVIDENCE_NONE);
-			conn->in.flags |= TL_HTTP_RESPONSE;
-			if (conn->in.state == TL_HTTP_LOST)
-				tl_http_restart(&conn->in);
-		}
-		method = http->method;
-	} else {
-		method = conn->role == TL_ROLE_SERVER ? conn->in.method : conn->out.method;
-	}
-	if (tl_http_frame(http, method)) {
-		if (http->state == TL_HTTP_TUNNEL) {
-			tl_count(TL_SKIP_TUNNEL);
-			tl_finish(TL_GIVE_EXCHANGE(conn, text), http->status, TL_END_COMPLETE);
-			conn->role = TL_ROLE_OFF;
-			return 0;
-		}
-		tl_message_ends(conn, text, http);
-	}
+	if (conn && text)
+		tl_stream_event(conn, text, direction, what, tl_call_of_nobody);
 	return 0;
 }
 
@@ -472,16 +411,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	http = direction == TL_IN ? &conn->in : &conn->out;
 	if (conn->role == TL_ROLE_SERVER) {
 		if (direction == TL_OUT) {
-			if (!(conn->flags & TL_CONN_RESPONDING) && conn->request) {
-				struct tl_request *request;
-
-				conn->flags |= TL_CONN_RESPONDING;
-				request = bpf_map_lookup_elem(&tl_requests, &conn->request);
-				if (request) {
-					request->flags |= TL_REQUEST_ANSWERING;
-					tl_request_settle(request);
-				}
-			}
+			tl_responds(conn);
 			http->flags |= TL_HTTP_RESPONSE;
 		}
 	} else {
@@ -544,59 +474,6 @@ int tl_egress(struct __sk_buff *skb)
 }
 
 /*
- * Thread evidence proves nothing where many tasks share a thread without the kernel seeing it.
- * Go keeps the current goroutine in a register, and the goroutine begins with the bounds of its
- * stack, a power of two apart: no other program has them around its stack pointer there. (The heap's
- * address says nothing: Go 1.26 randomises it.)
- * Java: virtual threads run on carriers named ForkJoinPool-1-worker-N.
- */
-static __always_inline __u32 tl_thread_refused(void)
-{
-	struct tl_user user = {};
-	__u64 bounds[2] = {}, size;
-	char comm[16];
-
-	if (!tl_read_user(&user))
-		return TL_ROOT_NO_CONTEXT;
-	if (user.goroutine &&
-	    !bpf_probe_read_user(bounds, sizeof(bounds), (void *)user.goroutine)) {
-		size = bounds[1] - bounds[0];
-		if (bounds[0] < user.sp && user.sp <= bounds[1] && size >= 2048 &&
-		    !(size & (size - 1)))
-			return TL_ROOT_GOROUTINE;
-	}
-	bpf_get_current_comm(comm, sizeof(comm));
-	if (*(__u64 *)comm == 0x6e696f4a6b726f46ULL &&
-	    *(__u64 *)(comm + 8) << 8 == 0x2d312d6c6f6f5000ULL)
-		return TL_ROOT_VIRTUAL_THREAD;
-	return 0;
-}
-
-/*
- * A request whose body, or the answer to whose call, was read in part had its chance to act on that
- * part. When its thread goes on with something else it waits for the rest, which will come with a
- * read: it is not open meanwhile.
- */
-static __always_inline void tl_leave_partial(struct tl_thread *thread)
-{
-	struct tl_request *request;
-
-	if (!thread->partial)
-		return;
-	request = bpf_map_lookup_elem(&tl_requests, &thread->partial);
-	if (request)
-		tl_request_settle(request);
-	thread->partial = 0;
-}
-
-/* The thread goes on with something that belongs to nobody we know. */
-static __always_inline void tl_leave(struct tl_thread *thread)
-{
-	thread->current = 0;
-	thread->unknown = 1;
-}
-
-/*
  * Has the application read all of the message that `http` has parsed, and was that all of it? The
  * parser may be ahead of the application. The socket is locked.
  */
@@ -612,14 +489,12 @@ static __always_inline bool tl_read_whole(struct sock *sk, const struct tl_http 
 SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(tl_read, struct sock *sk)
 {
-	struct tl_request *request = NULL;
 	struct tl_conn *conn = TL_CONN_FIND(sk, TL_COOKIE(sk));
 	struct tl_thread *thread;
-	struct tl_thread fresh = {};
 	__u32 tid = tl_current_tid();
-	__u32 refused;
-	__u64 key = 0;
 	__u8 evidence = TL_EVIDENCE_THREAD;
+	__u64 key = 0;
+	bool whole;
 
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
 	if (thread)
@@ -638,48 +513,8 @@ int BPF_PROG(tl_read, struct sock *sk)
 		key = conn->parent;
 		evidence = TL_EVIDENCE_RESTORE;
 	}
-	if (key)
-		request = bpf_map_lookup_elem(&tl_requests, &key);
-	if (!request) {
-		if (thread && (thread->loop || conn->role == TL_ROLE_SERVER))
-			tl_leave(thread);
-		return 0;
-	}
-	if (evidence == TL_EVIDENCE_RESTORE && request->reader != tid) {
-		/*
-		 * The answer was read by a thread that did not read the request (the pool of a client
-		 * library): it says nothing about what that thread does next.
-		 */
-		if (thread)
-			tl_leave(thread);
-		return 0;
-	}
-	if (conn->role == TL_ROLE_SERVER && !conn->pid)
-		conn->pid = bpf_get_current_pid_tgid() >> 32;
-	if (!thread) {
-		refused = tl_thread_refused();
-		if (refused) {
-			tl_count(refused);
-			return 0;
-		}
-		bpf_map_update_elem(&tl_threads, &tid, &fresh, BPF_NOEXIST);
-		thread = bpf_map_lookup_elem(&tl_threads, &tid);
-		if (!thread)
-			return 0;
-	}
-	thread->current = key;
-	thread->evidence = evidence;
-	thread->unknown = 0;
-	/* until it calls on or answers, it may be the one that calls next */
-	if (conn->role == TL_ROLE_SERVER) {
-		if (conn->flags & TL_CONN_RESPONDING)
-			return 0;
-	}
-	if (!(conn->flags & TL_CONN_OPAQUE) && !tl_read_whole(sk, &conn->in))
-		thread->partial = key;
-	/* the last bytes of an answer leave long after the thread has gone on */
-	if (!(request->flags & TL_REQUEST_ANSWERING))
-		tl_request_open(request, thread, tid);
+	whole = conn->flags & TL_CONN_OPAQUE || tl_read_whole(sk, &conn->in);
+	tl_thread_reads(conn, thread, key, evidence, whole);
 	return 0;
 }
 
