@@ -15,15 +15,15 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
 
-from throughline import __version__, doctor, events, readings, status
+from throughline import __version__, events, groups, readings, report, status
 from throughline import config as configuration
 from throughline.config import Config
 from throughline.export.pipeline import Pipeline
 from throughline.host import host_attributes
-from throughline.kernel import abi, facts, libbpf, lock
+from throughline.kernel import abi, facts, libbpf, lock, pins
 from throughline.kernel import programs as kernel
+from throughline.libraries import Libraries
 from throughline.services import Service, Services, agent_service, attach_roots
 from throughline.status import StatusWriter, notify
 
@@ -53,7 +53,7 @@ def run(config: Config) -> int:
     Returns 3 when a wanted group cannot work.
     """
     found = facts.gather()
-    blocked = doctor.prerequisites(config, found)
+    blocked = groups.prerequisites(config, found)
     if blocked is not None:
         log.error("%s; fix: %s", blocked.reason, blocked.fix)
         return 3
@@ -85,7 +85,7 @@ def detach(config: Config) -> None:
         return
     held = lock.acquire(bpffs)
     try:
-        kernel.detach_all(bpffs)
+        pins.detach_all(bpffs)
     finally:
         os.close(held)
 
@@ -119,7 +119,8 @@ class Agent:
         stack.callback(self._programs.close)
         self._pipeline = Pipeline(config.export)
         self._status = StatusWriter(config.agent.status_path)
-        self._groups: dict[str, doctor.Group] = {}
+        self._groups: dict[str, groups.Group] = {}
+        self._libraries: Libraries | None = None  # of the group `tls`
         self._pending: list[tuple[events.SpanRecord, Service]] = []
         self._next_roots = 0.0
         self._failures: Counter[str] = Counter()
@@ -152,44 +153,18 @@ class Agent:
 
     def attach(self) -> bool:
         """Attaches every wanted group; False when one that is required cannot work."""
-        later = doctor.Group("off", False, "not part of this release", "")
-        self._groups = dict.fromkeys(("packets", "tls", "go", "go_write"), later)
-        observe = self._attach_group("observe", self._programs.attach_observe)
-        headers = doctor.Group("off", False, "propagation.headers is off", "")
-        if self._config.propagation.headers:
-            headers = (
-                self._attach_group("headers", self._programs.attach_headers)
-                if observe.state == "on"
-                else doctor.Group("off", True, "observe is off", "see observe")
-            )
-        if observe.state == "on" and headers.state == "off":
-            self._withdraw_headers()
-        self._groups = {"observe": observe, "headers": headers, **self._groups}
+        outcome = groups.attach(self._programs, self._config, self._facts)
+        self._groups = outcome.groups
+        if outcome.tls is not None:
+            self._libraries = Libraries(*outcome.tls)
         for name, group in self._groups.items():
             if group.wanted and group.state == "off":
                 log.error("group %s is off: %s; fix: %s", name, group.reason, group.fix)
-        return observe.state == "on"
+        return self._groups["observe"].state == "on"
 
     def give_up(self) -> None:
         """Removes what this run has pinned; what it found stays as it was."""
         self._programs.give_up()
-
-    def _withdraw_headers(self) -> None:
-        """An earlier run may have left them: what is off must not go on unseen."""
-        try:
-            kernel.withdraw_headers(self._config.agent.bpffs)
-        except OSError as error:
-            log.warning("headers of an earlier run: %s", error.strerror)
-
-    def _attach_group(self, name: str, attach: Any) -> doctor.Group:
-        try:
-            attach()
-        except OSError as error:
-            adopting = self._programs.adopting
-            reason, fix = doctor.explain(error, self._facts, adopting=adopting)
-            return doctor.Group("off", True, reason, fix)
-        log.info("group %s is on", name)
-        return doctor.Group("on", True, "", "")
 
     def loop(self) -> int:
         """Drains until a signal comes."""
@@ -197,6 +172,7 @@ class Agent:
         ring = libbpf.RingBuffer(self._programs.map_fd("tl_spans"), self._on_record)
         self._cgroups = readings.TracedCgroups(self._programs.map_fd("tl_cgroups"))
         self._sync_cgroups()
+        self._follow_tls_and_packets()
         self._write_status()
         notify("READY=1")
         log.info("attached to %s", ", ".join(f"/{root}" for root in self._roots) or "no cgroup")
@@ -217,6 +193,7 @@ class Agent:
                 self._follow_roots(now)
                 self._services.refresh()
                 self._sync_cgroups()
+                self._follow_tls_and_packets()
                 self._write_status()
                 self._release_sockets()
             if self._config.export.metrics_enabled and now >= next_metrics:
@@ -224,6 +201,8 @@ class Agent:
                 self._send_metrics()
             time.sleep(interval)
         notify("STOPPING=1")
+        if self._libraries is not None:
+            self._libraries.close()
         self._programs.detach()
         self._drain(ring)
         ring.close()
@@ -300,6 +279,13 @@ class Agent:
         if full:
             self._failures["full_cgroups"] += full
 
+    def _follow_tls_and_packets(self) -> None:
+        """Files with OpenSSL and network interfaces that have come or gone."""
+        if self._libraries is not None:
+            self._libraries.follow(self._services.traced_paths())
+        if self._programs.interfaces is not None:
+            self._programs.interfaces.follow()
+
     def _release_sockets(self) -> None:
         """A process was seen to call FIONREAD, where that is broken: its sockets leave."""
         learned = self._last[1]["fionread_learned"]
@@ -333,6 +319,10 @@ class Agent:
         counters = readings.counters(self._programs.map_fd("tl_counters")) | self._failures
         counters["undecodable"] = self._undecodable
         counters["unresolved_cgroup"] = self._services.unresolved
+        if self._programs.interfaces is not None:
+            counters |= self._programs.interfaces.counts
+        if self._libraries is not None:
+            counters |= {f"tls_{reason}": n for reason, n in self._libraries.failures.items()}
         return readings.durations(self._programs.map_fd("tl_durations")), counters
 
     def _send_metrics(self, *, from_cache: bool = False) -> None:
@@ -359,17 +349,8 @@ class Agent:
         rows, counters = self._last = self._snapshot()
         missing = self._programs.missing()
         wanted_off = [n for n, g in self._groups.items() if g.wanted and g.state != "on"]
-        services: dict[str, Any] = {}
-        for row in rows:
-            service = self._services.lookup(row.cgroup_id)
-            entry = services.setdefault(service.name, {"unit": service.unit})
-            kind = entry.setdefault(row.kind, {"requests": 0, "errors": 0, "sampled": 0})
-            kind["requests"] += row.count
-            bad = row.status >= (500 if row.kind == "server" else 400) or row.status == 0
-            kind["errors"] += row.count if bad else 0
-            kind["sampled"] = self._sampled[service.name, row.kind]
         absent = [f"/{root}" for root in self._roots if not (self._cgroup2 / root).is_dir()]
-        report = {
+        content = {
             "version": __version__,
             "pid": os.getpid(),
             "started_unix": self._started,
@@ -378,16 +359,20 @@ class Agent:
             "healthy": not missing and not wanted_off,
             "missing": missing,
             "absent_cgroups": absent,
-            "fionread_broken": self._programs.fionread_broken,
-            "legacy_programs": self._programs.variant != "",
+            "fionread_broken": self._programs.objects.fionread_broken,
+            "legacy_programs": self._programs.objects.variant != "",
             "groups": {name: asdict(group) for name, group in self._groups.items()},
             "attached": {"programs": [a.as_json() for a in self._programs.attached]},
+            "packets": report.packets(
+                self._programs.interfaces, peers=self._config.propagation.peers, roots=self._roots
+            ),
+            "tls": report.tls(self._libraries),
             "counters": counters,
-            "services": services,
+            "services": report.services(rows, lookup=self._services.lookup, sampled=self._sampled),
             "export": self._pipeline.status().as_json(),
         }
         try:
-            self._status.write(report)
+            self._status.write(content)
         except OSError as error:  # a full /run must not end the tracing
             if not self._failures["status_unwritten"]:
                 log.warning("status cannot be written: %s: %s", self._status.path, error.strerror)

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,10 @@ def format_text(status: Mapping[str, Any]) -> str:
         (p.get("name", "?"), f"{p.get('type', '?')} at {p.get('where', '?')}") for p in programs
     ]
     lines += ["", *_table("Program", "Attached as", rows or [("none", "")])]
+    if status.get("packets"):
+        lines += ["", *_table("Context in TCP options", "", _packets(status["packets"]))]
+    if status.get("tls"):
+        lines += ["", *_table("TLS in file", "", _tls(status["tls"]))]
     lines += ["", *_services(status.get("services", {}))]
     export = status.get("export", {})
     rows = [(name, str(value)) for name, value in export.items() if not isinstance(value, dict)]
@@ -135,6 +139,44 @@ def _group_rows(groups: Mapping[str, Any]) -> list[tuple[str, str]]:
         reason = group.get("reason") if isinstance(group, Mapping) else None
         rows.append((name, f"{state} ({reason})" if reason else state))
     return rows
+
+
+def _packets(packets: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Who writes the option on which kind of connection; interfaces alike are one row."""
+    rows = [
+        (
+            "connection made since the agent started",
+            "sock_ops at " + _few(packets["new_connections"]),
+        )
+    ]
+    alike: dict[str, list[str]] = {}
+    for place in packets["older_connections"]:
+        how = place["by"]
+        if place["priority"] is not None:
+            how += f" at priority {place['priority']}"
+        alike.setdefault(how, []).append(place["interface"])
+    rows += [("older connection", f"TC by {how}: {_few(names)}") for how, names in alike.items()]
+    rows += [(f"older connection by {n}", f"none: {why}") for n, why in packets["refused"].items()]
+    rows.append(("written to and read from", _few(packets["peers"])))
+    return rows
+
+
+def _tls(tls: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for file in tls["files"]:
+        text = f"{file['processes']} processes, {len(file['programs'])} sites"
+        if file["dear"]:
+            text += ", single-stepped: dear"
+        if file["refused"]:
+            text = f"none: {file['refused']}"
+        rows.append((file["path"], text))
+    return rows or [("none is mapped by a traced process", "")]
+
+
+def _few(names: Sequence[str]) -> str:
+    """A list that stays a line."""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (", ".join(names[:8]) or "none") + more
 
 
 def _services(services: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from tests.kernel import kernel_objects
 from tests.kernel.load import Load, start_chain
 from tests.kernel.operated import Operated
 from tests.kernel.traced import CHECKOUT
+from throughline.kernel import pins
 
 LATER = ("packets", "tls", "go", "go_write")
 
@@ -97,7 +98,9 @@ def test_what_a_killed_doctor_leaves_goes_with_detach(host: Operated) -> None:
             stdout=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 5
-        while not any("/abi2/" in pin for pin in host.pins()) and time.monotonic() < deadline:
+        while (
+            not any(f"/{pins.NAME}/" in pin for pin in host.pins()) and time.monotonic() < deadline
+        ):
             time.sleep(0.002)
         doctor.kill()
         doctor.wait()

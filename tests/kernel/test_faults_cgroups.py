@@ -15,7 +15,7 @@ from tests.fleet import cgroups
 from tests.kernel.load import SERVICE, Chain, Load, start_chain, start_nginx
 from tests.kernel.operated import Operated
 from tests.kernel.traced import free_port, wait_port
-from throughline.kernel import libbpf
+from throughline.kernel import libbpf, pins
 
 COUNT = 23
 
@@ -115,7 +115,7 @@ def test_cgroups_come_and_go_by_the_hundred(traced: Operated) -> None:
     time.sleep(1.2)
     status = traced.status()
     assert status is not None and status["healthy"]
-    table = libbpf.get_pinned(traced.bpffs / "abi2" / "tl_cgroups")
+    table = libbpf.get_pinned(traced.bpffs / pins.NAME / "tl_cgroups")
     known = sum(1 for _ in libbpf.keys(table, 8))
     os.close(table)
     assert known <= 4, "the corner, its two services, and the agent's own: the rest is forgotten"

@@ -22,7 +22,7 @@ import pytest
 from tests.kernel.operated import Operated
 from tests.kernel.traced import CHECKOUT, free_port, wait_port
 from throughline.kernel import abi, libbpf
-from throughline.kernel.programs import objects_directory
+from throughline.kernel.objects import directory as objects_directory
 
 COUNT = 23
 SERVICES = Path(__file__).with_name("services")

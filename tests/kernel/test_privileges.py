@@ -17,7 +17,7 @@ import pytest
 from tests.kernel.load import Load, start_chain
 from tests.kernel.operated import Operated
 from throughline.kernel import abi, libbpf
-from throughline.kernel.programs import objects_directory
+from throughline.kernel.objects import directory as objects_directory
 
 NOBODY = 65534
 NETWORK = ("bpf", "perfmon", "net_admin")

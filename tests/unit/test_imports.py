@@ -17,7 +17,9 @@ STAGES = (
     {"services"},
     {"spans", "metrics"},
     {"export"},
-    {"status", "doctor"},
+    {"libraries", "mappings"},
+    {"groups"},
+    {"status", "doctor", "report"},
     {"agent"},
     {"cli", "__main__"},
 )

@@ -112,3 +112,34 @@ def test_text() -> None:
     assert lines == [["shop", "server", "23", "1", "20"], ["shop", "client", "5", "0", "5"]]
     bare = {"pid": 1, "updated_unix": 1.0, "version": "0.1.0"}
     assert "No service has been seen yet." in status.format_text(bare)
+
+
+def test_text_of_packets_and_tls() -> None:
+    places: list[dict[str, Any]] = [
+        {"interface": f"veth{n}", "by": "tcx", "priority": None} for n in range(10)
+    ]
+    places.append({"interface": "eth0", "by": "clsact", "priority": 2})
+    packets = {
+        "peers": ["10.1.0.0/16", "fd00:1::/64"],
+        "new_connections": ["/system.slice"],
+        "older_connections": places,
+        "refused": {"tun0": "no"},
+    }
+    files = [
+        {"path": "/a", "programs": ["x"] * 4, "processes": 5, "dear": False, "refused": ""},
+        {"path": "/b", "programs": ["x"] * 2, "processes": 1, "dear": True, "refused": ""},
+        {"path": "/c", "programs": ["x"] * 2, "processes": 1, "dear": False, "refused": "why"},
+    ]
+    text = status.format_text(running(packets=packets, tls={"files": files}))
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "connection made since the agent started sock_ops at /system.slice" in rows
+    names = ", ".join(f"veth{n}" for n in range(8))
+    assert f"older connection TC by tcx: {names} and 2 more" in rows
+    assert "older connection TC by clsact at priority 2: eth0" in rows
+    assert "older connection by tun0 none: no" in rows
+    assert "written to and read from 10.1.0.0/16, fd00:1::/64" in rows
+    assert "/a 5 processes, 4 sites" in rows
+    assert "/b 1 processes, 2 sites, single-stepped: dear" in rows
+    assert "/c none: why" in rows
+    text = status.format_text(running(packets=None, tls={"files": []}))
+    assert "TCP options" not in text and "none is mapped by a traced process" in text

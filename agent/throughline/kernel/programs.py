@@ -1,40 +1,28 @@
-"""The feature groups as loaded objects: load, attach, pin, adopt after a crash, detach.
+"""The feature groups as programs of this kernel: attach, pin, adopt after a crash, detach.
 
 Everything that must outlive the agent is pinned below `<bpffs>/abi<N>`: the maps by libbpf (by
 name), the links here. An agent that starts finds pinned links and replaces their programs in
 place, so that no packet passes unobserved; one of another ABI is removed once the new is attached.
+The group `tls` alone is not pinned: which files to probe is known to the process.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from throughline.kernel import abi, fionread, libbpf
+from throughline.kernel import abi, fionread, libbpf, peers, pins, tc, uprobes
+from throughline.kernel.objects import Objects
 
 log = logging.getLogger(__name__)
 
 _CGROUP_TYPES = {"cgroup_skb/ingress", "cgroup_skb/egress", "sockops"}
-
-# Objects made of one source, in the order in which they are tried; the second is for kernels before
-# 5.15 (bpf/compat.bpf.h).
-VARIANTS = ("", "-legacy")
-_PINS = f"abi{abi.Abi.ABI_VERSION}"
-_NOT_BY_VERIFIER = {
-    None,  # the dynamic linker
-    errno.EPERM,
-    errno.ENOENT,
-    errno.ENOEXEC,
-    errno.ENOMEM,
-    errno.ENOSPC,
-    errno.EROFS,
-}
+_UPROBE_TYPES = {"uprobe", "uretprobe"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +55,10 @@ class Attached:
     type: str
     where: str
     id: int
+    pin: str | None = field(default=None)  # the name of its link's, if it has one
 
     def as_json(self) -> dict[str, Any]:
         return {"name": self.name, "type": self.type, "where": self.where, "id": self.id}
-
-
-def objects_directory() -> Path:
-    """Where the compiled objects are: the bundle's, else those of the checkout."""
-    named = os.environ.get("THROUGHLINE_BPF_OBJECTS")
-    return Path(named) if named else Path(__file__).parents[3] / "build" / "bpf"
 
 
 class Programs:
@@ -90,19 +73,16 @@ class Programs:
         settings: Settings,
         map_sizes: Mapping[str, int] | None = None,  # other than the objects' own
     ) -> None:
-        self._map_sizes = dict(map_sizes or {})
         self._inodes: dict[str, int] = {}  # what the roots were when we attached to them
         self._bpffs = bpffs
-        self.variant = ""  # one of VARIANTS
-        self.adopting = any(bpffs.glob(f"{_PINS}*"))  # pins of an earlier run
+        self.adopting = any(bpffs.glob(f"{pins.NAME}*"))  # pins of an earlier run
         self._cgroup2 = cgroup2
         self._roots = list(roots)
         self._settings = settings
-        self._stack = ExitStack()
-        self._objects: dict[str, libbpf.Object] = {}
+        self.objects = Objects(bpffs=bpffs, map_sizes=map_sizes or {})
         self._links: list[libbpf.Link] = []
         self.attached: list[Attached] = []
-        self.fionread_broken = False
+        self.interfaces: tc.Interfaces | None = None  # of the group `packets`
 
     def __enter__(self) -> Programs:
         return self
@@ -115,8 +95,10 @@ class Programs:
         for link in self._links:
             link.destroy()
         self._links.clear()
-        self._stack.close()
-        self._objects.clear()
+        if self.interfaces is not None:
+            self.interfaces.close()
+            self.interfaces = None
+        self.objects.close()
 
     # -- attaching -------------------------------------------------------------------------------
 
@@ -125,85 +107,94 @@ class Programs:
 
         Its first variant that this kernel accepts decides that of the other groups.
         """
-        self.fionread_broken = fionread.is_broken()
-        loaded = self._load_variant("observe")
+        self.objects.fionread_broken = fionread.is_broken()
+        loaded = self.objects.load_first("observe")
         settings = loaded.map_fd("tl_settings")
         libbpf.update(settings, bytes(4), self._settings.pack())
         self._attach_all(loaded, skip=())
         # before Linux 6.3: answers of databases do not tell whose request goes on
-        if self._object("restore").exists():
+        if self.objects.has("restore"):
             try:
-                self._attach_all(self._load("restore"), skip=())
+                self._attach_all(self.objects.load("restore"), skip=())
             except OSError as error:
                 log.info("without the tracepoint sock_send_length: %s", error)
         self._remove_other_pins()
 
     def attach_headers(self) -> None:
         """Group `headers`: insertion into plaintext requests. After `attach_observe`."""
-        loaded = self._load("headers")
+        loaded = self.objects.load("headers")
         program = loaded.program("tl_send")
         libbpf.attach_map(program.fd, loaded.map_fd("tl_socks"), libbpf.SK_MSG_VERDICT)
         self._note(program, "tl_socks", program.fd)
         self._attach_all(loaded, skip=("tl_send", "tl_release"))
 
+    def attach_packets(
+        self,
+        networks: Iterable[IPv4Network | IPv6Network],
+        *,
+        priority: int,
+        only_interface: int | None = None,  # for a trial
+    ) -> None:
+        """Group `packets`: the context in a TCP option, to and from peers. After `attach_observe`.
+
+        New connections by cgroup, older ones on the egress of every interface. An interface that
+        refuses is no error: see `interfaces`.
+        """
+        loaded = self.objects.load("packets")
+        peers.tell(loaded.map_fd("tl_peers"), networks)
+        self._attach_all(loaded, skip=(pins.TC_PROGRAM,))
+        program = loaded.program(pins.TC_PROGRAM)
+        self.interfaces = tc.Interfaces(
+            program.fd,
+            name=program.name,
+            bpffs=self._bpffs,
+            pins=self._directory,
+            priority=priority,
+        )
+        self.interfaces.follow(only=only_interface)
+        self._note(program, "egress of interfaces", program.fd)
+
+    def attach_tls(self, *, kind: uprobes.Kind) -> libbpf.Object:
+        """Group `tls`, apart from its uprobes: whoever finds files to probe attaches them.
+
+        After `attach_observe`.
+        """
+        loaded = self.objects.load("tls", prepare=lambda opened: uprobes.prepare(opened, kind))
+        for program in loaded.programs():
+            if program.section.partition("/")[0] not in _UPROBE_TYPES:
+                self._links.append(program.attach())
+                self._note(program, program.section.partition("/")[2], program.fd)
+        return loaded
+
+    def withdraw(self, group: str) -> None:
+        """Takes away what this run or an earlier one has of a group that is off."""
+        loaded = self.objects.get(group)
+        if loaded is not None:
+            for name in {program.name for program in loaded.programs()}:
+                self._links = _destroy(self._links, name)
+                self.attached = [a for a in self.attached if a.name != name]
+            self.objects.drop(group)
+        if group == "packets" and self.interfaces is not None:
+            self.interfaces.close()
+            self.interfaces = None
+        pins.withdraw(self._bpffs, group)
+
     @property
-    def _pins(self) -> Path:
-        return self._bpffs / f"{_PINS}{self.variant}"
-
-    def _load_variant(self, name: str) -> libbpf.Object:
-        """Raises what the first variant raised when none can be loaded."""
-        refusals: list[OSError] = []
-        for self.variant in VARIANTS:
-            if refusals and not self._object(name).exists():
-                break
-            served = (self._pins / "links").is_dir()
-            self._pins.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                return self._load(name)
-            except OSError as error:
-                refusals.append(error)
-                if served:
-                    break  # its programs were accepted: what is in the way is not the verifier
-                _remove_tree(self._pins)
-                if not _by_verifier(error):
-                    break
-        self.variant = VARIANTS[0]
-        raise refusals[0]
-
-    def _object(self, name: str) -> Path:
-        return objects_directory() / f"{name}{self.variant}.bpf.o"
-
-    def _open(self, name: str) -> libbpf.Object:
-        opened = libbpf.Object(self._object(name), pin_root=self._pins)
-        found = abi.Config(*abi.CONFIG.unpack(opened.rodata(".rodata.config")))
-        if found.abi_version != abi.Abi.ABI_VERSION:
-            opened.close()
-            raise OSError(
-                errno.ENOEXEC,
-                f"{name}.bpf.o has ABI {found.abi_version}, this agent {abi.Abi.ABI_VERSION}",
-            )
-        config = found._replace(fionread_broken=self.fionread_broken)
-        opened.set_rodata(".rodata.config", abi.CONFIG.pack(*config))
-        for map_name, entries in self._map_sizes.items():
-            opened.set_max_entries(map_name, entries)
-        return opened
-
-    def _load(self, name: str) -> libbpf.Object:
-        opened = self._stack.enter_context(_closing(self._open(name)))
-        opened.load()
-        self._objects[name] = opened
-        return opened
+    def _directory(self) -> Path:
+        """Where links are pinned."""
+        return self.objects.pins / "links"
 
     def _attach_all(self, loaded: libbpf.Object, *, skip: Sequence[str]) -> None:
-        directory = self._pins / "links"
+        directory = self._directory
         directory.mkdir(mode=0o700, exist_ok=True)
         for program in loaded.programs():
             if program.name in skip:
                 continue
             if program.section in _CGROUP_TYPES:
                 for root in self._roots:
-                    pin = directory / f"{program.name}@{_pin_name(root)}"
-                    self._attach_cgroup(program, root, pin)
+                    self._attach_cgroup(
+                        program, root, directory / pins.of_cgroup(program.name, root)
+                    )
                 self._drop_links(program.name, keep=self._roots)
             else:
                 pin = directory / program.name
@@ -212,7 +203,8 @@ class Programs:
                 pin.unlink(missing_ok=True)
                 link.pin(pin)
                 self._links.append(link)
-                self._note(program, program.section.partition("/")[2], program.fd)
+                where = program.section.partition("/")[2]
+                self._note(program, where, program.fd, pin=program.name)
 
     def _attach_cgroup(self, program: libbpf.Program, root: str, pin: Path) -> None:
         link: libbpf.Link | None = None
@@ -237,37 +229,42 @@ class Programs:
         finally:
             os.close(cgroup)
         self._links.append(link)
-        self._note(program, f"/{root}", program.fd)
+        self._note(program, f"/{root}", program.fd, pin=pin.name)
 
     def _drop_links(self, name: str, *, keep: Sequence[str]) -> None:
-        wanted = {f"{name}@{_pin_name(root)}" for root in keep}
-        for pin in (self._pins / "links").glob(f"{name}@*"):
+        wanted = {pins.of_cgroup(name, root) for root in keep}
+        for pin in self._directory.glob(f"{name}@*"):
             if pin.name not in wanted:
                 pin.unlink()
 
     def _remove_other_pins(self) -> None:
         for other in self._bpffs.glob("abi*"):
-            if other != self._pins:
-                _remove_tree(other)
+            if other != self.objects.pins:
+                pins.remove_tree(other)
 
-    def _note(self, program: libbpf.Program, where: str, fd: int) -> None:
+    def _note(
+        self, program: libbpf.Program, where: str, fd: int, *, pin: str | None = None
+    ) -> None:
         kind = program.section.partition("/")[0]
-        self.attached.append(Attached(program.name, kind, where, libbpf.object_id(fd)))
+        self.attached.append(Attached(program.name, kind, where, libbpf.object_id(fd), pin))
 
     # -- while it runs -----------------------------------------------------------------------------
 
     def map_fd(self, name: str) -> int:
-        return self._objects["observe"].map_fd(name)
+        observe = self.objects.get("observe")
+        if observe is None:
+            raise KeyError(name)
+        return observe.map_fd(name)
 
     def reattach(self, roots: Sequence[str]) -> list[str]:
         """Attaches to cgroups that have come since, or were removed and made again; names them."""
         fresh = [r for r in roots if self._inode(r) not in (0, self._inodes.get(r))]
         for root in fresh:
-            for loaded in self._objects.values():
+            for loaded in self.objects:
                 for program in loaded.programs():
                     if program.section not in _CGROUP_TYPES:
                         continue
-                    pin = self._pins / "links" / f"{program.name}@{_pin_name(root)}"
+                    pin = self._directory / pins.of_cgroup(program.name, root)
                     # what was attached to the cgroup of this name went with it
                     self._links = _destroy(self._links, pin.name)
                     self.attached = [
@@ -299,18 +296,14 @@ class Programs:
 
     def _is_there(self, link_name: str) -> bool:
         return any(
-            link_name.endswith(f"@{_pin_name(root)}") and self._inode(root) for root in self._roots
+            link_name.endswith(pins.of_cgroup("", root)) and self._inode(root)
+            for root in self._roots
         )
 
     def _without_pin(self) -> list[str]:
-        directory = self._pins / "links"
-        expected = {
-            f"{a.name}@{_pin_name(a.where[1:])}" if a.where.startswith("/") else a.name
-            for a in self.attached
-            if a.where != "tl_socks"
-        }
+        expected = {a.pin for a in self.attached if a.pin}
         try:
-            present = {pin.name for pin in directory.iterdir()}
+            present = {pin.name for pin in self._directory.iterdir()}
         except OSError:
             return sorted(expected)
         return sorted(expected - present)
@@ -319,7 +312,7 @@ class Programs:
 
     def release_sockets(self) -> None:
         """Takes sockets out of the sockhash whose process calls FIONREAD: decision 0002."""
-        headers = self._objects.get("headers")
+        headers = self.objects.get("headers")
         if headers is None:
             return
         link = headers.program("tl_release").attach_map_iterator(headers.map_fd("tl_socks"))
@@ -332,36 +325,14 @@ class Programs:
         """Removes what this run has pinned. What it found, of whatever ABI, serves on."""
         self.close()
         if not self.adopting:
-            for pins in self._bpffs.glob(f"{_PINS}*"):
-                _remove_tree(pins)
+            pins.withdraw(self._bpffs, "packets")
+            for directory in self._bpffs.glob(f"{pins.NAME}*"):
+                pins.remove_tree(directory)
 
     def detach(self) -> None:
         """Detaches everything and removes the pins; connections go on as if nothing had been."""
         self.close()
-        detach_all(self._bpffs)
-
-
-def detach_all(bpffs: Path) -> None:
-    """Removes every pin of ours below `bpffs`, which detaches what nobody holds open."""
-    for directory in [*bpffs.glob("abi*"), *bpffs.glob("doctor*")]:
-        _remove_tree(directory)
-
-
-def withdraw_headers(bpffs: Path) -> None:
-    """Takes away the group `headers` that an earlier run left, when it is not wanted any more."""
-    for pins in bpffs.glob(f"{_PINS}*"):
-        _unpin(pins / "links", "tl_sockops")
-        (pins / "tl_socks").unlink(missing_ok=True)
-
-
-def _by_verifier(error: OSError) -> bool:
-    """May another variant be accepted where this one was not? libbpf's own errors begin at 4000."""
-    return error.errno not in _NOT_BY_VERIFIER and (error.errno or 0) < 4000
-
-
-def _unpin(directory: Path, name: str) -> None:
-    for pin in directory.glob(f"{name}*"):
-        pin.unlink(missing_ok=True)
+        pins.detach_all(self._bpffs)
 
 
 def _destroy(links: list[libbpf.Link], name: str) -> list[libbpf.Link]:
@@ -369,30 +340,3 @@ def _destroy(links: list[libbpf.Link], name: str) -> list[libbpf.Link]:
         if link.name == name or link.name.startswith(f"{name}@"):
             link.destroy()
     return [link for link in links if link.name != name and not link.name.startswith(f"{name}@")]
-
-
-def _remove_tree(directory: Path) -> None:
-    """bpffs: files are objects, directories may hold nothing but them."""
-    for entry in sorted(directory.iterdir()) if directory.is_dir() else []:
-        if entry.is_dir():
-            _remove_tree(entry)
-        else:
-            entry.unlink(missing_ok=True)
-    if directory.is_dir():
-        directory.rmdir()
-
-
-def _pin_name(root: str) -> str:
-    """A cgroup path as a file name: bpffs refuses dots, so they and slashes are escaped."""
-    return "".join(c if c.isalnum() or c in "-_" else f"+{ord(c):x}" for c in root) or "root"
-
-
-class _closing:  # noqa: N801 - a context manager like contextlib.closing, typed
-    def __init__(self, opened: libbpf.Object) -> None:
-        self._opened = opened
-
-    def __enter__(self) -> libbpf.Object:
-        return self._opened
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()

@@ -1,0 +1,218 @@
+"""The feature groups: which are wanted, what each needs, and why one cannot be.
+
+Each is tried, not derived from a version. The agent and `throughline doctor` go the same way here,
+so that what doctor says is what the agent does.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from throughline.config import Config
+from throughline.kernel import facts, libbpf, objects, uprobes
+from throughline.kernel.programs import Programs
+
+log = logging.getLogger(__name__)
+
+NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
+LATER = ("go", "go_write")
+# Those that follow `observe`, whose maps they share, in the order in which they are attached.
+FOLLOWING = ("headers", "packets", "tls")
+LOOPBACK = 1  # its interface index in every network namespace
+_REINSTALL = "install the release again"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The state of one feature group. `reason` and `fix` are "" when it is on.
+
+    `wanted` and off is something to mend: the agent is degraded by it. A group that is off because
+    nobody asked for it, or because it is `auto` and this host cannot give it, is not `wanted`.
+    """
+
+    state: str  # "on" | "off"
+    wanted: bool
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the groups; `tls` is what its uprobes are to be attached with."""
+
+    groups: dict[str, Group]
+    tls: tuple[libbpf.Object, uprobes.Kind] | None
+
+
+def attach(
+    programs: Programs, config: Config, found: facts.Facts, *, trial: bool = False
+) -> Outcome:
+    """Attaches every group that is wanted and possible; withdraws what earlier runs left of others.
+
+    A trial puts its programs on one interface only.
+    """
+    tls: tuple[libbpf.Object, uprobes.Kind] | None = None
+
+    def attach_packets() -> None:
+        propagation = config.propagation
+        only = LOOPBACK if trial else None
+        programs.attach_packets(
+            propagation.peers, priority=propagation.tc_priority, only_interface=only
+        )
+
+    def attach_tls() -> None:
+        nonlocal tls
+        kind = uprobes.trial()
+        tls = programs.attach_tls(kind=kind), kind
+
+    def attempt(name: str, attach: Callable[[], None]) -> Group:
+        try:
+            attach()
+        except OSError as error:
+            if name == "tls":
+                refused = without_uprobes(error, found)
+                if refused is not None:
+                    return refused
+            return Group("off", True, *explain(error, found, adopting=programs.adopting))
+        log.info("group %s is on", name)
+        return Group("on", True, "", "")
+
+    steps = {"headers": programs.attach_headers, "packets": attach_packets, "tls": attach_tls}
+    groups = {"observe": attempt("observe", programs.attach_observe)}
+    for name in FOLLOWING:
+        group = unwanted(name, config, found)
+        if group is None and groups["observe"].state == "off":
+            group = Group("off", True, "observe is off", "see observe")
+        elif group is None and name != "headers" and not programs.objects.has(name):
+            group = Group("off", False, f"{name} is not among the BPF objects", _REINSTALL)
+        groups[name] = group or attempt(name, steps[name])
+        if groups["observe"].state == "on" and groups[name].state == "off":
+            _withdraw(programs, name)
+    return Outcome(groups | dict.fromkeys(LATER, later()), tls)
+
+
+def _withdraw(programs: Programs, name: str) -> None:
+    """An earlier run may have left it: what is off must not go on unseen."""
+    try:
+        programs.withdraw(name)
+    except OSError as error:
+        log.warning("%s of an earlier run: %s", name, error.strerror)
+
+
+def later() -> Group:
+    """A group that this release does not have."""
+    return Group("off", False, "not part of this release", "")
+
+
+def unwanted(name: str, config: Config, found: facts.Facts) -> Group | None:
+    """Why a group is left out before it is tried, or None."""
+    propagation = config.propagation
+    if name == "headers" and not propagation.headers:
+        return Group("off", False, "propagation.headers is off", "")
+    if name == "packets" and not propagation.packets:
+        return Group("off", False, "propagation.packets is off", "")
+    if name == "packets" and not propagation.peers:
+        return Group(
+            "off",
+            False,
+            "propagation.peers is empty",
+            "list the networks of the fleet there; the role `agent` takes them from the inventory",
+        )
+    if name == "tls" and not config.instrument_tls:
+        return Group("off", False, "instrumentation.tls is off", "")
+    if name == "tls" and "CAP_SYS_PTRACE" not in found.capabilities:
+        return Group(
+            "off",
+            False,
+            "missing CAP_SYS_PTRACE, without which the libraries of services cannot be found",
+            "run the role `capabilities` with tls in throughline_groups, or be root",
+        )
+    return None
+
+
+def without_uprobes(error: OSError, found: facts.Facts) -> Group | None:
+    """A kernel that gives this agent no uprobes: the group is off, and nothing is wrong."""
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOENT and "bpf_object__open" not in reason:
+        return Group(
+            "off",
+            False,
+            f"{reason}: the kernel has no uprobes",
+            "boot a kernel that is built with CONFIG_UPROBE_EVENTS=y",
+        )
+    refused = error.errno in (errno.EPERM, errno.EACCES) and "bpf_object__load" not in reason
+    if refused and "CAP_PERFMON" in found.capabilities:
+        return Group(
+            "off",
+            False,
+            f"{reason}: perf-based uprobes need CAP_SYS_ADMIN on this kernel (its fix of "
+            "CVE-2025-38466), and it has no uprobe_multi links, which do not",
+            "boot Linux 6.6 or later, or leave it: instrumentation.tls: off",
+        )
+    return None
+
+
+def prerequisites(config: Config, found: facts.Facts) -> Group | None:
+    """What keeps every group from working, found before anything is loaded."""
+    where = config.agent.bpffs
+    mount = facts.is_bpffs(where)
+    reason = fix = ""
+    if found.cgroup2 is None:
+        reason = "cgroup2 is not mounted (no cgroup2 line in /proc/self/mountinfo)"
+        fix = "mount -t cgroup2 none /sys/fs/cgroup/unified, or run the role `mounts`"
+    elif not found.btf:
+        reason = "/sys/kernel/btf/vmlinux is missing: the kernel has no type information (CO-RE)"
+        fix = "use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+    elif not any(objects.directory().glob("*.bpf.o")):
+        reason, fix = f"no BPF objects in {objects.directory()}", _REINSTALL
+    elif mount is None:
+        reason = f"{where} is not a bpffs"
+        fix = f"run the role `mounts`, or: mount -t bpf throughline {where}"
+    elif mount.read_only:
+        reason = f"{where} is mounted read-only"
+        fix = f"mount -o remount,rw {mount.point}"
+    elif not os.access(where, os.R_OK | os.W_OK | os.X_OK):
+        reason = f"{where} belongs to another user: this one may not write there"
+        fix = f"chown it to the agent's user and chmod 0700 {where}, or run the role `mounts`"
+    return Group("off", True, reason, fix) if reason else None
+
+
+def explain(error: OSError, found: facts.Facts, *, adopting: bool = False) -> tuple[str, str]:
+    """Reason and fix for a refusal of the kernel; `adopting`: there are pins of an earlier run."""
+    reason = error.strerror or str(error)
+    if error.filename:
+        reason = f"{error.filename}: {reason}"
+    if found.lockdown == "confidentiality" and "bpf_object__load" in reason:
+        return (
+            f"{reason}; lockdown=confidentiality keeps programs from reading memory, by which they "
+            "tell goroutines from threads",
+            "boot with lockdown=integrity, or without lockdown",
+        )
+    lacking = [name for name in NETWORK_CAPABILITIES if name not in found.capabilities]
+    if error.errno in (errno.EPERM, errno.EACCES) and lacking:
+        return (
+            f"{reason}; missing {', '.join(lacking)}",
+            "run the role `capabilities` (AmbientCapabilities of the unit), or be root",
+        )
+    if error.errno == errno.EPERM and "attach_cgroup" in reason:
+        return (
+            f"{reason}; another program is attached there, or above, without the flag `multi`",
+            "`bpftool cgroup tree` shows it; let its owner attach it with BPF_F_ALLOW_MULTI",
+        )
+    if error.errno == errno.EINVAL and "bpf_object__load" in reason and adopting:
+        return f"{reason}; pins of another build are in the way", "throughline detach, then start"
+    fixes = {
+        None: f"{_REINSTALL}, or install libbpf 1.x",  # not the kernel, but the dynamic linker
+        errno.ENOENT: _REINSTALL,
+        errno.ENOEXEC: _REINSTALL,
+        errno.ENOSPC: "remove pins that are not needed from the bpffs, or raise its limits",
+        errno.EROFS: "mount it read-write",
+        errno.ENOMEM: "raise MemoryMax (and LimitMEMLOCK before kernel 5.11)",
+    }
+    fix = fixes.get(error.errno, "report it with the output of `throughline doctor --json`")
+    # libbpf's own numbers, from LIBBPF_ERRNO__LIBELF on: the file is no object that it can read
+    return reason, _REINSTALL if error.errno is not None and error.errno >= 4000 else fix

@@ -1,0 +1,55 @@
+"""What the status file says of what the agent does: services, packets, TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+from throughline.events import DurationRow
+from throughline.kernel.tc import Interfaces
+from throughline.libraries import Libraries
+from throughline.services import Service
+
+
+def services(
+    rows: Iterable[DurationRow],
+    *,
+    lookup: Callable[[int], Service],
+    sampled: Mapping[tuple[str, str], int],
+) -> dict[str, Any]:
+    """Requests by service and kind. An error: a server's from 500 on, a client's from 400 on."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        service = lookup(row.cgroup_id)
+        entry = found.setdefault(service.name, {"unit": service.unit})
+        kind = entry.setdefault(row.kind, {"requests": 0, "errors": 0, "sampled": 0})
+        kind["requests"] += row.count
+        bad = row.status >= (500 if row.kind == "server" else 400) or row.status == 0
+        kind["errors"] += row.count if bad else 0
+        kind["sampled"] = sampled.get((service.name, row.kind), 0)
+    return found
+
+
+def packets(
+    interfaces: Interfaces | None,
+    *,
+    peers: Iterable[IPv4Network | IPv6Network],
+    roots: Sequence[str],
+) -> dict[str, Any] | None:
+    """Who writes the option on which connections; None while the group is off."""
+    if interfaces is None:
+        return None
+    return {
+        "peers": [str(peer) for peer in peers],
+        "new_connections": [f"/{root}" for root in roots],
+        "older_connections": [place.as_json() for place in interfaces.attached],
+        "refused": interfaces.refused,
+    }
+
+
+def tls(libraries: Libraries | None) -> dict[str, Any] | None:
+    """Which files are probed; None while the group is off."""
+    if libraries is None:
+        return None
+    return {"files": [found.as_json() for found in libraries.attached]}

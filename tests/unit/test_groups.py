@@ -1,0 +1,96 @@
+"""Which groups are wanted, and what is said of one that cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+from pathlib import Path
+
+import pytest
+
+from throughline import config, groups
+from throughline.kernel.facts import CAPABILITIES, Facts
+
+FACTS = Facts(
+    kernel="6.1.0-31-amd64",
+    arch="x86_64",
+    lockdown="none",
+    securityfs=True,
+    btf=True,
+    cgroup2=Path("/sys/fs/cgroup"),
+    cgroup_layout="unified",
+    capabilities=tuple(CAPABILITIES),
+)
+PEERS = "propagation: {peers: [10.1.0.0/16]}"
+
+
+def unwanted(tmp_path: Path, name: str, text: str, *, without: str = "") -> groups.Group | None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    capabilities = tuple(c for c in FACTS.capabilities if c != without)
+    found = dataclasses.replace(FACTS, capabilities=capabilities)
+    return groups.unwanted(name, config.load(path, environment={}), found)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("headers", "propagation: {headers: off}", "propagation.headers is off"),
+        ("packets", "propagation: {packets: off}", "propagation.packets is off"),
+        ("packets", "", "propagation.peers is empty"),
+        ("packets", "propagation: {peers: []}", "propagation.peers is empty"),
+        ("tls", "instrumentation: {tls: off}", "instrumentation.tls is off"),
+    ],
+)
+def test_what_nobody_asked_for_is_off_and_no_fault(
+    tmp_path: Path, name: str, text: str, reason: str
+) -> None:
+    found = unwanted(tmp_path, name, text)
+    assert found is not None
+    assert (found.state, found.wanted, found.reason) == ("off", False, reason)
+
+
+@pytest.mark.parametrize("name", groups.FOLLOWING)
+def test_what_is_asked_for_is_tried(tmp_path: Path, name: str) -> None:
+    assert unwanted(tmp_path, name, PEERS) is None
+
+
+def test_tls_needs_to_see_other_processes(tmp_path: Path) -> None:
+    found = unwanted(tmp_path, "tls", "", without="CAP_SYS_PTRACE")
+    assert found is not None and not found.wanted
+    assert "CAP_SYS_PTRACE" in found.reason and "throughline_groups" in found.fix
+    assert unwanted(tmp_path, "packets", PEERS, without="CAP_SYS_PTRACE") is None
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+def test_perf_uprobes_that_want_sys_admin_are_explained(code: int) -> None:
+    found = groups.without_uprobes(OSError(code, "perf_event_open: no"), FACTS)
+    assert found is not None and (found.state, found.wanted) == ("off", False)
+    assert "CVE-2025-38466" in found.reason and "CAP_SYS_ADMIN" in found.reason
+    assert "6.6" in found.fix
+
+
+def test_a_kernel_without_uprobes_is_no_fault() -> None:
+    refusal = OSError(errno.ENOENT, "No such file", "/sys/bus/event_source/devices/uprobe/type")
+    found = groups.without_uprobes(refusal, FACTS)
+    assert found is not None and not found.wanted and "CONFIG_UPROBE_EVENTS" in found.fix
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EACCES, "bpf_object__load tls.bpf.o: Permission denied (R1 invalid)"),
+        OSError(errno.ENOENT, "bpf_object__open_file tls.bpf.o: No such file or directory"),
+        OSError(errno.EINVAL, "bpf_object__load tls.bpf.o: Invalid argument"),
+    ],
+)
+def test_what_a_release_got_wrong_is_a_fault(error: OSError) -> None:
+    assert groups.without_uprobes(error, FACTS) is None
+
+
+def test_without_perfmon_that_is_what_is_missing() -> None:
+    capabilities = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_SYS_PTRACE")
+    found = dataclasses.replace(FACTS, capabilities=capabilities)
+    error = OSError(errno.EACCES, "perf_event_open: Permission denied")
+    assert groups.without_uprobes(error, found) is None
+    assert "missing CAP_PERFMON" in groups.explain(error, found)[0]
