@@ -3,7 +3,8 @@
  * tls.bpf.c - group `tls`: HTTP/1.x inside of TLS, where the process hands it to OpenSSL.
  *
  *   SSL_read, SSL_read_ex    what was received, once it is decrypted
- *   SSL_write, SSL_write_ex  what is going to be sent, before it is encrypted
+ *   SSL_write, SSL_write_ex, SSL_write_ex2 (OpenSSL 3.3)
+ *                            what is going to be sent, before it is encrypted
  *   SSL_do_handshake         which socket a TLS connection is on
  *   SSL_free                 its end
  *   tcp_rcv_space_adjust     which socket a thread has read
@@ -480,6 +481,19 @@ int BPF_KPROBE(tl_ssl_write_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 len
 
 SEC("uretprobe")
 int BPF_KRETPROBE(tl_ssl_write_ex_ret, int result)
+{
+	return tl_tls_has_written(result);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(tl_ssl_write_ex2, __u64 ssl, __u64 buffer, __u64 length, __u64 flags,
+	       __u64 length_at)
+{
+	return tl_tls_writes(ssl, buffer, length, length_at);
+}
+
+SEC("uretprobe")
+int BPF_KRETPROBE(tl_ssl_write_ex2_ret, int result)
 {
 	return tl_tls_has_written(result);
 }
