@@ -12,6 +12,7 @@
  * body; insert at the end of a header block only when all of it was seen and no traceparent stood
  * in it; commit last; undo on failure.
  */
+#include "connect.bpf.h"
 #include "exchange.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -364,72 +365,6 @@ int tl_send(struct sk_msg_md *msg)
 out:
 	http->next_seq = tcp->write_seq + msg->size;
 	return SK_PASS;
-}
-
-/*
- * Programs known to call FIONREAD late, when an answer fills their buffer: learning it then would be
- * too late. Others are learned (tl_learn_fionread).
- */
-static __always_inline bool tl_calls_fionread(struct task_struct *task)
-{
-	char name[16] = {};
-	__u64 word;
-
-	BPF_CORE_READ_INTO(&name, task, group_leader, comm);
-	word = *(__u64 *)name;
-	switch (word & 0xffffffffffffULL) { /* six bytes: up to five letters and the end */
-	case 0x00786e69676eULL: /* nginx */
-	case 0x006569676e61ULL: /* angie */
-		return true;
-	}
-	return (word & 0xffffffffffULL) == 0x006176616aULL || /* java */
-	       (word & 0xffffffffffffffULL) == 0x0074656e746f64ULL || /* dotnet */
-	       word == 0x747365726e65706fULL || /* openrest(y) */
-	       word == 0x647074746867696cULL; /* lighttpd */
-}
-
-static __always_inline __u64 tl_cgroup_of(struct task_struct *task)
-{
-#ifdef TL_LEGACY
-	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-#else
-	return task->cgroups->dfl_cgrp->kn->id;
-#endif
-}
-
-/* The current thread connects. */
-static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock *sk)
-{
-	struct task_struct *task = tl_current_task();
-	struct tl_request *request;
-	struct tl_thread *thread;
-	struct tl_conn *conn;
-	__u32 tid = TL_READ(task, pid);
-	__u64 cgroup_id = tl_cgroup_of(task);
-	__u64 key = 0;
-	int refused;
-
-	if (!tl_traced(cgroup_id))
-		return;
-	conn = TL_CONN_MAKE(sk, bpf_get_socket_cookie(ops));
-	if (!conn) {
-		tl_count(TL_FULL_STORAGE);
-		return;
-	}
-	conn->role = TL_ROLE_CLIENT;
-	conn->cgroup_id = cgroup_id;
-	conn->pid = TL_READ(task, tgid);
-	thread = bpf_map_lookup_elem(&tl_threads, &tid);
-	request = tl_thread_request(thread, &key, &refused);
-	conn->flags |= TL_CONN_CONNECTED;
-	if (tl_config.fionread_broken && tl_calls_fionread(task))
-		conn->flags |= TL_CONN_LEAVES;
-	if (request) {
-		conn->connect = key;
-		tl_request_settle(request);
-	} else {
-		tl_unattributed(thread, refused);
-	}
 }
 
 static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *sk)
