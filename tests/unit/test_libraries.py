@@ -1,0 +1,450 @@
+"""Which files are probed, and when they are let go: /proc and cgroups are files made here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit import elffile
+from throughline import libraries as libraries_module
+from throughline import mappings
+from throughline.kernel import uprobes
+from throughline.libraries import KEEP_UNUSED_SECONDS, Libraries
+
+LIBSSL = elffile.build(elffile.libssl())
+OTHER = elffile.build({"main": elffile.PUSH})
+NAMES = (
+    *("tl_ssl_read", "tl_ssl_read_ret", "tl_ssl_read_ex", "tl_ssl_read_ex_ret"),
+    *("tl_ssl_write", "tl_ssl_write_ret", "tl_ssl_write_ex", "tl_ssl_write_ex_ret"),
+    "tl_ssl_free",
+)
+
+
+class FakeProgram:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class FakeObject:
+    def programs(self) -> list[FakeProgram]:
+        return [FakeProgram(name) for name in NAMES]
+
+
+class FakeLink:
+    def __init__(self, host: Host, program: str, file: tuple[int, int]) -> None:
+        self._host, self.program, self.file = host, program, file
+
+    def destroy(self) -> None:
+        self._host.links.remove(self)
+
+
+class Host:
+    """A /proc tree, one cgroup, a clock, and what is attached."""
+
+    def __init__(self, directory: Path) -> None:
+        self.proc = directory / "proc"
+        self.cgroup = directory / "cgroup" / "a.service"
+        self.files = directory / "files"
+        for path in (self.proc, self.cgroup, self.files):
+            path.mkdir(parents=True)
+        (self.cgroup / "cgroup.procs").touch()
+        self.now = 1000.0
+        self.links: list[FakeLink] = []
+        self.refusal: OSError | None = None
+        self.libraries = Libraries(
+            FakeObject(),  # type: ignore[arg-type]
+            uprobes.Kind.MULTI,
+            proc=self.proc,
+            clock=lambda: self.now,
+            attach=self.attach,
+        )
+
+    def attach(self, program: FakeProgram, *, path: str, **_: Any) -> FakeLink:
+        if self.refusal is not None and program.name == "tl_ssl_free":
+            raise self.refusal
+        status = Path(path).stat()
+        link = FakeLink(self, program.name, (status.st_dev, status.st_ino))
+        self.links.append(link)
+        return link
+
+    def file(self, name: str, data: bytes = LIBSSL) -> Path:
+        path = self.files / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    def process(
+        self, pid: int, *mapped: Path | str, root: str | Path = "/", exe: str = "/bin/service"
+    ) -> None:
+        """Starts a process, or gives it other mappings. Names are those inside its root."""
+        directory = self.proc / str(pid)
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        (directory / "root").symlink_to(root)
+        (directory / "exe").symlink_to(exe)
+        lines = ["7f00-7f01 rw-p 00000000 00:00 0 ", "7f01-7f02 r-xp 00000000 00:00 0   [vdso]"]
+        for number, name in enumerate(mapped):
+            real = Path(f"{root}{name}")
+            inode = real.stat().st_ino if real.exists() else 4711 + number
+            lines.append(f"7f0{number}-7f1{number} r-xp 00001000 08:01 {inode}      {name}")
+            lines.append(f"7f2{number}-7f3{number} rw-p 00001000 08:01 {inode}      {name}")
+        (directory / "maps").write_text("\n".join(lines) + "\n")
+        self._list()
+
+    def end(self, pid: int) -> None:
+        shutil.rmtree(self.proc / str(pid))
+        self._list()
+
+    def _list(self) -> None:
+        pids = sorted(int(entry.name) for entry in self.proc.iterdir())
+        (self.cgroup / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+
+    def follow(self, seconds: float = 1.0) -> None:
+        self.now += seconds
+        self.libraries.follow([self.cgroup])
+
+    def detached(self) -> None:
+        """Waits until what was let go is detached: another thread does it."""
+        done = threading.Event()
+        self.libraries._detaching.submit(done.set)
+        assert done.wait(5)
+
+    @property
+    def paths(self) -> list[str]:
+        return [found.path for found in self.libraries.attached]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path)
+    yield made
+    made.libraries.close()
+    assert made.links == []
+
+
+def test_a_library_is_found_by_what_it_defines(host: Host) -> None:
+    path = host.file("strange-name.bin")
+    host.process(10, path, host.file("libc.so", OTHER))
+    host.follow()
+    (found,) = host.libraries.attached
+    assert (found.path, found.processes, found.dear, found.refused) == (str(path), 1, False, "")
+    assert [link.program for link in host.links] == [
+        *("tl_ssl_read_ex_ret", "tl_ssl_write_ex_ret"),
+        *("tl_ssl_read_ex", "tl_ssl_write_ex", "tl_ssl_free"),
+    ]
+    assert found.as_json()["programs"][0] == "tl_ssl_read_ex"
+    assert host.libraries.failures == {}
+
+
+def test_a_dear_one_is_told(host: Host) -> None:
+    host.process(10, host.file("x", elffile.build({"SSL_read": elffile.SUB, "SSL_write": b"U"})))
+    host.follow()
+    assert [found.dear for found in host.libraries.attached] == [True]
+
+
+def test_many_processes_attach_once(host: Host) -> None:
+    path = host.file("libssl.so")
+    for pid in range(10, 33):
+        host.process(pid, path)
+    host.follow()
+    assert [found.processes for found in host.libraries.attached] == [23]
+    assert len(host.links) == 5
+
+
+def test_two_names_of_a_file_attach_once(host: Host) -> None:
+    first = host.file("libssl.so")
+    second = host.files / "other.so"
+    second.hardlink_to(first)
+    host.process(10, first)
+    host.process(11, second)
+    host.follow()
+    assert len(host.links) == 5
+    assert [found.processes for found in host.libraries.attached] == [2]
+
+
+def test_a_library_of_a_container(host: Host) -> None:
+    """The same name in another root is another file."""
+    inside = host.file("container/usr/lib/libssl.so")
+    host.process(10, "/usr/lib/libssl.so", root=host.files / "container")
+    host.follow()
+    assert host.paths == ["/usr/lib/libssl.so"]
+    assert {link.file[1] for link in host.links} == {inside.stat().st_ino}
+
+
+def test_a_library_of_a_chroot(host: Host) -> None:
+    """The kernel names the file from our root, the process's root does not lead to it."""
+    inside = host.file("chroot/usr/lib/libssl.so")
+    (host.files / "empty").mkdir()
+    host.process(10, inside)
+    (host.proc / "10" / "root").unlink()
+    (host.proc / "10" / "root").symlink_to(host.files / "empty")
+    host.follow()
+    assert host.paths == [str(inside)]
+
+
+def test_a_library_loaded_later(host: Host) -> None:
+    path = host.file("libssl.so")
+    host.process(10)
+    host.follow()
+    host.process(10, path)
+    host.follow()
+    assert host.paths == []
+    host.follow()  # 2 s after the first look
+    assert host.paths == [str(path)]
+
+
+def test_a_library_loaded_much_later(host: Host) -> None:
+    host.process(10)
+    host.follow()
+    host.follow(2)
+    host.process(10, host.file("libssl.so"))
+    host.follow(29)
+    assert host.paths == []
+    host.follow(1)
+    assert len(host.paths) == 1
+
+
+def test_another_program_in_the_same_process_is_looked_at_at_once(host: Host) -> None:
+    host.process(10, exe="/bin/sh")
+    for _ in range(5):
+        host.follow()
+    host.process(10, host.file("node"), exe="/usr/bin/node")
+    host.follow()
+    assert len(host.paths) == 1
+
+
+def test_files_are_read_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    really = libraries_module._open
+
+    def noted(path: str) -> int:
+        opened.append(path)
+        return really(path)
+
+    monkeypatch.setattr(libraries_module, "_open", noted)
+    path, other, damaged = host.file("a"), host.file("b", OTHER), host.file("c", LIBSSL[:4000])
+    for pid in range(10, 20):
+        host.process(pid, path, other, damaged)
+    for _ in range(40):
+        host.follow()
+    assert len(opened) == 3
+    other.write_bytes(LIBSSL)  # now it is another file
+    host.process(30, other)
+    host.follow()
+    assert len(opened) == 4
+    assert len(host.paths) == 2
+    assert host.libraries.failures == {"malformed": 1}
+
+
+def test_unused_for_ten_minutes_is_let_go(host: Host) -> None:
+    path = host.file("libssl.so")
+    host.process(10, path)
+    host.follow()
+    host.end(10)
+    host.follow()
+    host.follow(KEEP_UNUSED_SECONDS - 1)
+    assert host.paths == [str(path)]
+    host.process(11, path)
+    host.follow()
+    host.end(11)
+    host.follow()
+    host.follow(KEEP_UNUSED_SECONDS - 1)
+    assert host.paths == [str(path)]
+    host.follow()
+    assert host.paths == []
+    host.detached()
+    assert host.links == []
+    host.process(12, path)
+    host.follow()
+    assert len(host.links) == 5
+
+
+def test_another_mount_namespace_is_let_go_with_its_last_process(host: Host) -> None:
+    host.file("container/usr/lib/libssl-of-a-container.so")
+    name = "/usr/lib/libssl-of-a-container.so"
+    host.process(10, name, root=host.files / "container")
+    host.follow()
+    assert host.paths == [name]
+    host.end(10)
+    host.follow()
+    assert host.paths == []
+
+
+def test_a_removed_file_is_let_go_with_its_last_process(host: Host) -> None:
+    path = host.file("libssl.so")
+    host.process(10, path)
+    host.follow()
+    path.unlink()
+    host.follow()
+    assert len(host.paths) == 1
+    host.end(10)
+    host.follow()
+    assert host.paths == []
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_file_that_is_written_over_is_let_go_at_once(host: Host, used: bool) -> None:
+    path = host.file("node")
+    host.process(10, path)
+    host.follow()
+    if not used:
+        host.end(10)
+        host.follow()
+    path.write_bytes(elffile.build({"SSL_read": elffile.PUSH, "SSL_write": elffile.PUSH}))
+    host.follow()
+    assert host.paths == []
+    assert host.libraries.failures == {"written": 1}
+    host.detached()
+    host.follow()
+    # with its new content when somebody has it
+    assert len(host.links) == (4 if used else 0)
+
+
+def test_a_library_replaced_by_an_upgrade_stays_attached(host: Host) -> None:
+    """The old processes map the deleted file, the new ones its successor."""
+    path = host.file("libssl.so")
+    host.process(10, path)
+    host.follow()
+    inode = path.stat().st_ino
+    path.rename(host.files / "kept")  # so that its inode number is not used again
+    host.file("libssl.so")
+    for pid in (10, 12):
+        host.process(pid)
+        maps = host.proc / str(pid) / "maps"
+        maps.write_text(f"7f00-7f01 r-xp 00000000 08:01 {inode}  {path} (deleted)\n")
+    host.process(11, path)
+    host.follow(30)
+    assert sorted(found.processes for found in host.libraries.attached) == [1, 2]
+    assert host.libraries.failures == {}
+
+
+def deleted(host: Host, name: Path) -> None:
+    host.process(10)
+    maps = host.proc / "10" / "maps"
+    maps.write_text(f"7f00-7f01 r-xp 00000000 08:01 4711  {name} (deleted)\n")
+
+
+def test_a_library_deleted_before_we_came_is_counted(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = os.stat
+
+    def refuse(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        if "map_files" in str(path):
+            raise PermissionError(1, "Operation not permitted")
+        return really(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    for path in (host.file("libssl.so"), host.file("libc.so", OTHER), Path("/none")):
+        deleted(host, path)
+        host.follow(30)
+        assert host.libraries.failures == {"deleted": 1}
+    assert host.paths == [str(host.files / "libssl.so")]  # for those who start now
+
+
+def test_a_deleted_library_is_probed_where_that_is_permitted(host: Host) -> None:
+    path = host.file("libssl.so")
+    deleted(host, path)
+    kept = host.file("kept")
+    (host.proc / "10" / "map_files").mkdir()
+    (host.proc / "10" / "map_files" / "7f00-7f01").symlink_to(kept)
+    host.follow()
+    assert {link.file[1] for link in host.links} == {kept.stat().st_ino}
+
+
+def test_a_refused_attachment_is_tried_again(host: Host) -> None:
+    host.process(10, host.file("libssl.so"))
+    host.refusal = OSError(12, "Cannot allocate memory")
+    host.follow()
+    assert host.links == []
+    (found,) = host.libraries.attached
+    assert found.refused == "tl_ssl_free: Cannot allocate memory"
+    assert host.libraries.failures == {"attach_refused": 1}
+    host.refusal = None
+    host.follow(29)
+    assert host.links == []
+    host.follow()
+    assert len(host.links) == 5
+    assert host.libraries.attached[0].refused == ""
+
+
+def test_a_program_that_the_object_lacks_is_counted(host: Host) -> None:
+    host.libraries._programs.pop("tl_ssl_free")
+    host.process(10, host.file("libssl.so"))
+    host.follow()
+    assert len(host.links) == 4
+    assert host.libraries.failures == {"no_program": 1}
+
+
+def test_what_is_no_file_is_passed_over(host: Host) -> None:
+    fifo = host.files / "fifo"
+    os.mkfifo(fifo)
+    host.process(10, fifo, "/memfd:doublemapper", "/dev/zero", "/SYSV00000000", host.files)
+    maps = host.proc / "10" / "maps"
+    maps.write_text(f"{maps.read_text()}garbage\n\xff r-xp\n")
+    host.follow()
+    assert (host.paths, host.libraries.failures) == ([], {})
+
+
+def test_a_file_that_cannot_be_reached_is_counted(host: Host) -> None:
+    host.process(10, "/not/to/be/reached")
+    host.follow()
+    assert host.libraries.failures == {"unreachable": 1}
+
+
+def test_processes_and_cgroups_that_end_meanwhile(host: Host) -> None:
+    (host.cgroup / "cgroup.procs").write_text("0\n10\n11\n12\n")
+    host.follow()
+    for name in ("root", "maps", "exe"):
+        host.process(10, host.file("libssl.so"))
+        target = host.proc / "10" / name
+        target.unlink()
+        host.follow(30)
+    assert host.libraries.failures["unreachable"] <= 1
+    shutil.rmtree(host.cgroup)
+    host.follow()
+    assert [found.processes for found in host.libraries.attached] == [0]
+
+
+def test_work_is_spread_over_calls(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process takes 15 ms here: two fit into a call, who waited longest comes first."""
+    path = host.file("libssl.so")
+    for pid in range(10, 17):
+        host.process(pid, path)
+    really = mappings.executed
+
+    def slow(*arguments: Any) -> Any:
+        host.now += 0.015
+        return really(*arguments)
+
+    monkeypatch.setattr(mappings, "executed", slow)
+    seen = []
+    for _ in range(4):
+        host.follow(0.1)
+        seen.append(host.libraries.attached[0].processes)
+    assert seen == [2, 4, 6, 7]
+
+
+def test_long_mappings_are_cut(host: Host) -> None:
+    path = host.file("libssl.so")
+    host.process(10, path)
+    line = "7f00-7f01 rw-p 00000000 08:01 4711   /x\n"
+    maps = host.proc / "10" / "maps"
+    maps.write_text(maps.read_text() + line * (6 << 20 >> 5))
+    host.follow()
+    assert host.paths == [str(path)]
+    assert host.libraries.failures == {"maps_too_long": 1}
+
+
+def test_hostile_files_do_not_end_it(host: Host) -> None:
+    sizes = struct.pack("<H", 0xFFFF)
+    host.process(10, host.file("a", LIBSSL[:56] + sizes + LIBSSL[58:]), host.file("b", LIBSSL[:70]))
+    host.follow()
+    assert host.libraries.failures == {"malformed": 2}
