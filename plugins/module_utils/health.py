@@ -11,6 +11,12 @@ def group_state(value):
     return value.get("state", "off") if isinstance(value, dict) else value
 
 
+def is_missing(value):
+    """Is a group off that should be on?"""
+    unwanted = isinstance(value, dict) and value.get("wanted") is False
+    return group_state(value) != "on" and not unwanted
+
+
 def delay(status, *, pid, since):
     """Why this is not the answer of the agent that is waited for, or None.
 
@@ -29,8 +35,12 @@ def delay(status, *, pid, since):
 
 
 def lacking(status, *, groups):
-    """What will not change while this agent runs, since it attaches each group once; or None."""
-    off = [name for name in groups if group_state(status["groups"].get(name, "off")) != "on"]
+    """What will not change while this agent runs, since it attaches each group once; or None.
+
+    A group that the agent itself does not want is no fault: it is `auto`, and the host cannot give
+    it (a kernel without uprobes for others), or there is nothing for it to do (no peers).
+    """
+    off = [name for name in groups if is_missing(status["groups"].get(name, "off"))]
     return f"group {', '.join(off)} is off" if off else None
 
 

@@ -98,14 +98,31 @@ def option_obstacles(options, *alternatives):
     return [(f"the kernel is built without {names}", f"boot a kernel that is built with {names}")]
 
 
+def capability_obstacles(host, name):
+    """[(reason, fix)] where no unit can get a capability."""
+    if name in host["capabilities"]:
+        return []
+    return [(f"PID 1 cannot hand out {name}", f"give the container or VM {name}")]
+
+
+def uprobe_obstacles(host, options):
+    """[(reason, fix)] against groups that probe programs of others.
+
+    Whether a kernel before 6.6 lets the agent do so depends on its fix of CVE-2025-38466: only the
+    agent's own trial tells.
+    """
+    return (
+        common_obstacles(host)
+        + option_obstacles(options, "CONFIG_UPROBES")
+        + capability_obstacles(host, "CAP_SYS_PTRACE")
+    )
+
+
 def later_group(host, options, group):
     """[(reason, fix)] against a group that a later release brings: is it possible on this host?"""
-    if group == "packets":
-        return common_obstacles(host)
-    obstacles = common_obstacles(host) + option_obstacles(options, "CONFIG_UPROBES")
-    wanted = "CAP_SYS_ADMIN" if group == "go_write" else "CAP_SYS_PTRACE"
-    if wanted not in host["capabilities"]:
-        obstacles.append((f"PID 1 cannot hand out {wanted}", f"give the container or VM {wanted}"))
+    obstacles = uprobe_obstacles(host, options)
+    if group == "go_write":
+        obstacles += capability_obstacles(host, "CAP_SYS_ADMIN")
     if group == "go_write" and host["lockdown"] not in ("none", "absent"):
         obstacles.append(
             (
@@ -134,8 +151,10 @@ def judge(host, options, *, wanted):
     shared = common_obstacles(host) + option_obstacles(options, "CONFIG_BPF_SYSCALL")
     observe = shared + option_obstacles(options, "CONFIG_CGROUP_BPF") + lockdown_obstacles(host)
     headers = observe + option_obstacles(options, "CONFIG_BPF_STREAM_PARSER", "CONFIG_NET_SOCK_MSG")
+    tls = observe + [found for found in uprobe_obstacles(host, options) if found not in observe]
+    released = {"observe": observe, "headers": headers, "packets": observe, "tls": tls}
     groups = {}
-    for name, obstacles in (("observe", observe), ("headers", headers)):
+    for name, obstacles in released.items():
         groups[name] = {
             "state": "off" if obstacles else "on",
             "wanted": name in wanted,
@@ -143,7 +162,7 @@ def judge(host, options, *, wanted):
             "reason": "; ".join(reason for reason, _fix in obstacles),
             "fix": "; ".join(fix for _reason, fix in obstacles),
         }
-    for name in ("packets", "tls", "go", "go_write"):
+    for name in ("go", "go_write"):
         obstacles = later_group(host, options, name)
         why = "; ".join(reason for reason, _fix in obstacles)
         if name == "go_write" and not why and not host["securityfs"]:

@@ -25,7 +25,7 @@ options:
     type: list
     elements: str
     choices: [observe, headers, packets, tls, go, go_write]
-    default: [observe, headers]
+    default: [observe, headers, packets, tls]
   required_mode:
     description:
       - The least that the host must be able to do. V(network) means O(groups) observe and headers,
@@ -109,12 +109,17 @@ def ask_doctor(run):
 
 
 def merge(verdict, answer):
-    """The doctor's answer, and what only preflight looks at: is a later group possible here?"""
+    """The doctor's answer, and what only preflight looks at: could the host do a group?
+
+    A group that the installed release does not have may well be one of ours.
+    """
     groups = {}
     for name, group in answer["groups"].items():
         ours = verdict["groups"].get(name, {})
-        later = ours and group["reason"] == NOT_IN_THIS_RELEASE
-        groups[name] = {**group, **ours} if later else {**ours, **group}
+        groups[name] = {**ours, **group}
+        if ours and group["reason"] == NOT_IN_THIS_RELEASE:
+            why = ours.get("possible_reason", ours["reason"])
+            groups[name].update(possible_reason=why, fix=ours["fix"])
     return {**answer, "host": {**verdict["host"], **answer["host"]}, "groups": groups}
 
 
@@ -126,7 +131,7 @@ def main():
                 "type": "list",
                 "elements": "str",
                 "choices": list(GROUPS),
-                "default": ["observe", "headers"],
+                "default": ["observe", "headers", "packets", "tls"],
             },
             "required_mode": {"type": "str", "choices": list(reversed(MODES)), "default": "none"},
             "doctor": {"type": "bool", "default": False},

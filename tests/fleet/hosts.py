@@ -150,7 +150,12 @@ def _inventory(fleet: Fleet) -> str:
         "ansible_control_path_dir": str(fleet.state / "mux"),
     }
     hosts = {
-        one.name: {"fleet_address": one.address, "fleet_address6": one.address6}
+        one.name: {
+            "fleet_address": one.address,
+            "fleet_address6": one.address6,
+            # the names are known to ssh_config only
+            "throughline_addresses": [one.address, one.address6],
+        }
         for one in fleet.hosts
     }
     groups = {"fleet": {"hosts": hosts, "vars": variables}}

@@ -172,6 +172,38 @@ def test_an_obstacle_has_a_reason_and_a_remedy(
     assert plugin("module_utils.verdict").shortfall(found, "none") is None
 
 
+def test_tls_needs_a_capability_that_a_container_may_lack(tmp_path: Path) -> None:
+    without_ptrace = f"{int(ALL_CAPABILITIES, 16) & ~(1 << 19):016x}"
+    found = verdict(tmp_path, capabilities=without_ptrace)
+    assert found["mode"] == "network"
+    assert found["groups"]["packets"]["state"] == "on"
+    tls = found["groups"]["tls"]
+    assert (tls["state"], tls["possible"]) == ("off", False)
+    assert tls["reason"] == "PID 1 cannot hand out CAP_SYS_PTRACE"
+
+
+def test_an_obstacle_to_all_groups_is_said_once_for_tls(tmp_path: Path) -> None:
+    found = verdict(tmp_path, btf=False)
+    assert found["groups"]["tls"]["reason"] == found["groups"]["observe"]["reason"]
+
+
+def test_a_group_that_the_installed_release_lacks_is_one_of_the_next(tmp_path: Path) -> None:
+    ours = {"source": "preflight", "version": None, **verdict(tmp_path)}
+    later = {"state": "off", "wanted": False, "reason": "not part of this release", "fix": ""}
+    answer = {
+        "version": "0.1.0",
+        "mode": "network",
+        "host": {},
+        "groups": {"observe": {**later, "state": "on", "reason": ""}, "tls": later},
+    }
+    merged = plugin("modules.throughline_preflight").merge(ours, answer)
+    assert merged["groups"]["tls"]["state"] == "off"
+    merged.update(source="doctor")
+    merged["groups"] = {name: merged["groups"][name] for name in ("observe", "tls")}
+    cell = plugin("filter.throughline_report").cell
+    assert [cell(merged, name)["word"] for name in ("observe", "tls")] == ["on", "possible"]
+
+
 def test_without_sockmaps_a_host_can_only_observe(tmp_path: Path) -> None:
     found = verdict(tmp_path, options="CONFIG_BPF_SYSCALL=y\nCONFIG_CGROUP_BPF=y\n")
     assert found["mode"] == "observe"
@@ -385,6 +417,12 @@ def healthy() -> dict[str, Any]:
         ({"started_unix": 99.0}, "has not taken over"),
         ({"attached": {"programs": []}}, "no program is attached"),
         ({"groups": {"observe": "on", "headers": {"state": "off"}}}, "group headers is off"),
+        (
+            {"groups": {"observe": "on", "headers": {"state": "off", "wanted": True}}},
+            "group headers is off",
+        ),
+        # auto, and the host cannot give it
+        ({"groups": {"observe": "on", "headers": {"state": "off", "wanted": False}}}, None),
     ],
 )
 def test_an_agent_is_healthy_when_it_traces(change: dict[str, Any], problem: str | None) -> None:
@@ -417,18 +455,66 @@ def test_the_report_names_every_host_and_why(tmp_path: Path) -> None:
     assert report["summary"] == {"network": 1, "none": 1, "unknown": 2}
     lines = reports.throughline_table(report)
     words = {line.split()[0]: line.split()[1:] for line in lines[2:6]}
-    assert words["old"][:4] == ["none", "-", "off", "off"]
+    assert words["old"][:6] == ["none", "-", "off", "off", "off", "off"]
     assert words["web"] == [
         "network",
         "0.1.0",
         "on",
         "on",
-        "possible",
-        "possible",
+        "on",
+        "on",
         "possible",
         "no",
     ]
     assert words["away"][0] == "unreachable"
     assert words["broken"][0] == "failed"
     assert "away: unreachable: no route" in lines
-    assert any(line.startswith("old: observe, headers off: kernel is 5.4.0") for line in lines)
+    assert any(
+        line.startswith("old: observe, headers, packets, tls off: kernel is 5.4.0")
+        for line in lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "networks"),
+    [
+        ({"ansible_host": "10.1.0.7"}, {"10.1.0.7/32"}),
+        ({"ansible_host": "fd00:1::7"}, {"fd00:1::7/128"}),
+        ({"throughline_addresses": ["10.2.0.0/16", "fd00:2::9"]}, {"10.2.0.0/16", "fd00:2::9/128"}),
+        ({"throughline_addresses": "10.2.0.9", "ansible_host": "10.1.0.7"}, {"10.2.0.9/32"}),
+        ({"ansible_host": "127.0.0.1"}, set()),  # a forwarded port
+        ({"ansible_host": "fe80::1"}, set()),
+        ({"ansible_host": "no-such-host.invalid"}, set()),
+    ],
+)
+def test_the_address_of_a_peer(variables: dict[str, Any], networks: set[str]) -> None:
+    assert plugin("filter.throughline_peers").networks_of("web1", variables) == networks
+
+
+def test_a_network_with_host_bits_is_no_address_of_a_peer() -> None:
+    with pytest.raises(ValueError, match="host bits"):
+        plugin("filter.throughline_peers").networks_of(
+            "a", {"throughline_addresses": ["10.1.0.7/8"]}
+        )
+
+
+def test_peers_are_the_fleet_and_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = plugin("filter.throughline_peers")
+    warnings: list[str] = []
+    monkeypatch.setattr(peers.Display, "warning", lambda self, text: warnings.append(text))
+    inventory: dict[str, dict[str, Any]] = {
+        "b": {"ansible_host": "10.1.0.10"},
+        "a": {"throughline_addresses": ["fd00::1", "10.1.0.9"]},
+        "twice": {"ansible_host": "10.1.0.9"},
+        "unknown.invalid": {},
+    }
+    found = peers.throughline_peers(list(inventory), inventory)
+    assert found == [
+        "127.0.0.0/8",
+        "::1/128",
+        "10.1.0.9/32",
+        "10.1.0.10/32",
+        "fd00::1/128",
+    ]
+    assert len(warnings) == 1
+    assert "unknown.invalid" in warnings[0] and "throughline_addresses" in warnings[0]
