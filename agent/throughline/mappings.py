@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,14 +83,21 @@ def _maps(proc: Path, pid: int, failures: Counter[str]) -> bytes:
 def locate(proc: Path, pid: int, name: str) -> str:
     """A path by which we reach what a process maps under `name`.
 
-    The kernel tells the path up to our root, or up to that of the other mount namespace: in a
-    container it is below the process's root, after chroot(2) it is below ours. Raises OSError.
+    The kernel tells names up to our root, or up to that of the process's mount namespace. So in a
+    container they are below the process's root as they stand; after chroot(2) they begin with its
+    root, apart from what was mapped before. Raises OSError when none leads anywhere.
     """
-    inside = f"{proc}/{pid}/root{name}"
-    try:
-        os.stat(inside)  # noqa: PTH116 - for each file of each new process
-    except OSError as error:
-        if error.errno not in GONE or not os.path.exists(name):  # noqa: PTH110
-            raise
-        return name
-    return inside
+    inside = f"{proc}/{pid}/root"
+    root = os.readlink(inside)  # noqa: PTH115 - for each file of each new process
+    if root == "/":
+        candidates = [f"{inside}{name}", name]
+    elif name.startswith(f"{root}/"):
+        candidates = [f"{inside}{name.removeprefix(root)}", name]
+    else:
+        candidates = [name, f"{inside}{name}"]
+    for candidate in candidates[:-1]:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(candidate)  # noqa: PTH116
+            return candidate
+    os.stat(candidates[-1])  # noqa: PTH116
+    return candidates[-1]

@@ -252,8 +252,8 @@ def link_cgroup(fd: int) -> int:
     return int(low) | int(high) << 32
 
 
-def load_constant(value: int, *, kind: int, name: str, attach_type: int = 0) -> int:
-    """A program that only returns `value`, as a descriptor that the caller closes.
+def load(code: bytes, *, kind: int, name: str, attach_type: int = 0) -> int:
+    """A program of these instructions (8 bytes each), as a descriptor that the caller closes.
 
     `kind` is one of enum bpf_prog_type, `attach_type` the expected one of enum bpf_attach_type.
     """
@@ -263,10 +263,16 @@ def load_constant(value: int, *, kind: int, name: str, attach_type: int = 0) -> 
 
         _fields_ = [("sz", ctypes.c_size_t), ("attempts", ctypes.c_int), ("type", ctypes.c_int)]
 
-    options = _Opts(sz=ctypes.sizeof(_Opts), type=attach_type)
-    code = struct.pack("<BBhiBBhi", 0xB7, 0, 0, value, 0x95, 0, 0, 0)  # r0 = value; exit
-    loaded = library().bpf_prog_load(kind, name.encode(), b"GPL", code, 2, ctypes.byref(options))
+    options = ctypes.byref(_Opts(sz=ctypes.sizeof(_Opts), type=attach_type))
+    count = len(code) // 8
+    loaded = library().bpf_prog_load(kind, name.encode(), b"GPL", code, count, options)
     return check(loaded, f"bpf_prog_load {name}")
+
+
+def load_constant(value: int, *, kind: int, name: str, attach_type: int = 0) -> int:
+    """A program that only returns `value`; see `load`."""
+    code = struct.pack("<BBhiBBhi", 0xB7, 0, 0, value, 0x95, 0, 0, 0)  # r0 = value; exit
+    return load(code, kind=kind, name=name, attach_type=attach_type)
 
 
 def load_pass(*, name: str) -> int:

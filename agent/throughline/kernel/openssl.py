@@ -30,7 +30,7 @@ _PROGRAMS = {
     "SSL_write_ex": "tl_ssl_write_ex",
     "SSL_write_ex2": "tl_ssl_write_ex2",
 }
-_WRAPPER_BYTES = 48  # of a function in which its call is looked for
+_WRAPPER_BYTES = 128  # of a function in which its call is looked for: 51 in OpenSSL 3.5
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
 _CALL, _JUMP = 0xE8, 0xE9
 
