@@ -13,10 +13,10 @@ from throughline.kernel import abi, tc
 NAME = f"abi{abi.Abi.ABI_VERSION}"
 TC_PROGRAM = "tl_packets_out"
 
-# What a group pins apart from the maps that all share: prefixes of its links, and its own maps.
+# What a group pins, apart from maps that others use, too: prefixes of its links, and its own maps.
 _OF_GROUP: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "headers": (("tl_sockops",), ("tl_socks",)),
-    "packets": (("tl_packets_",), ("tl_peers",)),
+    "packets": (("tl_packets_",), ()),
     "tls": ((), ()),
 }
 

@@ -174,9 +174,12 @@ class Programs:
                 self._links = _destroy(self._links, name)
                 self.attached = [a for a in self.attached if a.name != name]
             self.objects.drop(group)
-        if group == "packets" and self.interfaces is not None:
-            self.interfaces.close()
-            self.interfaces = None
+        if group == "packets":
+            if self.interfaces is not None:
+                self.interfaces.close()
+                self.interfaces = None
+            # `observe` reads what peers send: nobody is one
+            peers.tell(self.map_fd("tl_peers"), ())
         pins.withdraw(self._bpffs, group)
 
     @property
