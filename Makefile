@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 BPF_SOURCES := $(wildcard bpf/*.bpf.c)
 # Kernels before 5.15 get objects of their own, see bpf/compat.bpf.h.
-BPF_LEGACY := $(patsubst %,build/bpf/%-legacy.bpf.o,observe headers packets)
+BPF_LEGACY := $(patsubst %,build/bpf/%-legacy.bpf.o,observe headers packets tls)
 BPF_OBJECTS := $(BPF_SOURCES:bpf/%.c=build/bpf/%.o) $(BPF_LEGACY)
 ABI_GENERATOR := $(wildcard agent/throughline/kernel/generate_abi.py)
 ABI_OBJECT := build/bpf/observe.bpf.o
