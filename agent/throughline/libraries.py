@@ -53,7 +53,8 @@ class Attached:
     @property
     def dear(self) -> bool:
         """Does a read or write cost a single-stepped instruction?"""
-        return any(site.dear for site in self.sites if site.program != "tl_ssl_free")
+        each = ("tl_ssl_read", "tl_ssl_write")  # not once in a connection
+        return any(site.dear for site in self.sites if site.program.startswith(each))
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -197,8 +198,9 @@ class Libraries:
     def _look_deleted(self, pid: int, mapping: Mapping, now: float) -> _Identity | None:
         """A file without a name, as after the upgrade of a package, has only its mapping.
 
-        To open that takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN. Without, what stands under the
-        name now tells whether it was OpenSSL: then the process is not seen until it starts again.
+        To open that takes CAP_CHECKPOINT_RESTORE, and CAP_DAC_READ_SEARCH in processes of others.
+        Without, what stands under the name now tells whether it was OpenSSL: then the process is
+        not seen until it starts again.
         """
         try:
             area = f"{self._proc}/{pid}/map_files/{mapping.area}"

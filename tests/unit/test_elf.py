@@ -116,6 +116,11 @@ def test_since_openssl_3_3_writes_take_flags(tmp_path: Path) -> None:
     assert sites(tmp_path, build(functions))[2:4] == pair("tl_ssl_write_ex2", at(5))
 
 
+def test_the_handshake_is_probed_too(tmp_path: Path) -> None:
+    functions = {"SSL_read": PUSH, "SSL_write": PUSH, "SSL_do_handshake": ENDBR64 + PUSH}
+    assert sites(tmp_path, build(functions))[4:] == pair("tl_ssl_handshake", at(2) + 4)
+
+
 def test_what_reads_and_writes_both_call_is_not_taken(tmp_path: Path) -> None:
     """As OpenSSL's error queue, which comes first here."""
     functions = elffile.libssl()

@@ -22,7 +22,7 @@ from throughline.kernel.elf import Elf, Function
 _KEY = "SSL_read"
 _READ = ("SSL_read", "SSL_read_ex")
 _WRITE = ("SSL_write", "SSL_write_ex", "SSL_write_ex2")
-_FREE = "SSL_free"
+_HANDSHAKE, _FREE = "SSL_do_handshake", "SSL_free"
 _PROGRAMS = {
     "SSL_read": "tl_ssl_read",
     "SSL_read_ex": "tl_ssl_read_ex",
@@ -60,8 +60,10 @@ def sites(path: Path) -> tuple[Site, ...]:
 def sites_of(fd: int) -> tuple[Site, ...]:
     """As `sites`, for an open file."""
     elf = Elf.open(fd)
-    functions = elf.functions(_KEY, (*_READ[1:], *_WRITE, _FREE)) if elf is not None else {}
-    if elf is None or _WRITE[0] not in functions:
+    if elf is None:
+        return ()
+    functions = elf.functions(_KEY, (*_READ[1:], *_WRITE, _HANDSHAKE, _FREE))
+    if _WRITE[0] not in functions:
         return ()
     code = _Code(elf, functions)
     found = [
@@ -69,6 +71,8 @@ def sites_of(fd: int) -> tuple[Site, ...]:
         # since OpenSSL 3.3 what writes is given flags, too; SSL_write_ex only calls SSL_write_ex2
         *code.family(_WRITE, inner=code.inner("SSL_write", ("SSL_write_ex2", "SSL_write_ex"))),
     ]
+    if _HANDSHAKE in functions:
+        found += code.probes("tl_ssl_handshake", functions[_HANDSHAKE].address)
     if _FREE in functions:
         found += code.probes("tl_ssl_free", functions[_FREE].address, returns=(False,))
     return tuple(found)
