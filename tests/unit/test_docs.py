@@ -180,6 +180,12 @@ def counters() -> set[str]:
     kernel = {name.lower() for name in re.findall(r"^\tTL_([A-Z_]+)\b", enum[1], re.MULTILINE)}
     agent = (ROOT / "agent/throughline/agent.py").read_text(encoding="utf-8")
     own = set(re.findall(r'(?:_failures|totals|counters)\["(\w+)"\]', agent))
+    tc = (ROOT / "agent/throughline/kernel/tc.py").read_text(encoding="utf-8")
+    own |= set(re.findall(r'counts\["(\w+)"\]', tc))
+    for name in ("libraries", "mappings"):
+        text = (ROOT / f"agent/throughline/{name}.py").read_text(encoding="utf-8")
+        reasons = re.findall(r'failures\["(\w+)"\]|_fail\("(\w+)"', text)
+        own |= {f"tls_{reason}" for pair in reasons for reason in pair if reason}
     return (kernel - {"counters"}) | own
 
 
@@ -210,6 +216,7 @@ def test_dropped_spans_are_documented() -> None:
 
 def test_counters_of_the_other_pages_exist() -> None:
     prefixes = ("parent_", "root_", "skip_", "lost_", "full_", "enrol", "evict", "spans_")
+    prefixes += ("option_", "tc_")
     for path in PAGES:
         found = {code for code in CODE.findall(prose(path)) if re.fullmatch(r"[a-z_]+", code)}
         assert {code for code in found if code.startswith(prefixes)} <= counters(), path.name
