@@ -19,7 +19,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ SECOND_READING, LATER_READINGS = 2.0, 30.0  # seconds
 KEEP_UNUSED_SECONDS = 600.0  # a service that starts again is probed from its first request on
 RETRY_SECONDS = 30.0
 _MAX_EXAMINED = 1 << 14
+_MAX_FILES = 64  # attached to: each takes up to 14 descriptors
 
 _Identity = tuple[int, ...]
 _Key = tuple[bytes, str, bool]  # device, name and deleted of a mapping
@@ -68,8 +69,8 @@ class Attached:
 
 @dataclass(slots=True)
 class _Process:
-    executable: str
     due: float  # when its mappings are read next
+    executable: str | None = None  # when they were read first
     readings: int = 0
     # what it maps -> the file, None without OpenSSL
     mapped: dict[_Key, _Identity | None] = field(default_factory=dict)
@@ -82,7 +83,8 @@ class _File:
     stamp: tuple[int, int]
     sites: tuple[openssl.Site, ...]
     foreign: bool  # only to be reached in another mount namespace
-    devices: set[bytes]  # device and inode as /proc/PID/maps says them
+    # device and inode as /proc/PID/maps says them
+    devices: set[bytes] = field(default_factory=set)
     links: list[uprobes.Link] = field(default_factory=list)
     processes: int = 0
     refused: str = ""
@@ -113,13 +115,13 @@ class Libraries:
         self._examined: dict[tuple[int, ...], _Identity | None] = {}
         # the kernel takes 0.1 s to detach one probe
         self._detaching = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detach")
+        self._pending: list[Future[None]] = []  # what it has not done yet
         self.failures: Counter[str] = Counter()  # reason -> how often
 
     @property
     def attached(self) -> tuple[Attached, ...]:
         return tuple(
-            Attached(file.path, file.sites, file.processes, file.refused)
-            for file in self._files.values()
+            Attached(f.path, f.sites, f.processes, f.refused) for f in self._files.values()
         )
 
     def follow(self, cgroup_paths: Iterable[Path]) -> None:
@@ -149,15 +151,16 @@ class Libraries:
         for pid in self._processes.keys() - current:
             del self._processes[pid]
         for pid in current:
-            executable = mappings.executable(self._proc, pid)
             known = self._processes.get(pid)
-            if known is None or known.executable != executable:
-                self._processes[pid] = _Process(executable, now)
+            if not known or known.executable not in (None, mappings.executable(self._proc, pid)):
+                self._processes[pid] = _Process(now)
 
     def _read(self, pid: int, now: float) -> None:
         process = self._processes[pid]
         process.due = now + (LATER_READINGS if process.readings else SECOND_READING)
         process.readings += 1
+        if process.executable is None:
+            process.executable = mappings.executable(self._proc, pid)
         mapped: dict[_Key, _Identity | None] = {}
         try:
             for mapping in mappings.executed(self._proc, pid, self.failures):
@@ -216,35 +219,38 @@ class Libraries:
         status = os.stat(where)  # noqa: PTH116 - for each file of each new process
         if not stat.S_ISREG(status.st_mode):
             return None
-        key = (status.st_dev, status.st_ino, *_stamp(status))
-        if key in self._examined:
-            known = self._examined[key]
-            if known is None:
-                return None
-            if known in self._files:
-                self._files[known].devices.add(device)
-                return known
-        if len(self._examined) >= _MAX_EXAMINED:
-            self._examined.clear()
-        # first, so that a file which fails is not read again
-        self._examined[key] = None
-        own = _same_file(name, status)
-        fd = _open(name if own else where)
+        identity = self._examined.get(_version(status), ())
+        if identity is not None and identity not in self._files:
+            foreign = not mappings.is_ours(name, status)
+            identity = self._open(where if foreign else name, name, foreign, now)
+        if identity is not None:
+            self._files[identity].devices.add(device)
+        return identity
+
+    def _open(self, where: str, name: str, foreign: bool, now: float) -> _Identity | None:
+        fd = mappings.open_file(where)
+        file = None
         try:
+            status = os.fstat(fd)
+            if len(self._examined) >= _MAX_EXAMINED:
+                self._examined.clear()
+            # already now: what contradicts itself is not read again
+            self._examined[_version(status)] = None
             sites = openssl.sites_of(fd)
             if not sites:
                 return None
             identity = uprobes.identity(fd)
+            self._examined[_version(status)] = identity
             if identity not in self._files:
-                file = _File(name, fd, _stamp(os.fstat(fd)), sites, not own, {device})
-                self._files[identity] = file
+                self._pending = [future for future in self._pending if not future.done()]
+                if len(self._files) + len(self._pending) >= _MAX_FILES:
+                    self.failures["too_many_files"] += 1
+                    return None
+                file = self._files[identity] = _File(name, fd, _stamp(status), sites, foreign)
                 self._attach(file, now)
-                fd = -1
-            self._examined[key] = identity
-            self._files[identity].devices.add(device)
             return identity
         finally:
-            if fd >= 0:
+            if file is None:
                 os.close(fd)
 
     def _attach(self, file: _File, now: float) -> None:
@@ -307,7 +313,7 @@ class Libraries:
 
     def _detach(self, identity: _Identity) -> None:
         file = self._files.pop(identity)
-        self._detaching.submit(_release, file.links, file.fd)
+        self._pending.append(self._detaching.submit(_release, file.links, file.fd))
 
     def _fail(self, reason: str, error: Exception, what: str) -> None:
         """Counted each time, logged the first time."""
@@ -320,23 +326,8 @@ def _stamp(status: os.stat_result) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _same_file(name: str, status: os.stat_result) -> bool:
-    """Is it to be reached by its name in our own mount namespace, too?"""
-    try:
-        return os.path.samestat(os.stat(name), status)  # noqa: PTH116
-    except OSError:
-        return False
-
-
-def _open(path: str) -> int:
-    """A regular file for reading; nothing else is opened, which could have an effect or block."""
-    held = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(held).st_mode):
-            raise OSError(errno.ENOENT, f"{path} is no regular file any more")
-        return os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    finally:
-        os.close(held)
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, *_stamp(status)
 
 
 def _destroy(links: Iterable[uprobes.Link]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -101,3 +102,22 @@ def locate(proc: Path, pid: int, name: str) -> str:
             return candidate
     os.stat(candidates[-1])  # noqa: PTH116
     return candidates[-1]
+
+
+def is_ours(name: str, status: os.stat_result) -> bool:
+    """Is a file to be reached by its name in our own mount namespace, too?"""
+    try:
+        return os.path.samestat(os.stat(name), status)  # noqa: PTH116
+    except OSError:
+        return False
+
+
+def open_file(path: str) -> int:
+    """A regular file for reading; nothing else is opened, which could have an effect or block."""
+    held = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(held).st_mode):
+            raise OSError(errno.ENOENT, f"{path} is no regular file any more")
+        return os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(held)

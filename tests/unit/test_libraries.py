@@ -220,15 +220,53 @@ def test_another_program_in_the_same_process_is_looked_at_at_once(host: Host) ->
     assert len(host.paths) == 1
 
 
+def test_a_file_that_vanishes_meanwhile_is_read_when_it_is_there(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process may end between any two steps: that says nothing about the file."""
+    path = host.file("libssl.so")
+    really = mappings.open_file
+
+    def gone(path: str) -> int:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(mappings, "open_file", gone)
+    host.process(10, path)
+    host.follow()
+    host.end(10)
+    monkeypatch.setattr(mappings, "open_file", really)
+    host.process(11, path)
+    host.follow()
+    assert host.paths == [str(path)]
+
+
+def test_only_so_many_files_are_attached_to(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service may map as many copies as it likes: our descriptors are bounded."""
+    monkeypatch.setattr(libraries_module, "_MAX_FILES", 3)
+    paths = [host.file(f"{number}.so") for number in range(5)]
+    host.process(10, *paths)
+    host.follow()
+    assert len(host.libraries.attached) == 3
+    assert host.libraries.failures == {"too_many_files": 2}
+    for path in paths[:3]:
+        path.unlink()
+    host.process(10)
+    host.follow(30)
+    host.detached()
+    host.process(11, *paths[3:])
+    host.follow()
+    assert host.paths == [str(path) for path in paths[3:]]
+
+
 def test_files_are_read_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    really = libraries_module._open
+    really = mappings.open_file
 
     def noted(path: str) -> int:
         opened.append(path)
         return really(path)
 
-    monkeypatch.setattr(libraries_module, "_open", noted)
+    monkeypatch.setattr(mappings, "open_file", noted)
     path, other, damaged = host.file("a"), host.file("b", OTHER), host.file("c", LIBSSL[:4000])
     for pid in range(10, 20):
         host.process(pid, path, other, damaged)
