@@ -221,7 +221,19 @@ static __always_inline void tl_established(struct bpf_sock_ops *ops, struct bpf_
 				  ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }
 
-/* The current thread is about to write to the connection. */
+/*
+ * Somebody is about to write of whom nothing is known, or who works for nobody. An offer that has no
+ * bytes yet (its send has failed, or came to an end before this) would be given theirs. What a TLS
+ * library could not write it writes again, before all else.
+ */
+static __always_inline void tl_offer_withdraw(struct tl_offer *offer, struct tcp_sock *tcp)
+{
+	if (offer->state == TL_OFFER_ACTIVE && !offer->tls_key &&
+	    offer->start_seq == tcp->write_seq)
+		offer->state = TL_OFFER_NONE;
+}
+
+/* The current thread is about to write to the connection, or is at it. */
 static __always_inline void tl_offer_send(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 					  struct tl_offer *offer, struct tcp_sock *tcp)
 {
@@ -230,11 +242,10 @@ static __always_inline void tl_offer_send(struct bpf_sock_ops *ops, struct bpf_s
 	struct tl_context context = {};
 
 	if (!tl_find_context(conn, offer->tls_key, socket, &context) ||
-	    tl_says_again(offer, tcp, &context))
-		return;
-	if (conn && !tl_is_peer(conn->peer_addr))
-		return;
-	tl_offer(offer, tcp, tcp->write_seq, &context);
+	    (conn && !tl_is_peer(conn->peer_addr)))
+		tl_offer_withdraw(offer, tcp);
+	else if (!tl_says_again(offer, tcp, &context))
+		tl_offer(offer, tcp, tcp->write_seq, &context);
 }
 
 /*
@@ -251,8 +262,12 @@ static __always_inline void tl_option_size(struct bpf_sock_ops *ops, struct bpf_
 		return;
 	tl_offer_follow(offer, tcp);
 	/* a socket with an owner has nobody but it at work */
-	if (tcp->inet_conn.icsk_inet.sk.sk_lock.owned && tl_in_send())
-		tl_offer_send(ops, sk, offer, tcp);
+	if (tcp->inet_conn.icsk_inet.sk.sk_lock.owned) {
+		if (tl_in_send())
+			tl_offer_send(ops, sk, offer, tcp);
+		else
+			tl_offer_withdraw(offer, tcp);
+	}
 	offer->room = 0;
 	if (offer->state != TL_OFFER_ACTIVE)
 		return;
@@ -438,25 +453,28 @@ static __always_inline bool tl_is_client(struct __sk_buff *skb, struct bpf_sock 
 }
 
 /*
- * Has the segment the bytes of the send that the current thread is in, from its first byte on? It
- * was not sent before, and behind its first byte the socket holds just as much as is being sent.
+ * The connection's offer, when the current thread is the one that sends this segment. It was not sent
+ * before, and behind its first byte the socket holds just as much as is being sent: so it starts with
+ * what is being sent. Where the socket holds less, the rest is still to come, and does not fit into a
+ * segment anyway.
  */
-static __always_inline bool tl_starts_send(struct tcp_sock *tcp, const struct tl_leaving *leaving)
-{
-	return leaving->seq == tcp->snd_nxt &&
-	       tl_send_length() == (__u32)(tcp->write_seq - leaving->seq);
-}
-
-/* The connection's offer, when the current thread is the one that sends this segment. */
 static __always_inline struct tl_offer *tl_offer_packet(struct __sk_buff *skb, struct bpf_sock *sk,
 							struct tl_offer *offer,
 							struct tcp_sock *tcp,
 							const struct tl_leaving *leaving)
 {
 	__u64 socket = bpf_get_socket_cookie(skb);
-	struct tl_conn *conn = TL_CONN_FIND(sk, socket);
+	__u32 held = tcp->write_seq - leaving->seq;
 	struct tl_context context = {};
+	struct tl_conn *conn;
+	__u64 length;
 
+	if (leaving->seq != tcp->snd_nxt)
+		return offer;
+	length = tl_send_length();
+	if (length < held)
+		return offer;
+	conn = TL_CONN_FIND(sk, socket);
 	if (!conn && !tl_traced(bpf_skb_cgroup_id(skb)))
 		return offer;
 	if (!tl_find_context(conn, offer ? offer->tls_key : 0, socket, &context))
@@ -472,8 +490,13 @@ static __always_inline struct tl_offer *tl_offer_packet(struct __sk_buff *skb, s
 		if (sk && tl_is_client(skb, sk, tcp))
 			offer->way = TL_WAY_TC;
 	}
-	if (offer->way == TL_WAY_TC && !tl_says_again(offer, tcp, &context))
-		tl_offer(offer, tcp, leaving->seq, &context);
+	if (offer->way != TL_WAY_TC || tl_says_again(offer, tcp, &context))
+		return offer;
+	tl_offer(offer, tcp, leaving->seq, &context);
+	if (length != held) {
+		offer->state = TL_OFFER_DONE;
+		tl_count(TL_OPTION_TOO_BIG);
+	}
 	return offer;
 }
 
@@ -610,7 +633,7 @@ int tl_packets_out(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (offer)
 		tl_offer_follow(offer, tcp);
-	if (tcp->inet_conn.icsk_inet.sk.sk_lock.owned && tl_starts_send(tcp, &leaving))
+	if (tcp->inet_conn.icsk_inet.sk.sk_lock.owned)
 		offer = tl_offer_packet(skb, sk, offer, tcp, &leaving);
 	if (!offer || offer->state != TL_OFFER_ACTIVE || offer->start_seq != leaving.seq ||
 	    tl_has_option(skb, &leaving) || !tl_option_fits(skb, tcp, &leaving))
