@@ -46,7 +46,7 @@ def report(config: Config) -> dict[str, Any]:
         "agent": {"running": running is not None, "pid": running["pid"] if running else None},
         "groups": states,
         "mode": mode(states),
-        "notes": _notes(running),
+        "notes": _notes(running, config),
     }
 
 
@@ -86,12 +86,18 @@ def _try(config: Config, found: facts.Facts) -> dict[str, Group]:
         trial.rmdir()
 
 
-def _notes(running: dict[str, Any] | None) -> list[str]:
+def _notes(running: dict[str, Any] | None, config: Config) -> list[str]:
     """What an operator should know although it works."""
     notes = [
         "The tracepoint sys_enter tells the end of an event loop's tick; while it is attached "
         "every system call of the host costs a few dozen nanoseconds more.",
     ]
+    open_to_all = [str(peer) for peer in config.propagation.peers if peer.prefixlen == 0]
+    if open_to_all:
+        notes.append(
+            f"propagation.peers has {', '.join(open_to_all)}: everybody who can reach a service may "
+            "choose the trace of a request, and learns the ids of ours."
+        )
     if running is not None and running.get("legacy_programs"):
         notes.append(
             "The programs for kernels before 5.15 run here: each packet costs some hash lookups "

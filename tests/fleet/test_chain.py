@@ -14,7 +14,7 @@ import pytest
 
 from tests.fleet import joined, playbook, shop
 from tests.fleet.joined import Request
-from tests.fleet.rollout import Shop, answers, load, rolled_out, wait_healthy
+from tests.fleet.rollout import AGENT, Shop, answers, load, rolled_out, wait_healthy
 
 BUNDLES = sorted((playbook.REPOSITORY / "dist").glob("throughline-*-linux-*.tar.gz"))
 
@@ -39,6 +39,27 @@ def test_every_hop_of_every_request_is_joined(running: Shop) -> None:
     requests = shop.send(running.fleet)
     assert len(requests) == shop.REQUESTS
     assert joined.check(requests, running.spans_of(requests)) == []
+
+
+def test_context_can_travel_beside_the_bytes(running: Shop) -> None:
+    """The groups packets and tls, with no variable set: peers are those of the inventory."""
+    seen = [
+        json.loads(running.fleet.run(host, f"{AGENT} status --json").stdout)
+        for host in running.fleet.hosts
+    ]
+    for status in seen:
+        for name in ("packets", "tls"):
+            assert status["groups"][name]["state"] == "on", status["groups"][name]
+        addresses = [(one.address, one.address6) for one in running.fleet.hosts]
+        expected = {"127.0.0.0/8", "::1/128"}
+        expected |= {f"{four}/32" for four, _ in addresses} | {f"{six}/128" for _, six in addresses}
+        assert set(status["packets"]["peers"]) == expected
+        assert status["packets"]["new_connections"] == ["/system.slice"]
+        interfaces = {place["interface"] for place in status["packets"]["older_connections"]}
+        assert {"lo", "host0"} <= interfaces and not status["packets"]["refused"]
+    # Node.js, on one of them, uses OpenSSL
+    used = [file for found in seen for file in found["tls"]["files"] if file["processes"]]
+    assert used and not any(file["refused"] for file in used), used
 
 
 def test_ipv6(running: Shop) -> None:
