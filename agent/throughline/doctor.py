@@ -95,8 +95,8 @@ def _notes(running: dict[str, Any] | None, config: Config) -> list[str]:
     open_to_all = [str(peer) for peer in config.propagation.peers if peer.prefixlen == 0]
     if open_to_all:
         notes.append(
-            f"propagation.peers has {', '.join(open_to_all)}: everybody who can reach a service may "
-            "choose the trace of a request, and learns the ids of ours."
+            f"propagation.peers has {', '.join(open_to_all)}: everybody who can reach a service "
+            "may choose the trace of a request, and learns the ids of ours."
         )
     if running is not None and running.get("legacy_programs"):
         notes.append(
