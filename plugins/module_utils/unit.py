@@ -27,6 +27,7 @@ COMMAND_SECONDS = "20"  # a release that does not work may not answer at all
 PROPERTIES = (
     "ActiveState",
     "ExecMainStatus",
+    "Job",
     "MainPID",
     "NeedDaemonReload",
     "NRestarts",
@@ -121,7 +122,9 @@ def wait_until_healthy(run, *, directory, groups, since, timeout, settle=SETTLE_
                 return status, None
         else:
             steady = None
-            if properties["ActiveState"] == "failed":
+            # between the end of what was killed and the start that is queued it is "failed", too
+            queued = properties.get("Job", "0") not in ("", "0")
+            if properties["ActiveState"] == "failed" and not queued:
                 code = properties["ExecMainStatus"]
                 return status, f"has failed ({properties['Result']}, exit code {code})"
             if restarts - fewest >= MOST_ENDS:

@@ -388,6 +388,9 @@ def test_an_agent_that_will_not_start_is_not_waited_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(unit, "POLL_SECONDS", 0.0)
     failed = {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "2"}
     assert watch(unit, [{}, {}, failed]) == ("has failed (exit-code, exit code 2)", 3)
+    # what was killed to be replaced has failed, and its successor is queued
+    killed = {"ActiveState": "failed", "Result": "signal", "ExecMainStatus": "9", "Job": "4711"}
+    assert watch(unit, [killed, killed, {**failed, "Job": "0"}])[1] == 3
     # a count from before the restart, which systemd then sets back, is no end of this agent
     counts = [{"NRestarts": number} for number in ("7", "0", "1", "2", "3")]
     problem, given = watch(unit, counts)
