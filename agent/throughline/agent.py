@@ -44,6 +44,8 @@ def settings(config: Config, *, trace_unlisted: bool) -> kernel.Settings:
         ratio=config.sampling.arg,
         parent_based=name.startswith("parentbased_"),
         trace_unlisted=trace_unlisted,
+        # at once, so that what an earlier run has read goes on being read
+        packets=config.propagation.packets and bool(config.propagation.peers),
     )
 
 

@@ -15,7 +15,8 @@ import pytest
 from tests.kernel import kernel_objects
 from tests.kernel.operated import Operated
 from tests.kernel.test_privileges import NETWORK, _give, _only
-from throughline.kernel import libbpf, peers, pins
+from throughline.kernel import abi, libbpf, peers, pins
+from throughline.settings import network
 
 LOOPBACK = {"propagation": {"peers": ["127.0.0.0/8", "::1"]}}
 
@@ -29,6 +30,17 @@ def host() -> Iterator[Operated]:
 
 def _pinned(host: Operated) -> list[str]:
     return [pin for pin in host.pins() if "tl_packets" in pin]
+
+
+def _reads(host: Operated) -> bool:
+    """Do the programs look for options?"""
+    table = libbpf.get_pinned(host.bpffs / pins.NAME / "tl_settings")
+    try:
+        found = libbpf.lookup(table, bytes(4), abi.SETTINGS.size)
+        assert found is not None
+        return bool(abi.Settings(*abi.SETTINGS.unpack(found)).packets)
+    finally:
+        os.close(table)
 
 
 def _peers(host: Operated) -> set[bytes]:
@@ -66,14 +78,14 @@ def test_both_are_on_and_status_says_where(host: Operated) -> None:
 def test_without_peers_nothing_is_attached_and_nobody_is_believed(host: Operated) -> None:
     host.configure(**LOOPBACK)
     host.start_agent()
-    assert _pinned(host) and len(_peers(host)) == 2
+    assert _pinned(host) and len(_peers(host)) == 2 and _reads(host)
     host.configure(propagation={"peers": []})
     status = host.reload()
     packets = status["groups"]["packets"]
     assert (packets["state"], packets["wanted"]) == ("off", False)
     assert packets["reason"] == "propagation.peers is empty" and packets["fix"]
     assert status["healthy"] and status["packets"] is None
-    assert _pinned(host) == [] and _peers(host) == set()
+    assert _pinned(host) == [] and _peers(host) == set() and not _reads(host)
     names = {program["name"] for program in status["attached"]["programs"]}
     assert not any(name.startswith("tl_packets") for name in names)
     host.configure(propagation={"packets": "off", "peers": ["10.0.0.0/8"]})
@@ -81,13 +93,7 @@ def test_without_peers_nothing_is_attached_and_nobody_is_believed(host: Operated
     assert _peers(host) == set()
     host.configure(propagation={"peers": ["10.0.0.0/8"]})
     assert host.reload()["groups"]["packets"]["state"] == "on"
-    assert _peers(host) == peers.keys(host_networks("10.0.0.0/8"))
-
-
-def host_networks(*networks: str) -> list:
-    from throughline.settings import network
-
-    return [network(text) for text in networks]
+    assert _peers(host) == peers.keys([network("10.0.0.0/8")]) and _reads(host)
 
 
 def test_a_killed_agents_programs_serve_and_are_adopted(host: Operated) -> None:

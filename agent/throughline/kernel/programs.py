@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,7 @@ class Programs:
         """
         self.objects.fionread_broken = fionread.is_broken()
         loaded = self.objects.load_first("observe")
-        settings = loaded.map_fd("tl_settings")
-        libbpf.update(settings, bytes(4), self._settings.pack())
+        self._tell_settings()
         self._attach_all(loaded, skip=())
         # before Linux 6.3: answers of databases do not tell whose request goes on
         if self.objects.has("restore"):
@@ -142,6 +141,7 @@ class Programs:
         """
         loaded = self.objects.load("packets")
         peers.tell(loaded.map_fd("tl_peers"), networks)
+        self._tell_settings(packets=True)
         self._attach_all(loaded, skip=(pins.TC_PROGRAM,))
         program = loaded.program(pins.TC_PROGRAM)
         self.interfaces = tc.Interfaces(
@@ -166,6 +166,11 @@ class Programs:
                 self._note(program, program.section.partition("/")[2], program.fd)
         return loaded
 
+    def _tell_settings(self, *, packets: bool | None = None) -> None:
+        if packets is not None:
+            self._settings = replace(self._settings, packets=packets)
+        libbpf.update(self.map_fd("tl_settings"), bytes(4), self._settings.pack())
+
     def withdraw(self, group: str) -> None:
         """Takes away what this run or an earlier one has of a group that is off."""
         loaded = self.objects.get(group)
@@ -178,7 +183,8 @@ class Programs:
             if self.interfaces is not None:
                 self.interfaces.close()
                 self.interfaces = None
-            # `observe` reads what peers send: nobody is one
+            # `observe` reads what peers send: no more, and nobody is one
+            self._tell_settings(packets=False)
             peers.tell(self.map_fd("tl_peers"), ())
         pins.withdraw(self._bpffs, group)
 
