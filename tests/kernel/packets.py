@@ -121,6 +121,7 @@ class Packets:
         variant: str = "",
         observe: tuple[str, ...] = (),  # programs of observe to attach
         headers: bool = False,
+        reads: bool = True,
     ) -> None:
         self._link = link
         self._by = by
@@ -128,6 +129,7 @@ class Packets:
         self._variant = variant
         self._observe = observe
         self._headers = headers
+        self._reads = reads
         self._stack = ExitStack()
 
     def __enter__(self) -> Packets:
@@ -146,7 +148,7 @@ class Packets:
                 ratio=1.0,
                 parent_based=True,
                 trace_unlisted=True,
-                packets=True,
+                packets=self._reads,
             )
             libbpf.update(observe.map_fd("tl_settings"), bytes(4), settings.pack())
             self._maps = {
@@ -257,7 +259,7 @@ class Packets:
         with listening(self._link, version, port=port) as listener:
             client = connect(self._link, version, port=port)
             server, _ = listener.accept()
-            server.settimeout(20)
+            server.settimeout(8)
             with client, server:
                 yield client, server
 
