@@ -13,7 +13,15 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from throughline.kernel.prototypes import POINTER, RECORD_CALLBACK, check, failure, info, library
+from throughline.kernel.prototypes import (
+    POINTER,
+    RECORD_CALLBACK,
+    OpenOptions,
+    check,
+    failure,
+    info,
+    library,
+)
 
 _LOG_BYTES = (1 << 24) - 1
 BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
@@ -21,23 +29,6 @@ BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
 # enum bpf_prog_type and enum bpf_attach_type (include/uapi/linux/bpf.h)
 SK_MSG = 16
 SK_MSG_VERDICT = 7
-
-
-class _OpenOpts(ctypes.Structure):
-    """struct bpf_object_open_opts up to kernel_log_level (libbpf 1.0)."""
-
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        ("object_name", ctypes.c_char_p),
-        ("relaxed_maps", ctypes.c_bool),
-        ("pin_root_path", ctypes.c_char_p),
-        ("_attach_prog_fd", ctypes.c_uint32),
-        ("kconfig", ctypes.c_char_p),
-        ("btf_custom_path", ctypes.c_char_p),
-        ("kernel_log_buf", ctypes.c_void_p),
-        ("kernel_log_size", ctypes.c_size_t),
-        ("kernel_log_level", ctypes.c_uint32),
-    ]
 
 
 def possible_cpus() -> int:
@@ -55,8 +46,8 @@ class Object:
         # The largest that old kernels take; a page of it costs memory only once it is written.
         self._log_pages = mmap.mmap(-1, _LOG_BYTES)
         self._log = (ctypes.c_char * _LOG_BYTES).from_buffer(self._log_pages)
-        options = _OpenOpts(
-            sz=ctypes.sizeof(_OpenOpts),
+        options = OpenOptions(
+            sz=ctypes.sizeof(OpenOptions),
             pin_root_path=str(pin_root).encode(),
             kernel_log_buf=ctypes.cast(self._log, ctypes.c_void_p),
             kernel_log_size=_LOG_BYTES,
