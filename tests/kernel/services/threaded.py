@@ -1,16 +1,28 @@
 """A blocking server with a thread per connection, which calls the next one: PORT [NEXT_PORT].
 
+With CERTIFICATE in the environment, a file with key and certificate, all of that is HTTPS.
+
 Answers JSON: the request headers it got (name -> list of values), its body's length, and what the
 next service answered. Knows nothing about traces.
 """
 
 import http.client
 import json
+import os
+import ssl
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PORT = int(sys.argv[1])
 NEXT = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+CERTIFICATE = os.environ.get("CERTIFICATE")
+
+
+def connect() -> http.client.HTTPConnection:
+    if CERTIFICATE is None:
+        return http.client.HTTPConnection("127.0.0.1", NEXT, timeout=10)
+    trust = ssl.create_default_context(cafile=CERTIFICATE)
+    return http.client.HTTPSConnection("127.0.0.1", NEXT, timeout=10, context=trust)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -25,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
         if NEXT:
             request_id = self.headers.get("X-Request-Id")
             onward = {"X-Request-Id": request_id} if request_id else {}
-            connection = http.client.HTTPConnection("127.0.0.1", NEXT, timeout=10)
+            connection = connect()
             connection.request("GET", self.path, headers=onward)
             text = connection.getresponse().read()
             answer["next"] = json.loads(text) if text.startswith(b"{") else text.decode()
@@ -49,4 +61,12 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
-Server(("127.0.0.1", PORT), Handler).serve_forever()
+server = Server(("127.0.0.1", PORT), Handler)
+if CERTIFICATE is not None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    # the handshake is the thread's business: one slow client must not keep the others waiting
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
+server.serve_forever()
