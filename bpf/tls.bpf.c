@@ -442,12 +442,6 @@ int BPF_KPROBE(tl_ssl_read, __u64 ssl, __u64 buffer, int length)
 	return 0;
 }
 
-SEC("uretprobe")
-int BPF_KRETPROBE(tl_ssl_read_ret, int result)
-{
-	return tl_tls_has_read(result);
-}
-
 SEC("uprobe")
 int BPF_KPROBE(tl_ssl_read_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
 {
@@ -456,7 +450,7 @@ int BPF_KPROBE(tl_ssl_read_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 leng
 }
 
 SEC("uretprobe")
-int BPF_KRETPROBE(tl_ssl_read_ex_ret, int result)
+int BPF_KRETPROBE(tl_ssl_has_read, int result)
 {
 	return tl_tls_has_read(result);
 }
@@ -467,46 +461,33 @@ int BPF_KPROBE(tl_ssl_write, __u64 ssl, __u64 buffer, int length)
 	return length > 0 ? tl_tls_writes(ssl, buffer, length, 0) : 0;
 }
 
-SEC("uretprobe")
-int BPF_KRETPROBE(tl_ssl_write_ret, int result)
-{
-	return tl_tls_has_written(result);
-}
-
 SEC("uprobe")
 int BPF_KPROBE(tl_ssl_write_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
 {
 	return tl_tls_writes(ssl, buffer, length, length_at);
 }
 
-SEC("uretprobe")
-int BPF_KRETPROBE(tl_ssl_write_ex_ret, int result)
-{
-	return tl_tls_has_written(result);
-}
-
 SEC("uprobe")
-int BPF_KPROBE(tl_ssl_write_ex2, __u64 ssl, __u64 buffer, __u64 length, __u64 flags,
-	       __u64 length_at)
+int BPF_KPROBE(tl_ssl_write_x2, __u64 ssl, __u64 buffer, __u64 length, __u64 flags, __u64 length_at)
 {
 	return tl_tls_writes(ssl, buffer, length, length_at);
 }
 
 SEC("uretprobe")
-int BPF_KRETPROBE(tl_ssl_write_ex2_ret, int result)
+int BPF_KRETPROBE(tl_ssl_has_sent, int result)
 {
 	return tl_tls_has_written(result);
 }
 
 SEC("uprobe")
-int BPF_KPROBE(tl_ssl_handshake, __u64 ssl)
+int BPF_KPROBE(tl_ssl_shake, __u64 ssl)
 {
 	tl_tls_enter(ssl, 0, 0, 0);
 	return 0;
 }
 
 SEC("uretprobe")
-int BPF_KRETPROBE(tl_ssl_handshake_ret, int result)
+int BPF_KRETPROBE(tl_ssl_shaken, int result)
 {
 	__u64 key;
 

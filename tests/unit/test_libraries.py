@@ -21,8 +21,8 @@ from throughline.libraries import KEEP_UNUSED_SECONDS, Libraries
 LIBSSL = elffile.build(elffile.libssl())
 OTHER = elffile.build({"main": elffile.PUSH})
 NAMES = (
-    *("tl_ssl_read", "tl_ssl_read_ret", "tl_ssl_read_ex", "tl_ssl_read_ex_ret"),
-    *("tl_ssl_write", "tl_ssl_write_ret", "tl_ssl_write_ex", "tl_ssl_write_ex_ret"),
+    *("tl_ssl_read", "tl_ssl_read_ex", "tl_ssl_has_read"),
+    *("tl_ssl_write", "tl_ssl_write_ex", "tl_ssl_has_sent"),
     "tl_ssl_free",
 )
 
@@ -136,7 +136,7 @@ def test_a_library_is_found_by_what_it_defines(host: Host) -> None:
     (found,) = host.libraries.attached
     assert (found.path, found.processes, found.dear, found.refused) == (str(path), 1, False, "")
     assert [link.program for link in host.links] == [
-        *("tl_ssl_read_ex_ret", "tl_ssl_write_ex_ret"),
+        *("tl_ssl_has_read", "tl_ssl_has_sent"),
         *("tl_ssl_read_ex", "tl_ssl_write_ex", "tl_ssl_free"),
     ]
     assert found.as_json()["programs"][0] == "tl_ssl_read_ex"

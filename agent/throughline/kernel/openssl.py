@@ -28,7 +28,17 @@ _PROGRAMS = {
     "SSL_read_ex": "tl_ssl_read_ex",
     "SSL_write": "tl_ssl_write",
     "SSL_write_ex": "tl_ssl_write_ex",
-    "SSL_write_ex2": "tl_ssl_write_ex2",
+    "SSL_write_ex2": "tl_ssl_write_x2",
+    _HANDSHAKE: "tl_ssl_shake",
+}
+# What runs when the function returns.
+RETURNS = {
+    "tl_ssl_read": "tl_ssl_has_read",
+    "tl_ssl_read_ex": "tl_ssl_has_read",
+    "tl_ssl_write": "tl_ssl_has_sent",
+    "tl_ssl_write_ex": "tl_ssl_has_sent",
+    "tl_ssl_write_x2": "tl_ssl_has_sent",
+    "tl_ssl_shake": "tl_ssl_shaken",
 }
 _WRAPPER_BYTES = 128  # of a function in which its call is looked for: 51 in OpenSSL 3.5
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
@@ -72,7 +82,7 @@ def sites_of(fd: int) -> tuple[Site, ...]:
         *code.family(_WRITE, inner=code.inner("SSL_write", ("SSL_write_ex2", "SSL_write_ex"))),
     ]
     if _HANDSHAKE in functions:
-        found += code.probes("tl_ssl_handshake", functions[_HANDSHAKE].address)
+        found += code.probes(_PROGRAMS[_HANDSHAKE], functions[_HANDSHAKE].address)
     if _FREE in functions:
         found += code.probes("tl_ssl_free", functions[_FREE].address, returns=(False,))
     return tuple(found)
@@ -139,7 +149,7 @@ class _Code:
         if offset is None:
             return []
         return [
-            Site(f"{program}_ret" if at_return else program, offset, at_return, not cheap)
+            Site(RETURNS[program] if at_return else program, offset, at_return, not cheap)
             for at_return in returns
         ]
 
