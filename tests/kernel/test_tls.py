@@ -11,7 +11,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -216,24 +215,17 @@ def test_ten_thousand_requests_arrive_as_they_were_sent(traced: Traced, secure: 
 def test_large_bodies_in_both_directions(traced: Traced, secure: Secure, kind: str) -> None:
     """A reader that is slow makes writes fail and be repeated, and leave in parts."""
     port = start(secure, kind, traced)
-    body = random.Random(5).randbytes(3_000_017)
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as raw:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        secured = secure.trust().wrap_socket(raw, server_hostname="127.0.0.1")
-        for number in range(3):
-            head = f"POST /echo/{number} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-            sender = threading.Thread(target=secured.sendall, args=(head.encode() + body,))
-            sender.start()
-            time.sleep(0.3)
-            response = http.client.HTTPResponse(secured)
-            response.begin()
-            got = response.read()
-            sender.join(20)
-            if kind == "python":
-                assert json.loads(got)["length"] == len(body)
-            else:
-                assert hashlib.sha256(got).digest() == hashlib.sha256(body).digest()
-        secured.close()
+    body, answer = traced.directory / "body", traced.directory / "answer"
+    body.write_bytes(random.Random(5).randbytes(3_000_017))
+    slow = ["--limit-rate", "6M", "--data-binary", f"@{body}", "-H", "Expect:", "-o", str(answer)]
+    for number in range(3):
+        run = ["curl", "-sS", "--http1.1", "--cacert", str(secure.certificate), *slow]
+        url = f"https://127.0.0.1:{port}/echo/{number}"
+        subprocess.run([*run, url], check=True, timeout=60)
+        if kind == "python":
+            assert json.loads(answer.read_bytes())["length"] == body.stat().st_size
+        else:
+            assert answer.read_bytes() == body.read_bytes()
     spans = traced.wait_spans(3)
     assert sorted(span.path for span in spans) == [f"/echo/{number}" for number in range(3)]
     assert {span.attributes["http.response.status_code"] for span in spans} == {200}
