@@ -233,6 +233,29 @@ struct {
 	TL_SOCKET_MAP(struct tl_text);
 } tl_texts SEC(".maps");
 
+#if defined(TL_LEGACY) && defined(TL_OF_TLS)
+/* Of TLS connections, by tl_tls_key(). The oldest give way: a process that dies frees none of them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct tl_conn);
+} tl_tls_conns SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct tl_text);
+} tl_tls_texts SEC(".maps");
+
+#define TL_CONNS tl_tls_conns
+#define TL_TEXTS tl_tls_texts
+#else
+#define TL_CONNS tl_conns
+#define TL_TEXTS tl_texts
+#endif
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 32768);
@@ -400,7 +423,7 @@ static __always_inline void *tl_kept(void *map, __u64 cookie, bool create)
 
 static __always_inline struct tl_conn *tl_make_conn(__u64 cookie)
 {
-	struct tl_conn *conn = tl_kept(&tl_conns, cookie, true);
+	struct tl_conn *conn = tl_kept(&TL_CONNS, cookie, true);
 
 	if (conn)
 		conn->cookie = cookie;
@@ -408,10 +431,10 @@ static __always_inline struct tl_conn *tl_make_conn(__u64 cookie)
 }
 
 #define TL_COOKIE(sk) ((sk)->__sk_common.skc_cookie.counter)
-#define TL_CONN_FIND(sk, cookie) tl_kept(&tl_conns, cookie, false)
+#define TL_CONN_FIND(sk, cookie) tl_kept(&TL_CONNS, cookie, false)
 #define TL_CONN_MAKE(sk, cookie) tl_make_conn(cookie)
-#define TL_TEXT_FIND(sk, cookie) tl_kept(&tl_texts, cookie, false)
-#define TL_TEXT_MAKE(sk, cookie) tl_kept(&tl_texts, cookie, true)
+#define TL_TEXT_FIND(sk, cookie) tl_kept(&TL_TEXTS, cookie, false)
+#define TL_TEXT_MAKE(sk, cookie) tl_kept(&TL_TEXTS, cookie, true)
 
 #define TL_EXCHANGE __u64 cookie
 #define TL_GIVE_EXCHANGE(conn, text) (conn)->cookie

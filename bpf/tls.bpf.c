@@ -13,10 +13,12 @@
  * a call for it; a process that reads the socket itself and hands the bytes over (Node.js, asyncio)
  * does so before such a call. Nothing is changed in the process: only memory is read.
  */
+#define TL_OF_TLS
 #include "exchange.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+#ifndef TL_LEGACY
 /* One TLS connection and the exchange inside of it. */
 struct tl_tls {
 	struct tl_conn conn;
@@ -30,6 +32,9 @@ struct {
 	__type(key, __u64); /* tl_tls_key() */
 	__type(value, struct tl_tls);
 } tl_tls SEC(".maps");
+
+#define TL_TLS_TEXT(conn) (&((struct tl_tls *)(conn))->text)
+#endif
 
 /* A thread: its call for a TLS connection, and the socket that it has read last. */
 struct tl_tls_thread {
@@ -45,7 +50,7 @@ struct tl_tls_thread {
 	__u16 peer_port;
 	__u16 flags; /* its tl_conn.flags */
 	__u8 deferred; /* what is written is looked at when the call has succeeded */
-	__u8 _pad;
+	__u8 handshake; /* the call is a handshake, not one that is made inside of another call */
 };
 
 struct {
@@ -69,27 +74,53 @@ static __always_inline __u64 tl_tls_key(__u64 ssl)
 	return ssl >> 4 ^ bpf_get_current_pid_tgid() >> 32 << 42;
 }
 
-static __always_inline struct tl_tls *tl_tls_make(__u64 key)
+static __always_inline struct tl_conn *tl_tls_find(__u64 key)
 {
-	struct tl_tls *tls = bpf_map_lookup_elem(&tl_tls, &key);
+#ifdef TL_LEGACY
+	return TL_CONN_FIND(, key);
+#else
+	return bpf_map_lookup_elem(&tl_tls, &key);
+#endif
+}
+
+static __always_inline struct tl_conn *tl_tls_make(__u64 key)
+{
+	struct tl_conn *conn = tl_tls_find(key);
+
+	if (conn)
+		return conn;
+#ifdef TL_LEGACY
+	conn = TL_CONN_MAKE(, key);
+	if (conn && !TL_TEXT_MAKE(, key))
+		conn = NULL;
+#else
 	const void *nothing;
 	__u32 zero = 0;
 
-	if (tls)
-		return tls;
 	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
 	if (!nothing)
 		return NULL;
 	bpf_map_update_elem(&tl_tls, &key, nothing, BPF_NOEXIST);
-	tls = bpf_map_lookup_elem(&tl_tls, &key);
-	if (!tls) {
+	conn = tl_tls_find(key);
+#endif
+	if (!conn) {
 		tl_count(TL_FULL_TLS);
 		return NULL;
 	}
-	tls->conn.flags = TL_CONN_TLS;
-	tls->conn.cgroup_id = bpf_get_current_cgroup_id();
-	tls->conn.pid = bpf_get_current_pid_tgid() >> 32;
-	return tls;
+	conn->flags = TL_CONN_TLS;
+	conn->cgroup_id = bpf_get_current_cgroup_id();
+	conn->pid = bpf_get_current_pid_tgid() >> 32;
+	return conn;
+}
+
+static __always_inline void tl_tls_forget(__u64 key)
+{
+#ifdef TL_LEGACY
+	bpf_map_delete_elem(&TL_CONNS, &key);
+	bpf_map_delete_elem(&TL_TEXTS, &key);
+#else
+	bpf_map_delete_elem(&tl_tls, &key);
+#endif
 }
 
 /* The TLS connection is on the socket that the thread has read. */
@@ -171,15 +202,14 @@ __noinline int tl_tls_chunk(TL_EXCHANGE, __u64 address, __u32 left, __u32 direct
 	return skipped + chunk->pos;
 }
 
-static __always_inline void tl_tls_stream(struct tl_tls *tls, __u64 address, __u64 length,
+static __always_inline void tl_tls_stream(struct tl_conn *conn, __u64 address, __u64 length,
 					  __u32 direction)
 {
-	struct tl_conn *conn = &tls->conn;
 	__u32 off = 0;
 	__u32 i;
 
 	for (i = 0; i < TL_CHUNKS_MAX && off < length; i++) {
-		int went = tl_tls_chunk(TL_GIVE_EXCHANGE(conn, &tls->text), address + off,
+		int went = tl_tls_chunk(TL_GIVE_EXCHANGE(conn, TL_TLS_TEXT(conn)), address + off,
 					length - off, direction);
 
 		if (!went)
@@ -218,9 +248,9 @@ static __always_inline bool tl_tls_concerns(struct tl_conn *conn, __u64 address,
 }
 
 /* The thread hands `length` bytes to OpenSSL, which are about to be sent. */
-static __always_inline void tl_tls_write(struct tl_tls *tls, __u64 key, __u64 address, __u64 length)
+static __always_inline void tl_tls_write(struct tl_conn *conn, __u64 key, __u64 address,
+					 __u64 length)
 {
-	struct tl_conn *conn = &tls->conn;
 	struct tl_tls_out out = {};
 	__u32 tid = tl_current_tid();
 
@@ -236,7 +266,7 @@ static __always_inline void tl_tls_write(struct tl_tls *tls, __u64 key, __u64 ad
 		tl_responds(conn);
 		conn->out.flags |= TL_HTTP_RESPONSE;
 	}
-	tl_tls_stream(tls, address, length, TL_OUT);
+	tl_tls_stream(conn, address, length, TL_OUT);
 	if (conn->role != TL_ROLE_CLIENT || !(conn->flags & TL_CONN_ACTIVE) ||
 	    tl_key(out.span_id) == tl_key(conn->span_id) ||
 	    conn->out.flags & TL_HTTP_HAS_TRACEPARENT)
@@ -252,9 +282,8 @@ static __always_inline void tl_tls_write(struct tl_tls *tls, __u64 key, __u64 ad
 }
 
 /* The thread has got `length` decrypted bytes. */
-static __always_inline void tl_tls_read(struct tl_tls *tls, __u64 address, __u64 length)
+static __always_inline void tl_tls_read(struct tl_conn *conn, __u64 address, __u64 length)
 {
-	struct tl_conn *conn = &tls->conn;
 	struct tl_thread *thread;
 	__u32 tid = tl_current_tid();
 	__u64 before, key;
@@ -269,7 +298,7 @@ static __always_inline void tl_tls_read(struct tl_tls *tls, __u64 address, __u64
 			return;
 		conn->in.flags |= TL_HTTP_RESPONSE;
 	}
-	tl_tls_stream(tls, address, length, TL_IN);
+	tl_tls_stream(conn, address, length, TL_IN);
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
 	if (thread)
 		tl_leave_partial(thread);
@@ -302,14 +331,14 @@ static __always_inline bool tl_tls_defer(const struct tl_conn *conn)
 }
 
 /* A thread calls OpenSSL for a connection. */
-static __always_inline struct tl_tls *tl_tls_enter(__u64 ssl, __u64 buffer, __u64 length,
-						   __u64 length_at)
+static __always_inline struct tl_conn *tl_tls_enter(__u64 ssl, __u64 buffer, __u64 length,
+						    __u64 length_at)
 {
 	struct tl_tls_thread *thread, fresh = {};
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	__u32 tgid = pid_tgid >> 32;
 	__u32 tid = pid_tgid;
-	struct tl_tls *tls;
+	struct tl_conn *conn;
 	__u8 one = 1;
 
 	if (!ssl || !tl_traced(bpf_get_current_cgroup_id()))
@@ -327,14 +356,15 @@ static __always_inline struct tl_tls *tl_tls_enter(__u64 ssl, __u64 buffer, __u6
 	thread->length = length;
 	thread->length_at = length_at;
 	thread->deferred = 0;
-	tls = tl_tls_make(thread->key);
-	if (tls && thread->socket) {
+	thread->handshake = 0;
+	conn = tl_tls_make(thread->key);
+	if (conn && thread->socket) {
 		/* it has read a socket itself, and hands over what it got */
-		if (!tls->conn.socket)
-			tl_tls_on(&tls->conn, thread);
+		if (!conn->socket)
+			tl_tls_on(conn, thread);
 		thread->socket = 0;
 	}
-	return tls;
+	return conn;
 }
 
 /* The call returns. NULL: it was none that we follow. */
@@ -368,7 +398,7 @@ static __always_inline __u64 tl_tls_length(const struct tl_tls_thread *thread, i
 static __always_inline int tl_tls_has_read(int result)
 {
 	struct tl_tls_thread *thread;
-	struct tl_tls *tls;
+	struct tl_conn *conn;
 	__u64 key, length;
 
 	thread = tl_tls_leave(&key);
@@ -377,22 +407,22 @@ static __always_inline int tl_tls_has_read(int result)
 	length = tl_tls_length(thread, result);
 	if (!length)
 		return 0;
-	tls = bpf_map_lookup_elem(&tl_tls, &key);
-	if (tls)
-		tl_tls_read(tls, thread->buffer, length);
+	conn = tl_tls_find(key);
+	if (conn)
+		tl_tls_read(conn, thread->buffer, length);
 	return 0;
 }
 
 static __always_inline int tl_tls_writes(__u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
 {
-	struct tl_tls *tls = tl_tls_enter(ssl, buffer, length, length_at);
+	struct tl_conn *conn = tl_tls_enter(ssl, buffer, length, length_at);
 	struct tl_tls_thread *thread;
 	__u32 tid = tl_current_tid();
 
-	if (!tls || !length)
+	if (!conn || !length)
 		return 0;
-	if (!tl_tls_defer(&tls->conn)) {
-		tl_tls_write(tls, tl_tls_key(ssl), buffer, length);
+	if (!tl_tls_defer(conn)) {
+		tl_tls_write(conn, tl_tls_key(ssl), buffer, length);
 		return 0;
 	}
 	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
@@ -405,31 +435,31 @@ static __always_inline int tl_tls_has_written(int result)
 {
 	struct tl_tls_thread *thread;
 	struct tl_http *http;
-	struct tl_tls *tls;
+	struct tl_conn *conn;
 	__u64 key, length;
 
 	thread = tl_tls_leave(&key);
 	if (!thread)
 		return 0;
-	tls = bpf_map_lookup_elem(&tl_tls, &key);
-	if (!tls)
+	conn = tl_tls_find(key);
+	if (!conn)
 		return 0;
 	length = tl_tls_length(thread, result);
 	if (thread->deferred) {
 		if (length)
-			tl_tls_write(tls, key, thread->buffer, length);
+			tl_tls_write(conn, key, thread->buffer, length);
 		return 0;
 	}
-	if (tls->conn.role == TL_ROLE_UNKNOWN || tls->conn.role == TL_ROLE_OFF)
+	if (conn->role == TL_ROLE_UNKNOWN || conn->role == TL_ROLE_OFF)
 		return 0;
 	if (!length) {
-		tls->conn.flags |= TL_CONN_RETRY;
+		conn->flags |= TL_CONN_RETRY;
 	} else if (length < thread->length) {
 		/* the rest will be written again, as something new */
-		http = &tls->conn.out;
+		http = &conn->out;
 		if (!tl_http_back(http, thread->length - length)) {
 			tl_count(TL_TLS_LOST);
-			tls->conn.role = TL_ROLE_OFF;
+			conn->role = TL_ROLE_OFF;
 		}
 	}
 	return 0;
@@ -482,16 +512,28 @@ int BPF_KRETPROBE(tl_ssl_has_sent, int result)
 SEC("uprobe")
 int BPF_KPROBE(tl_ssl_shake, __u64 ssl)
 {
+	struct tl_tls_thread *thread;
+	__u32 tid = tl_current_tid();
+
+	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
+	if (thread && thread->key == tl_tls_key(ssl))
+		return 0; /* BoringSSL: SSL_read calls it */
 	tl_tls_enter(ssl, 0, 0, 0);
+	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
+	if (thread)
+		thread->handshake = 1;
 	return 0;
 }
 
 SEC("uretprobe")
 int BPF_KRETPROBE(tl_ssl_shaken, int result)
 {
-	__u64 key;
+	struct tl_tls_thread *thread;
+	__u32 tid = tl_current_tid();
 
-	tl_tls_leave(&key);
+	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
+	if (thread && thread->handshake)
+		thread->key = 0;
 	return 0;
 }
 
@@ -499,22 +541,21 @@ SEC("uprobe")
 int BPF_KPROBE(tl_ssl_free, __u64 ssl)
 {
 	__u64 key = tl_tls_key(ssl);
-	struct tl_tls *tls;
 	struct tl_http *response;
 	struct tl_conn *conn;
 	bool complete;
 
-	tls = bpf_map_lookup_elem(&tl_tls, &key);
-	if (!tls)
+	conn = tl_tls_find(key);
+	if (!conn)
 		return 0;
-	conn = &tls->conn;
 	if (conn->flags & TL_CONN_ACTIVE) {
 		response = conn->role == TL_ROLE_SERVER ? &conn->out : &conn->in;
 		complete = response->state == TL_HTTP_UNTIL_CLOSE;
-		tl_finish(TL_GIVE_EXCHANGE(conn, &tls->text), complete ? response->status : 0,
+		tl_finish(TL_GIVE_EXCHANGE(conn, TL_TLS_TEXT(conn)),
+			  complete ? response->status : 0,
 			  complete ? TL_END_CLOSE_DELIMITED : TL_END_CLOSED);
 	}
-	bpf_map_delete_elem(&tl_tls, &key);
+	tl_tls_forget(key);
 	return 0;
 }
 
@@ -545,8 +586,7 @@ int BPF_PROG(tl_ssl_socket, struct sock *sk)
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	__u32 tgid = pid_tgid >> 32;
 	__u32 tid = pid_tgid;
-	struct tl_conn *conn;
-	struct tl_tls *tls;
+	struct tl_conn *conn, *tls;
 	__u64 socket;
 
 	if (!bpf_map_lookup_elem(&tl_tls_pids, &tgid))
@@ -558,11 +598,16 @@ int BPF_PROG(tl_ssl_socket, struct sock *sk)
 		if (!thread)
 			return 0;
 	}
+#ifdef TL_LEGACY
+	socket = TL_COOKIE(sk); /* tracing programs may not ask for it before Linux 5.12 */
+	conn = bpf_map_lookup_elem(&tl_conns, &socket);
+#else
 	socket = bpf_get_socket_cookie(sk);
-	tls = thread->key ? bpf_map_lookup_elem(&tl_tls, &thread->key) : NULL;
-	if (tls && tls->conn.socket == socket)
-		return 0;
 	conn = TL_CONN_FIND(sk, socket);
+#endif
+	tls = thread->key ? tl_tls_find(thread->key) : NULL;
+	if (tls && tls->socket == socket)
+		return 0;
 	if (conn && !(conn->flags & TL_CONN_OPAQUE) &&
 	    (conn->role == TL_ROLE_SERVER || conn->role == TL_ROLE_CLIENT) &&
 	    conn->flags & TL_CONN_USED) {
@@ -580,7 +625,7 @@ int BPF_PROG(tl_ssl_socket, struct sock *sk)
 	tl_tls_address(thread->peer_addr, sk->__sk_common.skc_family, sk->__sk_common.skc_daddr,
 		       &sk->__sk_common.skc_v6_daddr);
 	if (tls) {
-		tl_tls_on(&tls->conn, thread);
+		tl_tls_on(tls, thread);
 		thread->socket = 0;
 	}
 	return 0;

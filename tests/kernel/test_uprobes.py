@@ -151,8 +151,7 @@ class Followed:
         self._silent = libbpf.load_constant(0, kind=2, name="tl_silent", attach_type=expected)
         programs = [
             SimpleNamespace(name=name, fd=counter.fd if name == "tl_ssl_free" else self._silent)
-            for program in (*openssl._PROGRAMS.values(), "tl_ssl_handshake", "tl_ssl_free")
-            for name in (program, f"{program}_ret")
+            for name in {*openssl.RETURNS, *openssl.RETURNS.values(), "tl_ssl_free"}
         ]
         loaded: Any = SimpleNamespace(programs=lambda: programs)
         self.libraries = Libraries(loaded, kind)

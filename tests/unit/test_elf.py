@@ -119,7 +119,7 @@ def test_since_openssl_3_3_writes_take_flags(tmp_path: Path) -> None:
 
 def test_the_handshake_is_probed_too(tmp_path: Path) -> None:
     functions = {"SSL_read": PUSH, "SSL_write": PUSH, "SSL_do_handshake": ENDBR64 + PUSH}
-    assert sites(tmp_path, build(functions))[4:] == pair("tl_ssl_handshake", at(2) + 4)
+    assert sites(tmp_path, build(functions))[4:] == pair("tl_ssl_shake", at(2) + 4)
 
 
 def test_what_reads_and_writes_both_call_is_not_taken(tmp_path: Path) -> None:
