@@ -215,8 +215,17 @@ def test_dropped_spans_are_documented() -> None:
 
 
 def test_counters_of_the_other_pages_exist() -> None:
-    prefixes = ("parent_", "root_", "skip_", "lost_", "full_", "enrol", "evict", "spans_")
-    prefixes += ("option_", "tc_")
+    prefixes = (
+        "parent_",
+        "root_",
+        "skip_",
+        "lost_",
+        "full_",
+        "enrol",
+        "evict",
+        "spans_",
+        "option_",
+    )
     for path in PAGES:
         found = {code for code in CODE.findall(prose(path)) if re.fullmatch(r"[a-z_]+", code)}
         assert {code for code in found if code.startswith(prefixes)} <= counters(), path.name
