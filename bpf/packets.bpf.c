@@ -44,7 +44,6 @@ enum tl_offer_way {
 
 /* The context that a client connection sends. */
 struct tl_offer {
-	__u64 tls_key; /* the TLS connection inside, which alone says whose the bytes are; 0: none */
 	__u8 trace_id[16];
 	__u8 span_id[8];
 	__u32 start_seq; /* of the first byte that the context is for */
@@ -55,7 +54,8 @@ struct tl_offer {
 	__u8 room; /* the size of segments leaves room for the option */
 	__u8 reserved; /* so does the segment that is being made */
 	__u8 refused; /* the other options left no room: counted once */
-	__u8 _pad[2];
+	__u8 tls; /* its TLS library alone says whose the bytes are */
+	__u8 _pad;
 };
 
 #ifdef TL_LEGACY
@@ -83,22 +83,30 @@ struct {
 struct tl_context {
 	__u8 trace_id[16];
 	__u8 span_id[8];
-	__u64 tls_key;
 	__u8 trace_flags;
-	__u8 _pad[7];
+	__u8 tls;
+	__u8 _pad[6];
 };
 
-/* What the current thread hands to its TLS library, if it is for this connection. */
-static __always_inline bool tl_tls_context(__u64 tls_key, __u32 tid, __u64 socket,
-					   struct tl_context *context)
+/*
+ * What the current thread has handed to its TLS library, if that is for this connection: what a thread
+ * keeps for itself may leave after what it sends elsewhere.
+ */
+static __always_inline bool tl_tls_context(__u32 tid, __u64 socket, struct tl_context *context)
 {
 	struct tl_tls_out *out = bpf_map_lookup_elem(&tl_tls_outs, &tid);
 
-	if (!out || !out->pending || (tls_key && tls_key != out->key))
+	if (!out || !out->pending)
+		return false;
+	if (!out->socket) {
+		out->pending = 0;
+		tl_count(TL_TLS_NO_SOCKET);
+		return false;
+	}
+	if (out->socket != socket)
 		return false;
 	out->pending = 0;
-	out->socket = socket;
-	context->tls_key = out->key;
+	context->tls = 1;
 	__builtin_memcpy(context->trace_id, out->trace_id, 16);
 	__builtin_memcpy(context->span_id, out->span_id, 8);
 	context->trace_flags = out->trace_flags;
@@ -109,7 +117,7 @@ static __always_inline bool tl_tls_context(__u64 tls_key, __u32 tid, __u64 socke
  * For which request does the current thread write to this connection? False: that is not known, or
  * the request gets a header.
  */
-static __always_inline bool tl_find_context(struct tl_conn *conn, __u64 tls_key, __u64 socket,
+static __always_inline bool tl_find_context(struct tl_conn *conn, bool tls, __u64 socket,
 					    struct tl_context *context)
 {
 	struct tl_request *request;
@@ -126,9 +134,9 @@ static __always_inline bool tl_find_context(struct tl_conn *conn, __u64 tls_key,
 			return false;
 	}
 	if (!conn || !(conn->flags & TL_CONN_USED)) {
-		if (tl_tls_context(tls_key, tid, socket, context))
+		if (tl_tls_context(tid, socket, context))
 			return true;
-		if (tls_key)
+		if (tls)
 			return false;
 	}
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
@@ -173,7 +181,7 @@ static __always_inline void tl_offer(struct tl_offer *offer, struct tcp_sock *tc
 	__builtin_memcpy(offer->trace_id, context->trace_id, 16);
 	__builtin_memcpy(offer->span_id, context->span_id, 8);
 	offer->trace_flags = context->trace_flags;
-	offer->tls_key = context->tls_key;
+	offer->tls = context->tls;
 	offer->start_seq = seq;
 	offer->rcv_nxt = tcp->rcv_nxt;
 	offer->refused = 0;
@@ -228,8 +236,7 @@ static __always_inline void tl_established(struct bpf_sock_ops *ops, struct bpf_
  */
 static __always_inline void tl_offer_withdraw(struct tl_offer *offer, struct tcp_sock *tcp)
 {
-	if (offer->state == TL_OFFER_ACTIVE && !offer->tls_key &&
-	    offer->start_seq == tcp->write_seq)
+	if (offer->state == TL_OFFER_ACTIVE && !offer->tls && offer->start_seq == tcp->write_seq)
 		offer->state = TL_OFFER_NONE;
 }
 
@@ -241,7 +248,7 @@ static __always_inline void tl_offer_send(struct bpf_sock_ops *ops, struct bpf_s
 	struct tl_conn *conn = TL_CONN_FIND(sk, socket);
 	struct tl_context context = {};
 
-	if (!tl_find_context(conn, offer->tls_key, socket, &context) ||
+	if (!tl_find_context(conn, offer->tls, socket, &context) ||
 	    (conn && !tl_is_peer(conn->peer_addr)))
 		tl_offer_withdraw(offer, tcp);
 	else if (!tl_says_again(offer, tcp, &context))
@@ -477,7 +484,7 @@ static __always_inline struct tl_offer *tl_offer_packet(struct __sk_buff *skb, s
 	conn = TL_CONN_FIND(sk, socket);
 	if (!conn && !tl_traced(bpf_skb_cgroup_id(skb)))
 		return offer;
-	if (!tl_find_context(conn, offer ? offer->tls_key : 0, socket, &context))
+	if (!tl_find_context(conn, offer && offer->tls, socket, &context))
 		return offer;
 	if (!offer) {
 		offer = TL_OFFER_MAKE(sk, socket);

@@ -35,6 +35,8 @@ from throughline.kernel.programs import Settings
 
 SAMPLED = 1
 _THREAD = struct.Struct("<QQQiBBBx")
+_TLS_OUT = struct.Struct("<QQ16s8sBB6x")
+_SO_COOKIE = 57
 PORT = 7000
 
 
@@ -110,7 +112,10 @@ def read(frames: Path, *arguments: str) -> list[Segment]:
 
 
 class Packets:
-    """See the module. `by` is what writes: "ops", "tc" or "both"; None attaches neither."""
+    """See the module. `by` is what writes: "ops", "tc" or "both".
+
+    With "later" neither is attached yet, with None they are not even loaded.
+    """
 
     def __init__(
         self,
@@ -178,7 +183,7 @@ class Packets:
         return cgroup
 
     def _attach(self, stack: ExitStack) -> None:
-        root = os.open(self.cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        self._root = root = os.open(self.cgroup, os.O_RDONLY | os.O_DIRECTORY)
         stack.callback(os.close, root)
         for name in self._observe:
             program = self.objects.get("observe").program(name)
@@ -194,10 +199,15 @@ class Packets:
             return
         self.loaded = self.objects.load("packets")
         if self._by in ("ops", "both"):
-            stack.callback(self.loaded.program("tl_packets_ops").attach_cgroup(root).destroy)
+            self.attach_ops(stack)
         if self._by in ("tc", "both"):
             self.attach_tc(self._link.left.interface, stack)
             self.attach_tc("lo", stack)
+
+    def attach_ops(self, stack: ExitStack) -> None:
+        """To the cgroup, until the stack is closed."""
+        program = self.loaded.program("tl_packets_ops")
+        stack.callback(program.attach_cgroup(self._root).destroy)
 
     def attach_tc(self, interface: str, stack: ExitStack | None = None) -> None:
         """On the egress of an interface of the left end."""
@@ -250,6 +260,18 @@ class Packets:
         finally:
             libbpf.delete(self._maps["tl_threads"], tid)
             libbpf.delete(self._maps["tl_requests"], key)
+
+    def hand_to_tls(self, context: Context, connection: socket.socket | None) -> None:
+        """The calling thread has handed a request to its TLS library, for that connection."""
+        cookie = bytes(8)
+        if connection is not None:
+            cookie = connection.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+        out = _TLS_OUT.pack(
+            *(23, int.from_bytes(cookie, "little")),
+            *(context.trace_id, context.span_id, context.flags, True),
+        )
+        tid = struct.pack("<I", threading.get_native_id())
+        libbpf.update(self.loaded.map_fd("tl_tls_outs"), tid, out)
 
     @contextlib.contextmanager
     def connected(

@@ -331,6 +331,34 @@ def test_how_a_send_may_be_made(by: str) -> None:
             assert packets.counters == {"option_written": count}
 
 
+@by_both
+def test_what_a_thread_hands_to_its_tls_library(by: str) -> None:
+    """That tells more than what the thread works for, once it is known of a connection."""
+    thread, first, second = Context.fresh(), Context.fresh(), Context.fresh()
+    with Link() as link, Packets(link, by=by) as packets, link.captured() as frames:
+        with (
+            packets.connected() as (client, server),
+            packets.connected(port=PORT + 1) as (other, behind),
+            packets.request(thread),
+        ):
+            exchange(client, server, bytes(100))  # the handshake
+            packets.hand_to_tls(first, client)
+            exchange(client, server, bytes(100))
+            exchange(client, server, bytes(100))
+            packets.hand_to_tls(second, client)
+            exchange(other, behind, bytes(100))  # meanwhile, elsewhere
+            exchange(client, server, bytes(100))
+            packets.hand_to_tls(second, None)
+            exchange(client, server, bytes(100))
+            ports = client.getsockname()[1], other.getsockname()[1]
+        segments = read(frames)
+        counters = packets.counters
+    by_port = [options([s for s in segments if s.source.endswith(f".{p}")]) for p in ports]
+    assert by_port[0] == {1: thread.option, 101: first.option, 301: second.option}
+    assert by_port[1] == {1: thread.option}
+    assert counters["tls_no_socket"] == 1
+
+
 def test_an_event_loop_proves_nothing_on_a_new_connection() -> None:
     """It may write what it decided to write ticks ago."""
     with Link() as link, Packets(link) as packets, packets.connected() as (client, server):

@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,6 +156,65 @@ def test_every_byte_arrives(by: str, offloads: bool, mtu: int, version: int) -> 
         assert counters["option_written"] + counters.get("option_too_big", 0) >= wanted
     for name in ("EstabResets", "OutRsts", "InCsumErrors", "TCPAbortOnTimeout"):
         assert after[name] == before[name], name
+
+
+def test_attached_and_detached_under_load() -> None:
+    """Connections go on as if nothing had been, also with room for what nobody writes any more."""
+    done = threading.Event()
+    with Link(offloads=False) as link, Packets(link, by="later") as packets:
+
+        def change() -> None:
+            while not done.wait(0.01):
+                with ExitStack() as stack:
+                    packets.attach_ops(stack)
+                    packets.attach_tc("left", stack)
+                    done.wait(0.01)
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        try:
+            with link.captured() as frames:
+                written = load(link, packets, version=4)
+                check_contexts(frames, written)
+                assert max(segment.size for segment in read(frames)) <= 1500
+        finally:
+            done.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("by", ["ops", "tc"])
+def test_threads_that_share_a_connection(by: str) -> None:
+    """They write one after the other, with a context or without, and nobody waits for an answer."""
+    lock = threading.Lock()
+    with Link() as link, Packets(link, by=by) as packets, link.captured() as frames:
+        with packets.connected() as (client, server):
+            written = Written(port=client.getsockname()[1])
+            place = 1
+
+            def write(seed: int) -> None:
+                nonlocal place
+                plan = random.Random(seed)
+                for _ in range(100):
+                    context = Context.fresh() if plan.random() < 0.7 else None
+                    data = bytes(plan.choice([1, 50, 700, 1420, 3000]))
+                    request = packets.request(context) if context else contextlib.nullcontext()
+                    with request, lock:
+                        written.starts.append(place)
+                        written.contexts.append(context)
+                        place += len(data)
+                        client.sendall(data)
+
+            with ThreadPoolExecutor(8) as pool:
+                runs = [pool.submit(write, seed) for seed in range(8)]
+                server.settimeout(0.05)
+                while not all(run.done() for run in runs):
+                    # answers come in between, and acknowledge
+                    server.sendall(b"x")
+                    with contextlib.suppress(TimeoutError):
+                        server.recv(65536)
+                for run in runs:
+                    run.result()
+        check_contexts(frames, [written])
 
 
 @dataclass(frozen=True, slots=True)
