@@ -26,6 +26,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define TL_IP_FRAGMENT 0x3fff /* more fragments follow, or this is not the first */
 #define TL_LINK_BYTES 64 /* what may stand before the IP header */
 #define TL_OPTIONS_MAX 40
+#define TL_NOPS_TIMESTAMPS 0x0101080a
+#define TL_NOPS_SACK 0x0101050a /* of one block */
 #define TL_MOVE 128 /* bytes moved at once */
 #define TL_MOVE_MAX 9216 /* payload of a segment that an option is put into: jumbo frames */
 #define TL_PIECES 8 /* buffers of a send that are added up */
@@ -517,11 +519,11 @@ static __always_inline bool tl_option_fits(struct __sk_buff *skb, struct tcp_soc
 		tl_count(TL_OPTION_NO_ROOM);
 		return false;
 	}
-	/* signatures (kinds 19 and 29) cover the header: beside time stamps there may be nothing */
+	/* a signature (kinds 19 and 29) covers the header; Linux begins with these two otherwise */
 	if (leaving->tcp_len > sizeof(struct tcphdr) &&
 	    (bpf_skb_load_bytes_relative(skb, leaving->ip_len + sizeof(struct tcphdr), &first,
 					 sizeof(first), BPF_HDR_START_NET) ||
-	     first != bpf_htonl(0x0101080a) || leaving->tcp_len != sizeof(struct tcphdr) + 12)) {
+	     (first != bpf_htonl(TL_NOPS_TIMESTAMPS) && first != bpf_htonl(TL_NOPS_SACK)))) {
 		tl_count(TL_OPTION_NO_ROOM);
 		return false;
 	}

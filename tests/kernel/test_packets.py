@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.kernel.forger import Forger
 from tests.kernel.link import Link, Loss
 from tests.kernel.packets import (
     PORT,
@@ -281,6 +282,28 @@ def test_no_segment_becomes_too_big(by: str, length: int, offloads: bool) -> Non
     else:
         assert options(segments) == {}
         assert counters == {"option_too_big": 1}
+
+
+@by_both
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_options_of_tcp_take_the_space(by: str, timestamps: bool) -> None:
+    """40 bytes: SACK of one block takes 12 and time stamps take 12, ours 28."""
+    context, data = Context.fresh(), os.urandom(100)
+    with Link() as link, Packets(link, by=by) as packets:
+        link.left.sysctl("ipv4/tcp_timestamps", str(int(timestamps)))
+        with link.captured() as frames:
+            with packets.connected() as (client, server), packets.request(context):
+                with link.right:
+                    raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+                with raw:
+                    Forger(server, raw).send(b"later", ahead=500)
+                client.sendall(data)
+                assert receive(server, 100) == data
+            (segment,) = [s for s in read(frames) if s.length == 100]
+        counters = packets.counters
+    assert "sack 1" in segment.options
+    assert segment.option == (None if timestamps else context.option)
+    assert counters == ({"option_no_room": 1} if timestamps else {"option_written": 1})
 
 
 @pytest.mark.parametrize("routed", [False, True])

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from tests.kernel.forger import Forger
 from tests.kernel.link import Link
 from tests.kernel.packets import Context, Packets, receive
 from throughline.kernel import abi
@@ -25,58 +25,6 @@ REQUEST = b"GET /23 HTTP/1.1\r\nHost: there\r\n\r\n"
 ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
 OBSERVE = ("tl_ingress", "tl_egress")
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-_REPAIR, _REPAIR_QUEUE, _QUEUE_SEQ, _REPAIR_OFF = 19, 20, 21, -1  # include/uapi/linux/tcp.h
-_RECEIVE_QUEUE, _SEND_QUEUE = 1, 2
-
-
-class Forger:
-    """Writes segments of a client that stands, with options of its own."""
-
-    def __init__(self, client: socket.socket, raw: socket.socket) -> None:
-        self._raw = raw
-        self._addresses = client.getsockname()[0], client.getpeername()[0]
-        self._ports = client.getsockname()[1], client.getpeername()[1]
-        self._family = client.family
-        client.setsockopt(socket.IPPROTO_TCP, _REPAIR, 1)
-        self.acknowledged = self._sequence(client, _RECEIVE_QUEUE)
-        self.seq = self._sequence(client, _SEND_QUEUE)
-        client.setsockopt(socket.IPPROTO_TCP, _REPAIR, _REPAIR_OFF)
-
-    @staticmethod
-    def _sequence(client: socket.socket, queue: int) -> int:
-        client.setsockopt(socket.IPPROTO_TCP, _REPAIR_QUEUE, queue)
-        return client.getsockopt(socket.IPPROTO_TCP, _QUEUE_SEQ) % 2**32
-
-    def send(
-        self, payload: bytes, *, options: bytes = b"", ahead: int = 0, again: bool = False
-    ) -> None:
-        """The next segment, which comes `again`, or one `ahead` in the stream or behind."""
-        assert len(options) % 4 == 0 and len(options) <= 40
-        header = struct.pack(
-            ">HHIIBBHHH",
-            *self._ports,
-            (self.seq + ahead) % 2**32,
-            self.acknowledged,
-            (20 + len(options)) // 4 << 4,
-            0x18,  # PSH, ACK
-            512,
-            0,
-            0,
-        )
-        segment = header + options + payload
-        segment = segment[:16] + struct.pack(">H", self._checksum(segment)) + segment[18:]
-        self._raw.sendto(segment, (self._addresses[1], 0))
-        if not ahead and not again:
-            self.seq += len(payload)
-
-    def _checksum(self, segment: bytes) -> int:
-        addresses = b"".join(socket.inet_pton(self._family, a) for a in self._addresses)
-        data = addresses + struct.pack(">II", len(segment), socket.IPPROTO_TCP) + segment
-        data += bytes(len(data) % 2)
-        total = sum(struct.unpack(f">{len(data) // 2}H", data))
-        while total >> 16:
-            total = (total & 0xFFFF) + (total >> 16)
-        return ~total & 0xFFFF
 
 
 @contextmanager
