@@ -8,6 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.kernel.secure import make_certificate
+
 NGINX_CPU, WRK_CPU = "0", "1"
 
 _NGINX = """
@@ -32,7 +34,11 @@ _FRONT = """
   upstream kept {{ server 127.0.0.1:{back}; keepalive 128; keepalive_requests 100000000; }}
   server {{
     listen 127.0.0.1:{front} backlog=2048;
+    listen 127.0.0.1:{secure} ssl backlog=2048;
+    ssl_certificate {certificate};
+    ssl_certificate_key {certificate};
     location /static {{ return 200 "{body}"; }}
+    location /16k {{ alias {large}; }}
     location /proxy {{
       proxy_pass http://kept/static; proxy_http_version 1.1; proxy_set_header Connection "";
     }}
@@ -102,6 +108,7 @@ class Scenario:
     close: bool  # a new connection for each request
     hops: int  # sides of a request that the agent sees: server, and client where nginx calls on
     service: str = "nginx"  # or "python": a threaded http.server, which works far more
+    tls: bool = False
 
 
 SCENARIOS = (
@@ -111,10 +118,18 @@ SCENARIOS = (
     Scenario("proxy, new connections", "/proxy", 64, True, 2),
     Scenario("Python http.server, keep-alive", "/200/7", 16, False, 1, "python"),
 )
+SECURE = (
+    Scenario("TLS, 200 bytes, keep-alive", "/static", 64, False, 1, tls=True),
+    Scenario("TLS, 16 KB, keep-alive", "/16k", 64, False, 1, tls=True),
+)
 
 
-def nginx_config(directory: Path, *, name: str, front: int, back: int) -> Path:
+def nginx_config(directory: Path, *, name: str, front: int, back: int, secure: int = 0) -> Path:
     """Writes the configuration of the traced nginx (`front`) or of the untraced one (`back`)."""
+    certificate, large = directory / "both.pem", directory / "large"
+    if name == "front" and not certificate.exists():
+        make_certificate(directory)
+        large.write_bytes(b"x" * 16_000)
     template = _FRONT if name == "front" else _BACK
     path = directory / f"{name}.conf"
     path.write_text(
@@ -122,7 +137,14 @@ def nginx_config(directory: Path, *, name: str, front: int, back: int) -> Path:
             directory=directory,
             name=name,
             mask="01" if name == "front" else "10",
-            servers=template.format(front=front, back=back, body="x" * 200),
+            servers=template.format(
+                front=front,
+                back=back,
+                secure=secure,
+                certificate=certificate,
+                body="x" * 200,
+                large=large,
+            ),
         )
     )
     return path
@@ -144,7 +166,7 @@ def wrk(
     command += ["-d", f"{seconds:g}s", "--timeout", "5s", "-s", str(script)]
     if scenario.close:
         command += ["-H", "Connection: close"]
-    command += [f"http://127.0.0.1:{port}{scenario.path}"]
+    command += [f"http{'s' if scenario.tls else ''}://127.0.0.1:{port}{scenario.path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
     said = json.loads(done.stdout.strip().splitlines()[-1])
     return Rate(
@@ -216,6 +238,18 @@ def agents() -> int:
     return sum(program.get("name") == "tl_tick" for program in json.loads(done.stdout))
 
 
+def loaded() -> dict[int, str]:
+    """Our programs on this kernel by id: of one agent, since `agents` says when there are more."""
+    done = subprocess.run(
+        ["bpftool", "-j", "prog", "show"], capture_output=True, text=True, check=True
+    )
+    return {
+        program["id"]: program["name"]
+        for program in json.loads(done.stdout)
+        if program.get("name", "").startswith("tl_")
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class ProgramTime:
     """Totals of one BPF program; zero while kernel.bpf_stats_enabled is 0."""
@@ -225,16 +259,16 @@ class ProgramTime:
 
 
 def program_times(ids: dict[int, str]) -> dict[str, ProgramTime]:
-    """Totals by name of the programs with these ids."""
+    """Totals by name of the programs with these ids, of those that are still there."""
     totals: dict[str, ProgramTime] = {}
     for number, name in ids.items():
         done = subprocess.run(
             ["bpftool", "-j", "prog", "show", "id", str(number)],
             capture_output=True,
             text=True,
-            check=True,
+            check=False,
         )
-        said = json.loads(done.stdout)
+        said = json.loads(done.stdout) if done.returncode == 0 else {}
         before = totals.get(name, ProgramTime(0, 0))
         totals[name] = ProgramTime(
             before.nanoseconds + said.get("run_time_ns", 0), before.runs + said.get("run_cnt", 0)

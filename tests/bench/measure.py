@@ -16,13 +16,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.bench import load
-from tests.bench.load import SCENARIOS, ProgramTime, Rate, Scenario
+from tests.bench import load, probes
+from tests.bench.load import SCENARIOS, SECURE, ProgramTime, Rate, Scenario
 from tests.kernel.traced import Traced, free_port, wait_port
 
 ROUNDS = 5
 SECONDS = 2.0
 OFF, UNSAMPLED, SAMPLED = "off", "on, nothing sampled", "on, all sampled"
+OUTSIDE, INSIDE = "on, without `tls`", "on, with `tls`"
+SECURE_STATES = (OFF, OUTSIDE, INSIDE)
 STATES = (OFF, UNSAMPLED, SAMPLED)
 _SAMPLER = {UNSAMPLED: "always_off", SAMPLED: "always_on"}
 _PYTHON_SERVICE = Path(__file__).parents[1] / "kernel" / "services" / "origin.py"
@@ -31,13 +33,16 @@ _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 Say = Callable[[str], None]
 
 
+Rates = dict[tuple[str, str], list[Rate]]  # by scenario and state, one for each round
+
+
 @dataclass(slots=True)
 class Results:
     """Everything measured. Lists hold one value for each round."""
 
     load_before: float = 0.0  # load average over a minute
     others: int = 0  # agents on this kernel that are not ours: what they cost is in "off"
-    rates: dict[tuple[str, str], list[Rate]] = field(default_factory=lambda: defaultdict(list))
+    rates: Rates = field(default_factory=lambda: defaultdict(list))
     service_us: dict[tuple[str, str], list[float]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -49,6 +54,11 @@ class Results:
     saturated: dict[str, float] = field(default_factory=dict)
     start_seconds: list[float] = field(default_factory=list)
     syscall_ns: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    secure: Rates = field(default_factory=lambda: defaultdict(list))
+    secure_us: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    secure_programs: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    probes_ns: dict[str, float] = field(default_factory=dict)
+    others_ns: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Bench:
@@ -63,7 +73,14 @@ class Bench:
         back = subprocess.Popen(load.nginx_command(config))
         stack.callback(_end, back)
         wait_port(self._back)
-        config = load.nginx_config(self._directory, name="front", front=self.front, back=self._back)
+        self._secure = free_port()
+        config = load.nginx_config(
+            self._directory,
+            name="front",
+            front=self.front,
+            back=self._back,
+            secure=self._secure,
+        )
         self._nginx = traced.spawn("front", load.nginx_command(config))
         wait_port(self.front)
         self._worker = load.children(self._nginx.pid)[0]
@@ -88,7 +105,7 @@ class Bench:
 
     # -- the agent -----------------------------------------------------------------------------
 
-    def _start(self, state: str) -> None:
+    def _start(self, state: str, **changes: Any) -> None:
         if state == OFF:
             self._renew_worker()
             time.sleep(0.5)
@@ -97,6 +114,7 @@ class Bench:
             sampling={"sampler": _SAMPLER[state]},
             export={"otlp": {"endpoint": f"http://127.0.0.1:{self._back}"}},
             agent={"drain_interval": 0.1},
+            **{"instrumentation": {"tls": "off"}, "propagation": {}, **changes},
         )
         self._traced.start_agent()
         self._renew_worker()
@@ -107,8 +125,9 @@ class Bench:
             assert self._traced.stop_agent() == 0, self._traced.log()
 
     @contextlib.contextmanager
-    def _agent(self, state: str) -> Iterator[None]:
-        self._start(state)
+    def _agent(self, state: str, **changes: Any) -> Iterator[None]:
+        """The agent in a state; `changes` of its configuration beside the groups of plaintext."""
+        self._start(state, **changes)
         try:
             yield
         finally:
@@ -162,6 +181,7 @@ class Bench:
 
     def _wrk(self, scenario: Scenario, *, seconds: float = SECONDS, delay_ms: int = 0) -> Rate:
         port = self.front if scenario.service == "nginx" else self._python_port
+        port = self._secure if scenario.tls else port
         return load.wrk(self._directory, port, scenario, seconds=seconds, delay_ms=delay_ms)
 
     def _service_cpu(self, scenario: Scenario) -> float:
@@ -256,6 +276,62 @@ class Bench:
         body = connection.getresponse().read()
         connection.close()
         return len(body) == 55
+
+    # -- TLS, and what others pay --------------------------------------------------------------
+
+    def tls(self, results: Results) -> None:
+        """HTTPS without the agent, with it but for the group `tls`, and with that."""
+        for turn in range(ROUNDS):
+            for state in SECURE_STATES[turn % 3 :] + SECURE_STATES[: turn % 3]:
+                with self._secured(state):
+                    for scenario in SECURE:
+                        before = self._service_cpu(scenario)
+                        rate = self._wrk(scenario)
+                        spent = self._service_cpu(scenario) - before
+                        results.secure[scenario.name, state].append(rate)
+                        per_request = spent / max(1, rate.requests) * 1e6
+                        results.secure_us[scenario.name, state].append(per_request)
+            self._say(f"TLS: round {turn + 1} of {ROUNDS}")
+        with self._secured(INSIDE), _statistics():
+            ids = load.loaded()
+            for scenario in SECURE:
+                was = load.program_times(ids)
+                rate = self._wrk(scenario)
+                now = load.program_times(ids)
+                results.secure_programs[scenario.name] = {
+                    name: _per_request(was[name], now[name], rate.requests) for name in was
+                }
+        results.probes_ns = probes.prices(self._directory)
+        self._say("TLS: time in BPF, price of a probe")
+
+    @contextlib.contextmanager
+    def _secured(self, state: str) -> Iterator[None]:
+        on = OFF if state == OFF else UNSAMPLED
+        inside = "auto" if state == INSIDE else "off"
+        with self._agent(on, instrumentation={"tls": inside}):
+            if state == INSIDE:
+                self._wait_probed()
+            yield
+
+    def _wait_probed(self) -> None:
+        deadline = time.monotonic() + 15
+        while not (self._status()["tls"] or {}).get("files"):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no TLS library was found:\n{self._traced.log()}")
+
+    def others(self, results: Results) -> None:
+        """What a packet pays that is neither from nor for a peer, in the programs that see it."""
+        peers = {"propagation": {"peers": ["192.0.2.0/24"]}}
+        with self._agent(UNSAMPLED, **peers), _statistics():
+            ids = load.loaded()
+            was = load.program_times(ids)
+            self._wrk(SCENARIOS[0])
+            now = load.program_times(ids)
+            for name in ("tl_packets_out", "tl_packets_ops", "tl_ingress"):
+                runs = now[name].runs - was[name].runs
+                spent = now[name].nanoseconds - was[name].nanoseconds
+                results.others_ns[name] = (spent / max(1, runs), runs)
+        self._say("packets of others")
 
     def syscalls(self, results: Results) -> None:
         """The tracepoint at the entry of every system call of the host."""

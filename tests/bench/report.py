@@ -8,19 +8,24 @@ import time
 from pathlib import Path
 from statistics import median
 
-from tests.bench.load import SCENARIOS
+from tests.bench.load import SCENARIOS, SECURE
 from tests.bench.measure import (
+    INSIDE,
     OFF,
+    OUTSIDE,
     ROUNDS,
     SAMPLED,
     SECONDS,
+    SECURE_STATES,
     STATES,
     UNSAMPLED,
+    Rates,
     Results,
     spread,
 )
 
 AIM_RATE = 3.0  # percent fewer requests/s at saturation
+AIM_SECURE = {OUTSIDE: 3.0, INSIDE: 8.0}  # percent fewer requests/s over HTTPS
 AIM_BPF = 3000.0  # nanoseconds for each request and hop
 AIM_SAMPLED = 30.0  # microseconds of agent CPU for each exported span
 AIM_UNSAMPLED = 0.2  # microseconds of agent CPU for each unsampled request
@@ -45,7 +50,17 @@ def markdown(results: Results, *, seconds: float) -> str:
         " those that work for their answers. `on, nothing sampled` still propagates and counts"
         " every request.",
     ]
-    for part in (_summary, _rates, _programs, _agent, _memory, _starts, _syscalls):
+    for part in (
+        _summary,
+        _rates,
+        _programs,
+        _secure,
+        _others,
+        _agent,
+        _memory,
+        _starts,
+        _syscalls,
+    ):
         lines += part(results)
     return "\n".join(lines) + "\n"
 
@@ -74,10 +89,10 @@ def _less_by_cpu(results: Results, scenario: str, state: str) -> float:
     return 100 * (1 - off / median(results.service_us[scenario, state]))
 
 
-def _loss(results: Results, scenario: str, state: str) -> list[float]:
+def _loss(rates: Rates, scenario: str, state: str) -> list[float]:
     """Percent fewer requests/s than with the agent off, round by round."""
-    off = results.rates[scenario, OFF]
-    on = results.rates[scenario, state]
+    off = rates[scenario, OFF]
+    on = rates[scenario, state]
     return [100 * (1 - b.per_second / a.per_second) for a, b in zip(off, on, strict=True)]
 
 
@@ -91,7 +106,7 @@ def _summary(results: Results) -> list[str]:
     if results.rates:
         for state in (UNSAMPLED, SAMPLED):
             for scenario in SCENARIOS:
-                loss = _loss(results, scenario.name, state)
+                loss = _loss(results.rates, scenario.name, state)
                 lines.append(
                     f"| fewer requests/s at saturation: {scenario.name}; {state}"
                     f" | {AIM_RATE:g} % | {median(loss):.1f} % | {_decided(loss, AIM_RATE)} |"
@@ -101,6 +116,14 @@ def _summary(results: Results) -> list[str]:
                     "| fewer requests for a second of the service's own CPU:"
                     f" {scenario.name}; {state} | {AIM_RATE:g} % | {less:.1f} %"
                     f" | {_verdict(less, AIM_RATE)} |"
+                )
+    if results.secure:
+        for scenario in SECURE:
+            for state, aim in AIM_SECURE.items():
+                loss = _loss(results.secure, scenario.name, state)
+                lines.append(
+                    f"| fewer requests/s at saturation: {scenario.name}; {state} | {aim:g} %"
+                    f" | {median(loss):.1f} % | {_decided(loss, aim)} |"
                 )
     if results.programs:
         for scenario in SCENARIOS:
@@ -154,7 +177,9 @@ def _rates(results: Results) -> list[str]:
     for scenario in SCENARIOS:
         for state in STATES:
             found = results.rates[scenario.name, state]
-            fewer = "" if state == OFF else _range(_loss(results, scenario.name, state), "{:.1f}")
+            fewer = (
+                "" if state == OFF else _range(_loss(results.rates, scenario.name, state), "{:.1f}")
+            )
             lines.append(
                 f"| {scenario.name} | {state}"
                 f" | {median(rate.per_second for rate in found):,.0f} | {fewer}"
@@ -199,6 +224,61 @@ def _programs(results: Results) -> list[str]:
                 f" | {total:,.0f} | {net:,.0f} |"
             )
     return lines
+
+
+def _secure(results: Results) -> list[str]:
+    if not results.secure:
+        return []
+    lines = [
+        "",
+        "## HTTPS",
+        "",
+        f"nginx with OpenSSL, {SECURE[0].connections} kept connections, nothing sampled; the group"
+        " `packets` is off. What of it is TLS shows in the first of each three.",
+        "",
+        "| scenario | agent | requests/s | fewer, % | p50 ms | p99 ms | service µs/request |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for scenario in SECURE:
+        for state in SECURE_STATES:
+            found = results.secure[scenario.name, state]
+            loss = [] if state == OFF else _loss(results.secure, scenario.name, state)
+            lines.append(
+                f"| {scenario.name} | {state}"
+                f" | {median(rate.per_second for rate in found):,.0f}"
+                f" | {_range(loss, '{:.1f}') if loss else ''}"
+                f" | {median(rate.p50 for rate in found):.2f}"
+                f" | {median(rate.p99 for rate in found):.2f}"
+                f" | {median(results.secure_us[scenario.name, state]):.1f} |"
+            )
+    lines += ["", "Nanoseconds for each request in each program, runs in brackets:", ""]
+    for name, programs in results.secure_programs.items():
+        said = ", ".join(
+            f"`{program}` {ns:,.0f} ({runs:.1f})"
+            for program, (ns, runs) in sorted(programs.items())
+            if runs >= 0.05
+        )
+        lines.append(f"- {name}: {said}")
+    lines += ["", "What a probe adds to a call, with a program that does nothing:", ""]
+    return lines + [f"- {place}: {ns:,.0f} ns" for place, ns in results.probes_ns.items()]
+
+
+def _others(results: Results) -> list[str]:
+    if not results.others_ns:
+        return []
+    said = [
+        f"- `{name}`: {ns:,.0f} ns, {runs:,.0f} runs"
+        for name, (ns, runs) in results.others_ns.items()
+    ]
+    return [
+        "",
+        "## Packets that are not for a peer",
+        "",
+        "The group `packets` is on, and no address of this machine is a peer (with what the"
+        " statistics themselves take). `tl_packets_out` sees every packet that leaves.",
+        "",
+        *said,
+    ]
 
 
 def _agent(results: Results) -> list[str]:

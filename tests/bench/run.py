@@ -1,6 +1,6 @@
 """`make bench`: what tracing costs, with the agent off and on by turns, as docs/bench.md.
 
-    python tests/bench/run.py [--output FILE] [--only rates,programs,agent,starts,syscalls]
+    python tests/bench/run.py [--output FILE] [--only PART,…]
 
 A report, not a test: it says what it measured, and beside it what was aimed for.
 """
@@ -23,7 +23,7 @@ from tests.bench import load, measure, report  # noqa: E402
 from tests.kernel.traced import Traced  # noqa: E402
 
 LONGEST_SECONDS = 590
-PARTS = ("programs", "agent", "starts", "syscalls", "rates")
+PARTS = ("programs", "agent", "starts", "syscalls", "tls", "others", "rates")
 _TOOLS = ("nginx", "wrk", "bpftool", "taskset", "cc")
 
 
