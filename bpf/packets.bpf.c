@@ -480,10 +480,12 @@ static __always_inline struct tl_offer *tl_offer_packet(struct __sk_buff *skb, s
 
 	if (leaving->seq != tcp->snd_nxt)
 		return offer;
+	conn = TL_CONN_FIND(sk, socket);
+	if (!offer && conn && conn->role == TL_ROLE_SERVER)
+		return TL_OFFER_MAKE(sk, socket); /* never: it will not be looked at again */
 	length = tl_send_length();
 	if (length < held)
 		return offer;
-	conn = TL_CONN_FIND(sk, socket);
 	if (!conn && !tl_traced(bpf_skb_cgroup_id(skb)))
 		return offer;
 	if (!tl_find_context(conn, offer && offer->tls, socket, &context))
