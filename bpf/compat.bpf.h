@@ -90,20 +90,31 @@ struct tl_user {
 #define TL_USER32_CS 0x23
 
 /*
- * x86-64: the registers lie at the top of the task's stack; that they do is seen by the code segment
- * there. False: they are not to be had.
+ * Registers of the current thread from when it entered the kernel, as far as they are asked for here.
+ * The older programs find them at the top of the task's stack (from Linux 6.9 on they lie lower), which
+ * the code segment there shows. False: they are not to be had.
  */
 static __always_inline bool tl_stack_registers(struct pt_regs *regs)
 {
-#if defined(__TARGET_ARCH_x86)
+#if !defined(__TARGET_ARCH_x86)
+	return false;
+#else
+#ifdef TL_LEGACY
 	__u64 stack = (__u64)BPF_CORE_READ(tl_current_task(), stack);
 
 	if (bpf_probe_read_kernel(regs, sizeof(*regs),
 				  (void *)(stack + TL_STACK_BYTES - sizeof(*regs))))
 		return false;
-	return regs->cs == TL_USER_CS || regs->cs == TL_USER32_CS;
 #else
-	return false;
+	struct pt_regs *user = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+
+	regs->orig_ax = user->orig_ax;
+	regs->si = user->si;
+	regs->dx = user->dx;
+	regs->sp = user->sp;
+	regs->cs = user->cs;
+#endif
+	return regs->cs == TL_USER_CS || regs->cs == TL_USER32_CS;
 #endif
 }
 
@@ -126,10 +137,7 @@ static __always_inline bool tl_read_user(struct tl_user *user)
 	return true;
 }
 
-/*
- * Is the current thread in a system call that sends? For programs of the network, which may not call
- * bpf_task_pt_regs. False where that cannot be told.
- */
+/* Is the current thread in a system call that sends? False where that cannot be told. */
 static __always_inline bool tl_in_send(void)
 {
 #if defined(__TARGET_ARCH_x86)

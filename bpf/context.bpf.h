@@ -303,8 +303,9 @@ static __always_inline struct tl_request *tl_find_parent(struct tl_conn *conn, _
  * stack, a power of two apart: no other program has them around its stack pointer there. (The heap's
  * address says nothing: Go 1.26 randomises it.)
  * Java: virtual threads run on carriers named ForkJoinPool-1-worker-N.
+ * Returns why, or 0. A function of its own, for its stack.
  */
-static __always_inline __u32 tl_thread_refused(void)
+__noinline int tl_thread_refused(void)
 {
 	struct tl_user user = {};
 	__u64 bounds[2] = {}, size;

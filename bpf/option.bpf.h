@@ -15,7 +15,7 @@
 #define TL_OPTION_SAMPLED_BYTES 26
 #define TL_OPTION_BYTES 27
 #define TL_OPTION_SPACE 28 /* in the header, whose length is a multiple of four */
-#define TL_OPTION_WINDOW (16 << 20) /* bytes ahead of what was received that a segment may be */
+#define TL_OPTION_WINDOW (1 << 20) /* bytes ahead of what was received that a segment may be */
 
 struct tl_option {
 	__u8 kind;
