@@ -107,7 +107,8 @@ static __always_inline struct tl_conn *tl_tls_make(__u64 key)
 		tl_count(TL_FULL_TLS);
 		return NULL;
 	}
-	conn->flags = TL_CONN_TLS;
+	/* until its socket is known it may be one that was just made: see tl_find_parent() */
+	conn->flags = TL_CONN_TLS | TL_CONN_CONNECTED;
 	conn->cgroup_id = bpf_get_current_cgroup_id();
 	conn->pid = bpf_get_current_pid_tgid() >> 32;
 	return conn;
@@ -134,6 +135,7 @@ static __always_inline void tl_tls_on(struct tl_conn *conn, const struct tl_tls_
 	if (conn->flags & TL_CONN_USED)
 		return;
 	conn->connect = thread->connect;
+	conn->flags &= ~TL_CONN_CONNECTED;
 	conn->flags |= thread->flags & TL_CONN_CONNECTED;
 }
 
@@ -317,7 +319,7 @@ static __always_inline void tl_tls_read(struct tl_conn *conn, __u64 address, __u
 /*
  * A process that hands over bytes itself (Node.js) may write its request before the handshake is done
  * and write it again then. At first nothing is known that could tell for whom it is: neither the
- * socket, nor a request of the thread.
+ * socket, nor a request that the thread of an event loop would be working for.
  */
 static __always_inline bool tl_tls_defer(const struct tl_conn *conn)
 {
@@ -327,7 +329,7 @@ static __always_inline bool tl_tls_defer(const struct tl_conn *conn)
 	if (conn->socket || conn->flags & TL_CONN_RETRY)
 		return false;
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
-	return !thread || !thread->current;
+	return !thread || !thread->current || thread->loop;
 }
 
 /* A thread calls OpenSSL for a connection. */
