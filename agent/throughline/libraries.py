@@ -31,7 +31,8 @@ from throughline.mappings import Mapping
 
 log = logging.getLogger(__name__)
 
-BUDGET_SECONDS = 0.02  # of each `follow` for reading mappings and files
+# of a `follow` for reading mappings and files: while spans wait, and at the start
+BUDGET_SECONDS, FIRST_BUDGET_SECONDS = 0.02, 2.0
 SECOND_READING, LATER_READINGS = 2.0, 30.0  # seconds
 KEEP_UNUSED_SECONDS = 600.0  # a service that starts again is probed from its first request on
 RETRY_SECONDS = 30.0
@@ -109,6 +110,7 @@ class Libraries:
         self._proc = proc
         self._clock = clock
         self._attach_site = attach
+        self._budget = FIRST_BUDGET_SECONDS
         self._processes: dict[int, _Process] = {}
         self._files: dict[_Identity, _File] = {}
         # st_dev, st_ino, mtime and size -> the file, None without OpenSSL
@@ -128,12 +130,14 @@ class Libraries:
         """To be called each second, with the directories of the cgroups that are traced now.
 
         What does not fit into its time is done by the next calls, what has waited longest first.
+        The first call has more: who waits for the agent's start takes it that services are seen.
         """
         now = self._clock()
+        budget, self._budget = self._budget, BUDGET_SECONDS
         self._find_processes(cgroup_paths, now)
         due = sorted((p.due, pid) for pid, p in self._processes.items() if p.due <= now)
         for count, (_, pid) in enumerate(due):
-            if count and self._clock() - now > BUDGET_SECONDS:
+            if count and self._clock() - now > budget:
                 break
             self._read(pid, now)
         self._tend_files(now)

@@ -454,7 +454,27 @@ def test_processes_and_cgroups_that_end_meanwhile(host: Host) -> None:
 def test_work_is_spread_over_calls(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process takes 15 ms here: two fit into a call, who waited longest comes first."""
     path = host.file("libssl.so")
+    really = mappings.executed
+
+    def slow(*arguments: Any) -> Any:
+        host.now += 0.015
+        return really(*arguments)
+
+    host.follow()  # nothing is there when the agent starts
+    monkeypatch.setattr(mappings, "executed", slow)
     for pid in range(10, 17):
+        host.process(pid, path)
+    seen = []
+    for _ in range(4):
+        host.follow(0.1)
+        seen.append(host.libraries.attached[0].processes)
+    assert seen == [2, 4, 6, 7]
+
+
+def test_all_is_found_at_the_start(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the agent says that it is ready, unless that takes seconds."""
+    path = host.file("libssl.so")
+    for pid in range(1000, 1200):
         host.process(pid, path)
     really = mappings.executed
 
@@ -463,11 +483,8 @@ def test_work_is_spread_over_calls(host: Host, monkeypatch: pytest.MonkeyPatch) 
         return really(*arguments)
 
     monkeypatch.setattr(mappings, "executed", slow)
-    seen = []
-    for _ in range(4):
-        host.follow(0.1)
-        seen.append(host.libraries.attached[0].processes)
-    assert seen == [2, 4, 6, 7]
+    host.follow()
+    assert host.libraries.attached[0].processes == 134
 
 
 def test_long_mappings_are_cut(host: Host) -> None:
