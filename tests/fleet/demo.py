@@ -1,5 +1,7 @@
 """`make demo`: three hosts, four unmodified services, one playbook run, every request one trace.
 
+From the second host to the third a request goes by HTTPS.
+
 Exit code 0 only if all is right; the hosts are gone afterwards in any case.
 """
 
@@ -103,7 +105,7 @@ def demo(name: str, release: Path) -> bool:
             running = stack.enter_context(fleet(name, count=3, say=say))
         receiver = stack.enter_context(Receiver(network.listen(name, port=RECEIVER_PORT)))
         say(f"OTLP receiver listens on {receiver.endpoint}")
-        with step("nginx, Python, Node.js and Ruby services are installed (unmodified)"):
+        with step("nginx, Python, HTTPS, Node.js, Ruby: services are installed (unmodified)"):
             playbook.run(running, playbook.SERVICES)
         with step("ansible-playbook playbooks/site.yml rolls throughline out"):
             otlp = {"endpoint": receiver.endpoint, "protocol": "http/protobuf"}

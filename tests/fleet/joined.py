@@ -2,7 +2,10 @@
 
 The demo's shop is a chain, and every request carries its own id in its path, through all hops:
 
-    curl → shop-web (nginx) → shop-orders (Python) → shop-stock (Node.js) → shop-prices (Ruby)
+    curl → shop-web (nginx) → shop-orders (Python) ⇒ shop-stock (Node.js) → shop-prices (Ruby)
+
+The hop ⇒ is HTTPS, unless a shop was opened without. There the context travels in a TCP option, and
+`tracestate`, for which an option has no room, ends.
 
 A request that arrives without `traceparent` starts a trace at shop-web's SERVER span, and every
 span is the parent of the next. One that arrives with a `traceparent` continues that trace. nginx
@@ -30,6 +33,7 @@ CHAIN: tuple[Hop, ...] = (
     ("shop-stock", "CLIENT"),
     ("shop-prices", "SERVER"),
 )
+SECURE: tuple[Hop, Hop] = (("shop-orders", "CLIENT"), ("shop-stock", "SERVER"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,22 @@ def _parents(request: Request, spans: dict[Hop, Span]) -> list[str]:
     return problems
 
 
-def _wire(request: Request, last: Span) -> list[str]:
+def _schemes(spans: dict[Hop, Span], *, secure: bool) -> list[str]:
+    """What is wrong with how each hop was made, and with how its context came."""
+    problems = []
+    for hop, span in spans.items():
+        wanted = "https" if secure and hop in SECURE else "http"
+        if span.scheme != wanted:
+            problems.append(f"{_name(hop)} is {span.scheme}, not {wanted}")
+        if hop[1] != "SERVER" or not span.parent_span_id:
+            continue
+        way = "packet" if wanted == "https" else "header"
+        if span.evidence != way:
+            problems.append(f"the parent of {_name(hop)} is known by {span.evidence}, not by {way}")
+    return problems
+
+
+def _wire(request: Request, last: Span, *, secure: bool) -> list[str]:
     """What is wrong with the headers that arrived at the last hop."""
     sent = f"00-{last.trace_id}-{last.parent_span_id}-"
     arrived = list(request.received.get("traceparent", ()))
@@ -108,13 +127,17 @@ def _wire(request: Request, last: Span) -> list[str]:
     if len(arrived) != 1 or not arrived[0].startswith(sent):
         problems.append(f"traceparent at the last hop is {arrived}, its span says {sent}…")
     state = ",".join(request.received.get("tracestate", ()))
-    if state != request.tracestate:
-        problems.append(f"tracestate at the last hop is {state!r}, not {request.tracestate!r}")
+    wanted = "" if secure else request.tracestate
+    if state != wanted:
+        problems.append(f"tracestate at the last hop is {state!r}, not {wanted!r}")
     return problems
 
 
-def check(requests: Iterable[Request], spans: Iterable[Span]) -> list[str]:
-    """What is wrong, one line each; empty when every request is joined as it should be."""
+def check(requests: Iterable[Request], spans: Iterable[Span], *, secure: bool = True) -> list[str]:
+    """What is wrong, one line each; empty when every request is joined as it should be.
+
+    `secure`: shop-orders asks shop-stock by HTTPS.
+    """
     by_cart: dict[str, list[Span]] = {}
     for span in spans:
         by_cart.setdefault(cart(span), []).append(span)
@@ -123,6 +146,7 @@ def check(requests: Iterable[Request], spans: Iterable[Span]) -> list[str]:
         found, wrong = _one_each(by_cart.get(request.cart, []))
         if len(found) == len(CHAIN):
             wrong += _parents(request, found)
-            wrong += _wire(request, found[CHAIN[-1]])
+            wrong += _schemes(found, secure=secure)
+            wrong += _wire(request, found[CHAIN[-1]], secure=secure)
         problems += [f"request {request.cart}: {line}" for line in wrong]
     return problems

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.fleet import hosts, joined, network, playbook, shop
 from tests.fleet.hosts import Fleet
@@ -50,6 +52,12 @@ class Shop:
         carts = {request.cart for request in requests}
         return [span for span in self.receiver.spans if joined.cart(span) in carts]
 
+    def status(self, number: int) -> dict[str, Any]:
+        """What the agent on a host (0, 1 or 2) says of itself, at most a second old."""
+        text = self.fleet.run(self.fleet.hosts[number], f"{AGENT} status --json").stdout
+        found: dict[str, Any] = json.loads(text)
+        return found
+
     def pid(self, number: int) -> str:
         """The agent's process id on a host (0, 1 or 2), "0" when it does not run."""
         show = "systemctl show --property=MainPID --value throughline.service"
@@ -57,13 +65,13 @@ class Shop:
 
 
 @contextmanager
-def rolled_out(name: str, bundle: Path) -> Iterator[Shop]:
-    """Three hosts with the services and the agent."""
+def rolled_out(name: str, bundle: Path, *, secure: bool = True) -> Iterator[Shop]:
+    """Three hosts with the services, one hop of which is HTTPS when `secure`, and the agent."""
     with (
         hosts.fleet(name, count=3) as fleet,
         Receiver(network.listen(name, port=4318)) as receiver,
     ):
-        playbook.run(fleet, playbook.SERVICES, quiet=True)
+        playbook.run(fleet, playbook.SERVICES, quiet=True, shop_secure=secure)
         running = Shop(fleet, receiver, bundle)
         running.rollout()
         yield running

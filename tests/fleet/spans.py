@@ -57,6 +57,14 @@ class Span:
         return f"{path}?{query!s}" if query else path
 
     @property
+    def scheme(self) -> str:
+        """Of the URL: http, https, or "" for a span that is not HTTP."""
+        return str(
+            self.attributes.get("url.scheme")
+            or str(self.attributes.get("url.full", "")).partition("://")[0]
+        )
+
+    @property
     def method(self) -> str:
         """The HTTP method, or the span's name for a span that is not HTTP."""
         return str(self.attributes.get("http.request.method", self.name))

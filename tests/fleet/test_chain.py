@@ -14,7 +14,7 @@ import pytest
 
 from tests.fleet import joined, playbook, shop
 from tests.fleet.joined import Request
-from tests.fleet.rollout import AGENT, Shop, answers, load, rolled_out, wait_healthy
+from tests.fleet.rollout import Shop, answers, load, rolled_out, wait_healthy
 
 BUNDLES = sorted((playbook.REPOSITORY / "dist").glob("throughline-*-linux-*.tar.gz"))
 
@@ -43,10 +43,7 @@ def test_every_hop_of_every_request_is_joined(running: Shop) -> None:
 
 def test_context_can_travel_beside_the_bytes(running: Shop) -> None:
     """The groups packets and tls, with no variable set: peers are those of the inventory."""
-    seen = [
-        json.loads(running.fleet.run(host, f"{AGENT} status --json").stdout)
-        for host in running.fleet.hosts
-    ]
+    seen = [running.status(number) for number in range(3)]
     for status in seen:
         for name in ("packets", "tls"):
             assert status["groups"][name]["state"] == "on", status["groups"][name]
@@ -57,9 +54,40 @@ def test_context_can_travel_beside_the_bytes(running: Shop) -> None:
         assert status["packets"]["new_connections"] == ["/system.slice"]
         interfaces = {place["interface"] for place in status["packets"]["older_connections"]}
         assert {"lo", "host0"} <= interfaces and not status["packets"]["refused"]
-    # Node.js, on one of them, uses OpenSSL
-    used = [file for found in seen for file in found["tls"]["files"] if file["processes"]]
-    assert used and not any(file["refused"] for file in used), used
+    # nginx, Python and Node.js have OpenSSL in them
+    for status in seen:
+        used = [file for file in status["tls"]["files"] if file["processes"]]
+        assert used and not any(file["refused"] for file in used), used
+
+
+def test_a_request_has_a_header_or_an_option_and_never_both(running: Shop) -> None:
+    """nginx asks by HTTP, Python by HTTPS, Node.js by HTTP again."""
+    names = ("injected", "option_written", "option_read", "option_taken")
+    before = [running.status(number)["counters"] for number in range(3)]
+    count = 23
+    requests = running.order(*(f"way{number}" for number in range(count)))
+    assert joined.check(requests, running.spans_of(requests)) == []
+    time.sleep(1.5)  # a status is written each second
+    web, orders, stock = (
+        {name: running.status(number)["counters"][name] - earlier[name] for name in names}
+        for number, earlier in enumerate(before)
+    )
+    nothing = dict.fromkeys(names, 0)
+    assert web == nothing | {"injected": count}
+    # it is sent until it is acknowledged, so that a request may have several
+    assert orders == nothing | {"option_written": max(count, orders["option_written"])}
+    expected = {"injected": count, "option_taken": count}
+    assert stock == nothing | expected | {"option_read": max(count, stock["option_read"])}
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["client", "server"])
+def test_agents_are_restarted_between_requests(running: Shop, number: int) -> None:
+    """Either end of the HTTPS hop, whose probes are not pinned."""
+    for turn in range(3):
+        running.fleet.run(running.fleet.hosts[number], "systemctl restart throughline")
+        wait_healthy(running)
+        requests = running.order(*(f"restart{number}turn{turn}n{one}" for one in range(7)))
+        assert joined.check(requests, running.spans_of(requests)) == []
 
 
 def test_ipv6(running: Shop) -> None:
@@ -110,6 +138,9 @@ def test_a_killed_agent_breaks_no_request_and_comes_back(running: Shop) -> None:
         )
         (meanwhile,) = running.order("meanwhile")
         assert len(meanwhile.received.get("traceparent", ())) == 1, "propagation stopped"
+        deadline = time.monotonic() + 10
+        while running.pid(1) in ("0", before) and time.monotonic() < deadline:
+            time.sleep(0.1)  # the kernel takes its time to detach the probes of the dead
         wait_healthy(running)
         time.sleep(0.5)
         statuses = answers(client)

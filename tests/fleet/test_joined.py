@@ -6,18 +6,25 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fleet.joined import CHAIN, Request, check, complete
-from tests.fleet.spans import Span
+from tests.fleet.joined import CHAIN, SECURE, Request, check, complete
+from tests.fleet.spans import Span, Value
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CLIENT = "00f067aa0ba902b7"
 
 
-def chain(*, client: bool) -> tuple[Request, list[Span]]:
+def chain(*, client: bool, secure: bool = True) -> tuple[Request, list[Span]]:
     """A request, with or without the client's own context, and its seven spans."""
     spans = []
     parent = CLIENT if client else ""
     for number, (service, kind) in enumerate(CHAIN):
+        scheme = "https" if secure and (service, kind) in SECURE else "http"
+        came = "packet" if scheme == "https" else "header"
+        attributes: dict[str, Value] = (
+            {"url.path": "/cart/7", "url.scheme": scheme, "throughline.parent.evidence": came}
+            if kind == "SERVER"
+            else {"url.full": f"{scheme}://10.77.0.12:8001/cart/7"}
+        )
         span = Span(
             trace_id=TRACE,
             span_id=f"{number + 1:016x}",
@@ -27,25 +34,26 @@ def chain(*, client: bool) -> tuple[Request, list[Span]]:
             start_ns=number,
             end_ns=100 - number,
             error=False,
-            attributes={"url.path": "/cart/7"}
-            if kind == "SERVER"
-            else {"url.full": "http://10.77.0.12:8001/cart/7"},
+            attributes=attributes,
             resource={"service.name": service},
         )
         spans.append(span)
         parent = CLIENT if client and number == 1 else span.span_id
     received = {"traceparent": [f"00-{TRACE}-{spans[-1].parent_span_id}-01"]}
     if client:
-        received["tracestate"] = ["demo=1"]
+        if not secure:
+            received["tracestate"] = ["demo=1"]
         return Request("7", f"00-{TRACE}-{CLIENT}-01", "demo=1", received), spans
     return Request("7", "", "", received), spans
 
 
+@pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("client", [False, True])
-def test_a_joined_request_has_no_problem(client: bool) -> None:
-    request, spans = chain(client=client)
+def test_a_joined_request_has_no_problem(client: bool, secure: bool) -> None:
+    request, spans = chain(client=client, secure=secure)
     assert complete([request], spans)
-    assert check([request], reversed(spans)) == []
+    assert check([request], reversed(spans), secure=secure) == []
+    assert check([request], spans, secure=not secure) != []
 
 
 @pytest.mark.parametrize("hop", range(len(CHAIN)))
@@ -65,10 +73,20 @@ def test_every_broken_hop_is_found(hop: int, client: bool) -> None:
 
 
 def test_what_arrived_is_compared_with_the_spans() -> None:
-    request, spans = chain(client=True)
+    request, spans = chain(client=True, secure=False)
     doubled = [*request.received["traceparent"], *request.received["traceparent"]]
-    assert check([replace(request, received={"traceparent": doubled})], spans) != []
+    assert check([replace(request, received={"traceparent": doubled})], spans, secure=False) != []
     stateless = {"traceparent": request.received["traceparent"]}
-    assert check([replace(request, received=stateless)], spans) == [
+    assert check([replace(request, received=stateless)], spans, secure=False) == [
         "request 7: tracestate at the last hop is '', not 'demo=1'"
+    ]
+
+
+def test_the_way_of_the_context_is_compared() -> None:
+    request, spans = chain(client=False)
+    (place,) = (number for number, hop in enumerate(CHAIN) if hop == SECURE[1])
+    attributes = {**spans[place].attributes, "throughline.parent.evidence": "header"}
+    spans[place] = replace(spans[place], attributes=attributes)
+    assert check([request], spans) == [
+        "request 7: the parent of shop-stock SERVER is known by header, not by packet"
     ]

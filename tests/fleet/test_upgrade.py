@@ -42,7 +42,8 @@ ATTACHED = "group observe is on"  # what the agent says each time it has started
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A build meanwhile does not change the bundle."""
     bundle = Path(shutil.copy(releases.newest(), tmp_path_factory.mktemp("dist")))
-    with rolled_out(NAME, bundle) as rolled:
+    # without HTTPS, which is not followed while an agent makes way: its probes are not pinned
+    with rolled_out(NAME, bundle, secure=False) as rolled:
         yield rolled
 
 
@@ -93,7 +94,7 @@ def recap(output: str) -> dict[str, dict[str, int]]:
 def assert_joined(running: Shop, name: str) -> None:
     """Every hop of new requests is in one trace, with the right parents."""
     requests = running.order(*(f"{name}{number}" for number in range(7)))
-    assert joined.check(requests, running.spans_of(requests)) == []
+    assert joined.check(requests, running.spans_of(requests), secure=False) == []
 
 
 def test_without_a_previous_release_no_host_is_touched(running: Shop) -> None:

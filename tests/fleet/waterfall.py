@@ -23,6 +23,7 @@ EVIDENCE = {
     "connect": "the connection was made while serving it",
     "restore": "it was the last to write on this connection",
     "thread": "the thread was serving it",
+    "packet": "a TCP option beside the request's bytes says so",
 }
 
 

@@ -1,10 +1,12 @@
-// shop-stock: answers GET /stock/ID with what shop-prices says about it.
+// shop-stock: answers GET /stock/ID with what shop-prices says about it. HTTPS where there is a certificate.
 'use strict';
+const fs = require('fs');
 const http = require('http');
+const https = require('https');
 
 const prices = new URL(process.env.SHOP_PRICES);
 
-http.createServer((request, response) => {
+function serve(request, response) {
   const cart = request.url.split('/').pop();
   const options = { host: prices.hostname, port: prices.port, path: `/prices/${cart}` };
   http.get(options, (answer) => {
@@ -19,4 +21,14 @@ http.createServer((request, response) => {
     response.writeHead(502);
     response.end(String(error));
   });
-}).listen(8002, '0.0.0.0');
+}
+
+if (process.env.SHOP_CERTIFICATE) {
+  const pair = {
+    cert: fs.readFileSync(process.env.SHOP_CERTIFICATE),
+    key: fs.readFileSync(process.env.SHOP_KEY),
+  };
+  https.createServer(pair, serve).listen(8443, '0.0.0.0');
+} else {
+  http.createServer(serve).listen(8002, '0.0.0.0');
+}
