@@ -1,8 +1,13 @@
-"""shop-stock: answers GET /stock/ID with what shop-prices says, and hands POST /bytes/ID on."""
+"""shop-stock: answers GET /stock/ID with what shop-prices says, and hands POST /bytes/ID on.
+
+Where it has a certificate it answers HTTPS as well.
+"""
 
 import http.client
 import json
 import os
+import ssl
+import threading
 import urllib.parse
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,4 +50,18 @@ class Stock(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+class SecureServer(Server):
+    def __init__(self, port: int, certificate: str, key: str) -> None:
+        super().__init__(("127.0.0.1", port), Stock)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        # the handshake is the business of the connection's thread
+        self.socket = context.wrap_socket(
+            self.socket, server_side=True, do_handshake_on_connect=False
+        )
+
+
+if "SHOP_CERTIFICATE" in os.environ:
+    secure = SecureServer(8443, os.environ["SHOP_CERTIFICATE"], os.environ["SHOP_KEY"])
+    threading.Thread(target=secure.serve_forever, daemon=True).start()
 Server(("127.0.0.1", 8002), Stock).serve_forever()

@@ -47,6 +47,7 @@ class Sent:
     spans: Sequence[Span]
     others: Sequence[Span]
     exported: int
+    secure: bool  # through the chain with HTTPS in it, as prepare.yml has set it up
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class Machine:
             spans=[span for span in received if cart(span) in carts],
             others=[span for span in received if cart(span) not in carts],
             exported=found["exported"],
+            secure={"packets", "tls"} <= set(self.platform.on),
         )
 
     def echo(self, size: int) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ def check_traces(machine: Machine, sent: Sent) -> None:
     """One trace for each request where headers can be written; where not, they arrive as sent."""
     check_spans(sent)
     if machine.platform.groups["headers"] == "on":
-        assert joined.check(sent.requests, sent.spans) == []
+        assert joined.check(sent.requests, sent.spans, secure=sent.secure) == []
     else:
         assert [one.cart for one in sent.requests if "traceparent" in one.received] == []
 

@@ -59,7 +59,9 @@ def test_a_configuration_without_headers_is_one_reload(
     sent = machine.send("unwritten", spans=SPANS)
     check_spans(sent)
     assert [one.cart for one in sent.requests if "traceparent" in one.received] == []
-    assert joined.check(sent.requests, sent.spans) != [], "this would not see a missing header"
+    assert joined.check(sent.requests, sent.spans, secure=sent.secure) != [], (
+        "this would not see a missing header"
+    )
 
 
 @pytest.mark.usefixtures("also")
