@@ -167,6 +167,7 @@ enum tl_conn_flags {
 	TL_CONN_LEAVES = 1 << 8, /* leaves the sockhash once its request is acknowledged */
 	TL_CONN_TLS = 1 << 9, /* what is inside a TLS connection: kept by its SSL, not its socket */
 	TL_CONN_RETRY = 1 << 10, /* TLS: the last write did not succeed and will come again */
+	TL_CONN_CALLED = 1 << 11, /* TLS: a call for it was seen before */
 };
 
 /* One connection, from the first bytes that concern us to its end. */

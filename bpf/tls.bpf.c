@@ -332,9 +332,32 @@ static __always_inline bool tl_tls_defer(const struct tl_conn *conn)
 	return !thread || !thread->current || thread->loop;
 }
 
-/* A thread calls OpenSSL for a connection. */
+/*
+ * The thread has read a socket itself, and hands over what it got there; but not with its first call
+ * for a connection: a client's comes before there is anything to read. `takes`: the call is one to get
+ * what was received. One that writes may do so as well, until the handshake is done.
+ */
+static __always_inline void tl_tls_handed_over(struct tl_conn *conn, struct tl_tls_thread *thread,
+					       bool takes)
+{
+	bool first = !(conn->flags & TL_CONN_CALLED);
+
+	if (!first && !conn->socket) {
+		tl_tls_on(conn, thread);
+	} else if (!first && !takes) {
+		return;
+	} else if (!first && conn->socket != thread->socket && !(conn->flags & TL_CONN_USED)) {
+		/* one of the two was a chance: which of them is not known */
+		conn->socket = 0;
+		conn->connect = 0;
+		conn->flags |= TL_CONN_CONNECTED;
+	}
+	thread->socket = 0;
+}
+
+/* A thread calls OpenSSL for a connection. `takes`: to get what was received. */
 static __always_inline struct tl_conn *tl_tls_enter(__u64 ssl, __u64 buffer, __u64 length,
-						    __u64 length_at)
+						    __u64 length_at, bool takes)
 {
 	struct tl_tls_thread *thread, fresh = {};
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
@@ -360,12 +383,11 @@ static __always_inline struct tl_conn *tl_tls_enter(__u64 ssl, __u64 buffer, __u
 	thread->deferred = 0;
 	thread->handshake = 0;
 	conn = tl_tls_make(thread->key);
-	if (conn && thread->socket) {
-		/* it has read a socket itself, and hands over what it got */
-		if (!conn->socket)
-			tl_tls_on(conn, thread);
-		thread->socket = 0;
-	}
+	if (!conn)
+		return NULL;
+	if (thread->socket)
+		tl_tls_handed_over(conn, thread, takes);
+	conn->flags |= TL_CONN_CALLED;
 	return conn;
 }
 
@@ -417,7 +439,7 @@ static __always_inline int tl_tls_has_read(int result)
 
 static __always_inline int tl_tls_writes(__u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
 {
-	struct tl_conn *conn = tl_tls_enter(ssl, buffer, length, length_at);
+	struct tl_conn *conn = tl_tls_enter(ssl, buffer, length, length_at, false);
 	struct tl_tls_thread *thread;
 	__u32 tid = tl_current_tid();
 
@@ -470,14 +492,14 @@ static __always_inline int tl_tls_has_written(int result)
 SEC("uprobe")
 int BPF_KPROBE(tl_ssl_read, __u64 ssl, __u64 buffer, int length)
 {
-	tl_tls_enter(ssl, buffer, length, 0);
+	tl_tls_enter(ssl, buffer, length, 0, true);
 	return 0;
 }
 
 SEC("uprobe")
 int BPF_KPROBE(tl_ssl_read_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
 {
-	tl_tls_enter(ssl, buffer, length, length_at);
+	tl_tls_enter(ssl, buffer, length, length_at, true);
 	return 0;
 }
 
@@ -520,7 +542,7 @@ int BPF_KPROBE(tl_ssl_shake, __u64 ssl)
 	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
 	if (thread && thread->key == tl_tls_key(ssl))
 		return 0; /* BoringSSL: SSL_read calls it */
-	tl_tls_enter(ssl, 0, 0, 0);
+	tl_tls_enter(ssl, 0, 0, 0, true);
 	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
 	if (thread)
 		thread->handshake = 1;

@@ -89,8 +89,14 @@ class Secure:
     def asyncio(self, service: str) -> int:
         return self._run(service, [sys.executable, str(SERVICES / "tls_aio.py")], None)
 
-    def node(self, service: str, *, onward: int | None = None) -> int:
-        return self._run(service, ["node", str(SERVICES / "tls.js")], onward)
+    def node(self, service: str, *, onward: int | None = None, cache: int | None = None) -> int:
+        """With `cache`, a port that answers lines, it asks there before it calls on."""
+        if cache is not None:
+            self._environment["CACHE"] = str(cache)
+        try:
+            return self._run(service, ["node", str(SERVICES / "tls.js")], onward)
+        finally:
+            self._environment.pop("CACHE", None)
 
     def nginx(self, service: str, *, onward: int = 9, http2: bool = False) -> int:
         """A proxy, and what is in `files` below DIRECTORY/SERVICE as /files/."""
