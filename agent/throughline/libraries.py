@@ -3,7 +3,7 @@
 A file counts by what it defines (kernel/openssl.py), whatever its name: libssl, a program with
 OpenSSL inside, a copy in a container. It is reached through its process's root and attached once,
 however many processes, names and mounts lead to it. New processes are looked at in the next second,
-again 2 seconds later and then every 30, since libraries may be loaded at any time.
+after 2, 6, 14 and 30 seconds and then every 30, since libraries may be loaded at any time.
 
 What must not happen is a probe in a file that has been written over: the kernel would put a
 breakpoint into the middle of another instruction. Files are therefore watched each second, used or
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 # of a `follow` for reading mappings and files: while spans wait, and at the start
 BUDGET_SECONDS, FIRST_BUDGET_SECONDS = 0.02, 2.0
-SECOND_READING, LATER_READINGS = 2.0, 30.0  # seconds
+SECOND_READING, LATER_READINGS = 2.0, 30.0  # seconds: twice as long each time, up to the latter
 KEEP_UNUSED_SECONDS = 600.0  # a service that starts again is probed from its first request on
 RETRY_SECONDS = 30.0
 _MAX_EXAMINED = 1 << 14
@@ -161,7 +161,7 @@ class Libraries:
 
     def _read(self, pid: int, now: float) -> None:
         process = self._processes[pid]
-        process.due = now + (LATER_READINGS if process.readings else SECOND_READING)
+        process.due = now + min(LATER_READINGS, SECOND_READING * 2 ** min(process.readings, 8))
         process.readings += 1
         if process.executable is None:
             process.executable = mappings.executable(self._proc, pid)

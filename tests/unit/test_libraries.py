@@ -205,7 +205,7 @@ def test_a_library_loaded_much_later(host: Host) -> None:
     host.follow()
     host.follow(2)
     host.process(10, host.file("libssl.so"))
-    host.follow(29)
+    host.follow(3)
     assert host.paths == []
     host.follow(1)
     assert len(host.paths) == 1

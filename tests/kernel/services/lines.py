@@ -7,7 +7,7 @@ import sys
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while await reader.readline():
-        await asyncio.sleep(random.random() / 500)  # noqa: S311
+        await asyncio.sleep(random.random() / 500)
         writer.write(b"value\n")
 
 
