@@ -99,7 +99,7 @@ ClientIdentifier=mac
 # role has mounted is to stay.
 NO_SECURITYFS = """#!/bin/sh
 grep -qw throughline.nosecurityfs /proc/cmdline || exit 0
-mkdir /run/throughline-nosecurityfs 2>/dev/null || exit 0
+mkdir /run/box-nosecurityfs 2>/dev/null || exit 0
 nsenter --mount=/proc/1/ns/mnt umount /sys/kernel/security
 """
 
