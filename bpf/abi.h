@@ -135,7 +135,8 @@ struct tl_duration_key {
 	__u8 kind;
 	__u8 method;
 	__u8 http_minor;
-	__u8 _pad[3];
+	__u8 tls; /* seen inside TLS */
+	__u8 _pad[2];
 };
 
 struct tl_duration {

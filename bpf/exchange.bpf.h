@@ -56,6 +56,7 @@ static __always_inline void tl_measure(struct tl_conn *conn, __u8 kind, __u8 met
 		.kind = kind,
 		.method = method,
 		.http_minor = minor,
+		.tls = conn->flags & TL_CONN_TLS ? 1 : 0,
 	};
 	struct tl_duration *value = bpf_map_lookup_elem(&tl_durations, &key);
 	__u32 bucket = 0;
@@ -272,6 +273,8 @@ __noinline int tl_begin_server(TL_EXCHANGE)
 	__builtin_memcpy(request->span_id, conn->span_id, 8);
 	__builtin_memcpy(request->parent_span_id, conn->parent_span_id, 8);
 	request->trace_flags = conn->trace_flags;
+	if (conn->flags & TL_CONN_TLS)
+		request->flags = TL_REQUEST_TLS;
 	if (text->tracestate_len)
 		tl_keep_tracestate(text, request, key);
 	return 0;

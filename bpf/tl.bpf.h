@@ -205,6 +205,7 @@ struct tl_conn {
 enum tl_request_flags {
 	TL_REQUEST_SETTLED = 1 << 0, /* has made a call or begun to answer: see tl_thread.open */
 	TL_REQUEST_ANSWERING = 1 << 1, /* has begun to answer */
+	TL_REQUEST_TLS = 1 << 2, /* came inside TLS: seen only while its probes are there */
 };
 
 struct tl_tracestate {

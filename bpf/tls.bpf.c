@@ -204,6 +204,14 @@ __noinline int tl_tls_chunk(TL_EXCHANGE, __u64 address, __u32 left, __u32 direct
 	return skipped + chunk->pos;
 }
 
+/* What is inside cannot be followed any more; what was under way ends here. */
+static __always_inline void tl_tls_give_up(struct tl_conn *conn)
+{
+	if (conn->flags & TL_CONN_ACTIVE)
+		tl_finish(TL_GIVE_EXCHANGE(conn, TL_TLS_TEXT(conn)), 0, TL_END_CLOSED);
+	conn->role = TL_ROLE_OFF;
+}
+
 static __always_inline void tl_tls_stream(struct tl_conn *conn, __u64 address, __u64 length,
 					  __u32 direction)
 {
@@ -223,7 +231,7 @@ static __always_inline void tl_tls_stream(struct tl_conn *conn, __u64 address, _
 	if (off >= length)
 		return;
 	tl_count(conn->flags & TL_CONN_USED ? TL_TLS_LOST : TL_TLS_NOT_HTTP);
-	conn->role = TL_ROLE_OFF;
+	tl_tls_give_up(conn);
 }
 
 /*
@@ -355,6 +363,18 @@ static __always_inline void tl_tls_handed_over(struct tl_conn *conn, struct tl_t
 	thread->socket = 0;
 }
 
+/*
+ * A probe fires in every process that maps the file, below the cgroups that we are attached to or
+ * not: only cgroups that user space has listed count.
+ */
+static __always_inline bool tl_tls_traced(void)
+{
+	__u64 cgroup_id = bpf_get_current_cgroup_id();
+	__u8 *traced = bpf_map_lookup_elem(&tl_cgroups, &cgroup_id);
+
+	return traced && *traced;
+}
+
 /* A thread calls OpenSSL for a connection. `takes`: to get what was received. */
 static __always_inline struct tl_conn *tl_tls_enter(__u64 ssl, __u64 buffer, __u64 length,
 						    __u64 length_at, bool takes)
@@ -366,7 +386,7 @@ static __always_inline struct tl_conn *tl_tls_enter(__u64 ssl, __u64 buffer, __u
 	struct tl_conn *conn;
 	__u8 one = 1;
 
-	if (!ssl || !tl_traced(bpf_get_current_cgroup_id()))
+	if (!ssl || !tl_tls_traced())
 		return NULL;
 	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
 	if (!thread) {
@@ -483,7 +503,7 @@ static __always_inline int tl_tls_has_written(int result)
 		http = &conn->out;
 		if (!tl_http_back(http, thread->length - length)) {
 			tl_count(TL_TLS_LOST);
-			conn->role = TL_ROLE_OFF;
+			tl_tls_give_up(conn);
 		}
 	}
 	return 0;
@@ -652,5 +672,26 @@ int BPF_PROG(tl_ssl_socket, struct sock *sk)
 		tl_tls_on(tls, thread);
 		thread->socket = 0;
 	}
+	return 0;
+}
+
+/*
+ * Ends the requests that an earlier agent saw begin inside TLS: with its probes went the sight of their
+ * answers, and a request that never ends keeps its thread ambiguous. Run by the agent before it
+ * attaches the first probe of its own.
+ */
+SEC("iter/bpf_map_elem")
+int tl_tls_sweep(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct tl_request *request;
+	__u64 *at = ctx->key;
+	__u64 key;
+
+	if (!at)
+		return 0;
+	key = *at;
+	request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (request && request->flags & TL_REQUEST_TLS)
+		tl_request_end(key);
 	return 0;
 }

@@ -62,6 +62,7 @@ class DurationRow:
     count: int
     sum_ns: int
     buckets: tuple[int, ...]
+    tls: bool = False  # seen inside TLS
 
 
 # --- decoding -------------------------------------------------------------------------------
@@ -160,6 +161,7 @@ def decode_duration(key: bytes, values: bytes) -> DurationRow:
         method=_METHODS[k.method],
         status=k.status,
         http_version=f"1.{k.http_minor}",
+        tls=bool(k.tls),
         count=total[0],
         sum_ns=total[1],
         buckets=tuple(total[2:]),

@@ -32,7 +32,7 @@ from throughline.spans import CONNECTION_CLOSED, SCHEMA_URL, SCOPE, resource
 # Seconds; the advice of the semantic conventions for HTTP durations, as events.DurationRow counts.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
-_Series = tuple[str, str, int, str]  # kind, method, status, HTTP version
+_Series = tuple[str, str, int, str, bool]  # kind, method, status, HTTP version, inside TLS
 
 
 def duration_metrics(
@@ -46,7 +46,7 @@ def duration_metrics(
     totals: dict[Service, dict[_Series, tuple[int, int, tuple[int, ...]]]] = defaultdict(dict)
     for row in rows:
         series = totals[lookup(row.cgroup_id)]
-        key = (row.kind, row.method, row.status, row.http_version)
+        key = (row.kind, row.method, row.status, row.http_version, row.tls)
         known = series.get(key)
         if known is None:
             series[key] = (row.count, row.sum_ns, row.buckets)
@@ -58,10 +58,10 @@ def duration_metrics(
         if not service.traced:
             continue
         points: dict[str, list[HistogramDataPoint]] = {"server": [], "client": []}
-        for (kind, method, status, version), (count, sum_ns, buckets) in by_series.items():
+        for (kind, method, status, version, tls), (count, sum_ns, buckets) in by_series.items():
             points[kind].append(
                 HistogramDataPoint(
-                    attributes=_attributes(kind, method, status, version),
+                    attributes=_attributes(kind, method, status, version, tls=tls),
                     start_time_unix_nano=start_unix_ns,
                     time_unix_nano=now_unix_ns,
                     count=count,
@@ -129,10 +129,12 @@ def metrics_data(parts: Iterable[ResourceMetrics]) -> MetricsData:
     return MetricsData(resource_metrics=[part for part in parts if part.scope_metrics[0].metrics])
 
 
-def _attributes(kind: str, method: str, status: int, version: str) -> dict[str, str | int]:
+def _attributes(
+    kind: str, method: str, status: int, version: str, *, tls: bool
+) -> dict[str, str | int]:
     attributes: dict[str, str | int] = {
         "http.request.method": method,
-        "url.scheme": "http",
+        "url.scheme": "https" if tls else "http",
         "network.protocol.version": version,
     }
     if status:

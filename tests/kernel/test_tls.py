@@ -6,11 +6,13 @@ import hashlib
 import http.client
 import json
 import random
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -134,6 +136,33 @@ def test_a_call_over_tls_belongs_to_the_request_that_made_it(
     assert len(right) == COUNT
     for call in calls:
         assert str(call.attributes["url.full"]).startswith(f"https://127.0.0.1:{back}/order/")
+
+
+def test_what_was_open_when_the_agent_died_does_not_stand_in_the_way(
+    traced: Traced, secure: Secure
+) -> None:
+    """Its answer was seen by nobody: the thread of an event loop would be ambiguous for ever."""
+    back = secure.python("back")
+    front = secure.node("front", onward=back)
+    secure.wait_found("node")
+    with socket.create_connection(("127.0.0.1", front), timeout=20) as raw:
+        opened = secure.trust().wrap_socket(raw, server_hostname="127.0.0.1")
+        opened.sendall(b"POST /open HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
+        time.sleep(0.3)
+        traced.stop_agent(signal.SIGKILL)
+        opened.sendall(b"body")
+        response = http.client.HTTPResponse(opened)
+        response.begin()
+        assert response.read() == b"body"
+        traced.start_agent()
+        secure.wait_found("node")
+        for number in range(COUNT):
+            get(front, secure.trust(), f"/after/{number}", {})
+        opened.close()
+    spans = traced.wait_spans(3 * COUNT, where=lambda span: span.path.startswith("/after/"))
+    calls = [span for span in spans if span.kind == "CLIENT"]
+    assert len(calls) == COUNT
+    assert [call.path for call in calls if not call.parent_span_id] == []
 
 
 def test_curl_is_a_client(traced: Traced, secure: Secure) -> None:

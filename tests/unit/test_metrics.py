@@ -124,3 +124,11 @@ def test_counters() -> None:
 def test_nothing_is_sent_for_nothing() -> None:
     part = counter_metrics({}, agent=CART, start_unix_ns=5, now_unix_ns=9)
     assert not sent(part).resource_metrics
+
+
+def test_what_was_seen_inside_tls_is_a_series_of_its_own() -> None:
+    parts = duration_metrics(
+        [row(1), row(1, tls=True)], lookup=lambda _: SHOP, start_unix_ns=1, now_unix_ns=2
+    )
+    points = sent(*parts).resource_metrics[0].scope_metrics[0].metrics[0].histogram.data_points
+    assert [attributes(point)["url.scheme"] for point in points] == ["http", "https"]

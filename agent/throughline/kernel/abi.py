@@ -176,9 +176,10 @@ class DurationKey(NamedTuple):
     kind: int
     method: int
     http_minor: int
+    tls: int
 
 
-DURATION_KEY = Struct("<QHBBB3x")
+DURATION_KEY = Struct("<QHBBBB2x")
 
 
 class Duration(NamedTuple):

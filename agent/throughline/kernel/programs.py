@@ -154,14 +154,24 @@ class Programs:
         self.interfaces.follow(only=only_interface)
         self._note(program, "egress of interfaces", program.fd)
 
+    def _sweep(self, tls: libbpf.Object) -> None:
+        """Ends requests inside TLS of an earlier run, whose answers nobody has seen."""
+        for _ in range(2):  # one that is removed may hide the next from the iterator
+            link = tls.program("tl_tls_sweep").attach_map_iterator(self.map_fd("tl_requests"))
+            try:
+                libbpf.run_iterator(link)
+            finally:
+                link.destroy()
+
     def attach_tls(self, *, kind: uprobes.Kind) -> libbpf.Object:
         """Group `tls`, apart from its uprobes: whoever finds files to probe attaches them.
 
         After `attach_observe`.
         """
         loaded = self.objects.load("tls", prepare=lambda opened: uprobes.prepare(opened, kind))
+        self._sweep(loaded)
         for program in loaded.programs():
-            if program.section.partition("/")[0] not in _UPROBE_TYPES:
+            if program.section.partition("/")[0] not in (*_UPROBE_TYPES, "iter"):
                 self._links.append(program.attach())
                 self._note(program, program.section.partition("/")[2], program.fd)
         return loaded

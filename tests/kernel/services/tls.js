@@ -1,5 +1,5 @@
 // HTTPS server of Node.js, whose OpenSSL is part of the executable: PORT [NEXT_PORT], CERTIFICATE.
-// Answers the request's body, or what the next service answered. With CACHE, a port, it asks there
+// Answers the request's body, or for a GET what the next service answered. With CACHE, a port, it asks there
 // first, a line for a line, and then makes a new connection to the next service.
 const fs = require("fs");
 const https = require("https");
@@ -24,7 +24,7 @@ if (cache) {
 
 https
   .createServer({ key: pem, cert: pem }, (request, response) => {
-    if (!next) {
+    if (!next || request.method === "POST") {
       request.pipe(response);
       return;
     }
