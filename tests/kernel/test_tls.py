@@ -147,13 +147,12 @@ def test_what_was_open_when_the_agent_died_does_not_stand_in_the_way(
     secure.wait_found("node")
     with socket.create_connection(("127.0.0.1", front), timeout=20) as raw:
         opened = secure.trust().wrap_socket(raw, server_hostname="127.0.0.1")
-        opened.sendall(b"POST /open HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
+        opened.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
         time.sleep(0.3)
         traced.stop_agent(signal.SIGKILL)
-        opened.sendall(b"body")
         response = http.client.HTTPResponse(opened)
         response.begin()
-        assert response.read() == b"body"
+        assert response.read() == b"slow"
         traced.start_agent()
         secure.wait_found("node")
         for number in range(COUNT):

@@ -1,5 +1,5 @@
 // HTTPS server of Node.js, whose OpenSSL is part of the executable: PORT [NEXT_PORT], CERTIFICATE.
-// Answers the request's body, or for a GET what the next service answered. With CACHE, a port, it asks there
+// Answers the request's body, or what the next service answered; /slow after a second. With CACHE, a port, it asks there
 // first, a line for a line, and then makes a new connection to the next service.
 const fs = require("fs");
 const https = require("https");
@@ -24,7 +24,11 @@ if (cache) {
 
 https
   .createServer({ key: pem, cert: pem }, (request, response) => {
-    if (!next || request.method === "POST") {
+    if (request.url === "/slow") {
+      setTimeout(() => response.end("slow"), 1000);
+      return;
+    }
+    if (!next) {
       request.pipe(response);
       return;
     }
