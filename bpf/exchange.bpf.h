@@ -46,6 +46,25 @@ static __always_inline void tl_set_addresses(struct tl_conn *conn, struct bpf_so
 	peer[3] = tl_keep(sk->dst_ip6[3]);
 }
 
+/* An address of a socket, as IPv4-mapped IPv6 address. */
+static __always_inline void tl_copy_address(__u8 *out, __u16 family, __u32 ip4,
+					    const struct in6_addr *ip6)
+{
+	__u32 *address = (__u32 *)out;
+
+	if (family == TL_AF_INET) {
+		address[0] = 0;
+		address[1] = 0;
+		address[2] = bpf_htonl(0xffff);
+		address[3] = ip4;
+		return;
+	}
+	address[0] = ip6->in6_u.u6_addr32[0];
+	address[1] = ip6->in6_u.u6_addr32[1];
+	address[2] = ip6->in6_u.u6_addr32[2];
+	address[3] = ip6->in6_u.u6_addr32[3];
+}
+
 /* Adds one finished request to the duration histograms, sampled or not. */
 static __always_inline void tl_measure(struct tl_conn *conn, __u8 kind, __u8 method, __u8 minor,
 				       __u16 status, __u64 duration)
@@ -190,6 +209,23 @@ static __always_inline bool tl_pipelined(struct tl_conn *conn, struct tl_text *t
 		tl_request_end(conn->request);
 	conn->request = 0;
 	conn->role = TL_ROLE_OFF;
+	return true;
+}
+
+/*
+ * `n` bytes have been read into the chunk, at offset `base` of the send: may they be parsed? False when
+ * requests are pipelined, which is asked before the parser overwrites the text of the one under way.
+ */
+static __always_inline bool tl_chunk_ready(struct tl_conn *conn, struct tl_text *text,
+					   const struct tl_http *http, struct tl_chunk *chunk,
+					   __u32 n, __u32 base)
+{
+	if (http->state == TL_HTTP_START && !(http->flags & TL_HTTP_RESPONSE) &&
+	    chunk->data[0] != '\r' && chunk->data[0] != '\n' && tl_pipelined(conn, text))
+		return false;
+	chunk->len = n;
+	chunk->pos = 0;
+	chunk->base = base;
 	return true;
 }
 

@@ -285,12 +285,8 @@ __noinline int tl_send_chunk(struct sk_msg_md *msg, TL_EXCHANGE, __u32 off)
 		return -1;
 	if (bpf_probe_read_kernel(chunk->data, tl_length(n, TL_CHUNK), data))
 		return -1;
-	if (http->state == TL_HTTP_START && chunk->data[0] != '\r' && chunk->data[0] != '\n' &&
-	    tl_pipelined(conn, text))
+	if (!tl_chunk_ready(conn, text, http, chunk, n, off))
 		return 0;
-	chunk->len = n;
-	chunk->pos = 0;
-	chunk->base = off;
 	what = tl_http_feed(TL_GIVE_STREAM(conn, text, TL_OUT, chunk));
 	skipped += chunk->pos;
 	if (what == TL_FEED_MORE)

@@ -83,13 +83,8 @@ __noinline int tl_packet_chunk(struct __sk_buff *skb, TL_EXCHANGE, __u64 range, 
 		http->state = TL_HTTP_LOST;
 		return 0;
 	}
-	/* before the parser overwrites the text of the request that is under way */
-	if (http->state == TL_HTTP_START && !(http->flags & TL_HTTP_RESPONSE) &&
-	    chunk->data[0] != '\r' && chunk->data[0] != '\n' && tl_pipelined(conn, text))
+	if (!tl_chunk_ready(conn, text, http, chunk, n, 0))
 		return 0;
-	chunk->len = n;
-	chunk->pos = 0;
-	chunk->base = 0;
 	what = tl_http_feed(TL_GIVE_STREAM(conn, text, direction, chunk));
 	if (what == TL_FEED_HEADERS || what == TL_FEED_MESSAGE)
 		tl_packet_event(TL_GIVE_EXCHANGE(conn, text), direction, what);
@@ -519,23 +514,6 @@ int BPF_PROG(tl_read, struct sock *sk)
 }
 
 #ifndef TL_LEGACY
-/* An address of a socket, as IPv4-mapped IPv6 address. */
-static __always_inline void tl_copy_address(__u8 *out, __u16 family, __u32 ip4,
-					    const struct in6_addr *ip6)
-{
-	__u32 *address = (__u32 *)out;
-
-	if (family == TL_AF_INET) {
-		address[2] = bpf_htonl(0xffff);
-		address[3] = ip4;
-		return;
-	}
-	address[0] = ip6->in6_u.u6_addr32[0];
-	address[1] = ip6->in6_u.u6_addr32[1];
-	address[2] = ip6->in6_u.u6_addr32[2];
-	address[3] = ip6->in6_u.u6_addr32[3];
-}
-
 /* A connection was accepted: what its first segment held, if that made it, becomes its own. */
 static __always_inline void tl_take_early(struct sock *sk)
 {

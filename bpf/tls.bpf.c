@@ -189,13 +189,8 @@ __noinline int tl_tls_chunk(TL_EXCHANGE, __u64 address, __u32 left, __u32 direct
 		http->state = TL_HTTP_LOST;
 		return 0;
 	}
-	/* before the parser overwrites the text of the request that is under way */
-	if (http->state == TL_HTTP_START && !(http->flags & TL_HTTP_RESPONSE) &&
-	    chunk->data[0] != '\r' && chunk->data[0] != '\n' && tl_pipelined(conn, text))
+	if (!tl_chunk_ready(conn, text, http, chunk, n, 0))
 		return 0;
-	chunk->len = n;
-	chunk->pos = 0;
-	chunk->base = 0;
 	what = tl_http_feed(TL_GIVE_STREAM(conn, text, direction, chunk));
 	if (what == TL_FEED_HEADERS || what == TL_FEED_MESSAGE)
 		tl_tls_event(TL_GIVE_EXCHANGE(conn, text), direction, what);
@@ -603,25 +598,6 @@ int BPF_KPROBE(tl_ssl_free, __u64 ssl)
 	return 0;
 }
 
-/* An address of a socket, as IPv4-mapped IPv6 address. */
-static __always_inline void tl_tls_address(__u8 *out, __u16 family, __u32 ip4,
-					   const struct in6_addr *ip6)
-{
-	__u32 *address = (__u32 *)out;
-
-	if (family == TL_AF_INET) {
-		address[0] = 0;
-		address[1] = 0;
-		address[2] = bpf_htonl(0xffff);
-		address[3] = ip4;
-		return;
-	}
-	address[0] = ip6->in6_u.u6_addr32[0];
-	address[1] = ip6->in6_u.u6_addr32[1];
-	address[2] = ip6->in6_u.u6_addr32[2];
-	address[3] = ip6->in6_u.u6_addr32[3];
-}
-
 /* The current thread has read a socket: inside of a call, it is the one of its TLS connection. */
 SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(tl_ssl_socket, struct sock *sk)
@@ -664,10 +640,10 @@ int BPF_PROG(tl_ssl_socket, struct sock *sk)
 	thread->flags = conn ? conn->flags : 0;
 	thread->local_port = sk->__sk_common.skc_num;
 	thread->peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
-	tl_tls_address(thread->local_addr, sk->__sk_common.skc_family,
-		       sk->__sk_common.skc_rcv_saddr, &sk->__sk_common.skc_v6_rcv_saddr);
-	tl_tls_address(thread->peer_addr, sk->__sk_common.skc_family, sk->__sk_common.skc_daddr,
-		       &sk->__sk_common.skc_v6_daddr);
+	tl_copy_address(thread->local_addr, sk->__sk_common.skc_family,
+			sk->__sk_common.skc_rcv_saddr, &sk->__sk_common.skc_v6_rcv_saddr);
+	tl_copy_address(thread->peer_addr, sk->__sk_common.skc_family, sk->__sk_common.skc_daddr,
+			&sk->__sk_common.skc_v6_daddr);
 	if (tls) {
 		tl_tls_on(tls, thread);
 		thread->socket = 0;
