@@ -17,7 +17,7 @@ STAGES = (
     {"services"},
     {"spans", "metrics"},
     {"export"},
-    {"libraries", "mappings"},
+    {"libraries", "mappings", "golang"},
     {"groups"},
     {"status", "doctor", "report"},
     {"agent"},

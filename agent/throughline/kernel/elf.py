@@ -22,7 +22,7 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little endian
 _TYPES = (2, 3)  # ET_EXEC, ET_DYN
 _X86_64 = 62
-_PT_LOAD, _PT_DYNAMIC, _PF_X = 1, 2, 1
+_PT_LOAD, _PT_DYNAMIC, _PT_NOTE, _PF_X = 1, 2, 4, 1
 _SHT_SYMTAB = 2
 _STT_FUNC = 2
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
@@ -49,9 +49,11 @@ class Function:
 
 
 @dataclass(frozen=True, slots=True)
-class _Segment:
+class Segment:
+    """What is loaded of the file, or points to something in it."""
+
     offset: int
-    address: int
+    address: int  # as linked
     size: int  # bytes in the file
     executable: bool
 
@@ -66,7 +68,8 @@ class Elf:
         self._fd = fd
         fields = _HEADER.unpack(header)
         self._sections_at, self._section_bytes, self._sections = fields[6], *fields[11:13]
-        self._segments: list[_Segment] = []
+        self._segments: list[Segment] = []
+        self.notes: list[Segment] = []
         self._dynamic: tuple[int, int] | None = None
         offset, size, count = fields[5], *fields[9:11]
         if count and (size != _SEGMENT.size or count > _MAX_SEGMENTS):
@@ -75,9 +78,11 @@ class Elf:
             self.read(offset, count * _SEGMENT.size)
         ):
             if kind == _PT_LOAD:
-                self._segments.append(_Segment(start, address, length, bool(flags & _PF_X)))
+                self._segments.append(Segment(start, address, length, bool(flags & _PF_X)))
             elif kind == _PT_DYNAMIC:
                 self._dynamic = (start, min(length, _MAX_DYNAMIC_BYTES))
+            elif kind == _PT_NOTE:
+                self.notes.append(Segment(start, address, length, False))
 
     @classmethod
     def open(cls, fd: int) -> Elf | None:
@@ -89,6 +94,15 @@ class Elf:
             return None
         _, kind, machine, *_ = _HEADER.unpack(header)
         return cls(fd, header) if kind in _TYPES and machine == _X86_64 else None
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What is loaded."""
+        return tuple(self._segments)
+
+    @property
+    def fd(self) -> int:
+        return self._fd
 
     # -- addresses -------------------------------------------------------------------------------
 
@@ -137,7 +151,7 @@ class Elf:
         return {}
 
     def _dynamic_functions(self, names: list[str]) -> dict[str, Function]:
-        tags = self._tags()
+        tags = self.tags()
         if _DT_SYMTAB not in tags or _DT_STRTAB not in tags:
             return {}
         if _DT_GNU_HASH in tags:
@@ -158,7 +172,8 @@ class Elf:
                     break
         return found
 
-    def _tags(self) -> dict[int, int]:
+    def tags(self) -> dict[int, int]:
+        """The values of the dynamic section."""
         if self._dynamic is None:
             return {}
         offset, size = self._dynamic
@@ -230,13 +245,7 @@ class Elf:
 
     def _symtab(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
         """Offset and size of .symtab and of its strings, when they are there and not too large."""
-        if not self._sections_at or self._section_bytes != _SECTION.size:
-            return None
-        if self._sections > _MAX_SECTIONS:
-            raise MalformedError(f"{self._sections} sections")
-        headers = list(
-            _SECTION.iter_unpack(self.read(self._sections_at, self._sections * _SECTION.size))
-        )
+        headers = self.section_headers()
         for header in headers:
             if header[1] == _SHT_SYMTAB and header[6] < len(headers):
                 strings = headers[header[6]]
@@ -245,6 +254,16 @@ class Elf:
                     return None
                 return (header[4], size), (strings[4], strings[5])
         return None
+
+    def section_headers(self) -> list[tuple[int, ...]]:
+        """Name, type, flags, address, offset, size, link, info, alignment, entry size of each."""
+        if not self._sections_at or self._section_bytes != _SECTION.size:
+            return []
+        if self._sections > _MAX_SECTIONS:
+            raise MalformedError(f"{self._sections} sections")
+        return list(
+            _SECTION.iter_unpack(self.read(self._sections_at, self._sections * _SECTION.size))
+        )
 
     def _search(self, wanted: bytes, start: int, size: int) -> Iterator[int]:
         """Where `wanted` ends a string: linkers let a name share the end of a longer one."""

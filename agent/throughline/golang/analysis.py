@@ -1,0 +1,157 @@
+"""From an open file to what is known of the Go program in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from throughline.golang import buildinfo, moduledata, pclntab, prologue
+from throughline.golang.image import Image
+from throughline.golang.moduledata import Module
+from throughline.golang.pclntab import Table
+from throughline.golang.program import Program, Site, UnsupportedError
+from throughline.golang.rtypes import Struct, Types
+from throughline.golang.wanted import EXTRA, FEATURES, NEWEST_MINOR, OLDEST_MINOR, Feature, split
+from throughline.kernel.elf import Elf, MalformedError
+
+_VERSION = re.compile(r"go1\.([0-9]+)(?:\.[0-9]+|rc[0-9]+|beta[0-9]+)?(?![0-9a-z])")
+# also "go1.22.10 X:nocoverageredesign" and a distributor's "go1.19.8-1"
+
+
+@dataclass(slots=True)
+class _Found:
+    sites: dict[str, Site] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    twice: set[str] = field(default_factory=set)  # functions of which there are two
+
+
+def analyse(fd: int) -> Program | None:
+    """The Go program in an open file; None when there is none.
+
+    Raises UnsupportedError for one that cannot be read at all, MalformedError for a file that
+    contradicts itself, OSError when it cannot be read. The descriptor stays open.
+    """
+    elf = Elf.open(fd)
+    if elf is None:
+        return None
+    image = Image(elf)
+    info = buildinfo.read(image)
+    if info is None:
+        return None
+    minor = _minor(info.version)
+    table, module = _locate(image, minor)
+    found = _Found()
+    _find_sites(image, table, module, found)
+    _find_offsets(Types(image, module, minor), found)
+    return Program(
+        version=info.version,
+        path=info.path,
+        modules=info.modules,
+        build_id=buildinfo.build_id(elf),
+        sites=found.sites,
+        offsets=found.offsets,
+        types=found.types,
+        sources=found.sources,
+        missing=_missing(found),
+    )
+
+
+def _minor(version: str) -> int:
+    match = _VERSION.match(version)
+    if match is None:
+        raise UnsupportedError(f"{version[:60]!r} is not a release of Go")
+    minor = int(match[1])
+    if minor < OLDEST_MINOR:
+        raise UnsupportedError(f"{version} is older than go1.{OLDEST_MINOR}")
+    if minor > NEWEST_MINOR:
+        raise UnsupportedError(f"{version} is newer than what was tested, go1.{NEWEST_MINOR}")
+    return minor
+
+
+def _locate(image: Image, minor: int) -> tuple[Table, Module]:
+    named = buildinfo.sections(image.elf)
+    section = named.get(".gopclntab") or named.get(".data.rel.ro.gopclntab")
+    for table in pclntab.tables(image, section):
+        module = moduledata.find(image, table, minor)
+        if module is not None:
+            return table, module
+    raise UnsupportedError("the program has no function table that could be read")
+
+
+def _find_sites(image: Image, table: Table, module: Module, found: _Found) -> None:
+    names = {name for feature in FEATURES for group in feature.functions for name in group}
+    for name, ranges in table.lookup(image, [name.encode() for name in names]).items():
+        if len(ranges) > 1:
+            found.twice.add(name.decode())
+            continue
+        start, end = ranges[0]
+        site = _site(image.elf, module.text + start, end - start)
+        if site is not None:
+            found.sites[name.decode()] = site
+
+
+def _site(elf: Elf, address: int, size: int) -> Site | None:
+    code = elf.code(address, min(size, prologue.CODE_BYTES)) if size > 0 else b""
+    past, checks = prologue.cheap(code) or (0, False)
+    offset = elf.offset(address + past, executable=True)
+    if not code or offset is None:
+        raise MalformedError(f"no code at {address:#x}")
+    return Site(offset, dear=prologue.cheap(code) is None, restarts=checks)
+
+
+def _find_offsets(types: Types, found: _Found) -> None:
+    everything = (*FEATURES, EXTRA)
+    fields = {group for feature in everything for group in feature.offsets}
+    descriptors = {group for feature in everything for group in feature.types}
+    names = {split(name)[0] for group in fields for name in group}
+    names |= {name.removeprefix("*") for group in descriptors for name in group}
+    structs = types.find(names)
+    for group in fields:
+        for struct, path in map(split, group):
+            offset = types.offset(structs[struct], path) if struct in structs else None
+            if offset is not None:
+                found.offsets[group[0]] = offset
+                found.sources[group[0]] = "types"
+                break
+    for group in descriptors:
+        for name in group:
+            address = _descriptor(structs, name)
+            if address is not None:
+                found.types[group[0]] = address
+                break
+
+
+def _descriptor(structs: Mapping[str, Struct], name: str) -> int | None:
+    struct = structs.get(name.removeprefix("*"))
+    if struct is None:
+        return None
+    return struct.pointer if name.startswith("*") else struct.address
+
+
+def _missing(found: _Found) -> dict[str, str]:
+    missing = {}
+    for feature in FEATURES:
+        reason = _lacks(feature, found)
+        if reason:
+            missing[feature.name] = reason
+    return missing
+
+
+def _lacks(feature: Feature, found: _Found) -> str:
+    """The first thing that a feature needs and the program does not have, else ""."""
+    lost = [group for group in feature.functions if not found.sites.keys() & group]
+    if len(lost) == len(feature.functions) and feature.package:
+        return f"the program does not use {feature.package}"
+    for group in lost:
+        twice = found.twice.intersection(group)
+        return f"there are two functions {twice.pop()}" if twice else f"no function {group[0]}"
+    for group in feature.offsets:
+        if group[0] not in found.offsets:
+            return f"no offset of {group[0]}"
+    for group in feature.types:
+        if group[0] not in found.types:
+            return f"no type {group[0]}"
+    return ""

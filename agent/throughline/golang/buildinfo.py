@@ -1,0 +1,159 @@
+"""What a Go binary says of itself: Go's version, the main package, modules, build id.
+
+Formats: debug/buildinfo (the section .go.buildinfo, or the start of the data where sections have
+been cut off), runtime/debug.ParseBuildInfo, and cmd/internal/buildid for the note.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from throughline.golang.image import Image
+from throughline.golang.program import UnsupportedError
+from throughline.kernel.elf import Elf, MalformedError
+
+_MAGIC = b"\xff Go buildinf:"
+_HEADER_BYTES = 32
+_INLINE = 2  # flag: the strings follow, since Go 1.18
+_SCAN_BYTES = 1 << 20  # of each segment, where there are no sections
+_MAX_NAMES_BYTES = 1 << 16
+_MAX_VERSION_BYTES = 1 << 10
+_MAX_INFO_BYTES = 1 << 20
+_FRAME_BYTES = 16  # before and after the module information
+_MAX_NOTES_BYTES = 1 << 12
+_NOTE = struct.Struct("<III")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildInfo:
+    """The build information, without what nobody asks for."""
+
+    version: str
+    path: str
+    modules: Mapping[str, str]
+
+
+def read(image: Image) -> BuildInfo | None:
+    """None for what is no Go binary. Raises UnsupportedError for Go before 1.18."""
+    address = _locate(image)
+    if address is None:
+        return None
+    header = image.exactly(address, _HEADER_BYTES)
+    if not header[15] & _INLINE:
+        raise UnsupportedError("built by Go before 1.18")
+    version, end = _string(image, address + _HEADER_BYTES, _MAX_VERSION_BYTES)
+    info, _ = _string(image, end, _MAX_INFO_BYTES)
+    if not version:
+        return None
+    path, modules = _modules(info)
+    return BuildInfo(version.decode("utf-8", "replace"), path, modules)
+
+
+def sections(elf: Elf) -> dict[str, tuple[int, int]]:
+    """Address and size of each section that has a name."""
+    headers = elf.section_headers()
+    names = next((h for h in headers if h[1] == 3 and _is_names(elf, h)), None)
+    if names is None:
+        return {}
+    strings = elf.read(names[4], min(names[5], _MAX_NAMES_BYTES))
+    found: dict[str, tuple[int, int]] = {}
+    for name, _, _, address, _, size, *_ in headers:
+        end = strings.find(b"\0", name)
+        if end > name:
+            found.setdefault(strings[name:end].decode("utf-8", "replace"), (address, size))
+    return found
+
+
+def _is_names(elf: Elf, header: tuple[int, ...]) -> bool:
+    """Is this string table the one of section names? It has its own name in it."""
+    name = elf.read(header[4], min(header[5], _MAX_NAMES_BYTES))[header[0] :]
+    return name.startswith(b".shstrtab\0")
+
+
+def _locate(image: Image) -> int | None:
+    named = sections(image.elf)
+    if named:
+        section = named.get(".go.buildinfo")
+        ranges = [section] if section else []
+    else:
+        ranges = [(segment.address, min(segment.size, _SCAN_BYTES)) for segment in image.data]
+    for address, size in ranges:
+        data = image.read(address, min(size, _SCAN_BYTES)) if size else b""
+        at = data.find(_MAGIC)
+        while at >= 0:
+            if (address + at) % 16 == 0:
+                return address + at
+            at = data.find(_MAGIC, at + 1)
+    return None
+
+
+def _string(image: Image, address: int, limit: int) -> tuple[bytes, int]:
+    """A string behind its length, and where it ends."""
+    size, used = uvarint(image.read(address, 10))
+    if size > limit:
+        raise MalformedError(f"build information of {size} bytes")
+    start = address + used
+    return (image.exactly(start, size) if size else b""), start + size
+
+
+def uvarint(data: bytes) -> tuple[int, int]:
+    """A number as encoding/binary writes it, and its length."""
+    value = 0
+    for at, byte in enumerate(data[:10]):
+        value |= (byte & 0x7F) << 7 * at
+        if byte < 0x80:
+            return value, at + 1
+    raise MalformedError("a number has no end")
+
+
+def _modules(info: bytes) -> tuple[str, dict[str, str]]:
+    text = info[_FRAME_BYTES:-_FRAME_BYTES].decode("utf-8", "replace")
+    path, last = "", ""
+    modules: dict[str, str] = {}
+    for line in text.split("\n"):
+        kind, *fields = line.split("\t")
+        if kind == "path" and fields:
+            path = fields[0]
+        elif kind in ("mod", "dep") and len(fields) > 1:
+            last = fields[0]
+            modules[last] = fields[1]
+        elif kind == "=>" and len(fields) > 1 and last:
+            same = fields[0] == last
+            modules[last] = fields[1] if same else f"=> {fields[0]} {fields[1]}"
+    return path, modules
+
+
+def build_id(elf: Elf) -> str:
+    """The GNU build id, else Go's, else a hash of what is loaded."""
+    found: dict[tuple[bytes, int], bytes] = {}
+    for segment in elf.notes:
+        data = elf.read(segment.offset, min(segment.size, _MAX_NOTES_BYTES))
+        at = 0
+        while at + _NOTE.size <= len(data):
+            name_size, size, kind = _NOTE.unpack_from(data, at)
+            name_at = at + _NOTE.size
+            value_at = name_at + (name_size + 3 & ~3)
+            found.setdefault(
+                (data[name_at : name_at + name_size], kind), data[value_at : value_at + size]
+            )
+            at = value_at + (size + 3 & ~3)
+    if gnu := found.get((b"GNU\0", 3)):
+        return gnu.hex()
+    if go := found.get((b"Go\0\0", 4)):
+        return go.decode("ascii", "replace")
+    return f"sha256:{digest(elf)}"
+
+
+def digest(elf: Elf) -> str:
+    """A hash of what is loaded: what the analysis has seen, and what is probed."""
+    hashed = hashlib.sha256()
+    size = os.fstat(elf.fd).st_size
+    for segment in elf.segments:
+        end = min(segment.offset + segment.size, size)
+        for at in range(segment.offset, end, 1 << 20):
+            hashed.update(elf.read(at, min(1 << 20, end - at)))
+    return hashed.hexdigest()

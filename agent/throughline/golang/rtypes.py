@@ -1,0 +1,161 @@
+"""Struct layouts from the type data that every Go binary carries for its own runtime.
+
+A type's descriptor (internal/abi.Type, before Go 1.21 runtime._type) counts its name from the start
+of the types. So names are searched for first, then words that are such a count, at the place that
+they have in a descriptor. This needs no list of types: `typelinks` leaves most of them out, and Go
+1.27 has none. Named types say their package in an abi.UncommonType behind the descriptor. All has
+been the same from Go 1.18 to 1.27, but that 1.18 shifts the offset of a field by the bit `embedded`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from throughline.golang.buildinfo import uvarint
+from throughline.golang.image import Image
+from throughline.golang.moduledata import Module
+from throughline.kernel.elf import MalformedError
+
+_TFLAG, _KIND, _STRING, _EXTRA = 20, 23, 40, 48
+_UNCOMMON = 1  # flags of a type
+_KIND_MASK, _POINTER, _STRUCT = 0x1F, 22, 25
+_POINTER_BYTES, _STRUCT_BYTES = 56, 80  # behind them the package
+_HARMLESS_NAME_FLAGS = 0x0B  # exported, tagged, embedded
+_MAX_NAME_BYTES = 1 << 10
+_MAX_FIELDS = 1 << 10
+_MAX_DEPTH = 8  # of structs within a struct
+_MAX_CANDIDATES = 1 << 12
+_OVERLAP = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Struct:
+    """A named struct type."""
+
+    address: int  # of its descriptor
+    pointer: int | None  # of the descriptor of the pointer to it
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    offset: int
+    type: int
+
+
+class Types:
+    """The types of a program of Go 1.`minor`."""
+
+    def __init__(self, image: Image, module: Module, minor: int) -> None:
+        self._image = image
+        self._module = module
+        self._shift = 1 if minor < 19 else 0
+        self._fields: dict[int, dict[str, _Field]] = {}
+
+    def find(self, wanted: Iterable[str]) -> dict[str, Struct]:
+        """Structs by package path and name ("net/http.Request"); what is there twice is left out."""
+        by_string: dict[bytes, list[str]] = {}
+        for name in wanted:
+            by_string.setdefault(b"*" + name.rpartition("/")[2].encode(), []).append(name)
+        names = self._names(by_string)
+        structs: dict[str, list[int]] = {}
+        pointers: dict[int, int] = {}
+        for address, kind, string in self._descriptors(names):
+            if kind == _POINTER:
+                pointers[self._image.pointer(address + _EXTRA)] = address
+            elif kind == _STRUCT:
+                package = self._package(address)
+                for name in by_string[names[string]]:
+                    if name.rpartition(".")[0] == package:
+                        structs.setdefault(name, []).append(address)
+        return {
+            name: Struct(found[0], pointers.get(found[0]))
+            for name, found in structs.items()
+            if len(found) == 1
+        }
+
+    def offset(self, struct: Struct, path: str) -> int | None:
+        """Where a field is; "pfd.Sysfd" is a field of a struct within. None: not there."""
+        offset, address = 0, struct.address
+        for name in path.split(".")[:_MAX_DEPTH]:
+            field = self._fields_of(address).get(name)
+            if field is None:
+                return None
+            offset += field.offset
+            address = field.type
+        return offset
+
+    def _names(self, wanted: Mapping[bytes, object]) -> dict[int, bytes]:
+        """Where the names are, from the start of the types: a flag, the length, the bytes."""
+        found: dict[int, bytes] = {}
+        framed = {bytes([len(name)]) + name: name for name in wanted if len(name) < 128}
+        pattern = re.compile(b"|".join(re.escape(name) for name in framed))
+        start, size = self._module.types, self._module.types_end - self._module.types
+        for at, piece in self._image.pieces(start, size, _OVERLAP):
+            for match in pattern.finditer(piece):
+                place = match.start() - 1
+                if place >= 0 and not piece[place] & ~_HARMLESS_NAME_FLAGS:
+                    found[at + place - start] = framed[match.group()]
+            if len(found) > _MAX_CANDIDATES:
+                raise MalformedError("the names of types repeat without end")
+        return found
+
+    def _descriptors(self, names: Mapping[int, object]) -> Iterator[tuple[int, int, int]]:
+        """Address, kind and name of the named types that have one of these names."""
+        start, size = self._module.types, self._module.types_end - self._module.types
+        # descriptors are aligned to pointers, and their names are at a multiple of 8, too
+        skew = -start % 8
+        count = 0
+        for at, piece in self._image.pieces(start + skew, size - skew, 0):
+            words = memoryview(piece[: len(piece) & ~7]).cast("I")[::2].tolist()
+            for place in [index for index, word in enumerate(words) if word in names]:
+                address = at + place * 8 - _STRING
+                count += 1
+                if count > _MAX_CANDIDATES:
+                    raise MalformedError("the types have no end")
+                if address < start:
+                    continue
+                head = self._image.exactly(address, _STRING)
+                kind = head[_KIND] & _KIND_MASK
+                if kind == _POINTER or head[_TFLAG] & _UNCOMMON:
+                    yield address, kind, words[place]
+
+    def _package(self, struct: int) -> str:
+        """The path of the package of a named struct type, "" where it is no such thing."""
+        try:
+            offset = int.from_bytes(self._image.exactly(struct + _STRUCT_BYTES, 4), "little")
+            return self._name(self._module.types + offset)
+        except MalformedError:
+            return ""
+
+    def _fields_of(self, struct: int) -> dict[str, _Field]:
+        fields = self._fields.get(struct)
+        if fields is None:
+            fields = self._fields[struct] = self._read_fields(struct)
+        return fields
+
+    def _read_fields(self, struct: int) -> dict[str, _Field]:
+        head = self._image.exactly(struct, _STRING)
+        if head[_KIND] & _KIND_MASK != _STRUCT:
+            return {}
+        first, count = self._image.words(struct + _EXTRA + 8, 2)
+        if count > _MAX_FIELDS:
+            raise MalformedError(f"a struct of {count} fields")
+        size = int.from_bytes(head[:8], "little")
+        words = self._image.words(first, count * 3) if count else []
+        found: dict[str, _Field] = {}
+        for name, kind, offset in zip(words[::3], words[1::3], words[2::3], strict=True):
+            if offset >> self._shift > size:
+                raise MalformedError("a field lies outside of its struct")
+            found[self._name(name)] = _Field(offset >> self._shift, kind)
+        return found
+
+    def _name(self, address: int) -> str:
+        data = self._image.read(address, 66)
+        size, used = uvarint(data[1:])
+        if size > _MAX_NAME_BYTES:
+            raise MalformedError(f"a name of {size} bytes")
+        if 1 + used + size > len(data):
+            data = self._image.exactly(address, 1 + used + size)
+        return data[1 + used : 1 + used + size].decode("utf-8", "replace")
