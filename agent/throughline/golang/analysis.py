@@ -13,9 +13,11 @@ from throughline.golang.pclntab import Table
 from throughline.golang.program import Program, Site, UnsupportedError
 from throughline.golang.rtypes import Struct, Types
 from throughline.golang.wanted import EXTRA, FEATURES, NEWEST_MINOR, OLDEST_MINOR, Feature, split
+from throughline.golang.wanted import Module as Tested
 from throughline.kernel.elf import Elf, MalformedError
 
 _VERSION = re.compile(r"go1\.([0-9]+)(?:\.[0-9]+|rc[0-9]+|beta[0-9]+)?(?![0-9a-z])")
+_MODULE_VERSION = re.compile(r"v([0-9]{1,6})\.([0-9]{1,6})\.")
 # also "go1.22.10 X:nocoverageredesign" and a distributor's "go1.19.8-1"
 
 
@@ -55,7 +57,7 @@ def analyse(fd: int) -> Program | None:
         offsets=found.offsets,
         types=found.types,
         sources=found.sources,
-        missing=_missing(found),
+        missing=_missing(found, info.modules),
     )
 
 
@@ -82,7 +84,8 @@ def _locate(image: Image, minor: int) -> tuple[Table, Module]:
 
 
 def _find_sites(image: Image, table: Table, module: Module, found: _Found) -> None:
-    names = {name for feature in FEATURES for group in feature.functions for name in group}
+    everything = (*FEATURES, EXTRA)
+    names = {name for feature in everything for group in feature.functions for name in group}
     for name, ranges in table.lookup(image, [name.encode() for name in names]).items():
         if len(ranges) > 1:
             found.twice.add(name.decode())
@@ -131,20 +134,24 @@ def _descriptor(structs: Mapping[str, Struct], name: str) -> int | None:
     return struct.pointer if name.startswith("*") else struct.address
 
 
-def _missing(found: _Found) -> dict[str, str]:
+def _missing(found: _Found, modules: Mapping[str, str]) -> dict[str, str]:
     missing = {}
     for feature in FEATURES:
-        reason = _lacks(feature, found)
+        reason = _lacks(feature, found, modules)
         if reason:
             missing[feature.name] = reason
     return missing
 
 
-def _lacks(feature: Feature, found: _Found) -> str:
+def _lacks(feature: Feature, found: _Found, modules: Mapping[str, str]) -> str:
     """The first thing that a feature needs and the program does not have, else ""."""
     lost = [group for group in feature.functions if not found.sites.keys() & group]
     if len(lost) == len(feature.functions) and feature.package:
         return f"the program does not use {feature.package}"
+    for name, tested in feature.modules.items():
+        if reason := _untested(name, modules.get(name, ""), tested):
+            return reason
+    lost += [group for group in feature.shared if not found.sites.keys() & group]
     for group in lost:
         twice = found.twice.intersection(group)
         return f"there are two functions {twice.pop()}" if twice else f"no function {group[0]}"
@@ -154,4 +161,24 @@ def _lacks(feature: Feature, found: _Found) -> str:
     for group in feature.types:
         if group[0] not in found.types:
             return f"no type {group[0]}"
+    return ""
+
+
+def _untested(name: str, version: str, tested: Tested) -> str:
+    """Why a module's version is not to be believed, else "".
+
+    Programs that were not built from modules, as those of Debian, do not tell versions; then the
+    functions and fields that are there have to do.
+    """
+    if version.startswith("=>"):
+        return f"{name} is replaced by {version[3:]}"
+    match = _MODULE_VERSION.match(version)
+    if match is None:
+        return ""
+    release = int(match[1]), int(match[2])
+    if release < tested.oldest:
+        return f"{name} {version} is older than v{tested.oldest[0]}.{tested.oldest[1]}"
+    if release > tested.newest:
+        newest = f"v{tested.newest[0]}.{tested.newest[1]}"
+        return f"{name} {version} is newer than what was tested, {newest}"
     return ""

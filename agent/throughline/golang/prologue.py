@@ -1,8 +1,8 @@
 """Where a uprobe on a Go function is cheap, and still sees the arguments.
 
 The kernel emulates jumps, calls, pushes and the nop of one byte (arch/x86/kernel/uprobes.c), and
-single-steps a copy of anything else, which costs ten times as much. Arguments are in AX, BX, CX, DI,
-SI, R8 to R11, the goroutine is in R14 (cmd/compile/abi-internal.md). A function begins with the
+single-steps a copy of anything else, which costs ten times as much. Arguments are in AX, BX, CX,
+DI, SI, R8 to R11, the goroutine is in R14 (cmd/compile/abi-internal.md). A function begins with the
 check of its stack (cmd/internal/obj/x86/obj6.go, stacksplit), which ends in a branch and touches
 nothing but flags and R12:
     cmp 0x10(%r14),%rsp                                      jbe     small frames

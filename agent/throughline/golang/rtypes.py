@@ -4,7 +4,7 @@ A type's descriptor (internal/abi.Type, before Go 1.21 runtime._type) counts its
 of the types. So names are searched for first, then words that are such a count, at the place that
 they have in a descriptor. This needs no list of types: `typelinks` leaves most of them out, and Go
 1.27 has none. Named types say their package in an abi.UncommonType behind the descriptor. All has
-been the same from Go 1.18 to 1.27, but that 1.18 shifts the offset of a field by the bit `embedded`.
+been the same from Go 1.18 to 1.27, but that 1.18 keeps `embedded` in the lowest bit of an offset.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Struct:
 @dataclass(frozen=True, slots=True)
 class _Field:
     offset: int
-    type: int
+    type: int  # the address of its descriptor
 
 
 class Types:
@@ -54,7 +54,7 @@ class Types:
         self._fields: dict[int, dict[str, _Field]] = {}
 
     def find(self, wanted: Iterable[str]) -> dict[str, Struct]:
-        """Structs by package path and name ("net/http.Request"); what is there twice is left out."""
+        """Structs by package path and name ("net/http.Request"), without what is there twice."""
         by_string: dict[bytes, list[str]] = {}
         for name in wanted:
             by_string.setdefault(b"*" + name.rpartition("/")[2].encode(), []).append(name)
@@ -76,11 +76,14 @@ class Types:
         }
 
     def offset(self, struct: Struct, path: str) -> int | None:
-        """Where a field is; "pfd.Sysfd" is a field of a struct within. None: not there."""
+        """Where a field is, None when it is not there.
+
+        "pfd.Sysfd" is a field of a struct within the struct, "*Stream" a field that is a pointer.
+        """
         offset, address = 0, struct.address
         for name in path.split(".")[:_MAX_DEPTH]:
-            field = self._fields_of(address).get(name)
-            if field is None:
+            field = self._fields_of(address).get(name.removeprefix("*"))
+            if field is None or (name[0] == "*" and self._kind(field.type) != _POINTER):
                 return None
             offset += field.offset
             address = field.type
@@ -128,6 +131,9 @@ class Types:
             return self._name(self._module.types + offset)
         except MalformedError:
             return ""
+
+    def _kind(self, address: int) -> int:
+        return self._image.exactly(address, _STRING)[_KIND] & _KIND_MASK
 
     def _fields_of(self, struct: int) -> dict[str, _Field]:
         fields = self._fields.get(struct)

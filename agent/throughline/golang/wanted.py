@@ -1,33 +1,74 @@
-"""What each feature needs of a Go binary, and under which names it is known where.
+"""What each feature needs of a Go binary, and under which names it is there.
 
-A name stands for all its alternatives: the offset of `Field("net/http.http2clientStream.ID",
-"net/http/internal/http2.clientStream.ID")` is kept under the first of them, whichever the binary
-has. Functions keep the name that they have in the binary. Names are those of the sources of Go 1.18
-to 1.27, see tests/unit/test_golang_versions.py.
+Each entry is a group of names that mean the same in different versions. What is found is kept under
+the first of them, so that a reader asks for one name; functions keep the name that they have in the
+binary. Names are those of the sources of Go 1.18 to 1.27, golang.org/x/net/http2 and
+google.golang.org/grpc 1.50 to 1.85; nothing newer is believed to be the same.
+
+HTTP/2 is there up to twice: net/http brings its own copy ("net/http.http2…", since Go 1.27
+"net/http/internal/http2.…"), and a program may use golang.org/x/net/http2 besides.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 OLDEST_MINOR, NEWEST_MINOR = 18, 27  # of Go 1
+GRPC, X_NET = "google.golang.org/grpc", "golang.org/x/net"
+
+Group = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """The releases of a module that were looked at."""
+
+    oldest: tuple[int, int]
+    newest: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """All of it must be there. Each entry: names that mean the same, the key first."""
+    """Something that can be on or missing; it is on where all of this is there.
+
+    A field is "package/path.Struct.field.field of the struct within"; "*field" has to be a pointer.
+    """
 
     name: str
-    functions: tuple[tuple[str, ...], ...]
-    offsets: tuple[tuple[str, ...], ...] = ()
-    types: tuple[tuple[str, ...], ...] = ()
-    # a package without which the program has no use for the feature
-    package: str = ""
+    functions: tuple[Group, ...]
+    offsets: tuple[Group, ...] = ()
+    types: tuple[Group, ...] = ()  # "*package/path.Struct" is the pointer to it
+    package: str = ""  # what a program that has none of its functions does not use
+    modules: Mapping[str, Module] = field(default_factory=dict)
+    shared: tuple[Group, ...] = ()  # functions that are needed, and of another package
 
 
-def _each(prefix: str, *names: str) -> tuple[tuple[str, ...], ...]:
+def split(name: str) -> tuple[str, str]:
+    """The struct and the path within: "net.netFD.pfd.Sysfd" is "pfd.Sysfd" of "net.netFD"."""
+    start = name.rfind("/") + 1
+    package, struct, path = name[start:].split(".", 2)
+    return f"{name[:start]}{package}.{struct}", path
+
+
+def _each(prefix: str, *names: str) -> tuple[Group, ...]:
     return tuple((prefix + name,) for name in names)
 
+
+def _of(prefixes: Iterable[str], *names: str) -> tuple[Group, ...]:
+    """The same names below each of several prefixes."""
+    return tuple(tuple(prefix + name for prefix in prefixes) for name in names)
+
+
+def _method(prefixes: Iterable[str], struct: str, name: str) -> Group:
+    """A method of "net/http.http2" and "Framer" is "net/http.(*http2Framer).name"."""
+    parts = (prefix.rpartition(".") for prefix in prefixes)
+    return tuple(f"{package}.(*{start}{struct}).{name}" for package, _, start in parts)
+
+
+MODULES = {X_NET: Module((0, 0), (0, 62)), GRPC: Module((1, 50), (1, 85))}
+
+# --- net ----------------------------------------------------------------------------------------
 
 _SOCKET = (
     *_each("net.TCPConn.", "conn.fd"),
@@ -35,23 +76,111 @@ _SOCKET = (
     *_each("crypto/tls.Conn.", "conn"),
 )
 _CONNECTIONS = _each("*", "net.TCPConn", "crypto/tls.Conn")
+
+# --- net/http -----------------------------------------------------------------------------------
+
+_URL = _each("net/url.URL.", "Scheme", "Host", "Path", "RawQuery")
 _REQUEST = (
     *_each("net/http.Request.", "Method", "URL", "ProtoMajor", "Header", "Host", "RequestURI"),
     *_each("net/http.Request.", "TLS", "ctx"),
-    *_each("net/url.URL.", "Scheme", "Host", "Path", "RawQuery"),
+    *_URL,
 )
 _SERVE = ("net/http.serverHandler.ServeHTTP",)
 
-# Taken where it is there, not missed where it is not.
-EXTRA = Feature(
-    "",
-    functions=(),
-    offsets=(
-        *_each("runtime.g.", "parentGoid", "waitreason", "atomicstatus"),
-        ("net/http.Response.Request",),
-    ),
-    types=(("*net/http.Request",),),
+# --- HTTP/2 -------------------------------------------------------------------------------------
+
+_BUNDLED = ("net/http.http2", "net/http/internal/http2.")
+_X = ("golang.org/x/net/http2.",)
+# The first does not exist: it is what Go 1.27 knows as a type of its own, and others do not.
+_BUNDLED_REQUEST = (
+    "net/http.http2ClientRequest.",
+    "net/http/internal/http2.ClientRequest.",
+    "net/http.Request.",
 )
+_BUNDLED_WRITER = ("*net/http.http2responseWriter", "net/http.http2ResponseWriter")
+
+
+def _frame(prefixes: Iterable[str]) -> tuple[Group, ...]:
+    """Of a frame with headers. What is embedded has the name of its type."""
+    named = [(prefix, prefix.rpartition(".")[2]) for prefix in prefixes]
+    return (
+        *_of(prefixes, "MetaHeadersFrame.Fields"),
+        tuple(f"{prefix}MetaHeadersFrame.{start}HeadersFrame" for prefix, start in named),
+        tuple(f"{prefix}HeadersFrame.{start}FrameHeader.StreamID" for prefix, start in named),
+    )
+
+
+def _http2_client(
+    name: str, prefixes: tuple[str, ...], request: tuple[str, ...], *, package: str
+) -> Feature:
+    return Feature(
+        name,
+        functions=(
+            _method(prefixes, "clientStream", "writeRequest"),
+            _method(prefixes, "clientConnReadLoop", "handleResponse"),
+            _method(prefixes, "clientStream", "cleanupWriteRequest"),
+        ),
+        offsets=(
+            *_of(prefixes, "clientStream.cc", "clientStream.ID"),
+            *_of(prefixes, "ClientConn.tconn", "ClientConn.tlsState"),
+            *_frame(prefixes),
+            *_of(request, "Method", "URL", "Header", "Host"),
+            *_URL,
+            *_SOCKET,
+        ),
+        types=_CONNECTIONS,
+        package=package,
+        modules={X_NET: MODULES[X_NET]} if prefixes == _X else {},
+    )
+
+
+def _http2_server(name: str, prefixes: tuple[str, ...], writer: Group, *, package: str) -> Feature:
+    return Feature(
+        name,
+        functions=(
+            _method(prefixes, "responseWriterState", "writeHeader"),
+            _method(prefixes, "responseWriter", "handlerDone"),
+        ),
+        shared=(_SERVE,),
+        offsets=(
+            *_of(prefixes, "responseWriter.rws", "responseWriterState.stream"),
+            *_of(prefixes, "responseWriterState.conn", "responseWriterState.status"),
+            *_of(prefixes, "stream.id", "serverConn.conn"),
+            *_REQUEST,
+            *_SOCKET,
+        ),
+        types=(*_CONNECTIONS, writer),
+        package=package,
+        modules={X_NET: MODULES[X_NET]} if prefixes == _X else {},
+    )
+
+
+# --- gRPC ---------------------------------------------------------------------------------------
+
+_TRANSPORT = f"{GRPC}/internal/transport."
+_STATUS = (
+    (f"{GRPC}/internal/status.Status.s",),
+    ("google.golang.org/genproto/googleapis/rpc/status.Status.Code",),
+)
+
+
+def _stream(side: str, *names: str) -> tuple[Group, ...]:
+    """Of a stream of the transport, which is one type for both sides before 1.69.
+
+    Since then `Stream` is embedded, as a pointer at first and then as it is: where
+    "ServerStream.*Stream" is known, these are offsets in what it points to.
+    """
+    return tuple(
+        (
+            f"{_TRANSPORT}{side}.{name}",
+            f"{_TRANSPORT}{side}.Stream.{name}",
+            f"{_TRANSPORT}Stream.{name}",
+        )
+        for name in names
+    )
+
+
+# --- all of it ----------------------------------------------------------------------------------
 
 FEATURES = (
     Feature(
@@ -74,7 +203,7 @@ FEATURES = (
             *_SOCKET,
         ),
         types=(*_CONNECTIONS, ("*net/http.Response",)),
-        package="net/http",
+        package="the client of net/http",
     ),
     Feature(
         "http_server",
@@ -90,13 +219,84 @@ FEATURES = (
             *_SOCKET,
         ),
         types=(*_CONNECTIONS, ("*net/http.response",)),
-        package="net/http",
+        package="the server of net/http",
+    ),
+    _http2_client(
+        "http2_client", _BUNDLED, _BUNDLED_REQUEST, package="the HTTP/2 client of net/http"
+    ),
+    _http2_server(
+        "http2_server", _BUNDLED, _BUNDLED_WRITER, package="the HTTP/2 server of net/http"
+    ),
+    _http2_client(
+        "x_http2_client", _X, ("net/http.Request.",), package=f"the client of {X_NET}/http2"
+    ),
+    _http2_server(
+        "x_http2_server", _X, (f"*{_X[0]}responseWriter",), package=f"the server of {X_NET}/http2"
+    ),
+    Feature(
+        "grpc_client",
+        functions=(
+            (f"{GRPC}.(*csAttempt).newStream",),
+            (f"{GRPC}.(*clientStream).finish",),
+        ),
+        offsets=(
+            (f"{GRPC}.csAttempt.cs",),
+            (f"{GRPC}.csAttempt.transport", f"{GRPC}.csAttempt.t"),
+            (f"{GRPC}.csAttempt.transportStream", f"{GRPC}.csAttempt.s"),
+            (f"{GRPC}.clientStream.callHdr",),
+            *_each(f"{_TRANSPORT}CallHdr.", "Host", "Method"),
+            *_stream("ClientStream", "id"),
+            (f"{_TRANSPORT}http2Client.conn",),
+            (f"{GRPC}/internal/status.Error.s",),
+            *_STATUS,
+            *_SOCKET,
+        ),
+        types=(
+            *_CONNECTIONS,
+            (f"*{_TRANSPORT}http2Client",),
+            (f"*{GRPC}/internal/status.Error",),
+        ),
+        package=f"the client of {GRPC}",
+        modules=MODULES,
+    ),
+    Feature(
+        "grpc_server",
+        functions=(
+            (f"{GRPC}.(*Server).handleStream",),
+            (f"{_TRANSPORT[:-1]}.(*http2Server).operateHeaders",),
+            (
+                f"{_TRANSPORT[:-1]}.(*http2Server).writeStatus",
+                f"{_TRANSPORT[:-1]}.(*http2Server).WriteStatus",
+            ),
+        ),
+        offsets=(
+            *_stream("ServerStream", "id", "method"),
+            (f"{_TRANSPORT}ServerStream.st", f"{_TRANSPORT}Stream.st"),
+            (f"{_TRANSPORT}http2Server.conn",),
+            *_frame(_X),
+            *_STATUS,
+            *_SOCKET,
+        ),
+        types=(*_CONNECTIONS, (f"*{_TRANSPORT}http2Server",)),
+        package=f"the server of {GRPC}",
+        modules=MODULES,
     ),
 )
 
-
-def split(field: str) -> tuple[str, str]:
-    """The struct and the path within: "net.netFD.pfd.Sysfd" is "pfd.Sysfd" of "net.netFD"."""
-    start = field.rfind("/") + 1
-    package, name, path = field[start:].split(".", 2)
-    return f"{field[:start]}{package}.{name}", path
+# Taken where it is there, not missed where it is not.
+EXTRA = Feature(
+    "",
+    functions=(
+        _method(_BUNDLED, "serverConn", "runHandler"),
+        _method(_X, "serverConn", "runHandler"),
+    ),
+    offsets=(
+        *_each("runtime.g.", "parentGoid", "waitreason", "atomicstatus"),
+        ("net/http.Response.Request",),
+        *_of(_BUNDLED, "responseWriterState.req", "clientStream.res"),
+        *_of(_X, "responseWriterState.req", "clientStream.res"),
+        *_each(f"{_TRANSPORT}", "ServerStream.*Stream", "ClientStream.*Stream"),
+        (f"{_TRANSPORT}ClientStream.ct", f"{_TRANSPORT}Stream.ct"),
+    ),
+    types=(("*net/http.Request",),),
+)
