@@ -10,6 +10,7 @@ been the same from Go 1.18 to 1.27, but that 1.18 keeps `embedded` in the lowest
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -75,12 +76,12 @@ class Types:
             if len(found) == 1
         }
 
-    def offset(self, struct: Struct, path: str) -> int | None:
+    def offset(self, owner: Struct, path: str) -> int | None:
         """Where a field is, None when it is not there.
 
         "pfd.Sysfd" is a field of a struct within the struct, "*Stream" a field that is a pointer.
         """
-        offset, address = 0, struct.address
+        offset, address = 0, owner.address
         for name in path.split(".")[:_MAX_DEPTH]:
             field = self._fields_of(address).get(name.removeprefix("*"))
             if field is None or (name[0] == "*" and self._kind(field.type) != _POINTER):
@@ -92,42 +93,50 @@ class Types:
     def _names(self, wanted: Mapping[bytes, object]) -> dict[int, bytes]:
         """Where the names are, from the start of the types: a flag, the length, the bytes."""
         found: dict[int, bytes] = {}
-        framed = {bytes([len(name)]) + name: name for name in wanted if len(name) < 128}
-        pattern = re.compile(b"|".join(re.escape(name) for name in framed))
+        # what begins with a literal is searched for ten times as fast
+        pattern = re.compile(rb"\*(?:%s)" % b"|".join(re.escape(name[1:]) for name in wanted))
         start, size = self._module.types, self._module.types_end - self._module.types
         for at, piece in self._image.pieces(start, size, _OVERLAP):
             for match in pattern.finditer(piece):
-                place = match.start() - 1
-                if place >= 0 and not piece[place] & ~_HARMLESS_NAME_FLAGS:
-                    found[at + place - start] = framed[match.group()]
+                place = match.start() - 2
+                if place < 0 or piece[place] & ~_HARMLESS_NAME_FLAGS:
+                    continue
+                name = piece[place + 2 : place + 2 + piece[place + 1]]
+                if name in wanted:
+                    found[at + place - start] = name
             if len(found) > _MAX_CANDIDATES:
                 raise MalformedError("the names of types repeat without end")
         return found
 
     def _descriptors(self, names: Mapping[int, object]) -> Iterator[tuple[int, int, int]]:
-        """Address, kind and name of the named types that have one of these names."""
-        start, size = self._module.types, self._module.types_end - self._module.types
-        # descriptors are aligned to pointers, and their names are at a multiple of 8, too
-        skew = -start % 8
+        """Address, kind and name of the named types, and pointers, that have one of these names."""
+        wanted = frozenset(names)
+        start, end = self._module.types, self._module.types_end
+        start += -start % 8  # descriptors are aligned to pointers
         count = 0
-        for at, piece in self._image.pieces(start + skew, size - skew, 0):
-            words = memoryview(piece[: len(piece) & ~7]).cast("I")[::2].tolist()
-            for place in [index for index, word in enumerate(words) if word in names]:
-                address = at + place * 8 - _STRING
-                count += 1
-                if count > _MAX_CANDIDATES:
-                    raise MalformedError("the types have no end")
-                if address < start:
-                    continue
-                head = self._image.exactly(address, _STRING)
-                kind = head[_KIND] & _KIND_MASK
-                if kind == _POINTER or head[_TFLAG] & _UNCOMMON:
-                    yield address, kind, words[place]
+        for at, piece in self._image.pieces(start, end - start, 0):
+            words = memoryview(piece)[: len(piece) & ~7].cast("I")[::2]
+            for name in wanted.intersection(words):
+                for place in _aligned(piece, struct.pack("<I", name)):
+                    count += 1
+                    if count > _MAX_CANDIDATES:
+                        raise MalformedError("the types have no end")
+                    kind = self._named(at + place - _STRING)
+                    if kind is not None:
+                        yield at + place - _STRING, kind, name
 
-    def _package(self, struct: int) -> str:
+    def _named(self, address: int) -> int | None:
+        """The kind of a type that is a pointer or has a name."""
+        if address < self._module.types:
+            return None
+        head = self._image.exactly(address, _STRING)
+        kind = head[_KIND] & _KIND_MASK
+        return kind if kind == _POINTER or head[_TFLAG] & _UNCOMMON else None
+
+    def _package(self, address: int) -> str:
         """The path of the package of a named struct type, "" where it is no such thing."""
         try:
-            offset = int.from_bytes(self._image.exactly(struct + _STRUCT_BYTES, 4), "little")
+            offset = int.from_bytes(self._image.exactly(address + _STRUCT_BYTES, 4), "little")
             return self._name(self._module.types + offset)
         except MalformedError:
             return ""
@@ -135,17 +144,17 @@ class Types:
     def _kind(self, address: int) -> int:
         return self._image.exactly(address, _STRING)[_KIND] & _KIND_MASK
 
-    def _fields_of(self, struct: int) -> dict[str, _Field]:
-        fields = self._fields.get(struct)
+    def _fields_of(self, address: int) -> dict[str, _Field]:
+        fields = self._fields.get(address)
         if fields is None:
-            fields = self._fields[struct] = self._read_fields(struct)
+            fields = self._fields[address] = self._read_fields(address)
         return fields
 
-    def _read_fields(self, struct: int) -> dict[str, _Field]:
-        head = self._image.exactly(struct, _STRING)
+    def _read_fields(self, address: int) -> dict[str, _Field]:
+        head = self._image.exactly(address, _STRING)
         if head[_KIND] & _KIND_MASK != _STRUCT:
             return {}
-        first, count = self._image.words(struct + _EXTRA + 8, 2)
+        first, count = self._image.words(address + _EXTRA + 8, 2)
         if count > _MAX_FIELDS:
             raise MalformedError(f"a struct of {count} fields")
         size = int.from_bytes(head[:8], "little")
@@ -165,3 +174,11 @@ class Types:
         if 1 + used + size > len(data):
             data = self._image.exactly(address, 1 + used + size)
         return data[1 + used : 1 + used + size].decode("utf-8", "replace")
+
+
+def _aligned(data: bytes, wanted: bytes) -> Iterator[int]:
+    at = data.find(wanted)
+    while at >= 0:
+        if at % 8 == 0:
+            yield at
+        at = data.find(wanted, at + 1)
