@@ -3,7 +3,8 @@
 Exit codes: `run` 0 stopped by a signal, 1 failed, 2 bad configuration, 3 not enough privileges or a
 required feature group cannot work. `doctor` 0 every wanted group is on, 1 one is off, 2 bad
 configuration. `status` 0 healthy, 1 degraded, 3 not running. `config` 0, 2 bad configuration.
-`detach` 0, 1 failed, 3 not enough privileges. A wrong command line is 2.
+`detach` 0, 1 failed, 3 not enough privileges. `inspect` 0 a Go program, 1 no such, or refused.
+A wrong command line is 2.
 """
 
 from __future__ import annotations
@@ -91,6 +92,14 @@ def _status(options: argparse.Namespace) -> int:
     return status.exit_code(found)
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    from throughline.golang import report
+
+    found = report.inspect(options.binary)
+    print(_json(found) if options.json else report.format_text(found))
+    return FAILED if found["refused"] else 0
+
+
 def _config_check(options: argparse.Namespace) -> int:
     config.load(options.file, must_exist=True)
     print(f"{options.file}: valid")
@@ -145,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     add(commands, "doctor", _doctor, "say what works on this host, and why not", as_json, file)
     add(commands, "status", _status, "show what the running agent does", as_json, file)
     add(commands, "detach", _detach, "remove all programs and pins after a crash", file)
+    inspect = add(commands, "inspect", _inspect, "say what is traced in a Go binary", as_json)
+    inspect.add_argument("binary", metavar="BINARY")
     about = "check or show the configuration"
     of_config = commands.add_parser("config", help=about, description=about)
     configs = of_config.add_subparsers(required=True, metavar="COMMAND")

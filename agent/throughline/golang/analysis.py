@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from throughline.golang import buildinfo, moduledata, pclntab, prologue
 from throughline.golang.image import Image
@@ -16,6 +17,7 @@ from throughline.golang.wanted import EXTRA, FEATURES, NEWEST_MINOR, OLDEST_MINO
 from throughline.golang.wanted import Module as Tested
 from throughline.kernel.elf import Elf, MalformedError
 
+_MAX_TABLES = 4
 _VERSION = re.compile(r"go1\.([0-9]+)(?:\.[0-9]+|rc[0-9]+|beta[0-9]+)?(?![0-9a-z])")
 _MODULE_VERSION = re.compile(r"v([0-9]{1,6})\.([0-9]{1,6})\.")
 # also "go1.22.10 X:nocoverageredesign" and a distributor's "go1.19.8-1"
@@ -76,7 +78,7 @@ def _minor(version: str) -> int:
 def _locate(image: Image, minor: int) -> tuple[Table, Module]:
     named = buildinfo.sections(image.elf)
     section = named.get(".gopclntab") or named.get(".data.rel.ro.gopclntab")
-    for table in pclntab.tables(image, section):
+    for table in islice(pclntab.tables(image, section), _MAX_TABLES):
         module = moduledata.find(image, table, minor)
         if module is not None:
             return table, module

@@ -37,6 +37,10 @@ class BuildInfo:
     modules: Mapping[str, str]
 
 
+def is_go(image: Image) -> bool:
+    return _locate(image) is not None
+
+
 def read(image: Image) -> BuildInfo | None:
     """None for what is no Go binary. Raises UnsupportedError for Go before 1.18."""
     address = _locate(image)
@@ -128,7 +132,7 @@ def _modules(info: bytes) -> tuple[str, dict[str, str]]:
 
 
 def build_id(elf: Elf) -> str:
-    """The GNU build id, else Go's, else a hash of what is loaded."""
+    """The GNU build id, else Go's, else a hash of the file."""
     found: dict[tuple[bytes, int], bytes] = {}
     for segment in elf.notes:
         data = elf.read(segment.offset, min(segment.size, _MAX_NOTES_BYTES))
@@ -149,11 +153,9 @@ def build_id(elf: Elf) -> str:
 
 
 def digest(elf: Elf) -> str:
-    """A hash of what is loaded: what the analysis has seen, and what is probed."""
+    """A hash of the whole file: of what the analysis has seen, and of what is probed."""
     hashed = hashlib.sha256()
     size = os.fstat(elf.fd).st_size
-    for segment in elf.segments:
-        end = min(segment.offset + segment.size, size)
-        for at in range(segment.offset, end, 1 << 20):
-            hashed.update(elf.read(at, min(1 << 20, end - at)))
+    for at in range(0, size, 1 << 20):
+        hashed.update(elf.read(at, min(1 << 20, size - at)))
     return hashed.hexdigest()

@@ -7,10 +7,13 @@ addend of an R_X86_64_RELATIVE entry, and sort these by address (`-z combreloc`,
 
 from __future__ import annotations
 
+import os
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from throughline.golang.program import UnsupportedError
 from throughline.kernel.elf import Elf, MalformedError, Segment
 
 _DT_RELA, _DT_RELASZ, _DT_RELAENT = 7, 8, 9
@@ -19,14 +22,25 @@ _ENTRY = struct.Struct("<QQq")
 _BLOCK_ENTRIES = 2048
 _MAX_BLOCKS = 64  # kept: 3 MB
 _MAX_RELOCATIONS = 1 << 24
+_MAX_FILE_BYTES = 1 << 30
+_MAX_SECONDS = 10.0  # of processor time: a real program of 100 MB takes a third of one
 PIECE_BYTES = 1 << 20
 
 
 class Image:
-    """Reads what is loaded; addresses are as linked."""
+    """Reads what is loaded; addresses are as linked.
+
+    Made for one analysis: who reads on and on is stopped by UnsupportedError.
+    """
 
     def __init__(self, elf: Elf) -> None:
         self.elf = elf
+        self._end = time.thread_time() + _MAX_SECONDS
+        size = os.fstat(elf.fd).st_size
+        if size > _MAX_FILE_BYTES:
+            raise UnsupportedError(f"the file has {size >> 20} MB")
+        if sum(segment.size for segment in elf.segments) > 2 * size:
+            raise MalformedError("the segments are larger than the file")
         self._relocations = _relocations(elf)
 
     @property
@@ -64,7 +78,12 @@ class Image:
     def pieces(self, start: int, size: int, overlap: int) -> Iterator[tuple[int, bytes]]:
         """What is between two addresses, in pieces that share their last and first bytes."""
         for at in range(start, start + size, PIECE_BYTES):
+            self.check_time()
             yield at, self.read(at, min(PIECE_BYTES + overlap, start + size - at))
+
+    def check_time(self) -> None:
+        if time.thread_time() > self._end:
+            raise UnsupportedError(f"not understood within {_MAX_SECONDS:.0f} s")
 
     def find_pointers(self, value: int) -> Iterator[int]:
         """The addresses of aligned words that point to `value`."""

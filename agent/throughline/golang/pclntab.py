@@ -19,7 +19,7 @@ _HEADER = struct.Struct("<IBBBBQQQQQQQQ")
 _MAX_FUNCTIONS = 1 << 22
 _MAX_TABLE_BYTES = 1 << 31
 _FUNCTIONS = 1 << 12  # looked at together
-_MAX_RECORDS_BYTES = 1 << 23  # of so many functions
+_MAX_RECORDS_BYTES = 1 << 22  # of so many functions
 _MAX_SAME = 16  # functions of one name
 
 
@@ -52,6 +52,7 @@ class Table:
         at, rest = self.names, b""
         end = self.names + self.names_size
         while at < end and len(found) < len(wanted):
+            image.check_time()
             data = rest + image.read(at, min(PIECE_BYTES, end - at))
             start = at - len(rest)
             whole = data.rfind(b"\0") + 1
@@ -67,6 +68,7 @@ class Table:
 
     def _records(self, image: Image, by_name: dict[int, bytes]) -> Iterator[tuple[bytes, int, int]]:
         for first in range(0, self.count, _FUNCTIONS):
+            image.check_time()
             count = min(_FUNCTIONS, self.count - first)
             # one more: where the last one ends
             pairs = memoryview(

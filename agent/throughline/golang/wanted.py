@@ -3,7 +3,7 @@
 Each entry is a group of names that mean the same in different versions. What is found is kept under
 the first of them, so that a reader asks for one name; functions keep the name that they have in the
 binary. Names are those of the sources of Go 1.18 to 1.27, golang.org/x/net/http2 and
-google.golang.org/grpc 1.50 to 1.85; nothing newer is believed to be the same.
+google.golang.org/grpc 1.38 to 1.85; nothing newer is believed to be the same.
 
 HTTP/2 is there up to twice: net/http brings its own copy ("net/http.http2…", since Go 1.27
 "net/http/internal/http2.…"), and a program may use golang.org/x/net/http2 besides.
@@ -66,7 +66,7 @@ def _method(prefixes: Iterable[str], struct: str, name: str) -> Group:
     return tuple(f"{package}.(*{start}{struct}).{name}" for package, _, start in parts)
 
 
-MODULES = {X_NET: Module((0, 0), (0, 62)), GRPC: Module((1, 50), (1, 85))}
+MODULES = {X_NET: Module((0, 0), (0, 62)), GRPC: Module((1, 38), (1, 85))}
 
 # --- net ----------------------------------------------------------------------------------------
 
@@ -247,7 +247,8 @@ FEATURES = (
             *_each(f"{_TRANSPORT}CallHdr.", "Host", "Method"),
             *_stream("ClientStream", "id"),
             (f"{_TRANSPORT}http2Client.conn",),
-            (f"{GRPC}/internal/status.Error.s",),
+            # before 1.40 `e`, which leaves out a step: it is the google.rpc.Status itself
+            (f"{GRPC}/internal/status.Error.s", f"{GRPC}/internal/status.Error.e"),
             *_STATUS,
             *_SOCKET,
         ),
@@ -297,6 +298,7 @@ EXTRA = Feature(
         *_of(_X, "responseWriterState.req", "clientStream.res"),
         *_each(f"{_TRANSPORT}", "ServerStream.*Stream", "ClientStream.*Stream"),
         (f"{_TRANSPORT}ClientStream.ct", f"{_TRANSPORT}Stream.ct"),
+        (f"{GRPC}/internal/status.Error.e",),
     ),
     types=(("*net/http.Request",),),
 )
