@@ -38,7 +38,7 @@ class Table:
 
         More than one where a name is there more than once.
         """
-        by_name = {offset: name for name, offset in self._names(image, set(wanted)).items()}
+        by_name = self._names(image, set(wanted))
         found: dict[bytes, list[tuple[int, int]]] = {}
         for name, start, end in self._records(image, by_name) if by_name else ():
             ranges = found.setdefault(name, [])
@@ -46,23 +46,25 @@ class Table:
                 ranges.append((start, end))
         return found
 
-    def _names(self, image: Image, wanted: set[bytes]) -> dict[bytes, int]:
+    def _names(self, image: Image, wanted: set[bytes]) -> dict[int, bytes]:
         """Where the names begin: they stand one behind the other, each ended by a zero."""
-        found: dict[bytes, int] = {}
+        found: dict[int, bytes] = {}
         at, rest = self.names, b""
         end = self.names + self.names_size
-        while at < end and len(found) < len(wanted):
+        while at < end:
             image.check_time()
             data = rest + image.read(at, min(PIECE_BYTES, end - at))
-            start = at - len(rest)
+            start = at - len(rest) - self.names
             whole = data.rfind(b"\0") + 1
             if not whole and len(data) > PIECE_BYTES:
                 raise MalformedError("a function's name has no end")
             framed = b"\0" + data[:whole]
             for name in wanted.intersection(framed.split(b"\0")):
                 place = framed.find(b"\0" + name + b"\0")
-                found.setdefault(name, start + place - self.names)
-            at = start + len(data)
+                while place >= 0 and len(found) < len(wanted) * _MAX_SAME:
+                    found[start + place] = name
+                    place = framed.find(b"\0" + name + b"\0", place + 1)
+            at = at + len(data) - len(rest)
             rest = data[whole:]
         return found
 
