@@ -80,7 +80,7 @@ class Table:
             low, high = min(records), max(records)
             if high - low > _MAX_RECORDS_BYTES or low % 4:
                 raise MalformedError("the function table is not in order")
-            data = image.exactly(self.functions + low, high - low + 8)
+            data = image.exactly(self.functions + low, (high - low & ~3) + 8)
             words = memoryview(data).cast("I")
             names = [words[(record - low) // 4 + 1] for record in records]
             for index, name in enumerate(names):

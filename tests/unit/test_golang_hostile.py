@@ -1,0 +1,215 @@
+"""Hostile Go binaries: damage of any kind ends soon, in little memory, with one of our exceptions.
+
+A traced process chooses what its executable contains. What must never come out is a site that is
+outside of the code, or work without end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit import gofile, goprogram
+from throughline.golang import UnsupportedError, analyse, image
+from throughline.kernel.elf import MalformedError
+
+REFUSALS = (MalformedError, UnsupportedError)
+GOOD = gofile.build()
+BARE = gofile.build(sections=False, relocated=True)
+HEADER = gofile.DATA_AT  # the function table's
+MODULE = gofile.MODULE - gofile.BASE
+TYPES = gofile.TYPES - gofile.BASE
+TOO_MANY = (1 << 64) - 1
+
+
+def patched(data: bytes, *changes: tuple[int, str, int]) -> bytes:
+    changed = bytearray(data)
+    for offset, layout, value in changes:
+        struct.pack_into(layout, changed, offset, value)
+    return bytes(changed)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def examine(fd: int, size: int) -> float:
+    """Analyses, checks what comes out, and returns the processor time that it took."""
+    started = time.process_time()
+    try:
+        program = analyse(fd)
+    except REFUSALS:
+        program = None
+    took = time.process_time() - started
+    if program is not None:
+        assert all(0 <= site.offset < size for site in program.sites.values())
+        assert all(0 <= offset < 1 << 32 for offset in program.offsets.values())
+    return took
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(patched(GOOD, (HEADER + 8, "<Q", TOO_MANY)), id="functions without end"),
+        pytest.param(patched(GOOD, (HEADER + 8, "<Q", 1 << 22)), id="four million functions"),
+        pytest.param(patched(GOOD, (HEADER + 8, "<Q", 0)), id="no function"),
+        pytest.param(patched(GOOD, (HEADER + 32, "<Q", TOO_MANY)), id="names behind the end"),
+        pytest.param(patched(GOOD, (HEADER + 40, "<Q", 1 << 30)), id="names of a gigabyte"),
+        pytest.param(patched(GOOD, (HEADER + 64, "<Q", 1 << 30)), id="records behind the end"),
+        pytest.param(patched(GOOD, (MODULE + 23 * 8, "<Q", 0)), id="text that ends too early"),
+        pytest.param(patched(GOOD, (MODULE + 37 * 8, "<Q", 1)), id="types of everything"),
+        pytest.param(patched(GOOD, (MODULE + 38 * 8, "<Q", TOO_MANY)), id="types without end"),
+        pytest.param(patched(GOOD, (MODULE + 38 * 8, "<Q", 0)), id="types that end too early"),
+        pytest.param(
+            patched(GOOD, (TYPES + 0x100 + 64, "<Q", TOO_MANY)),
+            id="fields without end",
+        ),
+        pytest.param(patched(GOOD, (TYPES + 0x2000, "<Q", TOO_MANY)), id="a field without a name"),
+        pytest.param(patched(GOOD, (TYPES + 0x2000 + 16, "<Q", TOO_MANY)), id="a field far away"),
+        pytest.param(
+            patched(GOOD, (gofile.VARIABLES_AT + 32, "<Q", TOO_MANY)), id="a version without end"
+        ),
+        pytest.param(patched(GOOD, (56, "<H", 0xFFFF)), id="65535 segments"),
+        pytest.param(patched(GOOD, (64 + 56 + 32, "<Q", 1 << 40)), id="a segment of a terabyte"),
+        pytest.param(
+            patched(BARE, (gofile.VARIABLES_AT + 0x600 + 24, "<Q", TOO_MANY)),
+            id="relocations without end",
+        ),
+        pytest.param(
+            patched(BARE, (gofile.VARIABLES_AT + 0x600 + 8, "<Q", 1)), id="relocations from nowhere"
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with opened(path) as fd:
+        started = time.process_time()
+        with pytest.raises(REFUSALS):
+            analyse(fd)
+        assert time.process_time() - started < 0.5
+
+
+def test_fields_in_a_circle_end(tmp_path: Path) -> None:
+    """A struct that contains itself."""
+    structs: dict[str, gofile.Fields] = {"net.TCPConn": [("conn", 8, "net.TCPConn")]}
+    path = tmp_path / "file"
+    path.write_bytes(gofile.build(structs=structs))
+    with opened(path) as fd:
+        program = analyse(fd)
+    assert program is not None
+    assert "net.TCPConn.conn.fd" not in program.offsets
+
+
+def test_a_large_sparse_file_costs_little(tmp_path: Path) -> None:
+    """A file of 200 MB that says that all of it is data, and that there are no sections."""
+    path = tmp_path / "sparse"
+    size = 200 << 20
+    damaged = patched(BARE, (gofile.DATA_AT, "<I", 0), (64 + 56 + 32, "<Q", size - 0x2000))
+    path.write_bytes(damaged)
+    os.truncate(path, size)
+    tracemalloc.start()
+    with opened(path) as fd:
+        took = examine(fd, size)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 << 20
+    assert took < 5
+    os.truncate(path, 2 << 30)
+    with opened(path) as fd, pytest.raises(UnsupportedError, match="2048 MB"):
+        analyse(fd)
+
+
+def test_time_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "_MAX_SECONDS", -1.0)
+    path = tmp_path / "file"
+    path.write_bytes(GOOD)
+    with opened(path) as fd, pytest.raises(UnsupportedError, match="not understood within"):
+        analyse(fd)
+
+
+@pytest.mark.parametrize("whole", [GOOD, BARE], ids=["sections", "bare"])
+def test_every_truncation_ends(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "short"
+    path.write_bytes(whole)
+    for size in range(len(whole) - 1, 0, -41):
+        os.truncate(path, size)
+        with opened(path) as fd:
+            assert examine(fd, size) < 0.5
+
+
+VALUES = (0, 1, 8, 0x7F, 0x80, 0xFF)
+
+
+def _damage(
+    generator: random.Random, places: list[int], write: Callable[[int, bytes], None]
+) -> None:
+    for _ in range(generator.randint(1, 6)):
+        place = generator.choice(places)
+        if generator.random() < 0.3:
+            place -= place % 8
+            width = generator.choice((2, 4, 8))
+            value = generator.choice((0, 1, 1 << width * 8 - 1, (1 << width * 8) - 1, 0x400000))
+            write(place, value.to_bytes(8, "little")[:width])
+        else:
+            write(place, bytes([generator.choice((*VALUES, generator.randrange(256)))]))
+
+
+@pytest.mark.parametrize("whole", [GOOD, BARE], ids=["sections", "bare"])
+def test_random_damage_ends(tmp_path: Path, whole: bytes) -> None:
+    generator = random.Random(27)
+    path = tmp_path / "damaged"
+    parsed = [place for place in range(len(whole) - 8) if whole[place] or place < 0x200]
+    slowest = 0.0
+    end = time.monotonic() + 15
+    for _ in range(1500):
+        data = bytearray(whole)
+
+        def write(place: int, value: bytes, data: bytearray = data) -> None:
+            data[place : place + len(value)] = value
+
+        _damage(generator, parsed, write)
+        path.write_bytes(data)
+        with opened(path) as fd:
+            slowest = max(slowest, examine(fd, len(data)))
+        if time.monotonic() > end:
+            break
+    assert slowest < 1
+
+
+def test_random_damage_to_a_real_program_ends(tmp_path: Path) -> None:
+    """In its headers, function table, module data and types: where the analysis looks."""
+    whole = goprogram.build(tmp_path / "real", "-ldflags=-s -w").read_bytes()
+    path = tmp_path / "damaged"
+    path.write_bytes(whole)
+    generator = random.Random(26)
+    places = list(goprogram.parsed(whole, generator))
+    slowest = 0.0
+    end = time.monotonic() + 20
+    with path.open("r+b", buffering=0) as file, opened(path) as fd:
+        while time.monotonic() < end:
+            changed: list[int] = []
+
+            def write(place: int, value: bytes, changed: list[int] = changed) -> None:
+                changed.append(place)
+                os.pwrite(file.fileno(), value, place)
+
+            _damage(generator, places, write)
+            slowest = max(slowest, examine(fd, len(whole)))
+            for place in changed:
+                os.pwrite(file.fileno(), whole[place : place + 8], place)
+    assert path.read_bytes() == whole
+    assert slowest < 5
