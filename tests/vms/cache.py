@@ -30,9 +30,9 @@ def _locked(file: Path) -> Iterator[None]:
         yield
 
 
-def say(line: str) -> None:
+def say(line: str, *, topic: str = "boxes") -> None:
     """Progress goes to standard error at once."""
-    print(f"boxes: {line}", file=sys.stderr, flush=True)
+    print(f"{topic}: {line}", file=sys.stderr, flush=True)
 
 
 def _remove_unused(name: str, folder: Path) -> None:
@@ -43,7 +43,7 @@ def _remove_unused(name: str, folder: Path) -> None:
             shutil.rmtree(other)
 
 
-def make(finished: Path, build: Callable[[Path], None]) -> Path:
+def make(finished: Path, build: Callable[[Path], None], *, topic: str = "boxes") -> Path:
     """Returns the directory `finished`, which `build` fills first where it is missing.
 
     It gets its name, `NAME-HASH`, when it is complete.
@@ -60,8 +60,8 @@ def make(finished: Path, build: Callable[[Path], None]) -> Path:
         partial = finished.with_name(f"{finished.name}.partial")
         partial.mkdir()
         start = time.monotonic()
-        say(f"building {finished} (once) …")
+        say(f"building {finished} (once) …", topic=topic)
         build(partial)
         partial.rename(finished)
-        say(f"{name}: ready in {time.monotonic() - start:.0f} s")
+        say(f"{name}: ready in {time.monotonic() - start:.0f} s", topic=topic)
     return finished

@@ -1,0 +1,3 @@
+module throughline.test/chain
+
+go 1.18
