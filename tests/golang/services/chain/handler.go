@@ -32,6 +32,10 @@ func (handler *Handler) ServeHTTP(writer http.ResponseWriter, request *http.Requ
 		http.Error(writer, err.Error(), http.StatusNotFound)
 		return
 	}
+	if plan.Kind == "fail" {
+		http.Error(writer, plan.ID, http.StatusServiceUnavailable)
+		return
+	}
 	if plan.Kind == "proxy" {
 		request.URL.Path = plan.Next
 		handler.proxy.ServeHTTP(writer, request)

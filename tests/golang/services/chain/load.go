@@ -46,8 +46,16 @@ type outcome struct {
 	took   time.Duration
 }
 
-// Send sends all requests with call, and checks each answer.
-func (load Load) Send(call func(path string) (*Answer, error)) (Result, error) {
+// Run sends all requests with call, and prints what came of it as JSON.
+func (load Load) Run(call func(path string) (*Answer, error)) error {
+	result, err := load.send(call)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(result)
+}
+
+func (load Load) send(call func(path string) (*Answer, error)) (Result, error) {
 	paths := make(chan string)
 	outcomes := make(chan outcome, load.Concurrent)
 	var clients sync.WaitGroup

@@ -11,6 +11,7 @@ import (
 // Plan is what a request's path asks of one service: /KIND/KIND/…/ID, a kind for each hop.
 //
 //	answer      answers at once
+//	fail        fails at once
 //	context     calls the next service with the request's context
 //	get         calls it without, by http.Get
 //	fan-W-D     W goroutines, each of which starts W more, D deep; those of the last level call
@@ -21,6 +22,8 @@ import (
 //	proxy       httputil.ReverseProxy (or the like) passes the request on
 //	stream      sends a body in pieces, and gets one
 //	own         calls with a traceparent of its own
+//
+// Over gRPC, besides, unary, watch, collect and talk say which method is called.
 type Plan struct {
 	Kind         string
 	Width, Depth int    // of a fan
@@ -51,7 +54,7 @@ func Parse(path string) (Plan, error) {
 		}
 		plan.Kind = "fan"
 	}
-	if (plan.Next == "") != (plan.Kind == "answer") {
+	if (plan.Next == "") != (plan.Kind == "answer" || plan.Kind == "fail") {
 		return Plan{}, fmt.Errorf("%q ends early or late", path)
 	}
 	return plan, nil
@@ -60,7 +63,7 @@ func Parse(path string) (Plan, error) {
 // Calls is how many answers of the next service stand in the answer.
 func (plan Plan) Calls() int {
 	switch plan.Kind {
-	case "answer", "after":
+	case "answer", "fail", "after":
 		return 0
 	}
 	calls := 1

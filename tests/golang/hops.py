@@ -1,0 +1,179 @@
+"""Chains of Go services front → middle → back under the real agent, a load on them, and the judge.
+
+    with Traced() as traced:
+        hops = Hops(traced, "http/1.1", version="1.22", flags=STRIPPED)
+        found = hops.load("fan-3-2/context/answer")
+        assert found.wrong == 0
+
+A plan (services/chain/plan.go) says what the handler at each hop does. Each request has an id of
+its own at the end of its path (gRPC: of its method's name), the same at each hop, so that a span
+says to which request it belongs, whatever its trace and its parent are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.golang import toolchains
+from tests.golang.build import build
+from tests.golang.judge import Found, id_of, judge
+from tests.kernel.secure import make_certificate
+from tests.kernel.traced import Traced, free_port, wait_port
+
+NAMES = ("front", "middle", "back")
+CONCURRENT = 64
+REQUESTS = 3200
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """What one module of services speaks."""
+
+    module: str
+    client: str  # the module of the load
+    tls: bool = False
+    http2: bool = False
+
+    @property
+    def grpc(self) -> bool:
+        return self.module == "grpc"
+
+
+PROTOCOLS = {
+    "http/1.1": Protocol("chain", "chain"),
+    "https/1.1": Protocol("chain", "chain", tls=True),
+    "https/2": Protocol("chain", "chain", tls=True, http2=True),
+    "x/net http/2": Protocol("http2", "http2"),
+    "x/net https/2": Protocol("http2", "http2", tls=True),
+    "gin http/1.1": Protocol("gin", "chain"),
+    "gin https/2": Protocol("gin", "chain", tls=True, http2=True),
+    "grpc": Protocol("grpc", "grpc"),
+    "grpc tls": Protocol("grpc", "grpc", tls=True),
+}
+
+
+class Hops:
+    """The services, each in a cgroup of its own, all of one build; they end with `traced`."""
+
+    def __init__(
+        self,
+        traced: Traced,
+        protocol: str,
+        *,
+        version: str = toolchains.NEWEST,
+        flags: Sequence[str] = (),
+        modules: str = "",
+        names: Sequence[str] = NAMES,
+        ids: int = 10_000,
+    ) -> None:
+        self.protocol = PROTOCOLS[protocol]
+        self.names = names
+        self._traced = traced
+        self._ids = ids
+        self._next_id = 0
+        self._client = build(f"{self.protocol.client}/client")
+        server = build(
+            f"{self.protocol.module}/server", version=version, flags=flags, modules=modules
+        )
+        if self.protocol.tls:
+            self._certificate = make_certificate(traced.directory)
+        for name in names:  # the agent learns of all at once
+            (traced.cgroup / name).mkdir(exist_ok=True)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._port = 0
+        for name in reversed(names):
+            port = free_port()
+            with self._log(name).open("wb") as log:
+                self.processes[name] = traced.spawn(
+                    name, [str(server), *self._flags(port, self._port)], stderr=log
+                )
+            wait_port(port)
+            self._port = port
+
+    def load(
+        self,
+        plan: str,
+        *,
+        requests: int = REQUESTS,
+        concurrent: int = CONCURRENT,
+        method: str = "unary",
+        own: bool = False,
+        seconds: float = 60.0,
+    ) -> Found:
+        """Sends requests with ids that no load had before, and judges what came of them.
+
+        With `own`, each has a traceparent. `seconds` bounds the load, and the wait for its spans.
+        """
+        first, self._next_id = self._next_id, self._next_id + requests
+        assert self._next_id <= self._ids, "more requests than there are ids"
+        record = self._traced.directory / "answers"
+        command = [
+            str(self._client),
+            *self._target(method),
+            *(f"-path=/{plan}", f"-requests={requests}", f"-concurrent={concurrent}"),
+            *(f"-first={first}", f"-record={record}", *(["-own"] if own else [])),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        assert not done.returncode, done.stderr
+        self._assert_sane()
+        expected = requests * _spans_of(plan)
+        ids = range(first, first + requests)
+        spans = self._traced.wait_spans(
+            expected, seconds=seconds, where=lambda s: s.service in self.names and id_of(s) in ids
+        )
+        found = judge(
+            json.loads(done.stdout),
+            spans=spans,
+            expected=expected,
+            answers=map(json.loads, record.read_text().splitlines()),
+            names=self.names,
+        )
+        print(f"\n{self.protocol.module} {plan}: {found}")
+        return found
+
+    def _assert_sane(self) -> None:
+        """No service has died, panicked, or found a data race."""
+        for name, process in self.processes.items():
+            said = self._log(name).read_text(errors="replace")
+            assert process.poll() is None, f"{name} has ended:\n{said}"
+            assert not re.search(r"panic|fatal error|DATA RACE", said), f"{name}:\n{said[:4000]}"
+
+    def _log(self, name: str) -> Path:
+        return self._traced.directory / f"{name}.stderr"
+
+    def _flags(self, port: int, onward: int) -> list[str]:
+        flags = [f"-listen=127.0.0.1:{port}"]
+        if self.protocol.tls:
+            flags += [f"-certificate={self._certificate}", f"-ca={self._certificate}"]
+        if self.protocol.grpc:
+            return [*flags, f"-numbered={self._ids}"] + (
+                [f"-upstream=127.0.0.1:{onward}"] if onward else []
+            )
+        if self.protocol.http2:
+            flags += ["-http2", "-upstream-http2"]
+        return [*flags, f"-upstream={self._url(onward)}"]
+
+    def _target(self, method: str) -> list[str]:
+        trust = [f"-ca={self._certificate}"] if self.protocol.tls else []
+        if self.protocol.grpc:
+            return [f"-target=127.0.0.1:{self._port}", f"-method={method}", "-numbered", *trust]
+        trust += ["-http2"] if self.protocol.http2 else []
+        return [f"-url={self._url(self._port)}", *trust]
+
+    def _url(self, port: int) -> str:
+        return f"{'https' if self.protocol.tls else 'http'}://127.0.0.1:{port}"
+
+
+def _spans_of(plan: str) -> int:
+    """How many spans a request with this plan gives: a server span, and two for each call."""
+    kind, _, rest = plan.partition("/")
+    if not rest:
+        return 1
+    words = kind.split("-")
+    calls = int(words[1]) ** int(words[2]) if words[0] == "fan" else 1
+    return 1 + calls * (1 + _spans_of(rest))

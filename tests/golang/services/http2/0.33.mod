@@ -1,0 +1,12 @@
+module throughline.test/http2
+
+go 1.18
+
+require (
+	golang.org/x/net v0.33.0
+	throughline.test/chain v0.0.0
+)
+
+require golang.org/x/text v0.21.0 // indirect
+
+replace throughline.test/chain => ../chain
