@@ -11,7 +11,7 @@
 #define THROUGHLINE_ABI_H
 
 enum tl_abi {
-	TL_ABI_VERSION = 3,
+	TL_ABI_VERSION = 4,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
@@ -126,6 +126,14 @@ enum tl_counter {
 	TL_TLS_LOST, /* TLS connection whose bytes cannot be followed any more */
 	TL_FULL_TLS, /* map full */
 	TL_FULL_INCOMING,
+	TL_PARENT_GOROUTINE,
+	TL_PARENT_CONTEXT,
+	TL_GO_CHILD_UNKNOWN, /* goroutines of a request whose number could not be told when they began */
+	TL_GO_CHILD_RECEIVES, /* that take work from others: not passed on to */
+	TL_GO_TOO_DEEP,
+	TL_FULL_GO,
+	TL_GO_NO_SOCKET, /* requests of a Go program whose connection is not known */
+	TL_FULL_GO_STARTS, /* map full */
 	TL_COUNTERS,
 };
 
@@ -136,7 +144,8 @@ struct tl_duration_key {
 	__u8 method;
 	__u8 http_minor;
 	__u8 tls; /* seen inside TLS */
-	__u8 _pad[2];
+	__u8 http_major; /* 0: 1 */
+	__u8 _pad;
 };
 
 struct tl_duration {
@@ -153,6 +162,9 @@ enum tl_evidence {
 	TL_EVIDENCE_RESTORE = 3, /* the thread read the answer of an earlier call of the request */
 	TL_EVIDENCE_THREAD = 4, /* the thread read the request */
 	TL_EVIDENCE_PACKET = 5, /* the request came with a TCP option that carried a context */
+	TL_EVIDENCE_GOROUTINE =
+		6, /* Go: the goroutine read the request, or one that did started it */
+	TL_EVIDENCE_CONTEXT = 7, /* Go: the call was given the request's context.Context */
 };
 
 /* Why a span ended. */
@@ -193,12 +205,84 @@ struct tl_span {
 	__u16 host_len;
 	__u16 tracestate_len;
 	__u8 flags; /* enum tl_span_flags */
-	__u8 _pad;
+	__u8 http_major; /* 0: 1 */
 	__u32 pid; /* thread group that read the request (server) or wrote it (client), or 0 */
 	char method[TL_METHOD_MAX];
 	char host[TL_HOST_MAX];
 	char target[TL_TARGET_MAX];
 	char tracestate[TL_TRACESTATE_MAX];
+};
+
+/*
+ * Where programs of a Go binary keep what we read: offsets in bytes, TL_GO_UNKNOWN where that is not
+ * known. Named after package, type and field.
+ */
+struct tl_go_binary {
+	__u64 newproc_at; /* addresses of probes, as linked */
+	__u64 round_trip_at;
+	__u64 serve_at;
+	__u64 run_handler_at;
+	__u64 write_request_at;
+	__u64 read_transfer_at;
+	__u64 tcp_conn_type; /* addresses of type descriptors, as linked: *net.TCPConn */
+	__u64 response_type; /* *net/http.Response */
+	__u16 g_goid;
+	__u16 g_parent_goid; /* Go 1.21 */
+	__u16 g_m;
+	__u16 m_p;
+	__u16 p_goidcache;
+	__u16 p_goidcacheend;
+	__u16 request_ctx;
+	__u16 persist_conn_conn;
+	__u16 persist_conn_tls_state;
+	__u16 persist_conn_br;
+	__u16 fd_sysfd; /* net.netFD.pfd.Sysfd */
+	__u16 request_method;
+	__u16 request_url;
+	__u16 request_proto_major;
+	__u16 request_header;
+	__u16 request_host;
+	__u16 request_uri;
+	__u16 request_tls;
+	__u16 url_host;
+	__u16 url_path;
+	__u16 url_raw_query;
+	__u16 response_conn; /* of a server: net/http.response */
+	__u16 response_status;
+	__u16 conn_rwc;
+	__u16 client_response_status; /* net/http.Response.StatusCode */
+	__u16 h2_server_conn; /* (*serverConn).conn */
+	__u16 h2_writer_state; /* (*responseWriter).rws */
+	__u16 h2_state_status;
+	__u16 h2_stream_conn; /* (*clientStream).cc */
+	__u16 h2_client_conn; /* (*ClientConn).tconn */
+	__u16 h2_fields; /* (*MetaHeadersFrame).Fields */
+	__u8 swiss_maps; /* maps are Swiss tables (Go 1.24) */
+	__u8 _pad;
+};
+
+enum tl_go {
+	TL_GO_UNKNOWN = 0xffff,
+	TL_GO_BINARIES = 256, /* indices, of which 0 is none */
+	TL_GO_AGAIN =
+		1
+		<< 17, /* in a cookie: another index of the same binary stands for its processes */
+	TL_GO_RESTARTS =
+		1 << 16, /* in a cookie: where the branch is taken the function begins once more */
+};
+
+/* A function that goroutines begin with. */
+struct tl_go_start_key {
+	__u32 binary;
+	__u32 _pad;
+	__u64 pc; /* as linked */
+};
+
+/* May a goroutine that begins there be taken to work for the request of the one that started it? */
+enum tl_go_start {
+	TL_GO_START_NEW = 0, /* nobody has looked at the function yet */
+	TL_GO_START_INHERITS,
+	TL_GO_START_RECEIVES, /* it takes work from others, as workers of a pool do */
 };
 
 /* A request that is being served: what its calls inherit. */

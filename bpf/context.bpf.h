@@ -8,6 +8,7 @@
 #ifndef THROUGHLINE_CONTEXT_H
 #define THROUGHLINE_CONTEXT_H
 
+#include "go.bpf.h"
 #include "http.bpf.h"
 
 #define TL_FLAG_SAMPLED 0x01
@@ -261,6 +262,31 @@ static __always_inline void tl_unattributed(struct tl_thread *thread, int refuse
 	}
 }
 
+/*
+ * The request for which a goroutine has taken the connection: another goroutine writes, on whatever
+ * thread. NULL, with the reason unless nothing is known.
+ */
+static __always_inline struct tl_request *tl_go_parent(struct tl_conn *conn, __u64 *key,
+						       __u8 *evidence, int *refused)
+{
+	struct tl_request *request;
+	struct tl_go_call *call;
+	__u64 socket = conn->socket;
+
+	call = bpf_map_lookup_elem(&tl_go_calls, &socket);
+	if (!call || !call->fresh)
+		return NULL;
+	call->fresh = 0;
+	*key = call->request;
+	*evidence = call->evidence;
+	*refused = TL_ROOT_NO_CONTEXT;
+	if (!*key)
+		return NULL;
+	request = bpf_map_lookup_elem(&tl_requests, key);
+	*refused = tl_parent_refused(request);
+	return *refused < 0 ? request : NULL;
+}
+
 /* Which request is this call made for? */
 static __always_inline struct tl_request *tl_find_parent(struct tl_conn *conn, __u64 *key,
 							 __u8 *evidence)
@@ -287,6 +313,14 @@ static __always_inline struct tl_request *tl_find_parent(struct tl_conn *conn, _
 		return NULL;
 	}
 	request = tl_thread_request(thread, key, &refused);
+	if (!request && !thread) {
+		request = tl_go_parent(conn, key, evidence, &refused);
+		if (request) {
+			tl_count(*evidence == TL_EVIDENCE_CONTEXT ? TL_PARENT_CONTEXT :
+								    TL_PARENT_GOROUTINE);
+			return request;
+		}
+	}
 	if (!request) {
 		tl_unattributed(thread, refused);
 		tl_count(refused);
@@ -303,9 +337,10 @@ static __always_inline struct tl_request *tl_find_parent(struct tl_conn *conn, _
  * stack, a power of two apart: no other program has them around its stack pointer there. (The heap's
  * address says nothing: Go 1.26 randomises it.)
  * Java: virtual threads run on carriers named ForkJoinPool-1-worker-N.
- * Returns why, or 0. A function of its own, for its stack.
+ * `request` is what the thread has read: a goroutine that we can tell from others works for it.
+ * Returns why, -1 when that is noted, or 0. A function of its own, for its stack.
  */
-__noinline int tl_thread_refused(void)
+__noinline int tl_thread_refused(__u64 request)
 {
 	struct tl_user user = {};
 	__u64 bounds[2] = {}, size;
@@ -318,7 +353,9 @@ __noinline int tl_thread_refused(void)
 		size = bounds[1] - bounds[0];
 		if (bounds[0] < user.sp && user.sp <= bounds[1] && size >= 2048 &&
 		    !(size & (size - 1)))
-			return TL_ROOT_GOROUTINE;
+			return request && tl_goroutine_reads(user.goroutine, request) ?
+				       -1 :
+				       TL_ROOT_GOROUTINE;
 	}
 	bpf_get_current_comm(comm, sizeof(comm));
 	if (*(__u64 *)comm == 0x6e696f4a6b726f46ULL &&
@@ -361,7 +398,7 @@ static __always_inline void tl_thread_reads(struct tl_conn *conn, struct tl_thre
 	struct tl_request *request = NULL;
 	struct tl_thread fresh = {};
 	__u32 tid = tl_current_tid();
-	__u32 refused;
+	int refused;
 
 	if (key)
 		request = bpf_map_lookup_elem(&tl_requests, &key);
@@ -382,9 +419,11 @@ static __always_inline void tl_thread_reads(struct tl_conn *conn, struct tl_thre
 	if (conn->role == TL_ROLE_SERVER && !conn->pid)
 		conn->pid = bpf_get_current_pid_tgid() >> 32;
 	if (!thread) {
-		refused = tl_thread_refused();
+		/* what a client connection brings is read by a goroutine of its own */
+		refused = tl_thread_refused(conn->role == TL_ROLE_SERVER ? key : 0);
 		if (refused) {
-			tl_count(refused);
+			if (refused > 0)
+				tl_count(refused);
 			return;
 		}
 		bpf_map_update_elem(&tl_threads, &tid, &fresh, BPF_NOEXIST);

@@ -79,6 +79,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_tls_outs SEC(".maps");
 
+/* The same by socket, where another thread may send: written by go. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64); /* socket cookie */
+	__type(value, struct tl_tls_out);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_socket_outs SEC(".maps");
+
 static __always_inline bool tl_is_peer(const __u8 *address)
 {
 	struct tl_peer_key key = { .prefix = 128 };

@@ -91,13 +91,15 @@ struct tl_context {
 };
 
 /*
- * What the current thread has handed to its TLS library, if that is for this connection: what a thread
- * keeps for itself may leave after what it sends elsewhere.
+ * What the current thread has handed to its TLS library, if that is for this connection (what a thread
+ * keeps for itself may leave after what it sends elsewhere), or what Go is going to send on it.
  */
 static __always_inline bool tl_tls_context(__u32 tid, __u64 socket, struct tl_context *context)
 {
 	struct tl_tls_out *out = bpf_map_lookup_elem(&tl_tls_outs, &tid);
 
+	if (!out || !out->pending)
+		out = bpf_map_lookup_elem(&tl_socket_outs, &socket);
 	if (!out || !out->pending)
 		return false;
 	if (!out->socket) {

@@ -45,6 +45,10 @@ struct tl_abi_types {
 	enum tl_sampler sampler;
 	enum tl_counter counter;
 	enum tl_span_flags span_flags;
+	struct tl_go_binary go_binary;
+	struct tl_go_start_key go_start_key;
+	enum tl_go go;
+	enum tl_go_start go_start;
 };
 const struct tl_abi_types *tl_abi_types __attribute__((unused));
 
@@ -195,7 +199,7 @@ struct tl_conn {
 	__u8 role; /* enum tl_role */
 	__u8 evidence; /* enum tl_evidence */
 	__u8 trace_flags;
-	__u8 _pad;
+	__u8 http_major; /* 0: 1 */
 	__u16 flags; /* enum tl_conn_flags */
 	__u16 _pad2;
 	struct tl_http in;

@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 
@@ -20,8 +21,9 @@ from throughline import __version__, events, groups, readings, report, status
 from throughline import config as configuration
 from throughline.config import Config
 from throughline.export.pipeline import Pipeline
+from throughline.goprograms import GoPrograms
 from throughline.host import host_attributes
-from throughline.kernel import abi, facts, libbpf, lock, pins
+from throughline.kernel import abi, facts, libbpf, lock, openssl, pins, uprobes
 from throughline.kernel import programs as kernel
 from throughline.libraries import Libraries
 from throughline.services import Service, Services, agent_service, attach_roots
@@ -122,7 +124,8 @@ class Agent:
         self._pipeline = Pipeline(config.export)
         self._status = StatusWriter(config.agent.status_path)
         self._groups: dict[str, groups.Group] = {}
-        self._libraries: Libraries | None = None  # of the group `tls`
+        self._libraries: Libraries | None = None  # of the groups `tls` and `go`
+        self._go: GoPrograms | None = None
         self._pending: list[tuple[events.SpanRecord, Service]] = []
         self._next_roots = 0.0
         self._failures: Counter[str] = Counter()
@@ -157,12 +160,24 @@ class Agent:
         """Attaches every wanted group; False when one that is required cannot work."""
         outcome = groups.attach(self._programs, self._config, self._facts)
         self._groups = outcome.groups
-        if outcome.tls is not None:
-            self._libraries = Libraries(*outcome.tls)
+        if outcome.kind is not None and outcome.probing:
+            self._probe(outcome.probing, outcome.kind)
         for name, group in self._groups.items():
             if group.wanted and group.state == "off":
                 log.error("group %s is off: %s; fix: %s", name, group.reason, group.fix)
         return self._groups["observe"].state == "on"
+
+    def _probe(self, probing: dict[str, libbpf.Object], kind: uprobes.Kind) -> None:
+        finders: list[Callable[[int], tuple[uprobes.Site, ...]]] = []
+        if "tls" in probing:
+            finders.append(openssl.sites_of)
+        if "go" in probing:
+            self._go = GoPrograms(probing["go"])
+            finders.append(self._go.find)
+        programs = {p.name: p for loaded in probing.values() for p in loaded.programs()}
+        self._libraries = Libraries(
+            programs, lambda fd: tuple(site for find in finders for site in find(fd)), kind
+        )
 
     def give_up(self) -> None:
         """Removes what this run has pinned; what it found stays as it was."""
@@ -205,6 +220,8 @@ class Agent:
         notify("STOPPING=1")
         if self._libraries is not None:
             self._libraries.close()
+        if self._go is not None:
+            self._go.close()
         self._programs.detach()
         self._drain(ring)
         ring.close()
@@ -285,6 +302,8 @@ class Agent:
         """Files with OpenSSL and network interfaces that have come or gone."""
         if self._libraries is not None:
             self._libraries.follow(self._services.traced_paths())
+        if self._go is not None:
+            self._go.answer()
         if self._programs.interfaces is not None:
             self._programs.interfaces.follow()
 
@@ -325,6 +344,8 @@ class Agent:
             counters |= self._programs.interfaces.counts
         if self._libraries is not None:
             counters |= {f"tls_{reason}": n for reason, n in self._libraries.failures.items()}
+        if self._go is not None:
+            counters |= {f"go_{reason}": n for reason, n in self._go.failures.items()}
         return readings.durations(self._programs.map_fd("tl_durations")), counters
 
     def _send_metrics(self, *, from_cache: bool = False) -> None:
@@ -368,7 +389,8 @@ class Agent:
             "packets": report.packets(
                 self._programs.interfaces, peers=self._config.propagation.peers, roots=self._roots
             ),
-            "tls": report.tls(self._libraries),
+            "tls": report.probed(self._libraries, "tl_ssl_"),
+            "go": report.probed(self._libraries, "tl_go_"),
             "counters": counters,
             "services": report.services(rows, lookup=self._services.lookup, sampled=self._sampled),
             "export": self._pipeline.status().as_json(),

@@ -89,7 +89,7 @@ class Config:
     path: Path
     services: tuple[ServiceRule, ...]  # empty: every unit in system.slice
     propagation: Propagation
-    instrument_tls: bool
+    instrumentation: frozenset[str]  # groups that are wanted: tls, go
     sampling: Sampling
     export: Export
     resource_attributes: Mapping[str, str]
@@ -150,7 +150,9 @@ def _assemble(reader: Reader) -> Config:
             peers=get("propagation.peers"),
             tc_priority=get("propagation.tc.priority"),
         ),
-        instrument_tls=get("instrumentation.tls") == "auto",
+        instrumentation=frozenset(
+            name for name in ("tls", "go") if get(f"instrumentation.{name}") == "auto"
+        ),
         sampling=Sampling(sampler=get("sampling.sampler"), arg=get("sampling.arg")),
         export=Export(
             otlp=get("export.otlp.enabled"),

@@ -26,7 +26,8 @@ class SpanRecord:
     span_id: bytes  # 8 bytes
     parent_span_id: bytes | None  # 8 bytes, None for a root
     trace_flags: int
-    evidence: str  # "none" | "header" | "connect" | "restore" | "thread" | "packet"
+    evidence: str  # "none" | "header" | "connect" | "restore" | "thread" | "packet" |
+    # "goroutine" | "context"
     end: str  # "complete" | "closed" | "close_delimited"
     start_unix_ns: int
     end_unix_ns: int
@@ -36,7 +37,7 @@ class SpanRecord:
     target: str  # request target as on the wire, at most 256 characters
     target_length: int  # its length on the wire
     host: str  # the Host header, "" when there was none
-    http_version: str  # "1.0" | "1.1"
+    http_version: str  # "1.0" | "1.1" | "2"
     status: int  # 0 when no response was seen
     local_address: str
     local_port: int
@@ -58,7 +59,7 @@ class DurationRow:
     kind: str  # "server" | "client"
     method: str  # a known method or "_OTHER"
     status: int  # 0 when no response was seen
-    http_version: str  # "1.0" | "1.1"
+    http_version: str  # "1.0" | "1.1" | "2"
     count: int
     sum_ns: int
     buckets: tuple[int, ...]
@@ -88,6 +89,11 @@ def _address(raw: bytes) -> str:
     return inet_ntop(AF_INET6, raw)
 
 
+def _version(major: int, minor: int) -> str:
+    """The version of HTTP in the words of OpenTelemetry; the kernel's 0 is HTTP/1."""
+    return str(major) if major else f"1.{minor}"
+
+
 def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
     """Decodes one ring-buffer record; `unix_offset_ns` is Unix time minus CLOCK_MONOTONIC.
 
@@ -115,6 +121,7 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         host_length,
         tracestate_length,
         span_flags,
+        major,
         pid,
         method,
         host,
@@ -136,7 +143,7 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         target=target[:target_length].decode("latin-1"),
         target_length=target_length,
         host=host[:host_length].decode("latin-1").rstrip(),
-        http_version=f"1.{minor}",
+        http_version=_version(major, minor),
         status=status,
         local_address=_address(local),
         local_port=local_port,
@@ -160,7 +167,7 @@ def decode_duration(key: bytes, values: bytes) -> DurationRow:
         kind=_KINDS[k.kind],
         method=_METHODS[k.method],
         status=k.status,
-        http_version=f"1.{k.http_minor}",
+        http_version=_version(k.http_major, k.http_minor),
         tls=bool(k.tls),
         count=total[0],
         sum_ns=total[1],

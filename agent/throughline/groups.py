@@ -19,9 +19,10 @@ from throughline.kernel.programs import Programs
 log = logging.getLogger(__name__)
 
 NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
-LATER = ("go", "go_write")
+LATER = ("go_write",)
 # Those that follow `observe`, whose maps they share, in the order in which they are attached.
-FOLLOWING = ("headers", "packets", "tls")
+FOLLOWING = ("headers", "packets", "tls", "go")
+PROBING = ("tls", "go")  # those that put uprobes into files
 LOOPBACK = 1  # its interface index in every network namespace
 _REINSTALL = "install the release again"
 
@@ -42,10 +43,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the groups; `tls` is what its uprobes are to be attached with."""
+    """What became of the groups; `probing` are those whose uprobes are to be attached by `kind`."""
 
     groups: dict[str, Group]
-    tls: tuple[libbpf.Object, uprobes.Kind] | None
+    probing: dict[str, libbpf.Object]
+    kind: uprobes.Kind | None
 
 
 def attach(
@@ -55,7 +57,8 @@ def attach(
 
     A trial puts its programs on one interface only.
     """
-    tls: tuple[libbpf.Object, uprobes.Kind] | None = None
+    probing: dict[str, libbpf.Object] = {}
+    kind: uprobes.Kind | None = None
 
     def attach_packets() -> None:
         propagation = config.propagation
@@ -64,24 +67,29 @@ def attach(
             propagation.peers, priority=propagation.tc_priority, only_interface=only
         )
 
-    def attach_tls() -> None:
-        nonlocal tls
-        kind = uprobes.trial()
-        tls = programs.attach_tls(kind=kind), kind
+    def probe(name: str, load: Callable[[uprobes.Kind], libbpf.Object]) -> None:
+        nonlocal kind
+        kind = kind or uprobes.trial()
+        probing[name] = load(kind)
 
     def attempt(name: str, attach: Callable[[], None]) -> Group:
         try:
             attach()
         except OSError as error:
-            if name == "tls":
-                refused = without_uprobes(error, found)
+            if name in PROBING:
+                refused = without_uprobes(name, error, found)
                 if refused is not None:
                     return refused
             return Group("off", True, *explain(error, found, adopting=programs.adopting))
         log.info("group %s is on", name)
         return Group("on", True, "", "")
 
-    steps = {"headers": programs.attach_headers, "packets": attach_packets, "tls": attach_tls}
+    steps: dict[str, Callable[[], None]] = {
+        "headers": programs.attach_headers,
+        "packets": attach_packets,
+        "tls": lambda: probe("tls", programs.attach_tls),
+        "go": lambda: probe("go", programs.attach_go),
+    }
     groups = {"observe": attempt("observe", programs.attach_observe)}
     for name in FOLLOWING:
         group = unwanted(name, config, found)
@@ -92,7 +100,7 @@ def attach(
         groups[name] = group or attempt(name, steps[name])
         if groups["observe"].state == "on" and groups[name].state == "off":
             _withdraw(programs, name)
-    return Outcome(groups | dict.fromkeys(LATER, later()), tls)
+    return Outcome(groups | dict.fromkeys(LATER, later()), probing, kind)
 
 
 def _withdraw(programs: Programs, name: str) -> None:
@@ -122,19 +130,19 @@ def unwanted(name: str, config: Config, found: facts.Facts) -> Group | None:
             "propagation.peers is empty",
             "list the networks of the fleet there; the role `agent` takes them from the inventory",
         )
-    if name == "tls" and not config.instrument_tls:
-        return Group("off", False, "instrumentation.tls is off", "")
-    if name == "tls" and "CAP_SYS_PTRACE" not in found.capabilities:
+    if name in PROBING and name not in config.instrumentation:
+        return Group("off", False, f"instrumentation.{name} is off", "")
+    if name in PROBING and "CAP_SYS_PTRACE" not in found.capabilities:
         return Group(
             "off",
             False,
-            "missing CAP_SYS_PTRACE, without which the libraries of services cannot be found",
-            "run the role `capabilities` with tls in throughline_groups, or be root",
+            "missing CAP_SYS_PTRACE, without which the files of services cannot be found",
+            f"run the role `capabilities` with {name} in throughline_groups, or be root",
         )
     return None
 
 
-def without_uprobes(error: OSError, found: facts.Facts) -> Group | None:
+def without_uprobes(name: str, error: OSError, found: facts.Facts) -> Group | None:
     """A kernel that gives this agent no uprobes: the group is off, and nothing is wrong."""
     reason = error.strerror or str(error)
     if error.errno == errno.ENOENT and "bpf_object__open" not in reason:
@@ -151,7 +159,7 @@ def without_uprobes(error: OSError, found: facts.Facts) -> Group | None:
             False,
             f"{reason}: perf-based uprobes need CAP_SYS_ADMIN on this kernel (its fix of "
             "CVE-2025-38466), and it has no uprobe_multi links, which do not",
-            "boot Linux 6.6 or later, or leave it: instrumentation.tls: off",
+            f"boot Linux 6.6 or later, or leave it: instrumentation.{name}: off",
         )
     return None
 

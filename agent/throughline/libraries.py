@@ -1,9 +1,10 @@
-"""OpenSSL in the files that traced processes execute: found by their mappings, and probed.
+"""The files that traced processes execute: found by their mappings, and probed.
 
-A file counts by what it defines (kernel/openssl.py), whatever its name: libssl, a program with
-OpenSSL inside, a copy in a container. It is reached through its process's root and attached once,
-however many processes, names and mounts lead to it. New processes are looked at in the next second,
-after 2, 6, 14 and 30 seconds and then every 30, since libraries may be loaded at any time.
+A file counts by what is in it, whatever its name: libssl, a program with OpenSSL inside, a program
+of Go, a copy in a container (kernel/openssl.py, goprograms.py). It is reached through its process's
+root and attached once, however many processes, names and mounts lead to it. New processes are
+looked at in the next second, after 2, 6, 14 and 30 seconds and then every 30, since libraries may
+be loaded at any time.
 
 What must not happen is a probe in a file that has been written over: the kernel would put a
 breakpoint into the middle of another instruction. Files are therefore watched each second, used or
@@ -18,16 +19,15 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from throughline import mappings
-from throughline.kernel import libbpf, openssl, uprobes
+from throughline.kernel import libbpf, uprobes
 from throughline.kernel.elf import MalformedError
-from throughline.mappings import Mapping
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +43,16 @@ _Identity = tuple[int, ...]
 _Key = tuple[bytes, str, bool]  # device, name and deleted of a mapping
 
 
+class LaterError(Exception):
+    """What is in a file is still being looked into: ask again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """One file with OpenSSL in it, for status."""
+    """One file that is probed, for status."""
 
     path: str  # as the first process that was seen names it
-    sites: tuple[openssl.Site, ...]
+    sites: tuple[uprobes.Site, ...]
     processes: int  # traced ones that map it now
     refused: str  # why nothing is attached, else ""
 
@@ -58,10 +62,11 @@ class Attached:
         each = ("tl_ssl_read", "tl_ssl_write")  # not once in a connection
         return any(site.dear for site in self.sites if site.program.startswith(each))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, sites: Iterable[uprobes.Site]) -> dict[str, Any]:
+        """With these sites of it."""
         return {
             "path": self.path,
-            "programs": [site.program for site in self.sites],
+            "programs": [site.program for site in sites],
             "dear": self.dear,
             "processes": self.processes,
             "refused": self.refused,
@@ -73,7 +78,7 @@ class _Process:
     due: float  # when its mappings are read next
     executable: str | None = None  # when they were read first
     readings: int = 0
-    # what it maps -> the file, None without OpenSSL
+    # what it maps -> the file, None for one that is not probed
     mapped: dict[_Key, _Identity | None] = field(default_factory=dict)
 
 
@@ -82,7 +87,7 @@ class _File:
     path: str
     fd: int
     stamp: tuple[int, int]
-    sites: tuple[openssl.Site, ...]
+    sites: tuple[uprobes.Site, ...]
     foreign: bool  # only to be reached in another mount namespace
     # device and inode as /proc/PID/maps says them
     devices: set[bytes] = field(default_factory=set)
@@ -94,18 +99,24 @@ class _File:
 
 
 class Libraries:
-    """Attaches the programs of tls.bpf.o. Nothing is pinned: they go with this process."""
+    """Attaches programs to files. Nothing is pinned: they go with this process.
+
+    `find` tells of an open file what is to be attached where: nothing, to most. It may raise what
+    reading it does, MalformedError and LaterError.
+    """
 
     def __init__(
         self,
-        loaded: libbpf.Object,
+        programs: Mapping[str, libbpf.Program],
+        find: Callable[[int], tuple[uprobes.Site, ...]],
         kind: uprobes.Kind,
         *,
         proc: Path = Path("/proc"),
         clock: Callable[[], float] = time.monotonic,
         attach: Callable[..., uprobes.Link] = uprobes.attach,
     ) -> None:
-        self._programs = {program.name: program for program in loaded.programs()}
+        self._programs = programs
+        self._find = find
         self._kind = kind
         self._proc = proc
         self._clock = clock
@@ -113,7 +124,7 @@ class Libraries:
         self._budget = FIRST_BUDGET_SECONDS
         self._processes: dict[int, _Process] = {}
         self._files: dict[_Identity, _File] = {}
-        # st_dev, st_ino, mtime and size -> the file, None without OpenSSL
+        # st_dev, st_ino, mtime and size -> the file, None for one that is not probed
         self._examined: dict[tuple[int, ...], _Identity | None] = {}
         # the kernel takes 0.1 s to detach one probe
         self._detaching = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detach")
@@ -171,8 +182,11 @@ class Libraries:
                 key = (mapping.device, mapping.name, mapping.deleted)
                 if key in process.mapped:
                     mapped[key] = process.mapped[key]
-                else:
+                    continue
+                try:
                     mapped[key] = self._look(pid, mapping, now)
+                except LaterError:
+                    process.due = now
         except OSError as error:
             if error.errno not in mappings.GONE:
                 self._fail("maps_unreadable", error, f"process {pid}")
@@ -181,8 +195,8 @@ class Libraries:
 
     # -- files -----------------------------------------------------------------------------------
 
-    def _look(self, pid: int, mapping: Mapping, now: float) -> _Identity | None:
-        """The file behind a mapping, attached when it has OpenSSL in it, else None."""
+    def _look(self, pid: int, mapping: mappings.Mapping, now: float) -> _Identity | None:
+        """The file behind a mapping, attached when it is one to probe, else None."""
         try:
             if not mapping.deleted:
                 where = mappings.locate(self._proc, pid, mapping.name)
@@ -202,12 +216,12 @@ class Libraries:
             self._fail("malformed", error, mapping.name)
         return None
 
-    def _look_deleted(self, pid: int, mapping: Mapping, now: float) -> _Identity | None:
+    def _look_deleted(self, pid: int, mapping: mappings.Mapping, now: float) -> _Identity | None:
         """A file without a name, as after the upgrade of a package, has only its mapping.
 
         To open that takes CAP_CHECKPOINT_RESTORE, and CAP_DAC_READ_SEARCH in processes of others.
-        Without, what stands under the name now tells whether it was OpenSSL: then the process is
-        not seen until it starts again.
+        Without, what stands under the name now tells whether it was one to probe: then the process
+        is not seen until it starts again.
         """
         try:
             area = f"{self._proc}/{pid}/map_files/{mapping.area}"
@@ -240,7 +254,11 @@ class Libraries:
                 self._examined.clear()
             # already now: what contradicts itself is not read again
             self._examined[_version(status)] = None
-            sites = openssl.sites_of(fd)
+            try:
+                sites = self._find(fd)
+            except LaterError:
+                del self._examined[_version(status)]
+                raise
             if not sites:
                 return None
             identity = uprobes.identity(fd)
@@ -268,8 +286,7 @@ class Libraries:
                 link = self._attach_site(
                     program,
                     path=f"/proc/self/fd/{file.fd}",
-                    offset=site.offset,
-                    returns=site.returns,
+                    site=site,
                     kind=self._kind,
                 )
             except OSError as error:
@@ -281,7 +298,7 @@ class Libraries:
                 return
             file.links.append(link)
         file.refused = ""
-        log.info("TLS in %s: %s", file.path, ", ".join(site.program for site in file.sites))
+        log.info("probed %s: %s", file.path, ", ".join(site.program for site in file.sites))
 
     def _tend_files(self, now: float) -> None:
         used = Counter(

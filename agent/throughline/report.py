@@ -48,8 +48,14 @@ def packets(
     }
 
 
-def tls(libraries: Libraries | None) -> dict[str, Any] | None:
-    """Which files are probed; None while the group is off."""
+def probed(libraries: Libraries | None, prefix: str) -> dict[str, Any] | None:
+    """In which files there are programs of this prefix; None while no group probes any."""
     if libraries is None:
         return None
-    return {"files": [found.as_json() for found in libraries.attached]}
+    return {
+        "files": [
+            found.as_json(sites)
+            for found in libraries.attached
+            if (sites := [site for site in found.sites if site.program.startswith(prefix)])
+        ]
+    }

@@ -268,6 +268,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("propagation.peers", NETWORKS, ()),
     Setting("propagation.tc.priority", PRIORITY, 49152),
     Setting("instrumentation.tls", _choice("auto", "off"), "auto"),
+    Setting("instrumentation.go", _choice("auto", "off"), "auto"),
     Setting(
         "sampling.sampler",
         _choice(*SAMPLERS),

@@ -66,7 +66,9 @@ def prices(directory: Path) -> dict[str, float]:
     found = {}
     for place, (function, returns) in _PLACES.items():
         offset = _offset(program, function)
-        link = uprobes.attach(silent, path=program, offset=offset, returns=returns, kind=kind)
+        link = uprobes.attach(
+            silent, path=program, site=uprobes.Site("", offset, returns), kind=kind
+        )
         try:
             found[place] = _run(program)[function] - without[function]
         finally:

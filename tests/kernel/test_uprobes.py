@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from throughline.kernel import libbpf, links, openssl, prototypes, uprobes
-from throughline.kernel.uprobes import Kind
+from throughline.kernel.uprobes import Kind, Site
 from throughline.libraries import Libraries
 
 pytestmark = [
@@ -153,8 +153,8 @@ class Followed:
             SimpleNamespace(name=name, fd=counter.fd if name == "tl_ssl_free" else self._silent)
             for name in {*openssl.RETURNS, *openssl.RETURNS.values(), "tl_ssl_free"}
         ]
-        loaded: Any = SimpleNamespace(programs=lambda: programs)
-        self.libraries = Libraries(loaded, kind)
+        named: Any = {program.name: program for program in programs}
+        self.libraries = Libraries(named, openssl.sites_of, kind)
 
     def follow(self, *processes: Process) -> None:
         (self._cgroup / "cgroup.procs").write_text("".join(f"{p.pid}\n" for p in processes))
@@ -178,7 +178,7 @@ def followed(counter: Counter, kind: Kind, tmp_path: Path) -> Iterator[Followed]
     made.close()
 
 
-def free_site(library: Path) -> openssl.Site:
+def free_site(library: Path) -> Site:
     return next(site for site in openssl.sites(library) if site.program == "tl_ssl_free")
 
 
@@ -193,7 +193,7 @@ def test_each_call_is_counted_once(
     before = start("here", tmp_path, library)
     offset = free_site(library).offset
     program: Any = counter
-    link = uprobes.attach(program, path=library, offset=offset, returns=returns, kind=kind)
+    link = uprobes.attach(program, path=library, site=Site("", offset, returns), kind=kind)
     try:
         after = start("here", tmp_path, library)
         before.call(CALLS)
@@ -209,9 +209,9 @@ def test_each_call_is_counted_once(
 def test_refusals_are_the_kernels(counter: Counter, kind: Kind, tmp_path: Path) -> None:
     program: Any = counter
     with pytest.raises(OSError, match="No such file"):
-        uprobes.attach(program, path=tmp_path / "none", offset=0, returns=False, kind=kind)
+        uprobes.attach(program, path=tmp_path / "none", site=Site("", 0), kind=kind)
     with pytest.raises(OSError, match=r"Bad file descriptor|Invalid argument"):
-        uprobes.attach(program, path=tmp_path, offset=0, returns=False, kind=kind)
+        uprobes.attach(program, path=tmp_path, site=Site("", 0), kind=kind)
 
 
 def test_the_chosen_site_is_cheap(
@@ -237,7 +237,7 @@ def test_the_chosen_site_is_cheap(
     prices = []
     for offset in (site.offset, begin):
         program: Any = counter
-        link = uprobes.attach(program, path=library, offset=offset, returns=False, kind=kind)
+        link = uprobes.attach(program, path=library, site=Site("", offset), kind=kind)
         prices.append(fastest() - free)
         link.destroy()
     with capsys.disabled():

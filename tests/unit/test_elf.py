@@ -16,7 +16,7 @@ from tests.unit import elffile
 from tests.unit.elffile import APART, ENDBR64, JE, PUSH, SUB, TEST_RDI, TEXT_OFFSET, build, call
 from throughline.kernel import openssl
 from throughline.kernel.elf import Elf, MalformedError, gnu_hash, sysv_hash
-from throughline.kernel.openssl import Site
+from throughline.kernel.uprobes import Site
 
 LIBSSL = Path("/usr/lib/x86_64-linux-gnu/libssl.so.3")
 

@@ -34,6 +34,11 @@ def look(tmp_path: Path, data: bytes) -> Program | None:
         os.close(fd)
 
 
+def site(past: int, *, dear: bool = False, restarts: bool = False) -> Site:
+    """Of the first function, past its first bytes."""
+    return Site(gofile.TEXT_AT + past, gofile.TEXT + past, dear, restarts)
+
+
 def found(tmp_path: Path, data: bytes) -> Program:
     program = look(tmp_path, data)
     assert program is not None
@@ -55,7 +60,7 @@ def test_the_layouts_of_all_releases(
     assert program.path == "example.com/main"
     assert program.offsets == OFFSETS
     assert set(program.sources.values()) == {"types"}
-    assert program.sites == {"runtime.newproc1": Site(gofile.TEXT_AT + 4, False, restarts=True)}
+    assert program.sites == {"runtime.newproc1": site(4, restarts=True)}
     assert "goroutines" not in program.missing
     assert program.missing["http_client"] == "the program does not use the client of net/http"
 
@@ -231,7 +236,7 @@ def test_where_a_probe_is_cheap(code: bytes, expected: tuple[int, bool] | None) 
 def test_a_dear_function_is_probed_at_its_start(tmp_path: Path) -> None:
     functions = {"runtime.newproc1": b"\x48\x83\xec\x18"}
     program = found(tmp_path, gofile.build(functions=functions))
-    assert program.sites == {"runtime.newproc1": Site(gofile.TEXT_AT, True)}
+    assert program.sites == {"runtime.newproc1": site(0, dear=True)}
 
 
 def test_a_probe_never_lies_behind_its_function(tmp_path: Path) -> None:
@@ -239,7 +244,7 @@ def test_a_probe_never_lies_behind_its_function(tmp_path: Path) -> None:
     data = bytearray(gofile.build())
     pairs = data.index(struct.pack("<II", gofile.APART, 24 + 48))
     struct.pack_into("<I", data, pairs, 3)
-    assert found(tmp_path, bytes(data)).sites["runtime.newproc1"] == Site(gofile.TEXT_AT, True)
+    assert found(tmp_path, bytes(data)).sites["runtime.newproc1"] == site(0, dear=True)
 
 
 # --- the cache --------------------------------------------------------------------------------

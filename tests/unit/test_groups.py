@@ -64,7 +64,7 @@ def test_tls_needs_to_see_other_processes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
 def test_perf_uprobes_that_want_sys_admin_are_explained(code: int) -> None:
-    found = groups.without_uprobes(OSError(code, "perf_event_open: no"), FACTS)
+    found = groups.without_uprobes("tls", OSError(code, "perf_event_open: no"), FACTS)
     assert found is not None and (found.state, found.wanted) == ("off", False)
     assert "CVE-2025-38466" in found.reason and "CAP_SYS_ADMIN" in found.reason
     assert "6.6" in found.fix
@@ -72,7 +72,7 @@ def test_perf_uprobes_that_want_sys_admin_are_explained(code: int) -> None:
 
 def test_a_kernel_without_uprobes_is_no_fault() -> None:
     refusal = OSError(errno.ENOENT, "No such file", "/sys/bus/event_source/devices/uprobe/type")
-    found = groups.without_uprobes(refusal, FACTS)
+    found = groups.without_uprobes("tls", refusal, FACTS)
     assert found is not None and not found.wanted and "CONFIG_UPROBE_EVENTS" in found.fix
 
 
@@ -85,12 +85,12 @@ def test_a_kernel_without_uprobes_is_no_fault() -> None:
     ],
 )
 def test_what_a_release_got_wrong_is_a_fault(error: OSError) -> None:
-    assert groups.without_uprobes(error, FACTS) is None
+    assert groups.without_uprobes("tls", error, FACTS) is None
 
 
 def test_without_perfmon_that_is_what_is_missing() -> None:
     capabilities = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_SYS_PTRACE")
     found = dataclasses.replace(FACTS, capabilities=capabilities)
     error = OSError(errno.EACCES, "perf_event_open: Permission denied")
-    assert groups.without_uprobes(error, found) is None
+    assert groups.without_uprobes("tls", error, found) is None
     assert "missing CAP_PERFMON" in groups.explain(error, found)[0]

@@ -15,7 +15,7 @@ import pytest
 from tests.unit import elffile
 from throughline import libraries as libraries_module
 from throughline import mappings
-from throughline.kernel import uprobes
+from throughline.kernel import openssl, uprobes
 from throughline.libraries import KEEP_UNUSED_SECONDS, Libraries
 
 LIBSSL = elffile.build(elffile.libssl())
@@ -30,11 +30,6 @@ NAMES = (
 class FakeProgram:
     def __init__(self, name: str) -> None:
         self.name = name
-
-
-class FakeObject:
-    def programs(self) -> list[FakeProgram]:
-        return [FakeProgram(name) for name in NAMES]
 
 
 class FakeLink:
@@ -58,13 +53,18 @@ class Host:
         self.now = 1000.0
         self.links: list[FakeLink] = []
         self.refusal: OSError | None = None
+        self.programs = {name: FakeProgram(name) for name in NAMES}
         self.libraries = Libraries(
-            FakeObject(),  # type: ignore[arg-type]
+            self.programs,  # type: ignore[arg-type]
+            self.find,
             uprobes.Kind.MULTI,
             proc=self.proc,
             clock=lambda: self.now,
             attach=self.attach,
         )
+
+    def find(self, fd: int) -> tuple[uprobes.Site, ...]:
+        return openssl.sites_of(fd)
 
     def attach(self, program: FakeProgram, *, path: str, **_: Any) -> FakeLink:
         if self.refusal is not None and program.name == "tl_ssl_free":
@@ -139,7 +139,7 @@ def test_a_library_is_found_by_what_it_defines(host: Host) -> None:
         *("tl_ssl_has_read", "tl_ssl_has_sent"),
         *("tl_ssl_read_ex", "tl_ssl_write_ex", "tl_ssl_free"),
     ]
-    assert found.as_json()["programs"][0] == "tl_ssl_read_ex"
+    assert found.as_json(found.sites)["programs"][0] == "tl_ssl_read_ex"
     assert host.libraries.failures == {}
 
 
@@ -414,7 +414,7 @@ def test_a_refused_attachment_is_tried_again(host: Host) -> None:
 
 
 def test_a_program_that_the_object_lacks_is_counted(host: Host) -> None:
-    host.libraries._programs.pop("tl_ssl_free")
+    host.programs.pop("tl_ssl_free")
     host.process(10, host.file("libssl.so"))
     host.follow()
     assert len(host.links) == 4

@@ -32,6 +32,17 @@ class _Found:
     twice: set[str] = field(default_factory=set)  # functions of which there are two
 
 
+def is_go(fd: int) -> bool:
+    """Is there a Go program in an open file? Takes a fraction of a millisecond."""
+    try:
+        elf = Elf.open(fd)
+        return elf is not None and buildinfo.read(Image(elf)) is not None
+    except UnsupportedError:
+        return True
+    except MalformedError:
+        return False
+
+
 def analyse(fd: int) -> Program | None:
     """The Go program in an open file; None when there is none.
 
@@ -75,6 +86,11 @@ def _minor(version: str) -> int:
     return minor
 
 
+def locate(image: Image, version: str) -> tuple[Table, Module]:
+    """The function table of a program and what the linker says of it. Raises UnsupportedError."""
+    return _locate(image, _minor(version))
+
+
 def _locate(image: Image, minor: int) -> tuple[Table, Module]:
     named = buildinfo.sections(image.elf)
     section = named.get(".gopclntab") or named.get(".data.rel.ro.gopclntab")
@@ -104,7 +120,7 @@ def _site(elf: Elf, address: int, size: int) -> Site | None:
     offset = elf.offset(address + past, executable=True)
     if not code or offset is None:
         raise MalformedError(f"no code at {address:#x}")
-    return Site(offset, dear=prologue.cheap(code) is None, restarts=checks)
+    return Site(offset, address + past, dear=prologue.cheap(code) is None, restarts=checks)
 
 
 def _find_offsets(types: Types, found: _Found) -> None:

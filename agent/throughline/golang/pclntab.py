@@ -8,6 +8,7 @@ for each of them that C does not do: names are compared as a set, records as an 
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -44,6 +45,16 @@ class Table:
             ranges = found.setdefault(name, [])
             if len(ranges) < _MAX_SAME:
                 ranges.append((start, end))
+        return found
+
+    def starts(self, image: Image) -> array[int]:
+        """Where each function begins, and where the last one ends, from the start of the text."""
+        found = array("I")
+        for first in range(0, self.count, _FUNCTIONS):
+            count = min(_FUNCTIONS, self.count - first)
+            pairs = memoryview(image.exactly(self.functions + first * 8, count * 8)).cast("I")
+            found.extend(pairs[::2])
+        found.frombytes(image.exactly(self.functions + self.count * 8, 4))
         return found
 
     def _names(self, image: Image, wanted: set[bytes]) -> dict[int, bytes]:

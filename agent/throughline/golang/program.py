@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ class Site:
     """Where a uprobe sees the arguments of a function."""
 
     offset: int  # in the file
+    address: int  # as linked
     dear: bool  # the kernel single-steps the instruction
     # The instruction is the branch of the stack check: where it is taken (CF or ZF is set) the
     # goroutine gets a larger stack, or is preempted, and the function begins once more.
@@ -34,3 +36,9 @@ class Program:
     types: Mapping[str, int]  # "*net.TCPConn" -> address of its descriptor, as linked
     sources: Mapping[str, str]  # key of `offsets` -> "types", "dwarf" or "table"
     missing: Mapping[str, str]  # feature -> why it cannot be had
+
+    @property
+    def minor(self) -> int:
+        """22 of go1.22.10."""
+        match = re.match(r"go1\.([0-9]+)", self.version)
+        return int(match[1]) if match else 0

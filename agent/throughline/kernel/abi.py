@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 3
+    ABI_VERSION = 4
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
@@ -27,6 +27,8 @@ class Evidence(IntEnum):
     RESTORE = 3
     THREAD = 4
     PACKET = 5
+    GOROUTINE = 6
+    CONTEXT = 7
 
 
 class End(IntEnum):
@@ -116,7 +118,28 @@ class Counter(IntEnum):
     TLS_LOST = 54
     FULL_TLS = 55
     FULL_INCOMING = 56
-    COUNTERS = 57
+    PARENT_GOROUTINE = 57
+    PARENT_CONTEXT = 58
+    GO_CHILD_UNKNOWN = 59
+    GO_CHILD_RECEIVES = 60
+    GO_TOO_DEEP = 61
+    FULL_GO = 62
+    GO_NO_SOCKET = 63
+    FULL_GO_STARTS = 64
+    COUNTERS = 65
+
+
+class Go(IntEnum):
+    UNKNOWN = 65535
+    BINARIES = 256
+    AGAIN = 131072
+    RESTARTS = 65536
+
+
+class GoStart(IntEnum):
+    NEW = 0
+    INHERITS = 1
+    RECEIVES = 2
 
 
 class Config(NamedTuple):
@@ -160,6 +183,7 @@ class Span(NamedTuple):
     host_len: int
     tracestate_len: int
     flags: int
+    http_major: int
     pid: int
     method: bytes
     host: bytes
@@ -167,7 +191,7 @@ class Span(NamedTuple):
     tracestate: bytes
 
 
-SPAN = Struct("<QQQ16s8s8s16s16sHHHBBBBBBHHHB1xI16s128s256s512s")
+SPAN = Struct("<QQQ16s8s8s16s16sHHHBBBBBBHHHBBI16s128s256s512s")
 
 
 class DurationKey(NamedTuple):
@@ -177,9 +201,10 @@ class DurationKey(NamedTuple):
     method: int
     http_minor: int
     tls: int
+    http_major: int
 
 
-DURATION_KEY = Struct("<QHBBBB2x")
+DURATION_KEY = Struct("<QHBBBBB1x")
 
 
 class Duration(NamedTuple):
@@ -218,3 +243,57 @@ class Request(NamedTuple):
 
 
 REQUEST = Struct("<Q16s8s8sIIBBH4x")
+
+
+class GoBinary(NamedTuple):
+    newproc_at: int
+    round_trip_at: int
+    serve_at: int
+    run_handler_at: int
+    write_request_at: int
+    read_transfer_at: int
+    tcp_conn_type: int
+    response_type: int
+    g_goid: int
+    g_parent_goid: int
+    g_m: int
+    m_p: int
+    p_goidcache: int
+    p_goidcacheend: int
+    request_ctx: int
+    persist_conn_conn: int
+    persist_conn_tls_state: int
+    persist_conn_br: int
+    fd_sysfd: int
+    request_method: int
+    request_url: int
+    request_proto_major: int
+    request_header: int
+    request_host: int
+    request_uri: int
+    request_tls: int
+    url_host: int
+    url_path: int
+    url_raw_query: int
+    response_conn: int
+    response_status: int
+    conn_rwc: int
+    client_response_status: int
+    h2_server_conn: int
+    h2_writer_state: int
+    h2_state_status: int
+    h2_stream_conn: int
+    h2_client_conn: int
+    h2_fields: int
+    swiss_maps: int
+
+
+GO_BINARY = Struct("<QQQQQQQQHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHB1x")
+
+
+class GoStartKey(NamedTuple):
+    binary: int
+    pc: int
+
+
+GO_START_KEY = Struct("<I4xQ")

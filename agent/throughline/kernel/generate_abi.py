@@ -20,6 +20,8 @@ _STRUCTS = (
     "tl_duration_key",
     "tl_duration",
     "tl_request",
+    "tl_go_binary",
+    "tl_go_start_key",
 )
 _ENUMS = (
     "tl_abi",
@@ -30,6 +32,8 @@ _ENUMS = (
     "tl_method",
     "tl_sampler",
     "tl_counter",
+    "tl_go",
+    "tl_go_start",
 )
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 

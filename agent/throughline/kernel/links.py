@@ -17,7 +17,7 @@ from pathlib import Path
 from throughline.kernel.prototypes import check, failure, info, library
 
 # enum bpf_attach_type
-TCX_INGRESS, TCX_EGRESS, UPROBE_MULTI = 46, 47, 48
+PERF_EVENT, TCX_INGRESS, TCX_EGRESS, UPROBE_MULTI = 41, 46, 47, 48
 # where in the chain of an interface: flags of attach_tcx; 0 is at its end
 BEFORE, AFTER, RELATIVE_IS_ID, RELATIVE_IS_LINK = 1 << 3, 1 << 4, 1 << 5, 1 << 13
 
@@ -84,23 +84,36 @@ def tcx_interface(link_fd: int) -> int:
 
 
 def attach_uprobe_multi(
-    program_fd: int, path: str | Path, offset: int, *, returns: bool = False, pid: int = 0
+    program_fd: int,
+    path: str | Path,
+    offset: int,
+    *,
+    returns: bool = False,
+    pid: int = 0,
+    cookie: int = 0,
 ) -> Link:
     """Attaches to one file offset (Linux 6.6), in every process that maps it, or in `pid` only.
 
     The program must have been loaded with UPROBE_MULTI as its expected attach type. With `returns`
-    it runs when the function that starts at `offset` returns. Raises EINVAL where the kernel has
-    no such links, EBADF when `path` is no regular file, ESRCH without such a process.
+    it runs when the function that starts at `offset` returns. `cookie` is what
+    bpf_get_attach_cookie() gives it. Raises EINVAL where the kernel has no such links, EBADF when
+    `path` is no regular file, ESRCH without such a process.
     """
     name = ctypes.create_string_buffer(os.fsencode(path))
-    offsets = ctypes.c_uint64(offset)
+    offsets, cookies = ctypes.c_uint64(offset), ctypes.c_uint64(cookie)
     attribute = struct.pack(
         "=IIIIQQQQIII4x",
         *(program_fd, 0, UPROBE_MULTI, 0),
-        *(ctypes.addressof(name), ctypes.addressof(offsets), 0, 0),
+        *(ctypes.addressof(name), ctypes.addressof(offsets), 0, ctypes.addressof(cookies)),
         *(1, _UPROBE_RETURN if returns else 0, pid),
     )
     return Link(_create(attribute, f"uprobe_multi link on {path}"), f"{path}+{offset:#x}")
+
+
+def attach_perf(program_fd: int, event_fd: int, *, cookie: int) -> Link:
+    """Attaches to a perf event with a cookie (Linux 5.15), which goes on as long as the link."""
+    attribute = struct.pack("=IIIIQ", program_fd, event_fd, PERF_EVENT, 0, cookie)
+    return Link(_create(attribute, "perf_event link"), f"perf event {event_fd}")
 
 
 def perf_event_open(attribute: bytes, *, pid: int, cpu: int) -> int:

@@ -13,10 +13,10 @@ is, in this order:
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from throughline.kernel.elf import Elf, Function
+from throughline.kernel.uprobes import Site
 
 # What decides whether a file is looked into, then what is probed there.
 _KEY = "SSL_read"
@@ -43,16 +43,6 @@ RETURNS = {
 _WRAPPER_BYTES = 128  # of a function in which its call is looked for: 51 in OpenSSL 3.5
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
 _CALL, _JUMP = 0xE8, 0xE9
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where a program of tls.bpf.o is attached."""
-
-    program: str
-    offset: int  # in the file
-    returns: bool  # when the function returns, not when it begins
-    dear: bool = False  # the kernel single-steps the instruction: 23 µs instead of 0.5
 
 
 def sites(path: Path) -> tuple[Site, ...]:

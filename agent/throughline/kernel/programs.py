@@ -3,7 +3,7 @@
 Everything that must outlive the agent is pinned below `<bpffs>/abi<N>`: the maps by libbpf (by
 name), the links here. An agent that starts finds pinned links and replaces their programs in
 place, so that no packet passes unobserved; one of another ABI is removed once the new is attached.
-The group `tls` alone is not pinned: which files to probe is known to the process.
+The groups `tls` and `go` are not pinned: which files to probe is known to the process.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Programs:
             finally:
                 link.destroy()
 
-    def attach_tls(self, *, kind: uprobes.Kind) -> libbpf.Object:
+    def attach_tls(self, kind: uprobes.Kind) -> libbpf.Object:
         """Group `tls`, apart from its uprobes: whoever finds files to probe attaches them.
 
         After `attach_observe`.
@@ -175,6 +175,10 @@ class Programs:
                 self._links.append(program.attach())
                 self._note(program, program.section.partition("/")[2], program.fd)
         return loaded
+
+    def attach_go(self, kind: uprobes.Kind) -> libbpf.Object:
+        """Group `go`, which is uprobes only. After `attach_observe`."""
+        return self.objects.load("go", prepare=lambda opened: uprobes.prepare(opened, kind))
 
     def _tell_settings(self, *, packets: bool | None = None) -> None:
         if packets is not None:

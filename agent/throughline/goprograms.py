@@ -1,0 +1,264 @@
+"""Go programs among the files that traced processes execute: what go.bpf.o is told of them.
+
+Each gets entries of tl_go_binaries, whose indices are in the cookies of its probes. Programs are
+looked into in a thread of their own: a large one takes a second, in which spans must not wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from throughline import golang
+from throughline.golang import Program
+from throughline.kernel import abi, libbpf
+from throughline.kernel.elf import MalformedError
+from throughline.kernel.uprobes import Site
+from throughline.libraries import LaterError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A part of a program that has offsets of its own: HTTP/2 may be there twice."""
+
+    # program of go.bpf.o -> the feature that it belongs to, and the names of its function
+    probes: Mapping[str, tuple[str, tuple[str, ...]]]
+    # what the names of offsets begin with where they differ
+    http2: str = "net/http.http2"
+    request: str = "net/http.Request."
+
+
+def _http2(feature: str, *packages: str) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+    def method(struct: str, name: str) -> tuple[str, ...]:
+        parts = (package.rpartition(".") for package in packages)
+        return tuple(f"{start}.(*{types}{struct}).{name}" for start, _, types in parts)
+
+    return {
+        "tl_go_h2_serve": (f"{feature}_server", method("serverConn", "runHandler")),
+        "tl_go_h2_served": (f"{feature}_server", method("responseWriter", "handlerDone")),
+        "tl_go_h2_call": (f"{feature}_client", method("clientStream", "writeRequest")),
+        "tl_go_h2_answer": (f"{feature}_client", method("clientConnReadLoop", "handleResponse")),
+        "tl_go_h2_called": (f"{feature}_client", method("clientStream", "cleanupWriteRequest")),
+    }
+
+
+FAMILIES = (
+    Family(
+        {
+            "tl_go_starts_another": ("goroutines", ("runtime.newproc1",)),
+            "tl_go_serve": ("http_server", ("net/http.serverHandler.ServeHTTP",)),
+            "tl_go_served": ("http_server", ("net/http.(*response).finishRequest",)),
+            "tl_go_round_trip": ("http_client", ("net/http.(*persistConn).roundTrip",)),
+            "tl_go_answered": ("http_client", ("net/http.readTransfer",)),
+        }
+    ),
+    Family(
+        _http2("http2", "net/http.http2", "net/http/internal/http2."),
+        request="net/http.http2ClientRequest.",
+    ),
+    Family(_http2("x_http2", "golang.org/x/net/http2."), http2="golang.org/x/net/http2."),
+)
+# member of struct tl_go_binary -> the program whose address it is
+_ADDRESSES = {
+    "newproc_at": "tl_go_starts_another",
+    "serve_at": "tl_go_serve",
+    "round_trip_at": "tl_go_round_trip",
+    "read_transfer_at": "tl_go_answered",
+    "run_handler_at": "tl_go_h2_serve",
+    "write_request_at": "tl_go_h2_call",
+}
+_TYPES = {"tcp_conn_type": "*net.TCPConn", "response_type": "*net/http.Response"}
+# member -> where the field is
+_OFFSETS = {
+    "g_goid": "runtime.g.goid",
+    "g_parent_goid": "runtime.g.parentGoid",
+    "g_m": "runtime.g.m",
+    "m_p": "runtime.m.p",
+    "p_goidcache": "runtime.p.goidcache",
+    "p_goidcacheend": "runtime.p.goidcacheend",
+    "url_host": "net/url.URL.Host",
+    "url_path": "net/url.URL.Path",
+    "url_raw_query": "net/url.URL.RawQuery",
+    "persist_conn_conn": "net/http.persistConn.conn",
+    "persist_conn_tls_state": "net/http.persistConn.tlsState",
+    "persist_conn_br": "net/http.persistConn.br",
+    "fd_sysfd": "net.netFD.pfd.Sysfd",
+    "response_conn": "net/http.response.conn",
+    "response_status": "net/http.response.status",
+    "conn_rwc": "net/http.conn.rwc",
+    "client_response_status": "net/http.Response.StatusCode",
+}
+_REQUEST = {
+    "request_ctx": "ctx",
+    "request_method": "Method",
+    "request_url": "URL",
+    "request_proto_major": "ProtoMajor",
+    "request_header": "Header",
+    "request_host": "Host",
+    "request_uri": "RequestURI",
+    "request_tls": "TLS",
+}
+_HTTP2 = {
+    "h2_server_conn": "serverConn.conn",
+    "h2_writer_state": "responseWriter.rws",
+    "h2_state_status": "responseWriterState.status",
+    "h2_stream_conn": "clientStream.cc",
+    "h2_client_conn": "ClientConn.tconn",
+    "h2_fields": "MetaHeadersFrame.Fields",
+}
+
+BUDGET_SECONDS = 0.02  # for looking at functions, while spans wait
+_NEW = bytes([abi.GoStart.NEW])
+_INHERITS, _RECEIVES = bytes([abi.GoStart.INHERITS]), bytes([abi.GoStart.RECEIVES])
+_Identity = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Analysed:
+    program: Program
+    functions: golang.Starts
+    fd: int
+
+
+class GoPrograms:
+    """What is known of Go programs. Not for several threads."""
+
+    def __init__(self, loaded: libbpf.Object) -> None:
+        self._binaries = loaded.map_fd("tl_go_binaries")
+        self._starts = loaded.map_fd("tl_go_starts")
+        self._functions: dict[int, golang.Starts] = {}  # by index of tl_go_binaries
+        self._known: dict[_Identity, Future[_Analysed | None]] = {}
+        self._indices: dict[str, int] = {}  # build id and family -> index of tl_go_binaries
+        self._analysing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="go")
+        self._open: list[int] = []  # files that the latter read
+        self.failures: Counter[str] = Counter()
+
+    def find(self, fd: int) -> tuple[Site, ...]:
+        """The sites of a Go program; none in any other file, and in one that is not understood."""
+        status = os.fstat(fd)
+        identity = (status.st_dev, status.st_ino)
+        future = self._known.get(identity)
+        if future is None:
+            if not golang.is_go(fd):
+                return ()
+            future = self._known[identity] = self._analysing.submit(_analyse, os.dup(fd))
+        if not future.done():
+            raise LaterError
+        del self._known[identity]
+        try:
+            analysed = future.result()
+            if analysed is not None:
+                self._open.append(analysed.fd)
+            return self._sites(analysed)
+        except (MalformedError, golang.UnsupportedError) as error:
+            self.failures[type(error).__name__.removesuffix("Error").lower()] += 1
+            log.warning("a Go program is not followed: %s", error)
+            return ()
+
+    def answer(self) -> None:
+        """To be called each second: says of which functions goroutines inherit their request.
+
+        What does not fit into its time is answered by the next calls; until then they inherit none.
+        """
+        until = time.monotonic() + BUDGET_SECONDS
+        for key in libbpf.keys(self._starts, abi.GO_START_KEY.size):
+            if libbpf.lookup(self._starts, key, 1) != _NEW:
+                continue
+            start = abi.GoStartKey(*abi.GO_START_KEY.unpack(key))
+            functions = self._functions.get(start.binary)
+            try:
+                receives = functions is None or functions.receives(start.pc)
+            except (OSError, MalformedError):
+                receives = True
+            libbpf.update(self._starts, key, _RECEIVES if receives else _INHERITS)
+            if time.monotonic() > until:
+                break
+
+    def close(self) -> None:
+        self._analysing.shutdown(wait=True, cancel_futures=True)
+        for fd in self._open:
+            os.close(fd)
+
+    def _sites(self, analysed: _Analysed | None) -> tuple[Site, ...]:
+        if analysed is None:
+            return ()
+        found: list[Site] = []
+        program = analysed.program
+        for number, family in enumerate(FAMILIES):
+            sites = dict(probed(program, family))
+            if not sites:
+                continue
+            index = self._index(f"{program.build_id} {number}", program, family)
+            if index:
+                self._functions[index] = analysed.functions
+                # what the first family says of a process serves them all
+                again = abi.Go.AGAIN if found else 0
+                found += [
+                    Site(
+                        probe,
+                        site.offset,
+                        dear=site.dear,
+                        cookie=index | again | (abi.Go.RESTARTS if site.restarts else 0),
+                    )
+                    for probe, site in sites.items()
+                ]
+        return tuple(found)
+
+    def _index(self, key: str, program: Program, family: Family) -> int:
+        index = self._indices.get(key, len(self._indices) + 1)
+        if index >= abi.Go.BINARIES:
+            self.failures["too_many_programs"] += 1
+            return 0
+        if key not in self._indices:
+            self._indices[key] = index
+            libbpf.update(self._binaries, index.to_bytes(4, "little"), pack(program, family))
+        return index
+
+
+def probed(program: Program, family: Family) -> Iterator[tuple[str, golang.Site]]:
+    """What is attached where in a program, of the features that it has."""
+    for probe, (feature, functions) in family.probes.items():
+        if feature not in program.missing:
+            for function in functions:
+                if function in program.sites:
+                    yield probe, program.sites[function]
+
+
+def pack(program: Program, family: Family) -> bytes:
+    """struct tl_go_binary of a program."""
+    sites = dict(probed(program, family))
+    addresses = {name: sites[probe].address for name, probe in _ADDRESSES.items() if probe in sites}
+    known = program.offsets
+    # since Go 1.27 the package has a request of its own
+    own = any(function.startswith("net/http/internal/http2.") for function in program.sites)
+    request = family.request if own else "net/http.Request."
+    fields = _OFFSETS | {name: request + field for name, field in _REQUEST.items()}
+    fields |= {name: family.http2 + field for name, field in _HTTP2.items()}
+    return abi.GO_BINARY.pack(
+        *abi.GoBinary(
+            **dict.fromkeys(_ADDRESSES, 0) | addresses,
+            **{name: program.types.get(of, 0) for name, of in _TYPES.items()},
+            **{name: known.get(field, abi.Go.UNKNOWN) for name, field in fields.items()},
+            swiss_maps=program.minor >= 24,
+        )
+    )
+
+
+def _analyse(fd: int) -> _Analysed | None:
+    """The program in a file, whose descriptor it keeps."""
+    try:
+        program = golang.analyse(fd)
+        if program is not None:
+            return _Analysed(program, golang.Starts(fd), fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None

@@ -1,0 +1,853 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * go.bpf.c - group `go`: which request a goroutine works for, and the requests that the network groups
+ * cannot read (docs/go.md).
+ *
+ *   runtime.newproc1                            a goroutine starts another
+ *   net/http.serverHandler.ServeHTTP            a goroutine handles a request
+ *   net/http.(*response).finishRequest          it has
+ *   net/http.(*persistConn).roundTrip           a goroutine takes a connection for a call
+ *   net/http.readTransfer                       the header of the answer was read
+ *   http2.(*serverConn).runHandler              the same of HTTP/2, in net/http or golang.org/x/net
+ *   http2.(*responseWriter).handlerDone
+ *   http2.(*clientStream).writeRequest
+ *   http2.(*clientConnReadLoop).handleResponse
+ *   http2.(*clientStream).cleanupWriteRequest
+ *
+ * Plaintext HTTP/1 is read by `observe`, to which this only says whose a request is.
+ *
+ * Functions are probed where they begin, never where they return: a return probe writes into a stack
+ * that Go moves. Arguments are in the registers of Go's ABIInternal (Go 1.17 and later): AX, BX, CX, DI, SI, and
+ * the current goroutine in R14. Nothing is changed in the process: only memory is read.
+ */
+#include "exchange.bpf.h"
+#include "option.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define TL_GO_CONTEXTS_MAX 16 /* contexts between that of a call and that of its request */
+#define TL_GO_NUMBERS 16 /* of goroutines that a P fetches at once: _GoidCacheBatch */
+#define TL_FLAGS_CF 0x01
+#define TL_FLAGS_ZF 0x40
+#define TL_GO_GROUPS_MAX 8 /* of a map of headers, of eight pairs each */
+#define TL_GO_CONNECTIONS_MAX 4 /* that hold one another */
+
+/* A request's context.Context, by its address -> key of tl_requests. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, __u64);
+} tl_go_contexts SEC(".maps");
+
+/* By tl_go_key() of a goroutine: the last of those that it has started whose number was not known yet. */
+struct tl_go_first {
+	__u64 p; /* of the runtime, which fetches numbers for it */
+	struct tl_goroutine child;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct tl_go_first);
+} tl_go_firsts SEC(".maps");
+
+/* What goroutines begin with -> enum tl_go_start. Asked by the programs, answered by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct tl_go_start_key);
+	__type(value, __u8);
+} tl_go_starts SEC(".maps");
+
+/*
+ * What a goroutine serves or asks that `observe` cannot read: by tl_go_object_key() of what stands for it
+ * in the program. The oldest give way: a process that dies ends none.
+ */
+struct tl_go_exchange {
+	struct tl_conn conn;
+	struct tl_text text;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct tl_go_exchange);
+} tl_go_exchanges SEC(".maps");
+
+/* Of an object that is at least 16 bytes large. */
+static __always_inline __u64 tl_go_object_key(__u64 address)
+{
+	return tl_go_key(address >> 4);
+}
+
+/*
+ * The binary that the current thread executes, whose index is in the probe's cookie. NULL when it is in a
+ * cgroup that is not traced (a probe fires in every process), and when the function is going to begin once
+ * more: the probe is on the branch that looks whether the stack is large enough.
+ */
+static __always_inline const struct tl_go_binary *tl_go_enter(struct pt_regs *ctx, __u32 *index)
+{
+	__u64 cgroup_id = bpf_get_current_cgroup_id();
+	__u8 *traced = bpf_map_lookup_elem(&tl_cgroups, &cgroup_id);
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	__u32 *known, again;
+
+	if (!traced || !*traced)
+		return NULL;
+	*index = bpf_get_attach_cookie(ctx);
+	if (*index & TL_GO_RESTARTS && ctx->flags & (TL_FLAGS_CF | TL_FLAGS_ZF))
+		return NULL;
+	again = *index & TL_GO_AGAIN;
+	*index &= TL_GO_BINARIES - 1;
+	known = bpf_map_lookup_elem(&tl_go_processes, &tgid);
+	if (!known || (*known != *index && !again))
+		bpf_map_update_elem(&tl_go_processes, &tgid, index, BPF_ANY);
+	return tl_go_at(*index);
+}
+
+/*
+ * A goroutine without an entry: is it the first of its P's numbers, which could not be told when it began?
+ * Its P has not taken others since.
+ */
+static __always_inline struct tl_goroutine *tl_go_first(const struct tl_go_binary *binary,
+							__u64 goroutine, __u64 id)
+{
+	struct tl_goroutine child = {};
+	struct tl_go_first *first;
+	__u64 key;
+
+	if (id % TL_GO_NUMBERS != 1 || binary->g_parent_goid == TL_GO_UNKNOWN)
+		return NULL;
+	key = tl_go_key(tl_go_word(goroutine + binary->g_parent_goid));
+	first = bpf_map_lookup_elem(&tl_go_firsts, &key);
+	if (!first || tl_go_word(first->p + binary->p_goidcacheend) != id + TL_GO_NUMBERS)
+		return NULL;
+	child = first->child;
+	key = tl_go_key(id);
+	bpf_map_update_elem(&tl_goroutines, &key, &child, BPF_ANY);
+	return bpf_map_lookup_elem(&tl_goroutines, &key);
+}
+
+/* What the goroutine works for, if that goes on. */
+static __always_inline struct tl_goroutine *tl_go_works(const struct tl_go_binary *binary,
+							__u64 goroutine)
+{
+	__u64 id = tl_go_id(binary, goroutine), key = tl_go_key(id);
+	struct tl_goroutine *known;
+
+	if (!id)
+		return NULL;
+	known = bpf_map_lookup_elem(&tl_goroutines, &key);
+	if (!known)
+		known = tl_go_first(binary, goroutine, id);
+	if (!known || !bpf_map_lookup_elem(&tl_requests, &known->request))
+		return NULL;
+	return known;
+}
+
+/* May one that begins with `function`, a Go function value, be taken to go on with the same work? */
+static __always_inline bool tl_go_inherits(const struct tl_go_binary *binary, __u32 index,
+					   __u64 function, __u64 here)
+{
+	struct tl_go_start_key key = { .binary = index };
+	__u8 fresh = TL_GO_START_NEW;
+	__u8 *start;
+
+	key.pc = tl_go_word(function) - (here - binary->newproc_at);
+	start = bpf_map_lookup_elem(&tl_go_starts, &key);
+	if (!start) {
+		if (bpf_map_update_elem(&tl_go_starts, &key, &fresh, BPF_NOEXIST))
+			tl_count(TL_FULL_GO_STARTS);
+		return false;
+	}
+	if (*start == TL_GO_START_RECEIVES)
+		tl_count(TL_GO_CHILD_RECEIVES);
+	return *start == TL_GO_START_INHERITS;
+}
+
+/*
+ * newproc1(fn *funcval, callergp *g, …): on the stack of the processor, whose goroutine is R14. The new
+ * goroutine gets the next number of those that its P has in store, or the first of 16 that it fetches.
+ */
+SEC("uprobe")
+int tl_go_starts_another(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_goroutine *parent, child = {};
+	struct tl_go_first first = {};
+	__u64 key, p, stored[2] = {};
+	__u32 index;
+
+	binary = tl_go_enter(ctx, &index);
+	if (!binary)
+		return 0;
+	parent = tl_go_works(binary, ctx->bx);
+	if (!parent || !tl_go_inherits(binary, index, ctx->ax, ctx->ip))
+		return 0;
+	if (parent->depth >= TL_GO_DEPTH_MAX) {
+		tl_count(TL_GO_TOO_DEEP);
+		return 0;
+	}
+	child.request = parent->request;
+	child.depth = parent->depth + 1;
+	p = tl_go_word(tl_go_word(ctx->r14 + binary->g_m) + binary->m_p);
+	if (!p || bpf_probe_read_user(&stored[0], 8, (void *)(p + binary->p_goidcache)) ||
+	    bpf_probe_read_user(&stored[1], 8, (void *)(p + binary->p_goidcacheend))) {
+		tl_count(TL_GO_CHILD_UNKNOWN);
+		return 0;
+	}
+	if (stored[0] < stored[1]) {
+		key = tl_go_key(stored[0]);
+		bpf_map_update_elem(&tl_goroutines, &key, &child, BPF_ANY);
+		return 0;
+	}
+	if (binary->g_parent_goid == TL_GO_UNKNOWN) {
+		tl_count(TL_GO_CHILD_UNKNOWN);
+		return 0;
+	}
+	first.p = p;
+	first.child = child;
+	key = tl_go_key(tl_go_id(binary, ctx->bx));
+	bpf_map_update_elem(&tl_go_firsts, &key, &first, BPF_ANY);
+	return 0;
+}
+
+/* The address of a *Request's context.Context, or 0. */
+static __always_inline __u64 tl_go_context(const struct tl_go_binary *binary, __u64 request)
+{
+	if (binary->request_ctx == TL_GO_UNKNOWN)
+		return 0;
+	return tl_go_word(request + binary->request_ctx + 8);
+}
+
+/*
+ * The request whose context, or one that was made of it, is at `context`. Contexts of the library
+ * begin with the one that they were made of, an interface whose second word is its address.
+ */
+static __always_inline __u64 tl_go_context_request(__u64 context)
+{
+	__u64 *request, key;
+	int i;
+
+	for (i = 0; i < TL_GO_CONTEXTS_MAX && context; i++) {
+		key = tl_go_object_key(context);
+		request = bpf_map_lookup_elem(&tl_go_contexts, &key);
+		if (request && bpf_map_lookup_elem(&tl_requests, request))
+			return *request;
+		context = tl_go_word(context + 8);
+	}
+	return 0;
+}
+
+/*
+ * The TCP socket of a file descriptor of the current process, or NULL. Not to be trusted but by
+ * reading it.
+ */
+static __always_inline struct sock *tl_go_sock(__u32 fd)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **files = BPF_CORE_READ(table, fd), *file = NULL;
+	struct socket *socket;
+	struct sock *sk;
+
+	if (fd >= BPF_CORE_READ(table, max_fds) ||
+	    bpf_probe_read_kernel(&file, sizeof(file), files + fd) || !file)
+		return NULL;
+	socket = BPF_CORE_READ(file, private_data);
+	/* only a socket leads back to its file */
+	if (!socket || BPF_CORE_READ(socket, file) != file)
+		return NULL;
+	sk = BPF_CORE_READ(socket, sk);
+	return BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP ? sk : NULL;
+}
+
+/*
+ * The socket of a connection, or NULL. `connection` is the address of a net.Conn, which may hold another
+ * one that it begins with, as a *tls.Conn does. `moved`: how far from where it was linked to the program
+ * is.
+ */
+static __always_inline struct sock *tl_go_socket(const struct tl_go_binary *binary, __u64 moved,
+						 __u64 connection)
+{
+	__u64 held[2]; /* an interface: of which type, and where */
+	int i;
+
+	for (i = 0; i < TL_GO_CONNECTIONS_MAX; i++) {
+		if (bpf_probe_read_user(held, sizeof(held), (void *)connection))
+			return NULL;
+		if (tl_go_word(held[0] + 8) == binary->tcp_conn_type + moved)
+			return tl_go_sock(
+				(__u32)tl_go_word(tl_go_word(held[1]) + binary->fd_sysfd));
+		connection = held[1];
+	}
+	return NULL;
+}
+
+static __always_inline __u64 tl_go_cookie(struct sock *sk)
+{
+	return sk ? BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) : 0;
+}
+
+/* Up to `max` bytes, a power of two, of the string whose header is at `address`. Returns its length. */
+static __always_inline __u32 tl_go_string(char *to, __u32 max, __u64 address)
+{
+	__u64 string[2] = {}; /* where, and how long */
+	__u32 n;
+
+	if (bpf_probe_read_user(string, sizeof(string), (void *)address) || !string[1] ||
+	    string[1] > 65535)
+		return 0;
+	n = string[1] < max ? string[1] : max;
+	if (bpf_probe_read_user(to, tl_length(n, max), (void *)string[0]))
+		return 0;
+	return string[1];
+}
+
+/* Are two names of up to 16 bytes, filled up with zeros, the same? */
+static __always_inline bool tl_go_is(const char *a, const char *b)
+{
+	return *(const __u64 *)a == *(const __u64 *)b &&
+	       *(const __u64 *)(a + 8) == *(const __u64 *)(b + 8);
+}
+
+/* A key and value of a header: is it one of ours? */
+static __always_inline void tl_go_header(struct tl_conn *conn, struct tl_text *text, __u64 key,
+					 __u64 value)
+{
+	__u64 string[2] = {}, values[2] = {};
+	char name[16] __attribute__((aligned(8))) = {};
+
+	if (bpf_probe_read_user(string, sizeof(string), (void *)key))
+		return;
+	if (string[1] == 11) {
+		if (bpf_probe_read_user(name, 11, (void *)string[0]) ||
+		    !tl_go_is(name, (char[16]){ "Traceparent" }))
+			return;
+	} else if (string[1] == 10) {
+		if (bpf_probe_read_user(name, 10, (void *)string[0]) ||
+		    !tl_go_is(name, (char[16]){ "Tracestate" }))
+			return;
+	} else {
+		return;
+	}
+	if (bpf_probe_read_user(values, sizeof(values), (void *)value) || !values[1])
+		return;
+	if (string[1] == 11) {
+		conn->in.flags |= TL_HTTP_HAS_TRACEPARENT;
+		if (values[1] > 1)
+			conn->in.flags |= TL_HTTP_BAD_TRACEPARENT;
+		text->traceparent_len = tl_go_string(text->traceparent, 64, values[0]);
+	} else {
+		conn->in.flags |= TL_HTTP_HAS_TRACESTATE;
+		text->tracestate_len = tl_go_string(text->tracestate, TL_TRACESTATE_MAX, values[0]);
+		if (values[1] > 1 || text->tracestate_len > TL_TRACESTATE_MAX)
+			conn->in.flags |= TL_HTTP_BAD_TRACESTATE;
+	}
+}
+
+/* Where the eight pairs of a group of a map are. */
+struct tl_go_group {
+	__u64 keys;
+	__u64 values;
+	__u32 key_step;
+	__u32 value_step;
+};
+
+/* The pairs of a group: one function, so that the verifier walks it once. */
+__noinline int tl_go_pairs(struct tl_conn *conn, struct tl_text *text, struct tl_go_group *group)
+{
+	int i;
+
+	if (!conn || !text || !group)
+		return 0;
+	for (i = 0; i < 8; i++)
+		tl_go_header(conn, text, group->keys + i * group->key_step,
+			     group->values + i * group->value_step);
+	return 0;
+}
+
+/* Swiss tables: internal/runtime/maps. Keys of pairs that were deleted are zero. */
+static __always_inline void tl_go_swiss(struct tl_conn *conn, struct tl_text *text, __u64 map)
+{
+	struct tl_go_group group = { .key_step = 40, .value_step = 40 };
+	__u64 head[4] = {}; /* used, seed, directory, its length */
+	__u64 groups[2]; /* where, and how many less one */
+	__u64 table;
+	int i, j;
+
+	if (bpf_probe_read_user(head, sizeof(head), (void *)map))
+		return;
+	if (!head[3]) {
+		group.keys = head[2] + 8;
+		group.values = head[2] + 24;
+		tl_go_pairs(conn, text, &group);
+		return;
+	}
+	for (i = 0; i < 2 && i < head[3]; i++) {
+		table = tl_go_word(head[2] + 8 * i);
+		if (!table || bpf_probe_read_user(groups, sizeof(groups), (void *)(table + 16)))
+			return;
+		for (j = 0; j < TL_GO_GROUPS_MAX && j <= groups[1]; j++) {
+			group.keys = groups[0] + 328 * j + 8;
+			group.values = groups[0] + 328 * j + 24;
+			tl_go_pairs(conn, text, &group);
+		}
+	}
+}
+
+/* Buckets: runtime/map.go until Go 1.23. Also those that a map that grows has not given up yet. */
+static __always_inline void tl_go_buckets(struct tl_conn *conn, struct tl_text *text, __u64 map)
+{
+	struct tl_go_group group = { .key_step = 16, .value_step = 24 };
+	__u64 head[4] = {}; /* count, flags with the logarithm of buckets, buckets, old ones */
+	__u64 bucket;
+	__u32 n;
+	int i, j;
+
+	if (bpf_probe_read_user(head, sizeof(head), (void *)map) || !head[0])
+		return;
+	n = 1 << (head[1] >> 8 & 7);
+	for (i = 0; i < TL_GO_GROUPS_MAX && i < n; i++) {
+		bucket = head[2] + 336 * i;
+		for (j = 0; j < 2 && bucket; j++) {
+			group.keys = bucket + 8;
+			group.values = bucket + 136;
+			tl_go_pairs(conn, text, &group);
+			bucket = tl_go_word(bucket + 328);
+		}
+	}
+	if (!head[3])
+		return;
+	for (i = 0; i < TL_GO_GROUPS_MAX && i < n / 2; i++) {
+		group.keys = head[3] + 336 * i + 8;
+		group.values = head[3] + 336 * i + 136;
+		tl_go_pairs(conn, text, &group);
+	}
+}
+
+static __always_inline struct tl_go_exchange *tl_go_find(__u64 key)
+{
+	return bpf_map_lookup_elem(&tl_go_exchanges, &key);
+}
+
+static __always_inline struct tl_go_exchange *tl_go_make(__u64 key, __u8 role)
+{
+	struct tl_go_exchange *exchange = tl_go_find(key);
+	const void *nothing;
+	__u32 zero = 0;
+
+	if (exchange && exchange->conn.flags & TL_CONN_ACTIVE)
+		tl_finish(&exchange->conn, &exchange->text, 0, TL_END_CLOSED);
+	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
+	if (!nothing)
+		return NULL;
+	bpf_map_update_elem(&tl_go_exchanges, &key, nothing, BPF_ANY);
+	exchange = tl_go_find(key);
+	if (!exchange) {
+		tl_count(TL_FULL_GO);
+		return NULL;
+	}
+	exchange->conn.role = role;
+	exchange->conn.cgroup_id = bpf_get_current_cgroup_id();
+	return exchange;
+}
+
+/* Its connection, and that of nobody else at this time if it is `alone` there. */
+static __always_inline void tl_go_on(struct tl_conn *conn, struct sock *sk, bool alone)
+{
+	struct in6_addr local, peer;
+	__u16 family;
+
+	if (!sk) {
+		tl_count(TL_GO_NO_SOCKET);
+		return;
+	}
+	if (alone)
+		conn->socket = tl_go_cookie(sk);
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	BPF_CORE_READ_INTO(&local, sk, __sk_common.skc_v6_rcv_saddr);
+	BPF_CORE_READ_INTO(&peer, sk, __sk_common.skc_v6_daddr);
+	conn->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	conn->peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	tl_copy_address(conn->local_addr, family, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr),
+			&local);
+	tl_copy_address(conn->peer_addr, family, BPF_CORE_READ(sk, __sk_common.skc_daddr), &peer);
+}
+
+static __always_inline void tl_go_finish(struct tl_go_exchange *exchange, __u32 status, __u32 end)
+{
+	if (exchange->conn.role == TL_ROLE_SERVER)
+		tl_option_used(exchange->conn.socket);
+	tl_finish(&exchange->conn, &exchange->text, status, end);
+}
+
+/* The request's context leads to it. */
+static __always_inline void tl_go_give_context(const struct tl_go_binary *binary, __u64 request,
+					       __u64 of)
+{
+	__u64 context = tl_go_context(binary, request);
+	__u64 key = tl_go_object_key(context);
+
+	if (context)
+		bpf_map_update_elem(&tl_go_contexts, &key, &of, BPF_ANY);
+}
+
+/* The current goroutine serves a request that `observe` cannot read. */
+static __always_inline void tl_go_serves(const struct tl_go_binary *binary, __u64 goroutine,
+					 struct tl_go_exchange *exchange, __u64 request)
+{
+	struct tl_goroutine work = {};
+	struct tl_conn *conn = &exchange->conn;
+	struct tl_text *text = &exchange->text;
+	__u64 id = tl_go_id(binary, goroutine), key, map;
+
+	if (tl_go_word(request + binary->request_tls))
+		conn->flags |= TL_CONN_TLS;
+	text->method_len =
+		tl_go_string(text->method, TL_METHOD_MAX, request + binary->request_method);
+	text->target_len = tl_go_string(text->target, TL_TARGET_MAX, request + binary->request_uri);
+	text->host_len = tl_go_string(text->host, TL_HOST_MAX, request + binary->request_host);
+	map = tl_go_word(request + binary->request_header);
+	if (map && binary->swiss_maps)
+		tl_go_swiss(conn, text, map);
+	else if (map)
+		tl_go_buckets(conn, text, map);
+	tl_begin_server(conn, text);
+	conn->pid = bpf_get_current_pid_tgid() >> 32;
+	if (!conn->request)
+		return;
+	tl_go_give_context(binary, request, conn->request);
+	if (!id)
+		return;
+	key = tl_go_key(id);
+	work.request = conn->request;
+	bpf_map_update_elem(&tl_goroutines, &key, &work, BPF_ANY);
+}
+
+/* serverHandler.ServeHTTP(handler, rw ResponseWriter, req *Request); rw is a *response or of HTTP/2 */
+SEC("uprobe")
+int tl_go_serve(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	struct tl_goroutine *goroutine;
+	__u64 connection;
+	__u32 index;
+
+	binary = tl_go_enter(ctx, &index);
+	if (!binary)
+		return 0;
+	goroutine = tl_go_works(binary, ctx->r14);
+	if (goroutine) {
+		tl_go_give_context(binary, ctx->di, goroutine->request);
+		return 0;
+	}
+	if (!tl_go_word(ctx->di + binary->request_tls) ||
+	    (__u32)tl_go_word(ctx->di + binary->request_proto_major) != 1)
+		return 0;
+	exchange = tl_go_make(tl_go_object_key(ctx->cx), TL_ROLE_SERVER);
+	if (!exchange)
+		return 0;
+	exchange->conn.in.minor = 1;
+	connection = tl_go_word(ctx->cx + binary->response_conn) + binary->conn_rwc;
+	tl_go_on(&exchange->conn, tl_go_socket(binary, ctx->ip - binary->serve_at, connection),
+		 true);
+	tl_go_serves(binary, ctx->r14, exchange, ctx->di);
+	return 0;
+}
+
+/* (*response).finishRequest(w): what was not said is 200 */
+SEC("uprobe")
+int tl_go_served(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	__u32 index, status;
+
+	binary = tl_go_enter(ctx, &index);
+	exchange = binary ? tl_go_find(tl_go_object_key(ctx->ax)) : NULL;
+	if (!exchange)
+		return 0;
+	status = tl_go_word(ctx->ax + binary->response_status);
+	tl_go_finish(exchange, status ? status : 200, TL_END_COMPLETE);
+	return 0;
+}
+
+/* (*serverConn).runHandler(sc, rw *responseWriter, req *Request, handler), in a goroutine for each */
+SEC("uprobe")
+int tl_go_h2_serve(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	__u32 index;
+
+	binary = tl_go_enter(ctx, &index);
+	if (!binary)
+		return 0;
+	exchange = tl_go_make(tl_go_object_key(tl_go_word(ctx->bx + binary->h2_writer_state)),
+			      TL_ROLE_SERVER);
+	if (!exchange)
+		return 0;
+	exchange->conn.http_major = 2;
+	tl_go_on(&exchange->conn,
+		 tl_go_socket(binary, ctx->ip - binary->run_handler_at,
+			      ctx->ax + binary->h2_server_conn),
+		 false);
+	tl_go_serves(binary, ctx->r14, exchange, ctx->cx);
+	return 0;
+}
+
+/* (*responseWriter).handlerDone(w): its state is given up then */
+SEC("uprobe")
+int tl_go_h2_served(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	__u32 index, status;
+	__u64 state;
+
+	binary = tl_go_enter(ctx, &index);
+	if (!binary)
+		return 0;
+	state = tl_go_word(ctx->ax + binary->h2_writer_state);
+	exchange = tl_go_find(tl_go_object_key(state));
+	if (!exchange)
+		return 0;
+	status = tl_go_word(state + binary->h2_state_status);
+	tl_go_finish(exchange, status ? status : 200, TL_END_COMPLETE);
+	return 0;
+}
+
+/* For which request does the current goroutine make this call? A key of tl_requests, or 0. */
+static __always_inline __u64 tl_go_caller(const struct tl_go_binary *binary, __u64 goroutine,
+					  __u64 request, __u8 *evidence)
+{
+	struct tl_goroutine *known;
+	__u64 key;
+
+	*evidence = TL_EVIDENCE_CONTEXT;
+	key = tl_go_context_request(tl_go_context(binary, request));
+	if (key)
+		return key;
+	*evidence = TL_EVIDENCE_GOROUTINE;
+	known = tl_go_works(binary, goroutine);
+	return known ? known->request : 0;
+}
+
+/*
+ * The path of a URL and, behind a question mark, its query: what is asked for. To be taken first: what is
+ * too long runs over the fields behind it.
+ */
+static __always_inline void tl_go_target(struct tl_text *text, __u64 path, __u64 query)
+{
+	__u32 n = tl_go_string(text->target, TL_TARGET_MAX, path), left;
+	__u64 string[2] = {};
+
+	if (!n) {
+		text->target[0] = '/';
+		n = 1;
+	}
+	text->target_len = n;
+	if (n >= TL_TARGET_MAX - 1 || bpf_probe_read_user(string, sizeof(string), (void *)query) ||
+	    !string[1] || string[1] > 65535 - TL_TARGET_MAX)
+		return;
+	text->target_len = n + 1 + string[1];
+	text->target[n & (TL_TARGET_MAX - 1)] = '?';
+	n++;
+	left = string[1] < TL_TARGET_MAX ? string[1] : TL_TARGET_MAX;
+	bpf_probe_read_user(text->target + (n & (TL_TARGET_MAX - 1)),
+			    tl_length(left, TL_TARGET_MAX), (void *)string[0]);
+}
+
+/*
+ * What the connection sends next is this request: its context goes beside it (packets). Another goroutine
+ * writes, on whatever thread.
+ */
+static __always_inline void tl_go_sends(struct tl_conn *conn)
+{
+	struct tl_tls_out out = { .pending = 1 };
+	__u64 socket = conn->socket;
+
+	if (!socket)
+		return;
+	out.socket = socket;
+	__builtin_memcpy(out.trace_id, conn->trace_id, 16);
+	__builtin_memcpy(out.span_id, conn->span_id, 8);
+	out.trace_flags = conn->trace_flags;
+	bpf_map_update_elem(&tl_socket_outs, &socket, &out, BPF_ANY);
+}
+
+/* The current goroutine makes a call that `observe` cannot read. */
+static __always_inline void tl_go_calls_on(const struct tl_go_binary *binary, __u64 goroutine,
+					   struct tl_go_exchange *exchange, __u64 request)
+{
+	struct tl_conn *conn = &exchange->conn;
+	struct tl_text *text = &exchange->text;
+	struct tl_request *parent = NULL;
+	__u64 url = tl_go_word(request + binary->request_url), key;
+	__u8 evidence;
+	int refused;
+
+	tl_go_target(text, url + binary->url_path, url + binary->url_raw_query);
+	text->method_len =
+		tl_go_string(text->method, TL_METHOD_MAX, request + binary->request_method);
+	if (!text->method_len) {
+		__builtin_memcpy(text->method, "GET", 3);
+		text->method_len = 3;
+	}
+	text->host_len = tl_go_string(text->host, TL_HOST_MAX, request + binary->request_host);
+	if (!text->host_len)
+		text->host_len = tl_go_string(text->host, TL_HOST_MAX, url + binary->url_host);
+	conn->pid = bpf_get_current_pid_tgid() >> 32;
+	key = tl_go_caller(binary, goroutine, request, &evidence);
+	refused = TL_ROOT_NO_CONTEXT;
+	if (key) {
+		parent = bpf_map_lookup_elem(&tl_requests, &key);
+		refused = tl_parent_refused(parent);
+		if (refused >= 0)
+			parent = NULL;
+	}
+	if (parent)
+		tl_count(evidence == TL_EVIDENCE_CONTEXT ? TL_PARENT_CONTEXT : TL_PARENT_GOROUTINE);
+	else
+		tl_count(refused);
+	tl_begin_client(conn, text, parent, key, evidence);
+}
+
+/* (*persistConn).roundTrip(pc, req *transportRequest), which begins with its *Request */
+SEC("uprobe")
+int tl_go_round_trip(struct pt_regs *ctx)
+{
+	struct tl_go_call call = { .fresh = 1 };
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	struct sock *sk;
+	__u64 socket, request;
+	__u32 index;
+
+	binary = tl_go_enter(ctx, &index);
+	if (!binary)
+		return 0;
+	request = tl_go_word(ctx->bx);
+	sk = tl_go_socket(binary, ctx->ip - binary->round_trip_at,
+			  ctx->ax + binary->persist_conn_conn);
+	if (tl_go_word(ctx->ax + binary->persist_conn_tls_state)) {
+		exchange =
+			tl_go_make(tl_go_object_key(tl_go_word(ctx->ax + binary->persist_conn_br)),
+				   TL_ROLE_CLIENT);
+		if (!exchange)
+			return 0;
+		exchange->conn.flags |= TL_CONN_TLS;
+		exchange->conn.out.minor = 1;
+		tl_go_on(&exchange->conn, sk, true);
+		tl_go_calls_on(binary, ctx->r14, exchange, request);
+		tl_go_sends(&exchange->conn);
+		return 0;
+	}
+	socket = tl_go_cookie(sk);
+	if (!socket) {
+		tl_count(TL_GO_NO_SOCKET);
+		return 0;
+	}
+	call.request = tl_go_caller(binary, ctx->r14, request, &call.evidence);
+	bpf_map_update_elem(&tl_go_calls, &socket, &call, BPF_ANY);
+	return 0;
+}
+
+/* readTransfer(msg any, r *bufio.Reader): of the answer to a call, or of a request that came */
+SEC("uprobe")
+int tl_go_answered(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	__u32 index, status;
+
+	binary = tl_go_enter(ctx, &index);
+	if (!binary || ctx->ax != binary->response_type + (ctx->ip - binary->read_transfer_at))
+		return 0;
+	exchange = tl_go_find(tl_go_object_key(ctx->cx));
+	if (!exchange)
+		return 0;
+	status = tl_go_word(ctx->bx + binary->client_response_status);
+	if (status >= 200 || status == 101)
+		tl_go_finish(exchange, status, TL_END_COMPLETE);
+	return 0;
+}
+
+/* (*clientStream).writeRequest(cs, req *Request, …), in a goroutine that the caller has started */
+SEC("uprobe")
+int tl_go_h2_call(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	__u64 connection;
+	__u32 index;
+
+	binary = tl_go_enter(ctx, &index);
+	if (!binary)
+		return 0;
+	exchange = tl_go_make(tl_go_object_key(ctx->ax), TL_ROLE_CLIENT);
+	if (!exchange)
+		return 0;
+	exchange->conn.flags |= TL_CONN_TLS;
+	exchange->conn.http_major = 2;
+	connection = tl_go_word(ctx->ax + binary->h2_stream_conn) + binary->h2_client_conn;
+	tl_go_on(&exchange->conn,
+		 tl_go_socket(binary, ctx->ip - binary->write_request_at, connection), false);
+	tl_go_calls_on(binary, ctx->r14, exchange, ctx->bx);
+	return 0;
+}
+
+/* Three digits. */
+static __always_inline __u16 tl_go_status(const char *digits)
+{
+	return (digits[0] - '0') * 100 + (digits[1] - '0') * 10 + digits[2] - '0';
+}
+
+/*
+ * (*clientConnReadLoop).handleResponse(rl, cs *clientStream, f *MetaHeadersFrame): the fields of a frame are
+ * a slice of a name and a value each; those that begin with a colon come first
+ */
+SEC("uprobe")
+int tl_go_h2_answer(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	__u64 field[4], fields;
+	char name[16] __attribute__((aligned(8))) = {};
+	__u32 index;
+
+	binary = tl_go_enter(ctx, &index);
+	exchange = binary ? tl_go_find(tl_go_object_key(ctx->bx)) : NULL;
+	if (!exchange)
+		return 0;
+	fields = tl_go_word(ctx->cx + binary->h2_fields);
+	if (bpf_probe_read_user(field, sizeof(field), (void *)fields) || field[1] != 7 ||
+	    field[3] != 3 || bpf_probe_read_user(name, 7, (void *)field[0]) ||
+	    !tl_go_is(name, (char[16]){ ":status" }) ||
+	    bpf_probe_read_user(name, 3, (void *)field[2]))
+		return 0;
+	exchange->conn.in.status = tl_go_status(name);
+	return 0;
+}
+
+/* (*clientStream).cleanupWriteRequest(cs, err): the end, in whichever way */
+SEC("uprobe")
+int tl_go_h2_called(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	__u32 index, status;
+
+	binary = tl_go_enter(ctx, &index);
+	exchange = binary ? tl_go_find(tl_go_object_key(ctx->ax)) : NULL;
+	if (!exchange)
+		return 0;
+	status = exchange->conn.in.status;
+	tl_go_finish(exchange, status, status ? TL_END_COMPLETE : TL_END_CLOSED);
+	return 0;
+}

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * go.bpf.h - which request a goroutine works for: kept by `go`, used by all groups.
+ *
+ * A goroutine is known by its process and its number, which is never given twice in a process.
+ */
+#ifndef THROUGHLINE_GO_H
+#define THROUGHLINE_GO_H
+
+#include "tl.bpf.h"
+
+#define TL_GO_DEPTH_MAX 16 /* goroutines that were started by one that was started by one … */
+
+/* What a goroutine works for. */
+struct tl_goroutine {
+	__u64 request; /* key of tl_requests */
+	__u8 depth; /* 0: it read the request; 1: one that did has started it; … */
+	__u8 _pad[7];
+};
+
+/* For whom the next request of a connection is. */
+struct tl_go_call {
+	__u64 request; /* key of tl_requests, or 0: known to be for none that we know */
+	__u8 evidence; /* enum tl_evidence */
+	__u8 fresh; /* no request has begun since */
+	__u8 _pad[6];
+};
+
+/* Where the fields are in programs of a binary; index 0 is none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TL_GO_BINARIES);
+	__type(key, __u32);
+	__type(value, struct tl_go_binary);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_go_binaries SEC(".maps");
+
+/* Process -> its binary: an index of tl_go_binaries. Kept by its own probes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_go_processes SEC(".maps");
+
+/* By tl_go_key(). The oldest give way. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, struct tl_goroutine);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_goroutines SEC(".maps");
+
+/* By socket cookie: what a goroutine has decided before another one writes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct tl_go_call);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_go_calls SEC(".maps");
+
+/* Of something in a process: the number of a goroutine, or an address. Process ids are below 2^22. */
+static __always_inline __u64 tl_go_key(__u64 what)
+{
+	return what ^ bpf_get_current_pid_tgid() >> 32 << 42;
+}
+
+static __always_inline const struct tl_go_binary *tl_go_at(__u32 index)
+{
+	return index ? bpf_map_lookup_elem(&tl_go_binaries, &index) : NULL;
+}
+
+/* A word of the process; 0 where there is none. */
+static __always_inline __u64 tl_go_word(__u64 address)
+{
+	__u64 word = 0;
+
+	if (bpf_probe_read_user(&word, sizeof(word), (void *)address))
+		return 0;
+	return word;
+}
+
+/* The number of a goroutine, or 0. */
+static __always_inline __u64 tl_go_id(const struct tl_go_binary *binary, __u64 goroutine)
+{
+	if (!goroutine || binary->g_goid == TL_GO_UNKNOWN)
+		return 0;
+	return tl_go_word(goroutine + binary->g_goid);
+}
+
+/*
+ * A goroutine of a process that is followed has read a request. False: the process is none of those.
+ */
+static __always_inline bool tl_goroutine_reads(__u64 address, __u64 request)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	__u32 *index = bpf_map_lookup_elem(&tl_go_processes, &tgid);
+	struct tl_goroutine *known, goroutine = { .request = request };
+	const struct tl_go_binary *binary;
+	__u64 id, key;
+
+	binary = index ? tl_go_at(*index) : NULL;
+	id = binary ? tl_go_id(binary, address) : 0;
+	if (!id)
+		return false;
+	key = tl_go_key(id);
+	known = bpf_map_lookup_elem(&tl_goroutines, &key);
+	if (known && known->request == request && !known->depth)
+		return true;
+	bpf_map_update_elem(&tl_goroutines, &key, &goroutine, BPF_ANY);
+	return true;
+}
+
+#endif
