@@ -310,8 +310,8 @@ __noinline int tl_begin_server(TL_EXCHANGE)
 	__builtin_memcpy(request->span_id, conn->span_id, 8);
 	__builtin_memcpy(request->parent_span_id, conn->parent_span_id, 8);
 	request->trace_flags = conn->trace_flags;
-	if (conn->flags & TL_CONN_TLS)
-		request->flags = TL_REQUEST_TLS;
+	if (conn->flags & (TL_CONN_TLS | TL_CONN_GO))
+		request->flags = TL_REQUEST_PROBED;
 	if (text->tracestate_len)
 		tl_keep_tracestate(text, request, key);
 	return 0;

@@ -452,6 +452,7 @@ static __always_inline struct tl_go_exchange *tl_go_make(__u64 key, __u8 role)
 		return NULL;
 	}
 	exchange->conn.role = role;
+	exchange->conn.flags = TL_CONN_GO;
 	exchange->conn.cgroup_id = bpf_get_current_cgroup_id();
 	return exchange;
 }

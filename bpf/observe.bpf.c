@@ -673,3 +673,37 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 	thread->loop = 1;
 	return 0;
 }
+
+/*
+ * A request whose end only a probe in its process can see, which it may not: the process was killed, or
+ * the agent was, and its probes went with it. One that never ends keeps its thread ambiguous.
+ */
+static __always_inline int tl_sweep_request(struct bpf_iter__bpf_map_elem *ctx, __u64 age)
+{
+	struct tl_request *request;
+	__u64 *at = ctx->key;
+	__u64 key;
+
+	if (!at)
+		return 0;
+	key = *at;
+	request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (request && request->flags & TL_REQUEST_PROBED &&
+	    bpf_ktime_get_ns() - request->start_ns >= age)
+		tl_request_end(key);
+	return 0;
+}
+
+/* Those of an earlier agent, before the first probe of this one is attached. */
+SEC("iter/bpf_map_elem")
+int tl_sweep(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return tl_sweep_request(ctx, 0);
+}
+
+/* Those that are too old to be a parent. */
+SEC("iter/bpf_map_elem")
+int tl_sweep_old(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return tl_sweep_request(ctx, TL_AGE_MAX_NS);
+}

@@ -172,6 +172,7 @@ enum tl_conn_flags {
 	TL_CONN_TLS = 1 << 9, /* what is inside a TLS connection: kept by its SSL, not its socket */
 	TL_CONN_RETRY = 1 << 10, /* TLS: the last write did not succeed and will come again */
 	TL_CONN_CALLED = 1 << 11, /* TLS: a call for it was seen before */
+	TL_CONN_GO = 1 << 12, /* one exchange of a Go program, told by the program */
 };
 
 /* One connection, from the first bytes that concern us to its end. */
@@ -209,7 +210,7 @@ struct tl_conn {
 enum tl_request_flags {
 	TL_REQUEST_SETTLED = 1 << 0, /* has made a call or begun to answer: see tl_thread.open */
 	TL_REQUEST_ANSWERING = 1 << 1, /* has begun to answer */
-	TL_REQUEST_TLS = 1 << 2, /* came inside TLS: seen only while its probes are there */
+	TL_REQUEST_PROBED = 1 << 2, /* its end is seen only while there are probes in its process */
 };
 
 struct tl_tracestate {

@@ -650,24 +650,3 @@ int BPF_PROG(tl_ssl_socket, struct sock *sk)
 	}
 	return 0;
 }
-
-/*
- * Ends the requests that an earlier agent saw begin inside TLS: with its probes went the sight of their
- * answers, and a request that never ends keeps its thread ambiguous. Run by the agent before it
- * attaches the first probe of its own.
- */
-SEC("iter/bpf_map_elem")
-int tl_tls_sweep(struct bpf_iter__bpf_map_elem *ctx)
-{
-	struct tl_request *request;
-	__u64 *at = ctx->key;
-	__u64 key;
-
-	if (!at)
-		return 0;
-	key = *at;
-	request = bpf_map_lookup_elem(&tl_requests, &key);
-	if (request && request->flags & TL_REQUEST_TLS)
-		tl_request_end(key);
-	return 0;
-}

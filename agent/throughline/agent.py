@@ -32,6 +32,7 @@ from throughline.status import StatusWriter, notify
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
+SWEEP_SECONDS = 60.0  # between looks for requests whose end was not seen
 ROOTS_SECONDS = 5.0  # between looks for new top-level cgroups where that means a walk over all
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BATCH = 512
@@ -127,7 +128,7 @@ class Agent:
         self._libraries: Libraries | None = None  # of the groups `tls` and `go`
         self._go: GoPrograms | None = None
         self._pending: list[tuple[events.SpanRecord, Service]] = []
-        self._next_roots = 0.0
+        self._next_roots = self._next_sweep = 0.0
         self._failures: Counter[str] = Counter()
         # what an earlier run counted goes on with the kernel's own totals
         earlier = status.last(config.agent.status_path) if self._programs.adopting else {}
@@ -189,7 +190,7 @@ class Agent:
         ring = libbpf.RingBuffer(self._programs.map_fd("tl_spans"), self._on_record)
         self._cgroups = readings.TracedCgroups(self._programs.map_fd("tl_cgroups"))
         self._sync_cgroups()
-        self._follow_tls_and_packets()
+        self._follow_files_and_packets(time.monotonic())
         self._write_status()
         notify("READY=1")
         log.info("attached to %s", ", ".join(f"/{root}" for root in self._roots) or "no cgroup")
@@ -210,7 +211,7 @@ class Agent:
                 self._follow_roots(now)
                 self._services.refresh()
                 self._sync_cgroups()
-                self._follow_tls_and_packets()
+                self._follow_files_and_packets(now)
                 self._write_status()
                 self._release_sockets()
             if self._config.export.metrics_enabled and now >= next_metrics:
@@ -298,10 +299,13 @@ class Agent:
         if full:
             self._failures["full_cgroups"] += full
 
-    def _follow_tls_and_packets(self) -> None:
-        """Files with OpenSSL and network interfaces that have come or gone."""
+    def _follow_files_and_packets(self, now: float) -> None:
+        """Files to probe and network interfaces that have come or gone."""
         if self._libraries is not None:
             self._libraries.follow(self._services.traced_paths())
+            if now >= self._next_sweep:
+                self._next_sweep = now + SWEEP_SECONDS
+                self._programs.sweep()
         if self._go is not None:
             self._go.answer()
         if self._programs.interfaces is not None:

@@ -69,7 +69,9 @@ def attach(
 
     def probe(name: str, load: Callable[[uprobes.Kind], libbpf.Object]) -> None:
         nonlocal kind
-        kind = kind or uprobes.trial()
+        if kind is None:
+            kind = uprobes.trial()
+            programs.sweep(old=False)
         probing[name] = load(kind)
 
     def attempt(name: str, attach: Callable[[], None]) -> Group:

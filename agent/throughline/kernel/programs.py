@@ -110,7 +110,7 @@ class Programs:
         self.objects.fionread_broken = fionread.is_broken()
         loaded = self.objects.load_first("observe")
         self._tell_settings()
-        self._attach_all(loaded, skip=())
+        self._attach_all(loaded, skip=("tl_sweep", "tl_sweep_old"))
         # before Linux 6.3: answers of databases do not tell whose request goes on
         if self.objects.has("restore"):
             try:
@@ -154,10 +154,17 @@ class Programs:
         self.interfaces.follow(only=only_interface)
         self._note(program, "egress of interfaces", program.fd)
 
-    def _sweep(self, tls: libbpf.Object) -> None:
-        """Ends requests inside TLS of an earlier run, whose answers nobody has seen."""
+    def sweep(self, *, old: bool = True) -> None:
+        """Ends requests whose end no probe has seen: those that are too old to be a parent, or all.
+
+        All of an earlier run, that is, before the first probe of this one.
+        """
+        observe = self.objects.get("observe")
+        if observe is None:
+            return
+        program = observe.program("tl_sweep_old" if old else "tl_sweep")
         for _ in range(2):  # one that is removed may hide the next from the iterator
-            link = tls.program("tl_tls_sweep").attach_map_iterator(self.map_fd("tl_requests"))
+            link = program.attach_map_iterator(observe.map_fd("tl_requests"))
             try:
                 libbpf.run_iterator(link)
             finally:
@@ -169,9 +176,8 @@ class Programs:
         After `attach_observe`.
         """
         loaded = self.objects.load("tls", prepare=lambda opened: uprobes.prepare(opened, kind))
-        self._sweep(loaded)
         for program in loaded.programs():
-            if program.section.partition("/")[0] not in (*_UPROBE_TYPES, "iter"):
+            if program.section.partition("/")[0] not in _UPROBE_TYPES:
                 self._links.append(program.attach())
                 self._note(program, program.section.partition("/")[2], program.fd)
         return loaded
