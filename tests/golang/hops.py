@@ -15,19 +15,23 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.golang import toolchains
 from tests.golang.build import build
-from tests.golang.judge import Found, id_of, judge
+from tests.golang.judge import Answer, Found, id_of, judge
 from tests.kernel.secure import make_certificate
 from tests.kernel.traced import Traced, free_port, wait_port
 
 NAMES = ("front", "middle", "back")
 CONCURRENT = 64
 REQUESTS = 3200
+QUEUE = 6000  # spans, fewer than wait in the agent's memory before it drops any
+SETTLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,40 +105,69 @@ class Hops:
         *,
         requests: int = REQUESTS,
         concurrent: int = CONCURRENT,
+        at_once: int | None = None,
         method: str = "unary",
         own: bool = False,
-        seconds: float = 60.0,
+        seconds: float = 120.0,
     ) -> Found:
         """Sends requests with ids that no load had before, and judges what came of them.
 
-        With `own`, each has a traceparent. `seconds` bounds the load, and the wait for its spans.
+        With `own`, each has a traceparent. After `at_once` requests, as many as the agent's queue
+        holds the spans of, the load waits for these; `seconds` is for all of that.
         """
-        first, self._next_id = self._next_id, self._next_id + requests
-        assert self._next_id <= self._ids, "more requests than there are ids"
-        record = self._traced.directory / "answers"
-        command = [
-            str(self._client),
-            *self._target(method),
-            *(f"-path=/{plan}", f"-requests={requests}", f"-concurrent={concurrent}"),
-            *(f"-first={first}", f"-record={record}", *(["-own"] if own else [])),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        assert not done.returncode, done.stderr
-        self._assert_sane()
-        expected = requests * _spans_of(plan)
-        ids = range(first, first + requests)
-        spans = self._traced.wait_spans(
-            expected, seconds=seconds, where=lambda s: s.service in self.names and id_of(s) in ids
-        )
+        deadline = time.monotonic() + seconds
+        each = spans_of(plan)
+        step = at_once or max(QUEUE // each, 1)
+        before, first = len(self._traced.receiver.spans), self._next_id
+        results, answers = [], []
+        for sent in range(0, requests, step):
+            count = min(step, requests - sent)
+            result, more = self._send(plan, count, concurrent, method, own, deadline)
+            results.append(result)
+            answers += more
+            expected = before + (sent + count) * each
+            self._traced.receiver.wait(
+                lambda spans, expected=expected: len(spans) >= expected,
+                seconds=deadline - time.monotonic(),
+            )
+        time.sleep(SETTLE_SECONDS)
         found = judge(
-            json.loads(done.stdout),
-            spans=spans,
-            expected=expected,
-            answers=map(json.loads, record.read_text().splitlines()),
+            {
+                "ok": sum(result["ok"] for result in results),
+                "failed": sum(result["failed"] for result in results),
+                "p99_ms": max(result["p99_ms"] for result in results),
+                "failures": [said for result in results for said in result["failures"]],
+            },
+            spans=[
+                span
+                for span in self._traced.receiver.spans[before:]
+                if span.service in self.names and id_of(span) >= first
+            ],
+            expected=requests * each,
+            answers=answers,
             names=self.names,
         )
         print(f"\n{self.protocol.module} {plan}: {found}")
         return found
+
+    def _send(
+        self, plan: str, count: int, concurrent: int, method: str, own: bool, deadline: float
+    ) -> tuple[dict[str, Any], list[Answer]]:
+        """One run of the client."""
+        first, self._next_id = self._next_id, self._next_id + count
+        assert self._next_id <= self._ids, "more requests than there are ids"
+        record = self._traced.directory / "answers"
+        command = [
+            *(str(self._client), *self._target(method)),
+            *(f"-path=/{plan}", f"-requests={count}", f"-concurrent={concurrent}"),
+            *(f"-first={first}", f"-record={record}", *(["-own"] if own else [])),
+        ]
+        remaining = deadline - time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=remaining)
+        assert not done.returncode, done.stderr
+        self._assert_sane()
+        lines = record.read_text().splitlines()
+        return json.loads(done.stdout), [json.loads(line) for line in lines]
 
     def _assert_sane(self) -> None:
         """No service has died, panicked, or found a data race."""
@@ -169,11 +202,11 @@ class Hops:
         return f"{'https' if self.protocol.tls else 'http'}://127.0.0.1:{port}"
 
 
-def _spans_of(plan: str) -> int:
+def spans_of(plan: str) -> int:
     """How many spans a request with this plan gives: a server span, and two for each call."""
     kind, _, rest = plan.partition("/")
     if not rest:
         return 1
     words = kind.split("-")
     calls = int(words[1]) ** int(words[2]) if words[0] == "fan" else 1
-    return 1 + calls * (1 + _spans_of(rest))
+    return 1 + calls * (1 + spans_of(rest))

@@ -85,9 +85,10 @@ def _judge_spans(spans: Sequence[Span], names: Sequence[str]) -> tuple[Counter[s
 def _verdict(span: Span, parent: Span | None, wanted: tuple[str, str]) -> str:
     if not span.parent_span_id:
         return "none"
+    if parent is None and (span.trace_id, span.parent_span_id) == own(id_of(span)):
+        return "own"
     if parent is None or id_of(parent) != id_of(span) or parent.trace_id != span.trace_id:
-        is_own = (span.trace_id, span.parent_span_id) == own(id_of(span))
-        return "own" if is_own else "wrong"
+        return "wrong"
     return "right" if (parent.service, parent.kind) == wanted else "skipped"
 
 

@@ -1,0 +1,85 @@
+"""Debian's Go programs work as ever under the agent, and do so without it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.golang import debian
+from tests.golang.build import build
+from tests.kernel.secure import make_certificate
+from tests.kernel.traced import Traced, free_port, wait_port
+
+REQUESTS = 1000
+SCRAPES = 5
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "traced"])
+def traced(request: pytest.FixtureRequest) -> Iterator[Traced]:
+    with Traced(start=request.param) as found:
+        yield found
+
+
+def load(url: str, *more: str) -> dict[str, object]:
+    """Sends requests that the service behind the proxy answers; every answer is checked."""
+    command = [str(build("chain/client")), f"-url={url}", "-path=/answer", *more]
+    command += [f"-requests={REQUESTS}", "-concurrent=64"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    print(done.stdout)
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_prometheus_scrapes_node_exporter(traced: Traced) -> None:
+    prometheus = debian.start_prometheus(traced)
+    assert prometheus.wait_scrapes(SCRAPES) >= SCRAPES
+    assert prometheus.query('min_over_time(up{job="node"}[5m])')[0]["value"][1] == "1"
+    if traced.agent is None:
+        return
+    spans = traced.wait_spans(
+        SCRAPES, where=lambda s: (s.service, s.kind) == ("node-exporter", "SERVER")
+    )
+    calls = {span.span_id: span for span in traced.receiver.spans if span.kind == "CLIENT"}
+    assert len(spans) >= SCRAPES
+    for span in spans:
+        call = calls[span.parent_span_id]
+        assert (call.service, call.path, span.path) == ("prometheus", "/metrics", "/metrics")
+        assert call.trace_id == span.trace_id
+
+
+@pytest.mark.parametrize("how", ["http/1.1", "https/1.1", "https/2"])
+def test_caddy_passes_requests_on(traced: Traced, how: str) -> None:
+    back = free_port()
+    traced.spawn("back", [str(build("chain/server")), f"-listen=127.0.0.1:{back}"])
+    wait_port(back)
+    caddy = debian.start_caddy(traced, onward=back)
+    if how == "http/1.1":
+        result = load(f"http://127.0.0.1:{caddy.port}")
+    else:
+        http2 = ["-http2"] if how == "https/2" else []
+        result = load(f"https://127.0.0.1:{caddy.secure}", f"-ca={caddy.root}", *http2)
+    assert (result["ok"], result["failed"]) == (REQUESTS, 0), result
+    if traced.agent is None:
+        return
+    spans = traced.wait_spans(
+        REQUESTS, where=lambda s: (s.service, s.kind) == ("back", "SERVER"), seconds=30
+    )
+    calls = {span.span_id: span for span in traced.receiver.spans if span.kind == "CLIENT"}
+    assert len(spans) == REQUESTS
+    assert {calls[span.parent_span_id].service for span in spans} == {"caddy"}
+    assert all(calls[span.parent_span_id].path == span.path for span in spans)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plaintext", "tls"])
+def test_etcd_answers_etcdctl(traced: Traced, secure: bool) -> None:
+    certificate: Path | None = make_certificate(traced.directory) if secure else None
+    etcd = debian.start_etcd(traced, certificate=certificate)
+    for turn in range(3):
+        assert etcd.ctl("put", f"key{turn}", f"value{turn}").strip() == "OK"
+    assert etcd.ctl("get", "--print-value-only", "--prefix", "key").split() == [
+        f"value{turn}" for turn in range(3)
+    ]
