@@ -103,7 +103,12 @@ def _locate(image: Image, minor: int) -> tuple[Table, Module]:
 
 def _find_sites(image: Image, table: Table, module: Module, found: _Found) -> None:
     everything = (*FEATURES, EXTRA)
-    names = {name for feature in everything for group in feature.functions for name in group}
+    names = {
+        name
+        for feature in everything
+        for group in (*feature.functions, *feature.shared)
+        for name in group
+    }
     for name, ranges in table.lookup(image, [name.encode() for name in names]).items():
         if len(ranges) > 1:
             found.twice.add(name.decode())

@@ -41,7 +41,7 @@ class Feature:
     types: tuple[Group, ...] = ()  # "*package/path.Struct" is the pointer to it
     package: str = ""  # what a program that has none of its functions does not use
     modules: Mapping[str, Module] = field(default_factory=dict)
-    shared: tuple[Group, ...] = ()  # functions that are needed, and of another package
+    shared: tuple[Group, ...] = ()  # functions that are needed, and that others use, too
 
 
 def split(name: str) -> tuple[str, str]:
@@ -194,7 +194,8 @@ FEATURES = (
     ),
     Feature(
         "http_client",
-        functions=(("net/http.(*persistConn).roundTrip",), ("net/http.readTransfer",)),
+        functions=(("net/http.(*persistConn).roundTrip",),),
+        shared=(("net/http.readTransfer",),),
         offsets=(
             *_each("net/http.persistConn.", "conn", "tlsState", "alt", "br"),
             ("net/http.transportRequest.Request",),
