@@ -126,6 +126,12 @@ GRPC_CLIENT = {
     "google.golang.org/grpc.(*csAttempt).newStream": SMALL,
     "google.golang.org/grpc.(*clientStream).finish": SMALL,
 }
+GRPC = {
+    **GRPC_CLIENT,
+    "google.golang.org/grpc.(*Server).handleStream": SMALL,
+    "google.golang.org/grpc/internal/transport.(*http2Server).operateHeaders": SMALL,
+    "google.golang.org/grpc/internal/transport.(*http2Server).WriteStatus": SMALL,
+}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +170,7 @@ def test_fields_within_structs_and_behind_pointers(tmp_path: Path) -> None:
         f"{transport}.ServerStream": [("Stream", 8, f"{transport}.Stream")],
         f"{transport}.ClientStream": [("Stream", 40, "*")],
     }
-    program = found(tmp_path, gofile.build(structs=structs))
+    program = found(tmp_path, gofile.build(structs=structs, functions=GRPC))
     assert program.offsets["net.TCPConn.conn.fd"] == 8
     assert program.offsets["net.netFD.pfd.Sysfd"] == 32
     # embedded as it is, and as a pointer
@@ -180,20 +186,55 @@ def test_a_type_of_the_same_name_in_another_package_is_another(tmp_path: Path) -
         "example.com/http.Request": [("Method", 8, "")],
         "net/http.Request": [("Method", 16, "")],
     }
-    program = found(tmp_path, gofile.build(structs=structs))
+    functions = dict.fromkeys(("net/http.(*persistConn).roundTrip", "net/http.readTransfer"), SMALL)
+    program = found(tmp_path, gofile.build(structs=structs, functions=functions))
     assert program.offsets["net/http.Request.Method"] == 16
 
 
-def test_keys_are_unique_and_fields_have_structs() -> None:
+def test_since_go_1_27_http2_has_a_request_of_its_own(tmp_path: Path) -> None:
+    """What belongs to the one is not looked for in the other."""
+    structs: dict[str, gofile.Fields] = {
+        "net/http.Request": [("Method", 0, "")],
+        "net/http/internal/http2.ClientRequest": [("Method", 16, "")],
+    }
+    key = "net/http.http2ClientRequest.Method"
+    methods = ["(*{}clientStream).writeRequest", "(*{}clientConnReadLoop).handleResponse"]
+    methods += ["(*{}clientStream).cleanupWriteRequest"]
+    for version, start, offset in (
+        ("go1.26.1", "net/http.http2", 0),
+        ("go1.27.1", "net/http/internal/http2.", 16),
+    ):
+        package, _, prefix = start.rpartition(".")
+        functions = {f"{package}.{name.format(prefix)}": SMALL for name in methods}
+        data = gofile.build(version, structs=structs, functions=functions)
+        program = found(tmp_path, data)
+        assert program.offsets[key] == offset
+        assert program.missing["http2_client"].startswith("no offset of")
+        data = gofile.build(version, structs=structs)
+        program = found(tmp_path, data)
+        assert key not in program.offsets
+        assert program.missing["http2_client"] == (
+            "the program does not use the HTTP/2 client of net/http"
+        )
+
+
+def test_the_table_knows_only_its_own_versions(tmp_path: Path) -> None:
+    """A program without type data of the runtime: as the table has it, or not at all."""
+    program = found(tmp_path, gofile.build("go1.22.10", structs={}))
+    assert program.offsets.keys() == OFFSETS.keys()
+    assert set(program.sources.values()) == {"table"}
+    assert "goroutines" not in program.missing
+    program = found(tmp_path, gofile.build("go1.22.99", structs={}))
+    assert program.offsets == {}
+    assert program.missing["goroutines"] == "no offset of runtime.g.goid"
+
+
+def test_fields_have_structs() -> None:
     for feature in (*FEATURES, EXTRA):
         for group in feature.offsets:
             for name in group:
                 struct_name, path = split(name)
                 assert struct_name and path and f"{struct_name}.{path}" == name
-    keys = {group[0]: group for feature in FEATURES for group in feature.offsets}
-    for feature in (*FEATURES, EXTRA):
-        for group in feature.offsets:
-            assert keys.setdefault(group[0], group) == group
 
 
 # --- prologues --------------------------------------------------------------------------------

@@ -15,11 +15,20 @@ from pathlib import Path
 import pytest
 
 from tests.unit import goprogram
-from throughline.golang import Program, analyse
-from throughline.golang.wanted import split
+from throughline.golang import Program, analyse, layouts
+from throughline.golang.rtypes import Types
+from throughline.golang.wanted import FEATURES, split
 from throughline.kernel.elf import Elf
 
-KNOWN = ("goroutines", "http_client", "http_server", "http2_client", "http2_server")
+KNOWN = (
+    "goroutines",
+    "http_client",
+    "http_server",
+    "http2_client",
+    "http2_server",
+    "http_write",
+    "http2_write",
+)
 
 
 def look(path: Path) -> Program:
@@ -103,6 +112,33 @@ def test_nothing_is_lost_without_symbols(whole: Path, tmp_path: Path) -> None:
         other.types,
         other.offsets,
     )
+
+
+def test_dwarf_has_what_the_types_lack(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without type data all is found in DWARF, and nothing is different."""
+    expected = look(whole)
+    monkeypatch.setattr(Types, "find", lambda self, wanted: {})
+    started = time.process_time()
+    program = look(whole)
+    assert time.process_time() - started < 2
+    assert set(program.sources.values()) == {"dwarf"}
+    needed = {name for name in KNOWN for name in _offsets(name)}
+    assert program.offsets == {name: expected.offsets[name] for name in needed}
+    assert program.missing["http_client"] == "no type *net.TCPConn"
+
+
+def _offsets(feature: str) -> set[str]:
+    return {group[0] for each in FEATURES if each.name == feature for group in each.offsets}
+
+
+def test_dwarf_is_not_read_where_the_types_have_it_all(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(image: object) -> None:
+        raise AssertionError("DWARF was read")
+
+    monkeypatch.setattr(layouts, "Dwarf", read)
+    assert set(look(whole).sources.values()) == {"types"}
 
 
 def test_it_costs_little(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from throughline.golang import sections
 from throughline.golang.image import Image
 from throughline.golang.program import UnsupportedError
 from throughline.kernel.elf import Elf, MalformedError
@@ -20,7 +21,6 @@ _MAGIC = b"\xff Go buildinf:"
 _HEADER_BYTES = 32
 _INLINE = 2  # flag: the strings follow, since Go 1.18
 _SCAN_BYTES = 1 << 20  # of each segment, where there are no sections
-_MAX_NAMES_BYTES = 1 << 16
 _MAX_VERSION_BYTES = 1 << 10
 _MAX_INFO_BYTES = 1 << 20
 _FRAME_BYTES = 16  # before and after the module information
@@ -57,32 +57,11 @@ def read(image: Image) -> BuildInfo | None:
     return BuildInfo(version.decode("utf-8", "replace"), path, modules)
 
 
-def sections(elf: Elf) -> dict[str, tuple[int, int]]:
-    """Address and size of each section that has a name."""
-    headers = elf.section_headers()
-    names = next((h for h in headers if h[1] == 3 and _is_names(elf, h)), None)
-    if names is None:
-        return {}
-    strings = elf.read(names[4], min(names[5], _MAX_NAMES_BYTES))
-    found: dict[str, tuple[int, int]] = {}
-    for name, _, _, address, _, size, *_ in headers:
-        end = strings.find(b"\0", name)
-        if end > name:
-            found.setdefault(strings[name:end].decode("utf-8", "replace"), (address, size))
-    return found
-
-
-def _is_names(elf: Elf, header: tuple[int, ...]) -> bool:
-    """Is this string table the one of section names? It has its own name in it."""
-    name = elf.read(header[4], min(header[5], _MAX_NAMES_BYTES))[header[0] :]
-    return name.startswith(b".shstrtab\0")
-
-
 def _locate(image: Image) -> int | None:
-    named = sections(image.elf)
+    named = sections.named(image.elf)
     if named:
         section = named.get(".go.buildinfo")
-        ranges = [section] if section else []
+        ranges = [(section.address, section.size)] if section else []
     else:
         ranges = [(segment.address, min(segment.size, _SCAN_BYTES)) for segment in image.data]
     for address, size in ranges:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from throughline.golang.image import PIECE_BYTES, Image
+from throughline.golang.sections import Section
 from throughline.kernel.elf import MalformedError
 
 MAGICS = (0xFFFFFFF0, 0xFFFFFFF1)  # Go 1.18, Go 1.20
@@ -99,10 +100,10 @@ class Table:
                     yield by_name[name], starts[index], starts[index + 1]
 
 
-def tables(image: Image, section: tuple[int, int] | None) -> Iterator[Table]:
+def tables(image: Image, section: Section | None) -> Iterator[Table]:
     """What looks like a function table: that of the section, else all that are in the data."""
     if section is not None:
-        table = _table(image, section[0])
+        table = _table(image, section.address)
         if table is not None:
             yield table
         return

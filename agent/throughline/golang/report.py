@@ -37,11 +37,11 @@ def _as_json(program: Program) -> dict[str, Any]:
         "modules": dict(program.modules),
         "build_id": program.build_id,
         "features": {
-            feature.name: {
-                "state": "missing" if feature.name in program.missing else "on",
-                "reason": program.missing.get(feature.name, ""),
+            name: {
+                "state": "missing" if name in program.missing else "on",
+                "reason": program.missing.get(name, ""),
             }
-            for feature in FEATURES
+            for name in dict.fromkeys(feature.name for feature in FEATURES)
         },
         "sites": {
             name: {"offset": site.offset, "dear": site.dear, "restarts": site.restarts}

@@ -32,7 +32,8 @@ class Module:
 class Feature:
     """Something that can be on or missing; it is on where all of this is there.
 
-    A field is "package/path.Struct.field.field of the struct within"; "*field" has to be a pointer.
+    Of features of one name, one is enough: they are the same in different versions. A field is
+    "package/path.Struct.field.field of the struct within"; "*field" has to be a pointer.
     """
 
     name: str
@@ -60,10 +61,10 @@ def _of(prefixes: Iterable[str], *names: str) -> tuple[Group, ...]:
     return tuple(tuple(prefix + name for prefix in prefixes) for name in names)
 
 
-def _method(prefixes: Iterable[str], struct: str, name: str) -> Group:
+def _method(prefix: str, struct: str, name: str) -> Group:
     """A method of "net/http.http2" and "Framer" is "net/http.(*http2Framer).name"."""
-    parts = (prefix.rpartition(".") for prefix in prefixes)
-    return tuple(f"{package}.(*{start}{struct}).{name}" for package, _, start in parts)
+    package, _, start = prefix.rpartition(".")
+    return (f"{package}.(*{start}{struct}).{name}",)
 
 
 MODULES = {X_NET: Module((0, 0), (0, 62)), GRPC: Module((1, 38), (1, 85))}
@@ -89,15 +90,11 @@ _SERVE = ("net/http.serverHandler.ServeHTTP",)
 
 # --- HTTP/2 -------------------------------------------------------------------------------------
 
-_BUNDLED = ("net/http.http2", "net/http/internal/http2.")
-_X = ("golang.org/x/net/http2.",)
-# The first does not exist: it is what Go 1.27 knows as a type of its own, and others do not.
-_BUNDLED_REQUEST = (
-    "net/http.http2ClientRequest.",
-    "net/http/internal/http2.ClientRequest.",
-    "net/http.Request.",
-)
-_BUNDLED_WRITER = ("*net/http.http2responseWriter", "net/http.http2ResponseWriter")
+# The copy in net/http, up to Go 1.26 and since; golang.org/x/net/http2.
+_BUNDLED, _INTERNAL = "net/http.http2", "net/http/internal/http2."
+_X = "golang.org/x/net/http2."
+# A type of its own since Go 1.27. Before, its key is no type's name.
+_CLIENT_REQUEST = "net/http.http2ClientRequest."
 
 
 def _frame(prefixes: Iterable[str]) -> tuple[Group, ...]:
@@ -110,15 +107,15 @@ def _frame(prefixes: Iterable[str]) -> tuple[Group, ...]:
     )
 
 
-def _http2_client(
-    name: str, prefixes: tuple[str, ...], request: tuple[str, ...], *, package: str
-) -> Feature:
+def _http2_client(name: str, prefix: str, request: Group, *, key: str, package: str) -> Feature:
+    """The client of one of the copies; what is found is kept as if it were that of `key`."""
+    prefixes = (key, prefix)
     return Feature(
         name,
         functions=(
-            _method(prefixes, "clientStream", "writeRequest"),
-            _method(prefixes, "clientConnReadLoop", "handleResponse"),
-            _method(prefixes, "clientStream", "cleanupWriteRequest"),
+            _method(prefix, "clientStream", "writeRequest"),
+            _method(prefix, "clientConnReadLoop", "handleResponse"),
+            _method(prefix, "clientStream", "cleanupWriteRequest"),
         ),
         offsets=(
             *_of(prefixes, "clientStream.cc", "clientStream.ID"),
@@ -130,16 +127,17 @@ def _http2_client(
         ),
         types=_CONNECTIONS,
         package=package,
-        modules={X_NET: MODULES[X_NET]} if prefixes == _X else {},
+        modules={X_NET: MODULES[X_NET]} if prefix == _X else {},
     )
 
 
-def _http2_server(name: str, prefixes: tuple[str, ...], writer: Group, *, package: str) -> Feature:
+def _http2_server(name: str, prefix: str, writer: Group, *, key: str, package: str) -> Feature:
+    prefixes = (key, prefix)
     return Feature(
         name,
         functions=(
-            _method(prefixes, "responseWriterState", "writeHeader"),
-            _method(prefixes, "responseWriter", "handlerDone"),
+            _method(prefix, "responseWriterState", "writeHeader"),
+            _method(prefix, "responseWriter", "handlerDone"),
         ),
         shared=(_SERVE,),
         offsets=(
@@ -151,9 +149,47 @@ def _http2_server(name: str, prefixes: tuple[str, ...], writer: Group, *, packag
         ),
         types=(*_CONNECTIONS, writer),
         package=package,
-        modules={X_NET: MODULES[X_NET]} if prefixes == _X else {},
+        modules={X_NET: MODULES[X_NET]} if prefix == _X else {},
     )
 
+
+def _http2_write(name: str, prefix: str, *, key: str, package: str) -> Feature:
+    """The place where a frame is whole, and about to be written: `wbuf` holds it."""
+    return Feature(
+        name,
+        functions=(_method(prefix, "Framer", "endWrite"),),
+        offsets=_of((key, prefix), "Framer.wbuf", "Framer.w"),
+        package=package,
+        modules={X_NET: MODULES[X_NET]} if prefix == _X else {},
+    )
+
+
+_CLIENT, _SERVER = "the HTTP/2 client of net/http", "the HTTP/2 server of net/http"
+_X_CLIENT, _X_SERVER = f"the client of {X_NET}/http2", f"the server of {X_NET}/http2"
+_REQUEST_BEFORE = (_CLIENT_REQUEST, "net/http.Request.")
+_REQUEST_SINCE = (_CLIENT_REQUEST, f"{_INTERNAL}ClientRequest.")
+_WRITER = f"*{_BUNDLED}responseWriter"
+
+_HTTP2 = (
+    _http2_client("http2_client", _BUNDLED, _REQUEST_BEFORE, key=_BUNDLED, package=_CLIENT),
+    _http2_client("http2_client", _INTERNAL, _REQUEST_SINCE, key=_BUNDLED, package=_CLIENT),
+    _http2_server("http2_server", _BUNDLED, (_WRITER,), key=_BUNDLED, package=_SERVER),
+    _http2_server(
+        "http2_server",
+        _INTERNAL,
+        # a struct of one pointer around the response writer
+        (_WRITER, "net/http.http2ResponseWriter"),
+        key=_BUNDLED,
+        package=_SERVER,
+    ),
+    _http2_client("x_http2_client", _X, ("net/http.Request.",), key=_X, package=_X_CLIENT),
+    _http2_server("x_http2_server", _X, (f"*{_X}responseWriter",), key=_X, package=_X_SERVER),
+)
+_HTTP2_WRITE = (
+    _http2_write("http2_write", _BUNDLED, key=_BUNDLED, package="the HTTP/2 of net/http"),
+    _http2_write("http2_write", _INTERNAL, key=_BUNDLED, package="the HTTP/2 of net/http"),
+    _http2_write("x_http2_write", _X, key=_X, package=f"{X_NET}/http2"),
+)
 
 # --- gRPC ---------------------------------------------------------------------------------------
 
@@ -222,18 +258,7 @@ FEATURES = (
         types=(*_CONNECTIONS, ("*net/http.response",)),
         package="the server of net/http",
     ),
-    _http2_client(
-        "http2_client", _BUNDLED, _BUNDLED_REQUEST, package="the HTTP/2 client of net/http"
-    ),
-    _http2_server(
-        "http2_server", _BUNDLED, _BUNDLED_WRITER, package="the HTTP/2 server of net/http"
-    ),
-    _http2_client(
-        "x_http2_client", _X, ("net/http.Request.",), package=f"the client of {X_NET}/http2"
-    ),
-    _http2_server(
-        "x_http2_server", _X, (f"*{_X[0]}responseWriter",), package=f"the server of {X_NET}/http2"
-    ),
+    *_HTTP2,
     Feature(
         "grpc_client",
         functions=(
@@ -265,22 +290,51 @@ FEATURES = (
         "grpc_server",
         functions=(
             (f"{GRPC}.(*Server).handleStream",),
-            (f"{_TRANSPORT[:-1]}.(*http2Server).operateHeaders",),
+            (f"{_TRANSPORT}(*http2Server).operateHeaders",),
             (
-                f"{_TRANSPORT[:-1]}.(*http2Server).writeStatus",
-                f"{_TRANSPORT[:-1]}.(*http2Server).WriteStatus",
+                f"{_TRANSPORT}(*http2Server).writeStatus",
+                f"{_TRANSPORT}(*http2Server).WriteStatus",
             ),
         ),
         offsets=(
             *_stream("ServerStream", "id", "method"),
             (f"{_TRANSPORT}ServerStream.st", f"{_TRANSPORT}Stream.st"),
             (f"{_TRANSPORT}http2Server.conn",),
-            *_frame(_X),
+            *_frame((_X,)),
             *_STATUS,
             *_SOCKET,
         ),
         types=(*_CONNECTIONS, (f"*{_TRANSPORT}http2Server",)),
         package=f"the server of {GRPC}",
+        modules=MODULES,
+    ),
+    # --- writing into requests
+    Feature(
+        "http_write",
+        functions=(("net/http.(*Request).write",),),
+        shared=(("net/http.Header.writeSubset",),),
+        offsets=(
+            *_each("bufio.Writer.", "buf", "n", "wr"),
+            ("net/http.Request.Header",),
+        ),
+        types=(("*bufio.Writer",),),
+        package="the client of net/http",
+    ),
+    *_HTTP2_WRITE,
+    Feature(
+        "grpc_write",
+        # who calls puts its headers into a queue, from which another goroutine writes them
+        functions=(
+            (f"{_TRANSPORT}(*controlBuffer).executeAndPut",),
+            (f"{_TRANSPORT}(*loopyWriter).writeHeader",),
+        ),
+        shared=(_method(_X, "Framer", "endWrite"),),
+        offsets=(
+            (f"{_TRANSPORT}clientHeaders.hf", f"{_TRANSPORT}headerFrame.hf"),
+            *_of((_X,), "Framer.wbuf", "Framer.w"),
+        ),
+        types=((f"*{_TRANSPORT}clientHeaders", f"*{_TRANSPORT}headerFrame"),),
+        package=GRPC,
         modules=MODULES,
     ),
 )
@@ -290,16 +344,23 @@ EXTRA = Feature(
     "",
     functions=(
         _method(_BUNDLED, "serverConn", "runHandler"),
+        _method(_INTERNAL, "serverConn", "runHandler"),
         _method(_X, "serverConn", "runHandler"),
     ),
     offsets=(
+        # since Go 1.27 HTTP/2 has requests of its own
+        *_each(f"{_INTERNAL}ServerRequest.", "Method", "URL", "ProtoMajor", "Header", "Host"),
+        *_each(f"{_INTERNAL}ServerRequest.", "RequestURI", "TLS", "Context"),
+        *_each(f"{_INTERNAL}ClientRequest.", "Method", "URL", "Header", "Host", "Context"),
         *_each("runtime.g.", "parentGoid", "waitreason", "atomicstatus"),
         ("net/http.Response.Request",),
-        *_of(_BUNDLED, "responseWriterState.req", "clientStream.res"),
-        *_of(_X, "responseWriterState.req", "clientStream.res"),
+        *_of((_BUNDLED, _INTERNAL), "responseWriterState.req", "clientStream.res"),
+        *_of((_X,), "responseWriterState.req", "clientStream.res"),
         *_each(f"{_TRANSPORT}", "ServerStream.*Stream", "ClientStream.*Stream"),
         (f"{_TRANSPORT}ClientStream.ct", f"{_TRANSPORT}Stream.ct"),
         (f"{GRPC}/internal/status.Error.e",),
+        # Before 1.60, where operateHeaders is given a frame first; since then a context.
+        (f"{_TRANSPORT}http2Server.ctx",),
     ),
     types=(("*net/http.Request",),),
 )
