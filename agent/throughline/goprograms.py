@@ -32,10 +32,15 @@ class Family:
     probes: Mapping[str, tuple[str, tuple[str, ...]]]
     # what the names of offsets begin with where they differ
     http2: str = "net/http.http2"
-    request: str = "net/http.Request."
+    request: str = "net/http.Request."  # since Go 1.27
 
 
-def _http2(feature: str, *packages: str) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+_Probes = Mapping[str, tuple[str, tuple[str, ...]]]
+
+
+def _http2(feature: str, *packages: str) -> tuple[_Probes, _Probes]:
+    """Of the server, and of the client."""
+
     def method(struct: str, name: str) -> tuple[str, ...]:
         parts = (package.rpartition(".") for package in packages)
         return tuple(f"{start}.(*{types}{struct}).{name}" for start, _, types in parts)
@@ -43,12 +48,15 @@ def _http2(feature: str, *packages: str) -> Mapping[str, tuple[str, tuple[str, .
     return {
         "tl_go_h2_serve": (f"{feature}_server", method("serverConn", "runHandler")),
         "tl_go_h2_served": (f"{feature}_server", method("responseWriter", "handlerDone")),
+    }, {
         "tl_go_h2_call": (f"{feature}_client", method("clientStream", "writeRequest")),
         "tl_go_h2_answer": (f"{feature}_client", method("clientConnReadLoop", "handleResponse")),
         "tl_go_h2_called": (f"{feature}_client", method("clientStream", "cleanupWriteRequest")),
     }
 
 
+_BUNDLED = _http2("http2", "net/http.http2", "net/http/internal/http2.")
+_X = _http2("x_http2", "golang.org/x/net/http2.")
 FAMILIES = (
     Family(
         {
@@ -59,11 +67,9 @@ FAMILIES = (
             "tl_go_answered": ("http_client", ("net/http.readTransfer",)),
         }
     ),
-    Family(
-        _http2("http2", "net/http.http2", "net/http/internal/http2."),
-        request="net/http.http2ClientRequest.",
-    ),
-    Family(_http2("x_http2", "golang.org/x/net/http2."), http2="golang.org/x/net/http2."),
+    Family(_BUNDLED[0], request="net/http/internal/http2.ServerRequest."),
+    Family(_BUNDLED[1], request="net/http/internal/http2.ClientRequest."),
+    Family({**_X[0], **_X[1]}, http2="golang.org/x/net/http2."),
 )
 # member of struct tl_go_binary -> the program whose address it is
 _ADDRESSES = {
@@ -236,10 +242,11 @@ def pack(program: Program, family: Family) -> bytes:
     sites = dict(probed(program, family))
     addresses = {name: sites[probe].address for name, probe in _ADDRESSES.items() if probe in sites}
     known = program.offsets
-    # since Go 1.27 the package has a request of its own
-    own = any(function.startswith("net/http/internal/http2.") for function in program.sites)
+    own = f"{family.request}Method" in known and family.request != "net/http.Request."
     request = family.request if own else "net/http.Request."
     fields = _OFFSETS | {name: request + field for name, field in _REQUEST.items()}
+    if own:
+        fields["request_ctx"] = f"{request}Context"
     fields |= {name: family.http2 + field for name, field in _HTTP2.items()}
     return abi.GO_BINARY.pack(
         *abi.GoBinary(

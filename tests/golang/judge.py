@@ -22,7 +22,7 @@ class Found:
     `wire`: the traces that the services saw in headers, right is that of the request's first span.
     *none* has no parent or no header or, on the wire, a trace that no request has; *wrong* is of
     another request; a *skipped* hop's parent is of the same request, but not its caller's span, as
-    behind a proxy that passes the header on; *own* is the traceparent that the application set.
+    behind a proxy that passes the header on; an *unseen* parent did not come; *own* is the traceparent that the application set.
     """
 
     result: Mapping[str, Any]  # of the load: ok, failed, latencies
@@ -34,7 +34,10 @@ class Found:
 
     @property
     def wrong(self) -> int:
-        return self.calls["wrong"] + self.hops["wrong"] + self.wire["wrong"]
+        """A parent that nobody has seen is wrong too, unless spans are missing."""
+        verdicts = ["wrong", "unseen"] if len(self.spans) == self.expected else ["wrong"]
+        counts = (self.calls, self.hops, self.wire)
+        return sum(count[verdict] for count in counts for verdict in verdicts)
 
     def __str__(self) -> str:
         counts = " ".join(f"{n}={dict(getattr(self, n))}" for n in ("calls", "hops", "wire"))
@@ -87,7 +90,9 @@ def _verdict(span: Span, parent: Span | None, wanted: tuple[str, str]) -> str:
         return "none"
     if parent is None and (span.trace_id, span.parent_span_id) == own(id_of(span)):
         return "own"
-    if parent is None or id_of(parent) != id_of(span) or parent.trace_id != span.trace_id:
+    if parent is None:
+        return "unseen"
+    if id_of(parent) != id_of(span) or parent.trace_id != span.trace_id:
         return "wrong"
     return "right" if (parent.service, parent.kind) == wanted else "skipped"
 

@@ -75,8 +75,11 @@ def test_the_hop_from_another_request() -> None:
 
 def test_a_parent_that_nobody_sent() -> None:
     server, call, far = _request(0)
-    found = _judge(server, call, replace(far, parent_span_id="unknown"))
-    assert found.hops == Counter(wrong=1)
+    far = replace(far, parent_span_id="unknown")
+    found = _judge(server, call, far, *_request(1))
+    assert (found.hops, found.wrong) == (Counter(right=1, unseen=1), 1)
+    lost = _judge(server, call, far)  # its parent may be among those that are missing
+    assert (lost.hops, lost.wrong) == (Counter(unseen=1), 0)
 
 
 def test_no_parent() -> None:

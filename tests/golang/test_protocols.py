@@ -1,0 +1,40 @@
+"""Every protocol, with old and new releases of Go and of modules: nothing fails under the agent."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.golang import toolchains
+from tests.golang.build import PIE, STRIPPED, TRIMMED
+from tests.golang.hops import PROTOCOLS, REQUESTS, Hops
+from tests.kernel.traced import Traced
+
+# protocol, release of Go, flags, set of modules ("" is the newest)
+BUILDS = [
+    ("http/1.1", "1.19", (), ""),
+    ("https/1.1", "1.22", STRIPPED, ""),
+    ("https/2", toolchains.NEWEST, PIE + TRIMMED, ""),
+    ("x/net http/2", "1.22", (), "0.33"),
+    ("x/net https/2", toolchains.NEWEST, STRIPPED, ""),
+    ("gin http/1.1", toolchains.NEWEST, STRIPPED, ""),
+    ("gin https/2", toolchains.NEWEST, STRIPPED, ""),
+    ("grpc", "1.19", STRIPPED, "1.50"),
+    ("grpc tls", toolchains.NEWEST, (), ""),
+]
+# What has no spans yet. Once group `go` makes them, take a protocol away from here.
+NO_SPANS = {"grpc", "grpc tls"}
+
+
+@pytest.mark.parametrize(("protocol", "version", "flags", "modules"), BUILDS, ids=str)
+def test_nothing_fails(protocol: str, version: str, flags: tuple[str, ...], modules: str) -> None:
+    spans = protocol not in NO_SPANS
+    plans = ["context/context/answer", "fan-2-2/answer"]
+    if PROTOCOLS[protocol].grpc:
+        plans = ["unary/unary/answer", "watch/collect/answer", "talk/answer", "fan-2-2/answer"]
+    with Traced({"propagation": {"peers": ["127.0.0.0/8", "::1/128"]}}) as traced:
+        hops = Hops(traced, protocol, version=version, flags=flags, modules=modules, ids=100_000)
+        for plan in plans:
+            found = hops.load(plan, spans=spans)
+            assert (found.result["ok"], found.result["failed"]) == (REQUESTS, 0), found.result
+            assert len(found.spans) == found.expected
+            assert found.wrong == 0
