@@ -29,6 +29,7 @@ from tests.kernel.traced import Traced, free_port, wait_port
 
 NAMES = ("front", "middle", "back")
 CONCURRENT = 64
+LEARN_SECONDS = 2.5
 REQUESTS = 960
 QUEUE = 6000  # spans, fewer than wait in the agent's memory before it drops any
 SETTLE_SECONDS = 0.5
@@ -98,6 +99,12 @@ class Hops:
                 )
             wait_port(port)
             self._port = port
+
+    def learn(self, *plans: str) -> None:
+        """Lets the agent see with which functions goroutines of these plans begin."""
+        for plan in plans:
+            self.load(plan, requests=CONCURRENT)
+        time.sleep(LEARN_SECONDS)
 
     def load(
         self,
@@ -216,6 +223,6 @@ def spans_of(plan: str) -> int:
     kind, _, rest = plan.partition("/")
     if not rest:
         return 1
-    words = kind.split("-")
+    words = kind.removeprefix("bare-").split("-")
     calls = int(words[1]) ** int(words[2]) if words[0] == "fan" else 1
     return 1 + calls * (1 + spans_of(rest))

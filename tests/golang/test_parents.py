@@ -1,4 +1,4 @@
-"""Chains of Go services of our own: no parent is wrong, no request fails, no byte is lost."""
+"""Chains of Go services: each call has its request for a parent, or none, and nothing fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def traced() -> Iterator[Traced]:
 
 @pytest.fixture(scope="module")
 def hops(traced: Traced) -> Hops:
-    return Hops(traced, "http/1.1", version="1.22", flags=STRIPPED, ids=100_000)
+    made = Hops(traced, "http/1.1", version="1.22", flags=STRIPPED, ids=100_000)
+    made.learn("bare-fan-1-5/bare-lazy/answer", "bare-pool/bare-fan-2-2/answer")
+    return made
 
 
 def assert_whole(found: Found) -> None:
@@ -30,25 +32,43 @@ def assert_whole(found: Found) -> None:
 
 
 @pytest.mark.parametrize(
-    "plan",
+    ("plan", "calls"),
     [
-        "context/context/answer",
-        "get/get/answer",
-        "fan-2-2/context/answer",
-        "fan-1-5/get/answer",
-        "pool/pool/answer",
-        "lazy/lazy/answer",
-        "timer/context/answer",
-        "after/answer",
-        "stream/stream/answer",
-        "proxy/context/answer",
+        ("context/context/answer", {"right"}),
+        ("get/get/answer", {"right"}),
+        ("fan-2-2/context/answer", {"right"}),
+        # of a worker that was given the request's context
+        ("pool/pool/answer", {"right"}),
+        ("lazy/lazy/answer", {"right"}),
+        # of one that was not nothing is known: no context of another request leaks to it
+        ("bare-pool/answer", {"none"}),
+        ("bare-lazy/answer", {"none"}),
+        ("timer/context/answer", {"right"}),
+        ("stream/stream/answer", {"right"}),
+        ("proxy/context/answer", {"right"}),
     ],
 )
-def test_no_parent_is_wrong(hops: Hops, plan: str) -> None:
+def test_a_call_is_of_the_request_of_its_goroutine(hops: Hops, plan: str, calls: set[str]) -> None:
     found = hops.load(plan)
     assert_whole(found)
     assert "many" not in found.wire
+    assert set(found.calls) == calls
     assert set(found.hops) == {"right"}  # plaintext: the header has arrived each time
+
+
+@pytest.mark.parametrize("plan", ["bare-fan-1-5/get/answer", "bare-fan-2-2/answer"])
+def test_goroutines_inherit_what_they_were_started_for(hops: Hops, plan: str) -> None:
+    """One in 16 cannot be told when it begins, and not always later (docs/go.md)."""
+    found = hops.load(plan)
+    assert_whole(found)
+    assert found.calls["right"] >= 0.9 * found.calls.total()
+    assert set(found.calls) <= {"right", "none"}
+
+
+def test_a_call_after_the_answer_is_of_nobody(hops: Hops) -> None:
+    found = hops.load("after/answer")
+    assert_whole(found)
+    assert set(found.calls) == {"none"}
 
 
 def test_the_traceparent_of_an_application_wins(hops: Hops) -> None:
@@ -60,11 +80,3 @@ def test_the_traceparent_of_an_application_wins(hops: Hops) -> None:
 def test_built_with_the_race_detector(traced: Traced) -> None:
     raced = Hops(traced, "http/1.1", flags=RACE, names=("race-front", "race-back"))
     assert_whole(raced.load("fan-2-1/answer"))
-
-
-# Today a call of a goroutine begins a trace. This fails as soon as group `go` gives it its parent:
-# then take the mark away.
-@pytest.mark.xfail(strict=True, reason="there is no group `go` yet")
-def test_calls_have_their_goroutine_for_a_parent(hops: Hops) -> None:
-    found = hops.load("fan-2-2/context/answer")
-    assert set(found.calls) == {"right"}

@@ -79,6 +79,9 @@ func (handler *Handler) ServeHTTP(writer http.ResponseWriter, request *http.Requ
 }
 
 func (handler *Handler) call(ctx context.Context, plan Plan) (*Answer, error) {
+	if plan.Bare {
+		return handler.upstream.Get(plan.Next)
+	}
 	switch plan.Kind {
 	case "get":
 		return handler.upstream.Get(plan.Next)

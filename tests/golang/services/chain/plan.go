@@ -23,9 +23,12 @@ import (
 //	stream      sends a body in pieces, and gets one
 //	own         calls with a traceparent of its own
 //
+// Of bare-fan-W-D, bare-pool and bare-lazy the calls are made by http.Get, without the request's context.
+//
 // Over gRPC, besides, unary, watch, collect and talk say which method is called.
 type Plan struct {
 	Kind         string
+	Bare         bool   // calls without the request's context
 	Width, Depth int    // of a fan
 	Next         string // the path for the next service, "" at the last
 	ID           string // another one for each request, the same at each hop
@@ -37,11 +40,12 @@ func Parse(path string) (Plan, error) {
 	if len(parts) < 2 {
 		return Plan{}, fmt.Errorf("no plan in %q", path)
 	}
-	plan := Plan{Kind: parts[0], Width: 1, ID: parts[len(parts)-1]}
+	kind := strings.TrimPrefix(parts[0], "bare-")
+	plan := Plan{Kind: kind, Bare: kind != parts[0], Width: 1, ID: parts[len(parts)-1]}
 	if len(parts) > 2 {
 		plan.Next = "/" + strings.Join(parts[1:], "/")
 	}
-	if words := strings.Split(parts[0], "-"); words[0] == "fan" {
+	if words := strings.Split(kind, "-"); words[0] == "fan" {
 		if len(words) != 3 {
 			return Plan{}, fmt.Errorf("no width and depth in %q", parts[0])
 		}
