@@ -31,13 +31,14 @@ PLAIN_FILES = (
     ("agent/systemd/throughline.service", "systemd/throughline.service"),
 )
 EXECUTABLE = frozenset({"bin/python", "bin/throughline"})
+# Need more than the kernels before 5.15 have, for which there are programs of the others.
+ONE_VARIANT = ("restore", "go")
 
 
 def collect(root: Path) -> tuple[dict[str, bytes], dict[str, tuple[str, bytes]]]:
     """The files of the release, without the manifest, and the gRPC extensions by Python version."""
     sources = [source.name.partition(".")[0] for source in sorted((root / "bpf").glob("*.bpf.c"))]
-    # `restore` needs a newer kernel than those that the others are for
-    names = [*sources, *(f"{name}-legacy" for name in sources if name != "restore")]
+    names = [*sources, *(f"{name}-legacy" for name in sources if name not in ONE_VARIANT)]
     objects = [root / "build/bpf" / f"{name}.bpf.o" for name in names]
     if missing := [path.name for path in objects if not path.exists()]:
         raise LookupError(f"not built yet: {', '.join(missing)}; run `make bpf`")
