@@ -97,8 +97,8 @@ def attach(
         group = unwanted(name, config, found)
         if group is None and groups["observe"].state == "off":
             group = Group("off", True, "observe is off", "see observe")
-        elif group is None and name != "headers" and not programs.objects.has(name):
-            group = Group("off", False, f"{name} is not among the BPF objects", _REINSTALL)
+        elif group is None and name != "headers":
+            group = without_object(name, programs.objects)
         groups[name] = group or attempt(name, steps[name])
         if groups["observe"].state == "on" and groups[name].state == "off":
             _withdraw(programs, name)
@@ -142,6 +142,20 @@ def unwanted(name: str, config: Config, found: facts.Facts) -> Group | None:
             f"run the role `capabilities` with {name} in throughline_groups, or be root",
         )
     return None
+
+
+def without_object(name: str, loaded: objects.Objects) -> Group | None:
+    """A group that this kernel has no programs for, or that an installation lacks, or None."""
+    if loaded.has(name):
+        return None
+    if loaded.is_for_newer(name):
+        return Group(
+            "off",
+            False,
+            "the programs for kernels before 5.15 do not have it",
+            "boot Linux 5.15 or later, or leave it: the other groups do without",
+        )
+    return Group("off", False, f"{name} is not among the BPF objects", _REINSTALL)
 
 
 def without_uprobes(name: str, error: OSError, found: facts.Facts) -> Group | None:

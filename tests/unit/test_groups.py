@@ -10,6 +10,7 @@ import pytest
 
 from throughline import config, groups
 from throughline.kernel.facts import CAPABILITIES, Facts
+from throughline.kernel.objects import Objects
 
 FACTS = Facts(
     kernel="6.1.0-31-amd64",
@@ -40,6 +41,7 @@ def unwanted(tmp_path: Path, name: str, text: str, *, without: str = "") -> grou
         ("packets", "", "propagation.peers is empty"),
         ("packets", "propagation: {peers: []}", "propagation.peers is empty"),
         ("tls", "instrumentation: {tls: off}", "instrumentation.tls is off"),
+        ("go", "instrumentation: {go: off}", "instrumentation.go is off"),
     ],
 )
 def test_what_nobody_asked_for_is_off_and_no_fault(
@@ -55,11 +57,33 @@ def test_what_is_asked_for_is_tried(tmp_path: Path, name: str) -> None:
     assert unwanted(tmp_path, name, PEERS) is None
 
 
-def test_tls_needs_to_see_other_processes(tmp_path: Path) -> None:
-    found = unwanted(tmp_path, "tls", "", without="CAP_SYS_PTRACE")
+@pytest.mark.parametrize("name", groups.PROBING)
+def test_what_probes_needs_to_see_other_processes(tmp_path: Path, name: str) -> None:
+    found = unwanted(tmp_path, name, "", without="CAP_SYS_PTRACE")
     assert found is not None and not found.wanted
     assert "CAP_SYS_PTRACE" in found.reason and "throughline_groups" in found.fix
     assert unwanted(tmp_path, "packets", PEERS, without="CAP_SYS_PTRACE") is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "reason"),
+    [
+        ("", ""),
+        ("-legacy", "the programs for kernels before 5.15 do not have it"),
+    ],
+)
+def test_a_group_that_older_kernels_do_not_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, reason: str
+) -> None:
+    monkeypatch.setenv("THROUGHLINE_BPF_OBJECTS", str(tmp_path))
+    loaded = Objects(bpffs=tmp_path, map_sizes={})
+    loaded.variant = variant
+    lost = groups.without_object("go", loaded)
+    assert lost is not None and lost.reason == "go is not among the BPF objects"
+    (tmp_path / "go.bpf.o").touch()
+    found = groups.without_object("go", loaded)
+    assert (found.reason if found else "") == reason
+    assert not (found and found.wanted)
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])

@@ -53,6 +53,10 @@ class Objects:
         """Is there such an object for the kernel's variant?"""
         return self._path(name).exists()
 
+    def is_for_newer(self, name: str) -> bool:
+        """Is there such an object, but not for the kernel's variant?"""
+        return not self.has(name) and (directory() / f"{name}{VARIANTS[0]}.bpf.o").exists()
+
     def load_first(self, name: str) -> libbpf.Object:
         """Loads the first variant that the kernel accepts, which decides that of the others.
 
