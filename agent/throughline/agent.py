@@ -393,8 +393,10 @@ class Agent:
             "packets": report.packets(
                 self._programs.interfaces, peers=self._config.propagation.peers, roots=self._roots
             ),
-            "tls": report.probed(self._libraries, "tl_ssl_"),
-            "go": report.probed(self._libraries, "tl_go_"),
+            "tls": report.probed(
+                self._libraries if self._groups["tls"].state == "on" else None, "tl_ssl_"
+            ),
+            "go": self._go and report.probed(self._libraries, "tl_go_", self._go.describe),
             "counters": counters,
             "services": report.services(rows, lookup=self._services.lookup, sampled=self._sampled),
             "export": self._pipeline.status().as_json(),

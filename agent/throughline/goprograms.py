@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -140,6 +140,7 @@ class GoPrograms:
         self._binaries = loaded.map_fd("tl_go_binaries")
         self._starts = loaded.map_fd("tl_go_starts")
         self._functions: dict[int, golang.Starts] = {}  # by index of tl_go_binaries
+        self._versions: dict[int, str] = {}  # likewise
         self._known: dict[_Identity, Future[_Analysed | None]] = {}
         self._indices: dict[str, int] = {}  # build id and family -> index of tl_go_binaries
         self._analysing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="go")
@@ -187,6 +188,10 @@ class GoPrograms:
             if time.monotonic() > until:
                 break
 
+    def describe(self, sites: Sequence[Site]) -> dict[str, str]:
+        """What is known of the program with these sites, for status."""
+        return {"version": self._versions[sites[0].cookie & (abi.Go.BINARIES - 1)]}
+
     def close(self) -> None:
         self._analysing.shutdown(wait=True, cancel_futures=True)
         for fd in self._open:
@@ -204,6 +209,7 @@ class GoPrograms:
             index = self._index(f"{program.build_id} {number}", program, family)
             if index:
                 self._functions[index] = analysed.functions
+                self._versions[index] = program.version
                 # what the first family says of a process serves them all
                 again = abi.Go.AGAIN if found else 0
                 found += [

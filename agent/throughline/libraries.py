@@ -19,7 +19,7 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,18 +56,12 @@ class Attached:
     processes: int  # traced ones that map it now
     refused: str  # why nothing is attached, else ""
 
-    @property
-    def dear(self) -> bool:
-        """Does a read or write cost a single-stepped instruction?"""
-        each = ("tl_ssl_read", "tl_ssl_write")  # not once in a connection
-        return any(site.dear for site in self.sites if site.program.startswith(each))
-
-    def as_json(self, sites: Iterable[uprobes.Site]) -> dict[str, Any]:
+    def as_json(self, sites: Sequence[uprobes.Site]) -> dict[str, Any]:
         """With these sites of it."""
         return {
             "path": self.path,
             "programs": [site.program for site in sites],
-            "dear": self.dear,
+            "dear": _dear(sites),
             "processes": self.processes,
             "refused": self.refused,
         }
@@ -341,6 +335,12 @@ class Libraries:
         self.failures[reason] += 1
         if self.failures[reason] == 1:
             log.warning("%s: %s: %s", reason, what, error)
+
+
+def _dear(sites: Iterable[uprobes.Site]) -> bool:
+    """Does what is done for each request cost a single-stepped instruction?"""
+    each = ("tl_ssl_read", "tl_ssl_write", "tl_go_")  # not once in a connection
+    return any(site.dear for site in sites if site.program.startswith(each))
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int]:

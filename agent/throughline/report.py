@@ -1,4 +1,4 @@
-"""What the status file says of what the agent does: services, packets, TLS."""
+"""What the status file says of what the agent does: services, packets, TLS, Go."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from throughline.events import DurationRow
 from throughline.kernel.tc import Interfaces
+from throughline.kernel.uprobes import Site
 from throughline.libraries import Libraries
 from throughline.services import Service
 
@@ -48,13 +49,20 @@ def packets(
     }
 
 
-def probed(libraries: Libraries | None, prefix: str) -> dict[str, Any] | None:
-    """In which files there are programs of this prefix; None while no group probes any."""
+def probed(
+    libraries: Libraries | None,
+    prefix: str,
+    describe: Callable[[Sequence[Site]], Mapping[str, str]] = lambda _: {},
+) -> dict[str, Any] | None:
+    """In which files there are programs of this prefix, and what else is known of each.
+
+    None while the group that has them is off.
+    """
     if libraries is None:
         return None
     return {
         "files": [
-            found.as_json(sites)
+            {**found.as_json(sites), **describe(sites)}
             for found in libraries.attached
             if (sites := [site for site in found.sites if site.program.startswith(prefix)])
         ]

@@ -105,7 +105,9 @@ def format_text(status: Mapping[str, Any]) -> str:
     if status.get("packets"):
         lines += ["", *_table("Context in TCP options", "", _packets(status["packets"]))]
     if status.get("tls"):
-        lines += ["", *_table("TLS in file", "", _tls(status["tls"]))]
+        lines += ["", *_table("TLS in file", "", _files(status["tls"]["files"]))]
+    if status.get("go"):
+        lines += ["", *_table("Go program", "", _files(status["go"]["files"]))]
     lines += ["", *_services(status.get("services", {}))]
     export = status.get("export", {})
     rows = [(name, str(value)) for name, value in export.items() if not isinstance(value, dict)]
@@ -161,16 +163,18 @@ def _packets(packets: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _tls(tls: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _files(files: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     rows = []
-    for file in tls["files"]:
+    for file in files:
         text = f"{file['processes']} processes, {len(file['programs'])} sites"
+        if file.get("version"):
+            text = f"{file['version']}, {text}"
         if file["dear"]:
             text += ", single-stepped: dear"
         if file["refused"]:
             text = f"none: {file['refused']}"
         rows.append((file["path"], text))
-    return rows or [("none is mapped by a traced process", "")]
+    return rows or [("none is executed by a traced process", "")]
 
 
 def _few(names: Sequence[str]) -> str:

@@ -142,4 +142,19 @@ def test_text_of_packets_and_tls() -> None:
     assert "/b 1 processes, 2 sites, single-stepped: dear" in rows
     assert "/c none: why" in rows
     text = status.format_text(running(packets=None, tls={"files": []}))
-    assert "TCP options" not in text and "none is mapped by a traced process" in text
+    assert "TCP options" not in text and "none is executed by a traced process" in text
+    assert "Go program" not in text
+
+
+def test_text_of_go_programs() -> None:
+    file = {
+        "path": "/usr/bin/shop",
+        "programs": ["tl_go_serve"] * 9,
+        "dear": False,
+        "processes": 2,
+        "refused": "",
+        "version": "go1.22.10",
+    }
+    text = status.format_text(running(go={"files": [file]}))
+    assert "\n\nGo program\n/usr/bin/shop  go1.22.10, 2 processes, 9 sites\n" in text
+    assert "TLS in file" not in text
