@@ -6,6 +6,7 @@ from __future__ import annotations
 from .host import OLDEST_PYTHON, version_tuple
 
 OLDEST_KERNEL = (5, 10)
+OLDEST_GO_KERNEL = (5, 15)  # the first whose uprobes have cookies
 OLDEST_GLIBC = (2, 33)  # what the bundle's compiled parts need
 OLDEST_SYSTEMD = 247  # the first that knows CAP_BPF and CAP_PERFMON by name on every build
 ARCHITECTURES = ("x86_64",)
@@ -118,12 +119,23 @@ def uprobe_obstacles(host, options):
     )
 
 
-def later_group(host, options, group):
-    """[(reason, fix)] against a group that a later release brings: is it possible on this host?"""
+def go_obstacles(host):
+    """[(reason, fix)] against probes in Go programs on a kernel that the other groups run on."""
+    if not OLDEST_KERNEL <= version_tuple(host["kernel"]) < OLDEST_GO_KERNEL:
+        return []
+    return [
+        (
+            f"kernel is {host['kernel']}, but go needs {dotted(OLDEST_GO_KERNEL)} or newer",
+            "boot a newer kernel, or leave it: the others do not need it",
+        )
+    ]
+
+
+def later_obstacles(host, options):
+    """[(reason, fix)] against go_write, which a later release brings: is it possible here?"""
     obstacles = uprobe_obstacles(host, options)
-    if group == "go_write":
-        obstacles += capability_obstacles(host, "CAP_SYS_ADMIN")
-    if group == "go_write" and host["lockdown"] not in ("none", "absent"):
+    obstacles += capability_obstacles(host, "CAP_SYS_ADMIN")
+    if host["lockdown"] not in ("none", "absent"):
         obstacles.append(
             (
                 f"lockdown is {host['lockdown']}: the kernel refuses bpf_probe_write_user",
@@ -152,7 +164,13 @@ def judge(host, options, *, wanted):
     observe = shared + option_obstacles(options, "CONFIG_CGROUP_BPF") + lockdown_obstacles(host)
     headers = observe + option_obstacles(options, "CONFIG_BPF_STREAM_PARSER", "CONFIG_NET_SOCK_MSG")
     tls = observe + [found for found in uprobe_obstacles(host, options) if found not in observe]
-    released = {"observe": observe, "headers": headers, "packets": observe, "tls": tls}
+    released = {
+        "observe": observe,
+        "headers": headers,
+        "packets": observe,
+        "tls": tls,
+        "go": tls + go_obstacles(host),
+    }
     groups = {}
     for name, obstacles in released.items():
         groups[name] = {
@@ -162,19 +180,18 @@ def judge(host, options, *, wanted):
             "reason": "; ".join(reason for reason, _fix in obstacles),
             "fix": "; ".join(fix for _reason, fix in obstacles),
         }
-    for name in ("go", "go_write"):
-        obstacles = later_group(host, options, name)
-        why = "; ".join(reason for reason, _fix in obstacles)
-        if name == "go_write" and not why and not host["securityfs"]:
-            why = "securityfs is not mounted and no lockdown was found"
-        groups[name] = {
-            "state": "off",
-            "wanted": name in wanted,
-            "possible": not obstacles,
-            "reason": NOT_IN_THIS_RELEASE,
-            "possible_reason": why,
-            "fix": "; ".join(fix for _reason, fix in obstacles),
-        }
+    obstacles = later_obstacles(host, options)
+    why = "; ".join(reason for reason, _fix in obstacles)
+    if not why and not host["securityfs"]:
+        why = "securityfs is not mounted and no lockdown was found"
+    groups["go_write"] = {
+        "state": "off",
+        "wanted": "go_write" in wanted,
+        "possible": not obstacles,
+        "reason": NOT_IN_THIS_RELEASE,
+        "possible_reason": why,
+        "fix": "; ".join(fix for _reason, fix in obstacles),
+    }
     return groups
 
 

@@ -25,7 +25,7 @@ options:
     type: list
     elements: str
     choices: [observe, headers, packets, tls, go, go_write]
-    default: [observe, headers, packets, tls]
+    default: [observe, headers, packets, tls, go]
   required_mode:
     description:
       - The least that the host must be able to do. V(network) means O(groups) observe and headers,
@@ -131,7 +131,7 @@ def main():
                 "type": "list",
                 "elements": "str",
                 "choices": list(GROUPS),
-                "default": ["observe", "headers", "packets", "tls"],
+                "default": ["observe", "headers", "packets", "tls", "go"],
             },
             "required_mode": {"type": "str", "choices": list(reversed(MODES)), "default": "none"},
             "doctor": {"type": "bool", "default": False},

@@ -149,7 +149,7 @@ from ansible_collections.throughline.fleet.plugins.module_utils.unit import (
     wait_until_healthy,
 )
 
-DEFAULT_GROUPS = ["observe", "headers", "packets", "tls"]
+DEFAULT_GROUPS = ["observe", "headers", "packets", "tls", "go"]
 
 
 def release_before(module, base, record):

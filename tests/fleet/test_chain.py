@@ -42,10 +42,10 @@ def test_every_hop_of_every_request_is_joined(running: Shop) -> None:
 
 
 def test_context_can_travel_beside_the_bytes(running: Shop) -> None:
-    """The groups packets and tls, with no variable set: peers are those of the inventory."""
+    """Groups packets, tls and go, with no variable set: peers are those of the inventory."""
     seen = [running.status(number) for number in range(3)]
     for status in seen:
-        for name in ("packets", "tls"):
+        for name in ("packets", "tls", "go"):
             assert status["groups"][name]["state"] == "on", status["groups"][name]
         addresses = [(one.address, one.address6) for one in running.fleet.hosts]
         expected = {"127.0.0.0/8", "::1/128"}

@@ -182,9 +182,22 @@ def test_tls_needs_a_capability_that_a_container_may_lack(tmp_path: Path) -> Non
     assert tls["reason"] == "PID 1 cannot hand out CAP_SYS_PTRACE"
 
 
-def test_an_obstacle_to_all_groups_is_said_once_for_tls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tls", "go"])
+def test_an_obstacle_to_all_groups_is_said_once(tmp_path: Path, name: str) -> None:
     found = verdict(tmp_path, btf=False)
-    assert found["groups"]["tls"]["reason"] == found["groups"]["observe"]["reason"]
+    assert found["groups"][name]["reason"] == found["groups"]["observe"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "state"), [("5.10.0-46-amd64", "off"), ("5.15.0-91-generic", "on")]
+)
+def test_go_needs_a_newer_kernel_than_the_others(tmp_path: Path, kernel: str, state: str) -> None:
+    found = verdict(tmp_path, kernel=kernel)
+    assert found["mode"] == "network"
+    assert found["groups"]["tls"]["state"] == "on"
+    assert found["groups"]["go"]["state"] == state
+    reason = "" if state == "on" else f"kernel is {kernel}, but go needs 5.15 or newer"
+    assert found["groups"]["go"]["reason"] == reason
 
 
 def test_a_group_that_the_installed_release_lacks_is_one_of_the_next(tmp_path: Path) -> None:
@@ -458,22 +471,18 @@ def test_the_report_names_every_host_and_why(tmp_path: Path) -> None:
     assert report["summary"] == {"network": 1, "none": 1, "unknown": 2}
     lines = reports.throughline_table(report)
     words = {line.split()[0]: line.split()[1:] for line in lines[2:6]}
-    assert words["old"][:6] == ["none", "-", "off", "off", "off", "off"]
+    assert words["old"][:7] == ["none", "-", "off", "off", "off", "off", "off"]
     assert words["web"] == [
         "network",
         "0.1.0",
-        "on",
-        "on",
-        "on",
-        "on",
-        "possible",
+        *["on"] * 5,
         "no",
     ]
     assert words["away"][0] == "unreachable"
     assert words["broken"][0] == "failed"
     assert "away: unreachable: no route" in lines
     assert any(
-        line.startswith("old: observe, headers, packets, tls off: kernel is 5.4.0")
+        line.startswith("old: observe, headers, packets, tls, go off: kernel is 5.4.0")
         for line in lines
     )
 

@@ -11,7 +11,7 @@ from testinfra.host import Host  # type: ignore[import-untyped, unused-ignore]
 AGENT = "/opt/throughline/current/bin/throughline"
 # CAP_NET_ADMIN 12, CAP_SYS_PTRACE 19, CAP_PERFMON 38, CAP_BPF 39 (capability.h)
 CAPABILITIES = 1 << 12 | 1 << 19 | 1 << 38 | 1 << 39
-LATER_GROUPS = ("go", "go_write")
+LATER_GROUPS = ("go_write",)
 
 
 def process(host: Host) -> dict[str, str]:
