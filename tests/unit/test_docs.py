@@ -186,6 +186,10 @@ def counters() -> set[str]:
         text = (ROOT / f"agent/throughline/{name}.py").read_text(encoding="utf-8")
         reasons = re.findall(r'failures\["(\w+)"\]|_fail\("(\w+)"', text)
         own |= {f"tls_{reason}" for pair in reasons for reason in pair if reason}
+    text = (ROOT / "agent/throughline/goprograms.py").read_text(encoding="utf-8")
+    own |= {f"go_{reason}" for reason in re.findall(r'failures\["(\w+)"\]', text)}
+    (refusals,) = re.findall(r"except \(([^)]*)\) as error:\n +self\.failures", text)
+    own |= {f"go_{name.lower()}" for name in re.findall(r"(\w+)Error\b", refusals)}
     return (kernel - {"counters"}) | own
 
 
@@ -225,6 +229,10 @@ def test_counters_of_the_other_pages_exist() -> None:
         "evict",
         "spans_",
         "option_",
+        "go_child_",
+        "go_no_",
+        "go_too_",
+        "go_un",
     )
     for path in PAGES:
         found = {code for code in CODE.findall(prose(path)) if re.fullmatch(r"[a-z_]+", code)}
