@@ -256,9 +256,10 @@ struct tl_go_binary {
 	__u16 h2_state_status;
 	__u16 h2_stream_conn; /* (*clientStream).cc */
 	__u16 h2_client_conn; /* (*ClientConn).tconn */
+	__u16 h2_client_tls_state;
 	__u16 h2_fields; /* (*MetaHeadersFrame).Fields */
 	__u8 swiss_maps; /* maps are Swiss tables (Go 1.24) */
-	__u8 _pad;
+	__u8 _pad[7];
 };
 
 enum tl_go {

@@ -318,6 +318,7 @@ static __always_inline bool tl_go_is(const char *a, const char *b)
 static __always_inline void tl_go_header(struct tl_conn *conn, struct tl_text *text, __u64 key,
 					 __u64 value)
 {
+	struct tl_http *http = tl_http_of(conn, conn->role == TL_ROLE_SERVER ? TL_IN : TL_OUT);
 	__u64 string[2] = {}, values[2] = {};
 	char name[16] __attribute__((aligned(8))) = {};
 
@@ -337,15 +338,15 @@ static __always_inline void tl_go_header(struct tl_conn *conn, struct tl_text *t
 	if (bpf_probe_read_user(values, sizeof(values), (void *)value) || !values[1])
 		return;
 	if (string[1] == 11) {
-		conn->in.flags |= TL_HTTP_HAS_TRACEPARENT;
+		http->flags |= TL_HTTP_HAS_TRACEPARENT;
 		if (values[1] > 1)
-			conn->in.flags |= TL_HTTP_BAD_TRACEPARENT;
+			http->flags |= TL_HTTP_BAD_TRACEPARENT;
 		text->traceparent_len = tl_go_string(text->traceparent, 64, values[0]);
 	} else {
-		conn->in.flags |= TL_HTTP_HAS_TRACESTATE;
+		http->flags |= TL_HTTP_HAS_TRACESTATE;
 		text->tracestate_len = tl_go_string(text->tracestate, TL_TRACESTATE_MAX, values[0]);
 		if (values[1] > 1 || text->tracestate_len > TL_TRACESTATE_MAX)
-			conn->in.flags |= TL_HTTP_BAD_TRACESTATE;
+			http->flags |= TL_HTTP_BAD_TRACESTATE;
 	}
 }
 
@@ -429,6 +430,18 @@ static __always_inline void tl_go_buckets(struct tl_conn *conn, struct tl_text *
 	}
 }
 
+/* The context that a *Request's header carries. */
+static __always_inline void tl_go_headers(const struct tl_go_binary *binary, struct tl_conn *conn,
+					  struct tl_text *text, __u64 request)
+{
+	__u64 map = tl_go_word(request + binary->request_header);
+
+	if (map && binary->swiss_maps)
+		tl_go_swiss(conn, text, map);
+	else if (map)
+		tl_go_buckets(conn, text, map);
+}
+
 static __always_inline struct tl_go_exchange *tl_go_find(__u64 key)
 {
 	return bpf_map_lookup_elem(&tl_go_exchanges, &key);
@@ -504,7 +517,7 @@ static __always_inline void tl_go_serves(const struct tl_go_binary *binary, __u6
 	struct tl_goroutine work = {};
 	struct tl_conn *conn = &exchange->conn;
 	struct tl_text *text = &exchange->text;
-	__u64 id = tl_go_id(binary, goroutine), key, map;
+	__u64 id = tl_go_id(binary, goroutine), key;
 
 	if (tl_go_word(request + binary->request_tls))
 		conn->flags |= TL_CONN_TLS;
@@ -512,11 +525,7 @@ static __always_inline void tl_go_serves(const struct tl_go_binary *binary, __u6
 		tl_go_string(text->method, TL_METHOD_MAX, request + binary->request_method);
 	text->target_len = tl_go_string(text->target, TL_TARGET_MAX, request + binary->request_uri);
 	text->host_len = tl_go_string(text->host, TL_HOST_MAX, request + binary->request_host);
-	map = tl_go_word(request + binary->request_header);
-	if (map && binary->swiss_maps)
-		tl_go_swiss(conn, text, map);
-	else if (map)
-		tl_go_buckets(conn, text, map);
+	tl_go_headers(binary, conn, text, request);
 	tl_begin_server(conn, text);
 	conn->pid = bpf_get_current_pid_tgid() >> 32;
 	if (!conn->request)
@@ -673,7 +682,7 @@ static __always_inline void tl_go_sends(struct tl_conn *conn)
 	struct tl_tls_out out = { .pending = 1 };
 	__u64 socket = conn->socket;
 
-	if (!socket)
+	if (!socket || conn->out.flags & TL_HTTP_HAS_TRACEPARENT)
 		return;
 	out.socket = socket;
 	__builtin_memcpy(out.trace_id, conn->trace_id, 16);
@@ -703,6 +712,7 @@ static __always_inline void tl_go_calls_on(const struct tl_go_binary *binary, __
 	text->host_len = tl_go_string(text->host, TL_HOST_MAX, request + binary->request_host);
 	if (!text->host_len)
 		text->host_len = tl_go_string(text->host, TL_HOST_MAX, url + binary->url_host);
+	tl_go_headers(binary, conn, text, request);
 	conn->pid = bpf_get_current_pid_tgid() >> 32;
 	key = tl_go_caller(binary, goroutine, request, &evidence);
 	refused = TL_ROOT_NO_CONTEXT;
@@ -794,11 +804,14 @@ int tl_go_h2_call(struct pt_regs *ctx)
 	exchange = tl_go_make(tl_go_object_key(ctx->ax), TL_ROLE_CLIENT);
 	if (!exchange)
 		return 0;
-	exchange->conn.flags |= TL_CONN_TLS;
+	connection = tl_go_word(ctx->ax + binary->h2_stream_conn);
+	if (tl_go_word(connection + binary->h2_client_tls_state))
+		exchange->conn.flags |= TL_CONN_TLS;
 	exchange->conn.http_major = 2;
-	connection = tl_go_word(ctx->ax + binary->h2_stream_conn) + binary->h2_client_conn;
 	tl_go_on(&exchange->conn,
-		 tl_go_socket(binary, ctx->ip - binary->write_request_at, connection), false);
+		 tl_go_socket(binary, ctx->ip - binary->write_request_at,
+			      connection + binary->h2_client_conn),
+		 false);
 	tl_go_calls_on(binary, ctx->r14, exchange, ctx->bx);
 	return 0;
 }

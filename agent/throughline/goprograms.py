@@ -117,6 +117,7 @@ _HTTP2 = {
     "h2_state_status": "responseWriterState.status",
     "h2_stream_conn": "clientStream.cc",
     "h2_client_conn": "ClientConn.tconn",
+    "h2_client_tls_state": "ClientConn.tlsState",
     "h2_fields": "MetaHeadersFrame.Fields",
 }
 

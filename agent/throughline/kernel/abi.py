@@ -284,11 +284,12 @@ class GoBinary(NamedTuple):
     h2_state_status: int
     h2_stream_conn: int
     h2_client_conn: int
+    h2_client_tls_state: int
     h2_fields: int
     swiss_maps: int
 
 
-GO_BINARY = Struct("<QQQQQQQQHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHB1x")
+GO_BINARY = Struct("<QQQQQQQQHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHB7x")
 
 
 class GoStartKey(NamedTuple):
