@@ -16,6 +16,7 @@ import json
 import re
 import subprocess
 import time
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from tests.kernel.traced import Traced, free_port, wait_port
 NAMES = ("front", "middle", "back")
 CONCURRENT = 64
 LEARN_SECONDS = 2.5
-REQUESTS = 960
+REQUESTS = 1280
 QUEUE = 6000  # spans, fewer than wait in the agent's memory before it drops any
 SETTLE_SECONDS = 0.5
 

@@ -22,8 +22,8 @@ class Found:
     `wire`: the traces that the services saw in headers, right is that of the request's first span.
     *none* has no parent or no header or, on the wire, a trace that no request has; *wrong* is of
     another request; a *skipped* hop's parent is of the same request, but not its caller's span, as
-    behind a proxy that passes the header on; an *unseen* parent did not come; *own* is the
-    traceparent that the application set.
+    behind a proxy that passes the header on; an *unseen* parent is a span that did not come; *own*
+    is the traceparent that the application set.
     """
 
     result: Mapping[str, Any]  # of the load: ok, failed, latencies

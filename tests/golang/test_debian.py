@@ -95,8 +95,6 @@ def test_etcd_answers_etcdctl(traced: Traced, secure: bool) -> None:
     ]
 
 
-# What group `go` is to give. Each fails as soon as it does: then take the mark away.
-@pytest.mark.xfail(strict=True, reason="there is no group `go` yet")
 @pytest.mark.parametrize("how", ["http/1.1", "https/2"])
 def test_what_caddy_calls_has_its_request_for_a_parent(how: str) -> None:
     with Traced() as traced:
@@ -107,7 +105,8 @@ def test_what_caddy_calls_has_its_request_for_a_parent(how: str) -> None:
         assert all(requests[span.parent_span_id].path == span.path for span in calls)
 
 
-@pytest.mark.xfail(strict=True, reason="there is no group `go` yet")
+# Fails as soon as it does: then take the mark away.
+@pytest.mark.xfail(strict=True, reason="there are no spans of gRPC yet")
 @pytest.mark.parametrize("secure", [False, True], ids=["plaintext", "tls"])
 def test_etcd_has_spans(secure: bool) -> None:
     with Traced() as traced:
