@@ -148,6 +148,8 @@ def start_caddy(traced: Traced, *, onward: int) -> Caddy:
     deadline = time.monotonic() + 15
     while not root.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    if traced.agent is not None:
+        traced.wait_followed(Path(program("caddy")))
     return Caddy(port, secure, root)
 
 

@@ -16,7 +16,6 @@ import json
 import re
 import subprocess
 import time
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +99,8 @@ class Hops:
                 )
             wait_port(port)
             self._port = port
+        if traced.agent is not None:
+            traced.wait_followed(server)
 
     def learn(self, *plans: str) -> None:
         """Lets the agent see with which functions goroutines of these plans begin."""
