@@ -12,6 +12,7 @@ import random
 import struct
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 
 from tests.unit import gofile, goprogram
 from throughline.golang import UnsupportedError, analyse, image
+from throughline.golang.rtypes import Types
 from throughline.kernel.elf import MalformedError
 
 REFUSALS = (MalformedError, UnsupportedError)
@@ -188,6 +190,79 @@ def test_random_damage_ends(tmp_path: Path, whole: bytes) -> None:
         if time.monotonic() > end:
             break
     assert slowest < 1
+
+
+def test_random_damage_to_dwarf_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a program without type data, for which it is read."""
+    monkeypatch.setattr(Types, "find", lambda self, wanted: {})
+    whole = goprogram.build(tmp_path / "real", "-ldflags=-compressdwarf=false").read_bytes()
+    path = tmp_path / "damaged"
+    path.write_bytes(whole)
+    generator = random.Random(5)
+    places = list(goprogram.debugging(whole))
+    slowest = 0.0
+    end = time.monotonic() + 8
+    with path.open("r+b", buffering=0) as file, opened(path) as fd:
+        while time.monotonic() < end:
+            changed = [generator.choice(places) for _ in range(40)]
+            for place in changed:
+                os.pwrite(file.fileno(), bytes([generator.choice(VALUES)]), place)
+            slowest = max(slowest, examine(fd, len(whole)))
+            for place in changed:
+                os.pwrite(file.fileno(), whole[place : place + 1], place)
+    assert slowest < 2
+
+
+def test_random_damage_to_compressed_dwarf_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Types, "find", lambda self, wanted: {})
+    path = goprogram.build(tmp_path / "real")
+    size = path.stat().st_size
+    generator = random.Random(6)
+    with path.open("r+b", buffering=0) as file, opened(path) as fd:
+        for _ in range(30):
+            # the sections of DWARF are the last ones, before symbols
+            place = generator.randrange(size // 2, size - 64)
+            before = os.pread(fd, 64, place)
+            os.pwrite(file.fileno(), generator.randbytes(64), place)
+            assert examine(fd, size) < 2
+            os.pwrite(file.fileno(), before, place)
+
+
+def test_what_inflates_without_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte that becomes a gigabyte."""
+    monkeypatch.setattr(image, "_MAX_SECONDS", 1.0)
+    path = tmp_path / "file"
+    path.write_bytes(_with_dwarf(zlib.compress(bytes(1 << 30), 1)))
+    tracemalloc.start()
+    with opened(path) as fd:
+        assert examine(fd, path.stat().st_size) < 3
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 << 20
+
+
+def _with_dwarf(compressed: bytes) -> bytes:
+    """A program without types, with .debug_info and .debug_abbrev that inflate to this."""
+    section = struct.pack("<IIQQ", 1, 0, 1 << 30, 1) + compressed
+    names = b"\0.shstrtab\0.go.buildinfo\0.debug_info\0.debug_abbrev\0"
+    body = gofile.build("go1.22.99", structs={}, sections=False)
+    whole = bytearray(body + section + names)
+    whole += bytes(-len(whole) % 8)
+    headers = [bytes(64)]
+    for name, kind, flags, address, offset, size in (
+        (b".shstrtab", 3, 0, 0, len(body) + len(section), len(names)),
+        (b".go.buildinfo", 1, 2, gofile.BASE + gofile.VARIABLES_AT, gofile.VARIABLES_AT, 0x600),
+        (b".debug_info", 1, 0x800, 0, len(body), len(section)),
+        (b".debug_abbrev", 1, 0, 0, len(body) + len(section), len(names)),
+    ):
+        place = names.index(name + b"\0")
+        header = struct.pack("<IIQQQQ", place, kind, flags, address, offset, size)
+        headers.append(header.ljust(64, b"\0"))
+    struct.pack_into("<Q", whole, 40, len(whole))
+    struct.pack_into("<HHH", whole, 58, 64, len(headers), 1)
+    return bytes(whole + b"".join(headers))
 
 
 def test_random_damage_to_a_real_program_ends(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from throughline.golang import sections
@@ -58,17 +58,24 @@ class Dwarf:
 
     def __init__(self, image: Image) -> None:
         self._image = image
-        info, abbreviations = _section(image, "info"), _section(image, "abbrev")
-        self._info = info
+        self._info = _section(image, "info")
         self._abbreviations: dict[int, _Abbreviation] = {}
-        if info is not None and abbreviations is not None:
-            self._abbreviations = _read_abbreviations(abbreviations.start(_MAX_ABBREVIATIONS_BYTES))
 
-    def offsets(self, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
-        """Offsets of fields, each asked for as "net.netFD" and "pfd.Sysfd"."""
-        wanted = list(wanted)
-        if not self._abbreviations or not wanted:
+    def offsets(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """Offsets of fields, each asked for as "net.netFD" and "pfd.Sysfd".
+
+        Sections that contradict themselves say nothing: nobody else needs them.
+        """
+        abbreviations = _section(self._image, "abbrev")
+        if self._info is None or abbreviations is None or not wanted:
             return {}
+        try:
+            self._abbreviations = _read_abbreviations(abbreviations.start(_MAX_ABBREVIATIONS_BYTES))
+            return self._offsets(wanted)
+        except MalformedError:
+            return {}
+
+    def _offsets(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
         structs = self._structs({owner for owner, _ in wanted})
         found: dict[tuple[str, str], int] = {}
         waiting = [

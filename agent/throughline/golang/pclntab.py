@@ -101,11 +101,10 @@ class Table:
 
 
 def tables(image: Image, section: Section | None) -> Iterator[Table]:
-    """What looks like a function table: that of the section, else all that are in the data."""
-    if section is not None:
-        table = _table(image, section.address)
-        if table is not None:
-            yield table
+    """What looks like a function table: that of the section, else all that are in the file."""
+    table = None if section is None else _table(image, section.address)
+    if table is not None:
+        yield table
         return
     for segment in image.data:
         for at, piece in image.pieces(segment.address, segment.size, 15):
