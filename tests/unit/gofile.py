@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 
 BASE = 0x400000
 APART = 0x40  # between functions
+FIRST_LINE = 5000  # of the first function; each is on the next line
 TEXT_AT, DATA_AT, VARIABLES_AT = 0x1000, 0x2000, 0x9000  # in the file; addresses are BASE higher
 TEXT, TABLE = BASE + TEXT_AT, BASE + DATA_AT
+FUNCTIONS_DATA = BASE + 0x3000
 TYPES = BASE + 0x4000
 MODULE = BASE + VARIABLES_AT + 0x800
 
@@ -42,6 +44,7 @@ def build(
     relocated: bool = False,  # pointers as relocations, zeros in their places
     sections: bool = True,
     magic: int = 0xFFFFFFF1,
+    inlined: str = "",  # a function that is within another one, too
     pad: int = 0,  # before the function table: found without sections all the same
 ) -> bytes:
     """The binary's bytes."""
@@ -61,13 +64,18 @@ def build(
     table = TABLE + pad
     functions_at = _put_table(put, table - BASE, names, magic)
     types_end = _put_types(put, pointers, STRUCTS if structs is None else structs, minor)
-    words = [0] * 40
+    words = [0] * 44
     words[0], words[1] = table, table + 72
     words[16], words[17] = functions_at, len(names) + 1
     words[22], words[23] = TEXT, TEXT + len(names) * APART
     at = 35 if minor < 20 else 37
     words[at], words[at + (2 if minor >= 27 else 1)] = TYPES, types_end
-    put(MODULE - BASE, struct.pack("<40Q", *words))
+    words[at + (6 if minor >= 27 else 3)] = FUNCTIONS_DATA
+    if inlined:
+        name_at = sum(len(name) + 1 for name in names[: names.index(inlined)])
+        record = struct.pack("<iiii", 0, name_at, 17, FIRST_LINE + names.index(inlined))
+        put(FUNCTIONS_DATA - BASE + 8, record)
+    put(MODULE - BASE, struct.pack("<44Q", *words))
     pointers.update(
         {MODULE + 8 * index: words[index] for index in (0, 1, 16, 22, 23, at) if words[index]}
     )
@@ -91,7 +99,7 @@ def _put_table(put, at: int, names: list[str], magic: int) -> int:  # type: igno
     )
     pairs += struct.pack("<II", len(names) * APART, 0)
     body = b"".join(
-        struct.pack("<II", number * APART, start).ljust(48, b"\0")
+        struct.pack("<II28xI", number * APART, start, FIRST_LINE + number).ljust(48, b"\0")
         for number, start in enumerate(starts)
     )
     header = struct.pack("<IBBBBQQQ", magic, 0, 0, 1, 8, len(names), 0, 0)

@@ -158,6 +158,18 @@ def test_a_function_that_is_there_twice_is_not_probed(tmp_path: Path) -> None:
     assert program.missing["goroutines"] == "there are two functions runtime.newproc1"
 
 
+@pytest.mark.parametrize("version", ["go1.21.1", "go1.27.1"])
+def test_a_function_that_a_profile_has_inlined_is_not_probed(tmp_path: Path, version: str) -> None:
+    profile = "path\texample.com/main\nbuild\t-pgo=/src/default.pgo\n"
+    program = found(tmp_path, gofile.build(version, info=profile, inlined="runtime.newproc1"))
+    assert program.sites == {}
+    assert program.missing["goroutines"] == (
+        "a profile has runtime.newproc1 inlined, where no probe sees it"
+    )
+    program = found(tmp_path, gofile.build(version, info=profile, inlined="main.main"))
+    assert "goroutines" not in program.missing
+
+
 def test_fields_within_structs_and_behind_pointers(tmp_path: Path) -> None:
     transport = "google.golang.org/grpc/internal/transport"
     stream: gofile.Fields = [("id", 24, ""), ("method", 32, "")]

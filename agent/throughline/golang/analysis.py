@@ -9,6 +9,7 @@ from itertools import islice
 from throughline.golang import (
     buildinfo,
     features,
+    inlining,
     layouts,
     moduledata,
     pclntab,
@@ -17,7 +18,7 @@ from throughline.golang import (
 )
 from throughline.golang.image import Image
 from throughline.golang.moduledata import Module
-from throughline.golang.pclntab import Table
+from throughline.golang.pclntab import Entry, Table
 from throughline.golang.program import Program, Site, UnsupportedError
 from throughline.golang.wanted import EXTRA, FEATURES, NEWEST_MINOR, OLDEST_MINOR
 from throughline.kernel.elf import Elf, MalformedError
@@ -31,7 +32,8 @@ _MODULE_VERSION = re.compile(r"v([0-9]{1,6})\.([0-9]{1,6})\.")
 @dataclass(slots=True)
 class _Found:
     sites: dict[str, Site] = field(default_factory=dict)
-    twice: set[str] = field(default_factory=set)  # functions of which there are two
+    # functions that no probe is sure to see -> why
+    unsure: dict[str, str] = field(default_factory=dict)
 
 
 def is_go(fd: int) -> bool:
@@ -61,7 +63,7 @@ def analyse(fd: int) -> Program | None:
     minor = _minor(info.version)
     table, module = _locate(image, minor)
     found = _Found()
-    _find_sites(image, table, module, found)
+    _find_sites(image, table, module, found, profiled=info.profiled)
     layout = layouts.find(image, module, info, minor, found.sites)
     return Program(
         version=info.version,
@@ -73,7 +75,7 @@ def analyse(fd: int) -> Program | None:
         types=layout.types,
         sources=layout.sources,
         missing=features.missing(
-            found.sites, found.twice, layout.offsets, layout.types, info.modules
+            found.sites, found.unsure, layout.offsets, layout.types, info.modules
         ),
     )
 
@@ -105,7 +107,9 @@ def _locate(image: Image, minor: int) -> tuple[Table, Module]:
     raise UnsupportedError("the program has no function table that could be read")
 
 
-def _find_sites(image: Image, table: Table, module: Module, found: _Found) -> None:
+def _find_sites(
+    image: Image, table: Table, module: Module, found: _Found, *, profiled: bool
+) -> None:
     everything = (*FEATURES, EXTRA)
     names = {
         name
@@ -113,17 +117,21 @@ def _find_sites(image: Image, table: Table, module: Module, found: _Found) -> No
         for group in (*feature.functions, *feature.shared)
         for name in group
     }
-    for name, ranges in table.lookup(image, [name.encode() for name in names]).items():
-        if len(ranges) > 1:
-            found.twice.add(name.decode())
-            continue
-        start, end = ranges[0]
-        site = _site(image.elf, module.text + start, end - start)
-        if site is not None:
-            found.sites[name.decode()] = site
+    functions: dict[str, Entry] = {}
+    for each, entries in table.lookup(image, [name.encode() for name in names]).items():
+        name = each.decode()
+        functions[name] = entries[0]
+        if len(entries) > 1:
+            found.unsure[name] = f"there are two functions {name}"
+    if profiled:
+        for name in inlining.inlined(image, module, functions):
+            found.unsure[name] = f"a profile has {name} inlined, where no probe sees it"
+    for name, entry in functions.items():
+        if name not in found.unsure:
+            found.sites[name] = _site(image.elf, module.text + entry.start, entry.end - entry.start)
 
 
-def _site(elf: Elf, address: int, size: int) -> Site | None:
+def _site(elf: Elf, address: int, size: int) -> Site:
     code = elf.code(address, min(size, prologue.CODE_BYTES)) if size > 0 else b""
     past, checks = prologue.cheap(code) or (0, False)
     offset = elf.offset(address + past, executable=True)

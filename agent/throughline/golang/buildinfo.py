@@ -35,6 +35,7 @@ class BuildInfo:
     version: str
     path: str
     modules: Mapping[str, str]
+    profiled: bool = False  # built with a profile to guide the compiler
 
 
 def is_go(image: Image) -> bool:
@@ -54,7 +55,8 @@ def read(image: Image) -> BuildInfo | None:
     if not version:
         return None
     path, modules = _modules(info)
-    return BuildInfo(version.decode("utf-8", "replace"), path, modules)
+    profiled = b"\nbuild\t-pgo=" in info
+    return BuildInfo(version.decode("utf-8", "replace"), path, modules, profiled)
 
 
 def _locate(image: Image) -> int | None:

@@ -14,16 +14,19 @@ _MODULE_VERSION = re.compile(r"v([0-9]{1,6})\.([0-9]{1,6})\.")
 
 def missing(
     functions: Collection[str],
-    twice: Collection[str],
+    unsure: Mapping[str, str],
     offsets: Collection[str],
     types: Collection[str],
     modules: Mapping[str, str],
 ) -> dict[str, str]:
-    """Feature -> reason, from what was found; `twice`: functions of which there are two."""
+    """Feature -> reason, from what was found.
+
+    `unsure` has functions that are there, and that no probe is sure to see -> why.
+    """
     reasons: dict[str, list[str]] = {}
     for feature in FEATURES:
         reason = (
-            _lacks_functions(feature, functions, twice)
+            _lacks_functions(feature, functions, unsure)
             or _lacks_versions(feature, modules)
             or next((f"no offset of {g[0]}" for g in feature.offsets if g[0] not in offsets), "")
             or next((f"no type {g[0]}" for g in feature.types if g[0] not in types), "")
@@ -43,16 +46,15 @@ def is_used(feature: Feature, functions: Collection[str]) -> bool:
     return all(any(name in functions for name in group) for group in needed)
 
 
-def _lacks_functions(feature: Feature, functions: Collection[str], twice: Collection[str]) -> str:
-    lost = [g for g in feature.functions if not any(name in functions for name in g)]
-    if len(lost) == len(feature.functions) and feature.package:
+def _lacks_functions(
+    feature: Feature, functions: Collection[str], unsure: Mapping[str, str]
+) -> str:
+    own = {name for group in feature.functions for name in group}
+    if feature.package and not any(name in functions or name in unsure for name in own):
         return f"{_UNUSED} {feature.package}"
-    lost += [g for g in feature.shared if not any(name in functions for name in g)]
-    for group in lost:
-        for name in group:
-            if name in twice:
-                return f"there are two functions {name}"
-        return f"no function {group[0]}"
+    for group in (*feature.functions, *feature.shared):
+        if not any(name in functions for name in group):
+            return next((unsure[n] for n in group if n in unsure), f"no function {group[0]}")
     return ""
 
 

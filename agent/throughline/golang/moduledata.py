@@ -2,7 +2,7 @@
 
 runtime.moduledata (runtime/symtab.go of Go 1.18 to 1.27) begins with a pointer to the function
 table, by which it is found. Fields that have come and gone since lie behind those read here, apart
-from `covctrs` (1.20) and `typedesclen` (1.27).
+from `covctrs` (1.20) and `typedesclen`, `itaboffset` and `itabsize` (1.27).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from throughline.golang.image import Image
 from throughline.golang.pclntab import Table
 from throughline.kernel.elf import MalformedError
 
-_WORDS = 40
+_WORDS = 44
 _NAMES, _FTAB, _FTAB_SIZE = 1, 16, 17
 _TEXT, _TEXT_END = 22, 23
 _TYPES_BEFORE_1_20, _TYPES = 35, 37
@@ -29,6 +29,7 @@ class Module:
     text_end: int
     types: int  # from which names and types of the type data are counted
     types_end: int
+    functions_data: int
 
 
 def find(image: Image, table: Table, minor: int) -> Module | None:
@@ -61,4 +62,5 @@ def _module(image: Image, words: list[int], minor: int) -> Module:
         raise MalformedError(f"text from {text:#x} to {text_end:#x}")
     if not 0 < types < types_end or types_end - types > _MAX_TYPES_BYTES:
         raise MalformedError(f"types from {types:#x} to {types_end:#x}")
-    return Module(text, text_end, types, types_end)
+    behind = first + (6 if minor >= 27 else 3)
+    return Module(text, text_end, types, types_end, words[behind])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from throughline.golang.image import PIECE_BYTES, Image
@@ -22,7 +22,18 @@ _MAX_FUNCTIONS = 1 << 22
 _MAX_TABLE_BYTES = 1 << 31
 _FUNCTIONS = 1 << 12  # looked at together
 _MAX_RECORDS_BYTES = 1 << 22  # of so many functions
+_RECORD_BYTES, _LINE_WORD = 40, 9  # what all releases have of a record; startLine
 _MAX_SAME = 16  # functions of one name
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A function."""
+
+    start: int  # from the start of the text
+    end: int
+    name_at: int  # from the start of the names
+    line: int  # where it begins in its file; since Go 1.20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +46,14 @@ class Table:
     names_size: int
     functions: int  # pairs of entry and record
 
-    def lookup(self, image: Image, wanted: Iterable[bytes]) -> dict[bytes, list[tuple[int, int]]]:
-        """Start and end of the functions of these names, from the start of the text.
-
-        More than one where a name is there more than once.
-        """
+    def lookup(self, image: Image, wanted: Iterable[bytes]) -> dict[bytes, list[Entry]]:
+        """The functions of these names; more than one where there is more than one."""
         by_name = self._names(image, set(wanted))
-        found: dict[bytes, list[tuple[int, int]]] = {}
-        for name, start, end in self._records(image, by_name) if by_name else ():
-            ranges = found.setdefault(name, [])
-            if len(ranges) < _MAX_SAME:
-                ranges.append((start, end))
+        found: dict[bytes, list[Entry]] = {}
+        for entry in self._records(image, by_name) if by_name else ():
+            entries = found.setdefault(by_name[entry.name_at], [])
+            if len(entries) < _MAX_SAME:
+                entries.append(entry)
         return found
 
     def starts(self, image: Image) -> array[int]:
@@ -80,7 +88,7 @@ class Table:
             rest = data[whole:]
         return found
 
-    def _records(self, image: Image, by_name: dict[int, bytes]) -> Iterator[tuple[bytes, int, int]]:
+    def _records(self, image: Image, by_name: Container[int]) -> Iterator[Entry]:
         for first in range(0, self.count, _FUNCTIONS):
             image.check_time()
             count = min(_FUNCTIONS, self.count - first)
@@ -92,12 +100,13 @@ class Table:
             low, high = min(records), max(records)
             if high - low > _MAX_RECORDS_BYTES or low % 4:
                 raise MalformedError("the function table is not in order")
-            data = image.exactly(self.functions + low, (high - low & ~3) + 8)
+            data = image.exactly(self.functions + low, (high - low & ~3) + _RECORD_BYTES)
             words = memoryview(data).cast("I")
             names = [words[(record - low) // 4 + 1] for record in records]
             for index, name in enumerate(names):
                 if name in by_name:
-                    yield by_name[name], starts[index], starts[index + 1]
+                    line = words[(records[index] - low) // 4 + _LINE_WORD]
+                    yield Entry(starts[index], starts[index + 1], name, line)
 
 
 def tables(image: Image, section: Section | None) -> Iterator[Table]:
