@@ -135,6 +135,28 @@ def test_a_large_sparse_file_costs_little(tmp_path: Path) -> None:
         analyse(fd)
 
 
+def test_names_that_are_everywhere_end(tmp_path: Path) -> None:
+    """The types begin with a name that is asked for: every zero may be a descriptor's."""
+    name = b"\0\x0a*runtime.g"
+    data = bytearray(GOOD)
+    data[TYPES : TYPES + len(name)] = name
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with opened(path) as fd:
+        assert examine(fd, len(data)) < 1
+
+
+def test_structs_that_are_everywhere_end(tmp_path: Path) -> None:
+    """Thousands of descriptors of one name, and none of a struct that could be read."""
+    data = bytearray(GOOD)
+    at = data.index(b"\0\x0a*runtime.g") - TYPES
+    data[TYPES + 0x100 : TYPES + 0x2000] = struct.pack("<II", at, 0x19000001) * (0x1F00 // 8)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with opened(path) as fd:
+        assert examine(fd, len(data)) < 1
+
+
 def test_time_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image, "_MAX_SECONDS", -1.0)
     path = tmp_path / "file"

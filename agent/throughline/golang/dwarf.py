@@ -108,6 +108,7 @@ class Dwarf:
             for match in pattern.finditer(piece):
                 if not 0 < match.start() < fresh:
                     continue
+                self._image.check_time()
                 count += 1
                 if count > _MAX_CANDIDATES:
                     raise MalformedError("names in .debug_info repeat without end")

@@ -34,6 +34,7 @@ def inlined(image: Image, module: Module, functions: Mapping[str, Entry]) -> set
         start = module.functions_data & ~3
         for _, piece in image.pieces(start, size, _RECORD.size):
             for name_at in wanted.intersection(memoryview(piece)[: len(piece) & ~3].cast("I")):
+                image.check_time()
                 if _has_record(piece, name_at, functions[names[name_at]].line):
                     found.add(names[name_at])
     return found

@@ -117,6 +117,7 @@ class Types:
         for at, piece in self._image.pieces(start, end - start, 0):
             words = memoryview(piece)[: len(piece) & ~7].cast("I")[::2]
             for name in wanted.intersection(words):
+                self._image.check_time()
                 for place in _aligned(piece, struct.pack("<I", name)):
                     count += 1
                     if count > _MAX_CANDIDATES:
