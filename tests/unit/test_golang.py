@@ -122,6 +122,14 @@ def test_modules_and_what_replaces_them(tmp_path: Path) -> None:
     assert found(tmp_path, gofile.build(info="")).modules == {}
 
 
+def test_what_a_terminal_would_obey_is_not_passed_on(tmp_path: Path) -> None:
+    info = "path\t\x1b[2Jx\ndep\tgolang.org/x/net\tv0.3\x07.0\n"
+    program = found(tmp_path, gofile.build("go1.22.1\x1b[2J", info=info))
+    assert program.version == "go1.22.1?[2J"
+    assert program.path == "?[2Jx"
+    assert program.modules == {"golang.org/x/net": "v0.3?.0"}
+
+
 GRPC_CLIENT = {
     "google.golang.org/grpc.(*csAttempt).newStream": SMALL,
     "google.golang.org/grpc.(*clientStream).finish": SMALL,

@@ -22,7 +22,7 @@ _HEADER_BYTES = 32
 _INLINE = 2  # flag: the strings follow, since Go 1.18
 _SCAN_BYTES = 1 << 20  # of each segment, where there are no sections
 _MAX_VERSION_BYTES = 1 << 10
-_MAX_INFO_BYTES = 1 << 20
+_MAX_INFO_BYTES = 1 << 18  # 600 modules take 60 KB
 _FRAME_BYTES = 16  # before and after the module information
 _MAX_NOTES_BYTES = 1 << 12
 _NOTE = struct.Struct("<III")
@@ -56,7 +56,7 @@ def read(image: Image) -> BuildInfo | None:
         return None
     path, modules = _modules(info)
     profiled = b"\nbuild\t-pgo=" in info
-    return BuildInfo(version.decode("utf-8", "replace"), path, modules, profiled)
+    return BuildInfo(_printable(version), path, modules, profiled)
 
 
 def _locate(image: Image) -> int | None:
@@ -96,11 +96,10 @@ def uvarint(data: bytes) -> tuple[int, int]:
 
 
 def _modules(info: bytes) -> tuple[str, dict[str, str]]:
-    text = info[_FRAME_BYTES:-_FRAME_BYTES].decode("utf-8", "replace")
     path, last = "", ""
     modules: dict[str, str] = {}
-    for line in text.split("\n"):
-        kind, *fields = line.split("\t")
+    for line in info[_FRAME_BYTES:-_FRAME_BYTES].split(b"\n"):
+        kind, *fields = map(_printable, line.split(b"\t"))
         if kind == "path" and fields:
             path = fields[0]
         elif kind in ("mod", "dep") and len(fields) > 1:
@@ -110,6 +109,12 @@ def _modules(info: bytes) -> tuple[str, dict[str, str]]:
             same = fields[0] == last
             modules[last] = fields[1] if same else f"=> {fields[0]} {fields[1]}"
     return path, modules
+
+
+def _printable(data: bytes) -> str:
+    """As text, with nothing in it that a terminal or a log would obey."""
+    text = data.decode("utf-8", "replace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def build_id(elf: Elf) -> str:
@@ -129,7 +134,7 @@ def build_id(elf: Elf) -> str:
     if gnu := found.get((b"GNU\0", 3)):
         return gnu.hex()
     if go := found.get((b"Go\0\0", 4)):
-        return go.decode("ascii", "replace")
+        return _printable(go)
     return f"sha256:{digest(elf)}"
 
 

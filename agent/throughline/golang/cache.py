@@ -18,7 +18,7 @@ from throughline.golang.program import Program, UnsupportedError
 from throughline.kernel.elf import Elf, MalformedError
 
 _MAX_FILES = 1 << 12
-_MAX_PROGRAMS = 1 << 7
+_MAX_PROGRAMS = 1 << 6
 
 _Outcome = Program | None | UnsupportedError | MalformedError
 _Key = TypeVar("_Key")
