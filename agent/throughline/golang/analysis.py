@@ -24,9 +24,8 @@ from throughline.golang.wanted import EXTRA, FEATURES, NEWEST_MINOR, OLDEST_MINO
 from throughline.kernel.elf import Elf, MalformedError
 
 _MAX_TABLES = 4
-_VERSION = re.compile(r"go1\.([0-9]+)(?:\.[0-9]+|rc[0-9]+|beta[0-9]+)?(?![0-9a-z])")
-_MODULE_VERSION = re.compile(r"v([0-9]{1,6})\.([0-9]{1,6})\.")
 # also "go1.22.10 X:nocoverageredesign" and a distributor's "go1.19.8-1"
+_VERSION = re.compile(r"go1\.([0-9]{1,4})(?:\.[0-9]+|rc[0-9]+|beta[0-9]+)?(?![0-9a-z])")
 
 
 @dataclass(slots=True)
