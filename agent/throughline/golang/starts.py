@@ -51,7 +51,9 @@ class Starts:
         self._text = module.text
         self._functions = table.starts(image)
         found = table.lookup(image, [name.encode() for name in (*_WAITING, *_OWN, *_IDLE)])
-        places = {name.decode(): {entry.start for entry in entries} for name, entries in found.items()}
+        places = {
+            name.decode(): {entry.start for entry in entries} for name, entries in found.items()
+        }
         self._waiting = set().union(*(places.get(name, set()) for name in _WAITING))
         self._own = set().union(*(places.get(name, set()) for name in _OWN))
         self._idle = set().union(*(places.get(name, set()) for name in _IDLE))
