@@ -145,7 +145,7 @@ struct tl_duration_key {
 	__u8 http_minor;
 	__u8 tls; /* seen inside TLS */
 	__u8 http_major; /* 0: 1 */
-	__u8 _pad;
+	__u8 grpc; /* a call of gRPC: `status` is its code */
 };
 
 struct tl_duration {
@@ -176,6 +176,7 @@ enum tl_end {
 
 enum tl_span_flags {
 	TL_SPAN_TLS = 1 << 0, /* the exchange was seen inside TLS */
+	TL_SPAN_GRPC = 1 << 1, /* a call of gRPC: `status` is its code, `target` /SERVICE/METHOD */
 };
 
 /*
@@ -224,8 +225,17 @@ struct tl_go_binary {
 	__u64 run_handler_at;
 	__u64 write_request_at;
 	__u64 read_transfer_at;
+	__u64 grpc_serve_at;
+	__u64 grpc_call_at;
+	__u64 grpc_finish_at;
 	__u64 tcp_conn_type; /* addresses of type descriptors, as linked: *net.TCPConn */
 	__u64 response_type; /* *net/http.Response */
+	__u64 tls_conn_type; /* *crypto/tls.Conn */
+	__u64 grpc_server_type; /* *transport.http2Server */
+	__u64 grpc_client_type; /* *transport.http2Client */
+	__u64 grpc_error_type; /* *status.Error */
+	__u64 grpc_incoming_type; /* metadata.mdIncomingKey */
+	__u64 grpc_outgoing_type; /* metadata.mdOutgoingKey */
 	__u16 g_goid;
 	__u16 g_parent_goid; /* Go 1.21 */
 	__u16 g_m;
@@ -258,6 +268,22 @@ struct tl_go_binary {
 	__u16 h2_client_conn; /* (*ClientConn).tconn */
 	__u16 h2_client_tls_state;
 	__u16 h2_fields; /* (*MetaHeadersFrame).Fields */
+	__u16 grpc_stream; /* (*ServerStream).Stream where that is a pointer: 1.69 to 1.84 */
+	__u16 grpc_stream_method;
+	__u16 grpc_stream_ctx;
+	__u16 grpc_server_conn; /* (*http2Server).conn */
+	__u16 grpc_attempt_stream; /* (*csAttempt).cs */
+	__u16 grpc_attempt_transport;
+	__u16 grpc_client_conn; /* (*http2Client).conn */
+	__u16 grpc_call_header; /* (*clientStream).callHdr */
+	__u16 grpc_call_ctx;
+	__u16 grpc_call_first; /* (*clientStream).firstAttempt */
+	__u16 grpc_header_host; /* (*CallHdr).Host */
+	__u16 grpc_header_method;
+	__u16 grpc_error_status; /* (*status.Error).s */
+	__u16 grpc_error_proto; /* (*status.Error).e, which is what that leads to: before 1.40 */
+	__u16 grpc_status_proto; /* (*status.Status).s */
+	__u16 grpc_proto_code; /* (*google.rpc.Status).Code */
 	__u8 swiss_maps; /* maps are Swiss tables (Go 1.24) */
 	__u8 _pad[7];
 };

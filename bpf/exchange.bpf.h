@@ -77,6 +77,7 @@ static __always_inline void tl_measure(struct tl_conn *conn, __u8 kind, __u8 met
 		.http_minor = minor,
 		.tls = conn->flags & TL_CONN_TLS ? 1 : 0,
 		.http_major = conn->http_major,
+		.grpc = conn->flags & TL_CONN_GRPC ? 1 : 0,
 	};
 	struct tl_duration *value = bpf_map_lookup_elem(&tl_durations, &key);
 	__u32 bucket = 0;
@@ -131,6 +132,8 @@ static __always_inline void tl_fill_span(struct tl_span *span, struct tl_conn *c
 	span->host_len = text->host_len;
 	span->tracestate_len = text->tracestate_len;
 	span->flags = conn->flags & TL_CONN_TLS ? TL_SPAN_TLS : 0;
+	if (conn->flags & TL_CONN_GRPC)
+		span->flags |= TL_SPAN_GRPC;
 	span->http_major = conn->http_major;
 	span->pid = conn->pid;
 	__builtin_memcpy(span->method, text->method, TL_METHOD_MAX);

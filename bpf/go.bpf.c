@@ -14,6 +14,8 @@
  *   http2.(*clientConnReadLoop).handleResponse
  *   http2.(*clientStream).cleanupWriteRequest
  *
+ * What gRPC needs is in go_grpc.bpf.h.
+ *
  * Plaintext HTTP/1 is read by `observe`, to which this only says whose a request is.
  *
  * Functions are probed where they begin, never where they return: a return probe writes into a stack
@@ -31,6 +33,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define TL_FLAGS_ZF 0x40
 #define TL_GO_GROUPS_MAX 8 /* of a map of headers, of eight pairs each */
 #define TL_GO_CONNECTIONS_MAX 4 /* that hold one another */
+#define TL_GRPC_UNKNOWN 2 /* the status code of what is not known */
 
 /* A request's context.Context, by its address -> key of tl_requests. */
 struct {
@@ -314,40 +317,63 @@ static __always_inline bool tl_go_is(const char *a, const char *b)
 	       *(const __u64 *)(a + 8) == *(const __u64 *)(b + 8);
 }
 
-/* A key and value of a header: is it one of ours? */
+/* The length of a header's name if it is one of ours, in whichever case, else 0. */
+static __always_inline __u32 tl_go_name(__u64 key)
+{
+	__u64 string[2] = {};
+	char name[16] __attribute__((aligned(8))) = {};
+	__u64 *words = (__u64 *)name;
+
+	if (bpf_probe_read_user(string, sizeof(string), (void *)key))
+		return 0;
+	if (string[1] == 11) {
+		if (bpf_probe_read_user(name, 11, (void *)string[0]))
+			return 0;
+		words[0] |= 0x2020202020202020ULL;
+		words[1] |= 0x202020ULL;
+		return tl_go_is(name, (char[16]){ "traceparent" }) ? 11 : 0;
+	}
+	if (string[1] == 10) {
+		if (bpf_probe_read_user(name, 10, (void *)string[0]))
+			return 0;
+		words[0] |= 0x2020202020202020ULL;
+		words[1] |= 0x2020ULL;
+		return tl_go_is(name, (char[16]){ "tracestate" }) ? 10 : 0;
+	}
+	return 0;
+}
+
+/* The value of a header whose name has `length` letters is a string; it is `alone` if there is one. */
+static __always_inline void tl_go_value(struct tl_conn *conn, struct tl_text *text, __u32 length,
+					__u64 string, bool alone)
+{
+	struct tl_http *http = tl_http_of(conn, conn->role == TL_ROLE_SERVER ? TL_IN : TL_OUT);
+
+	if (length == 11) {
+		if (!alone || http->flags & TL_HTTP_HAS_TRACEPARENT)
+			http->flags |= TL_HTTP_BAD_TRACEPARENT;
+		http->flags |= TL_HTTP_HAS_TRACEPARENT;
+		text->traceparent_len = tl_go_string(text->traceparent, 64, string);
+	} else {
+		if (!alone || http->flags & TL_HTTP_HAS_TRACESTATE)
+			http->flags |= TL_HTTP_BAD_TRACESTATE;
+		http->flags |= TL_HTTP_HAS_TRACESTATE;
+		text->tracestate_len = tl_go_string(text->tracestate, TL_TRACESTATE_MAX, string);
+		if (text->tracestate_len > TL_TRACESTATE_MAX)
+			http->flags |= TL_HTTP_BAD_TRACESTATE;
+	}
+}
+
+/* A key and the values of a header: is it one of ours? */
 static __always_inline void tl_go_header(struct tl_conn *conn, struct tl_text *text, __u64 key,
 					 __u64 value)
 {
-	struct tl_http *http = tl_http_of(conn, conn->role == TL_ROLE_SERVER ? TL_IN : TL_OUT);
-	__u64 string[2] = {}, values[2] = {};
-	char name[16] __attribute__((aligned(8))) = {};
+	__u32 length = tl_go_name(key);
+	__u64 values[2] = {};
 
-	if (bpf_probe_read_user(string, sizeof(string), (void *)key))
+	if (!length || bpf_probe_read_user(values, sizeof(values), (void *)value) || !values[1])
 		return;
-	if (string[1] == 11) {
-		if (bpf_probe_read_user(name, 11, (void *)string[0]) ||
-		    !tl_go_is(name, (char[16]){ "Traceparent" }))
-			return;
-	} else if (string[1] == 10) {
-		if (bpf_probe_read_user(name, 10, (void *)string[0]) ||
-		    !tl_go_is(name, (char[16]){ "Tracestate" }))
-			return;
-	} else {
-		return;
-	}
-	if (bpf_probe_read_user(values, sizeof(values), (void *)value) || !values[1])
-		return;
-	if (string[1] == 11) {
-		http->flags |= TL_HTTP_HAS_TRACEPARENT;
-		if (values[1] > 1)
-			http->flags |= TL_HTTP_BAD_TRACEPARENT;
-		text->traceparent_len = tl_go_string(text->traceparent, 64, values[0]);
-	} else {
-		http->flags |= TL_HTTP_HAS_TRACESTATE;
-		text->tracestate_len = tl_go_string(text->tracestate, TL_TRACESTATE_MAX, values[0]);
-		if (values[1] > 1 || text->tracestate_len > TL_TRACESTATE_MAX)
-			http->flags |= TL_HTTP_BAD_TRACESTATE;
-	}
+	tl_go_value(conn, text, length, values[0], values[1] == 1);
 }
 
 /* Where the eight pairs of a group of a map are. */
@@ -430,12 +456,10 @@ static __always_inline void tl_go_buckets(struct tl_conn *conn, struct tl_text *
 	}
 }
 
-/* The context that a *Request's header carries. */
+/* A map of header names to their values. */
 static __always_inline void tl_go_headers(const struct tl_go_binary *binary, struct tl_conn *conn,
-					  struct tl_text *text, __u64 request)
+					  struct tl_text *text, __u64 map)
 {
-	__u64 map = tl_go_word(request + binary->request_header);
-
 	if (map && binary->swiss_maps)
 		tl_go_swiss(conn, text, map);
 	else if (map)
@@ -454,7 +478,8 @@ static __always_inline struct tl_go_exchange *tl_go_make(__u64 key, __u8 role)
 	__u32 zero = 0;
 
 	if (exchange && exchange->conn.flags & TL_CONN_ACTIVE)
-		tl_finish(&exchange->conn, &exchange->text, 0, TL_END_CLOSED);
+		tl_finish(&exchange->conn, &exchange->text,
+			  exchange->conn.flags & TL_CONN_GRPC ? TL_GRPC_UNKNOWN : 0, TL_END_CLOSED);
 	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
 	if (!nothing)
 		return NULL;
@@ -499,25 +524,41 @@ static __always_inline void tl_go_finish(struct tl_go_exchange *exchange, __u32 
 	tl_finish(&exchange->conn, &exchange->text, status, end);
 }
 
-/* The request's context leads to it. */
-static __always_inline void tl_go_give_context(const struct tl_go_binary *binary, __u64 request,
-					       __u64 of)
+/* The context leads to the request `of`. */
+static __always_inline void tl_go_give_context(__u64 context, __u64 of)
 {
-	__u64 context = tl_go_context(binary, request);
 	__u64 key = tl_go_object_key(context);
 
 	if (context)
 		bpf_map_update_elem(&tl_go_contexts, &key, &of, BPF_ANY);
 }
 
+/* The current goroutine takes up a request, whose text is there, with a context for its calls. */
+static __always_inline void tl_go_takes_up(const struct tl_go_binary *binary, __u64 goroutine,
+					   struct tl_go_exchange *exchange, __u64 context)
+{
+	struct tl_goroutine work = {};
+	struct tl_conn *conn = &exchange->conn;
+	__u64 id = tl_go_id(binary, goroutine), key;
+
+	tl_begin_server(conn, &exchange->text);
+	conn->pid = bpf_get_current_pid_tgid() >> 32;
+	if (!conn->request)
+		return;
+	tl_go_give_context(context, conn->request);
+	if (!id)
+		return;
+	key = tl_go_key(id);
+	work.request = conn->request;
+	bpf_map_update_elem(&tl_goroutines, &key, &work, BPF_ANY);
+}
+
 /* The current goroutine serves a request that `observe` cannot read. */
 static __always_inline void tl_go_serves(const struct tl_go_binary *binary, __u64 goroutine,
 					 struct tl_go_exchange *exchange, __u64 request)
 {
-	struct tl_goroutine work = {};
 	struct tl_conn *conn = &exchange->conn;
 	struct tl_text *text = &exchange->text;
-	__u64 id = tl_go_id(binary, goroutine), key;
 
 	if (tl_go_word(request + binary->request_tls))
 		conn->flags |= TL_CONN_TLS;
@@ -525,17 +566,8 @@ static __always_inline void tl_go_serves(const struct tl_go_binary *binary, __u6
 		tl_go_string(text->method, TL_METHOD_MAX, request + binary->request_method);
 	text->target_len = tl_go_string(text->target, TL_TARGET_MAX, request + binary->request_uri);
 	text->host_len = tl_go_string(text->host, TL_HOST_MAX, request + binary->request_host);
-	tl_go_headers(binary, conn, text, request);
-	tl_begin_server(conn, text);
-	conn->pid = bpf_get_current_pid_tgid() >> 32;
-	if (!conn->request)
-		return;
-	tl_go_give_context(binary, request, conn->request);
-	if (!id)
-		return;
-	key = tl_go_key(id);
-	work.request = conn->request;
-	bpf_map_update_elem(&tl_goroutines, &key, &work, BPF_ANY);
+	tl_go_headers(binary, conn, text, tl_go_word(request + binary->request_header));
+	tl_go_takes_up(binary, goroutine, exchange, tl_go_context(binary, request));
 }
 
 /* serverHandler.ServeHTTP(handler, rw ResponseWriter, req *Request); rw is a *response or of HTTP/2 */
@@ -553,7 +585,7 @@ int tl_go_serve(struct pt_regs *ctx)
 		return 0;
 	goroutine = tl_go_works(binary, ctx->r14);
 	if (goroutine) {
-		tl_go_give_context(binary, ctx->di, goroutine->request);
+		tl_go_give_context(tl_go_context(binary, ctx->di), goroutine->request);
 		return 0;
 	}
 	if (!tl_go_word(ctx->di + binary->request_tls) ||
@@ -632,15 +664,17 @@ int tl_go_h2_served(struct pt_regs *ctx)
 	return 0;
 }
 
-/* For which request does the current goroutine make this call? A key of tl_requests, or 0. */
+/*
+ * For which request does the current goroutine make a call with this context? A key of tl_requests, or 0.
+ */
 static __always_inline __u64 tl_go_caller(const struct tl_go_binary *binary, __u64 goroutine,
-					  __u64 request, __u8 *evidence)
+					  __u64 context, __u8 *evidence)
 {
 	struct tl_goroutine *known;
 	__u64 key;
 
 	*evidence = TL_EVIDENCE_CONTEXT;
-	key = tl_go_context_request(tl_go_context(binary, request));
+	key = tl_go_context_request(context);
 	if (key)
 		return key;
 	*evidence = TL_EVIDENCE_GOROUTINE;
@@ -691,16 +725,37 @@ static __always_inline void tl_go_sends(struct tl_conn *conn)
 	bpf_map_update_elem(&tl_socket_outs, &socket, &out, BPF_ANY);
 }
 
+/* The current goroutine makes a call, whose text is there, with a context. */
+static __always_inline void tl_go_calls_with(const struct tl_go_binary *binary, __u64 goroutine,
+					     struct tl_go_exchange *exchange, __u64 context)
+{
+	struct tl_conn *conn = &exchange->conn;
+	struct tl_request *parent = NULL;
+	int refused = TL_ROOT_NO_CONTEXT;
+	__u8 evidence;
+	__u64 key;
+
+	conn->pid = bpf_get_current_pid_tgid() >> 32;
+	key = tl_go_caller(binary, goroutine, context, &evidence);
+	if (key) {
+		parent = bpf_map_lookup_elem(&tl_requests, &key);
+		refused = tl_parent_refused(parent);
+		if (refused >= 0)
+			parent = NULL;
+	}
+	if (parent)
+		tl_count(evidence == TL_EVIDENCE_CONTEXT ? TL_PARENT_CONTEXT : TL_PARENT_GOROUTINE);
+	else
+		tl_count(refused);
+	tl_begin_client(conn, &exchange->text, parent, key, evidence);
+}
+
 /* The current goroutine makes a call that `observe` cannot read. */
 static __always_inline void tl_go_calls_on(const struct tl_go_binary *binary, __u64 goroutine,
 					   struct tl_go_exchange *exchange, __u64 request)
 {
-	struct tl_conn *conn = &exchange->conn;
 	struct tl_text *text = &exchange->text;
-	struct tl_request *parent = NULL;
-	__u64 url = tl_go_word(request + binary->request_url), key;
-	__u8 evidence;
-	int refused;
+	__u64 url = tl_go_word(request + binary->request_url);
 
 	tl_go_target(text, url + binary->url_path, url + binary->url_raw_query);
 	text->method_len =
@@ -712,21 +767,8 @@ static __always_inline void tl_go_calls_on(const struct tl_go_binary *binary, __
 	text->host_len = tl_go_string(text->host, TL_HOST_MAX, request + binary->request_host);
 	if (!text->host_len)
 		text->host_len = tl_go_string(text->host, TL_HOST_MAX, url + binary->url_host);
-	tl_go_headers(binary, conn, text, request);
-	conn->pid = bpf_get_current_pid_tgid() >> 32;
-	key = tl_go_caller(binary, goroutine, request, &evidence);
-	refused = TL_ROOT_NO_CONTEXT;
-	if (key) {
-		parent = bpf_map_lookup_elem(&tl_requests, &key);
-		refused = tl_parent_refused(parent);
-		if (refused >= 0)
-			parent = NULL;
-	}
-	if (parent)
-		tl_count(evidence == TL_EVIDENCE_CONTEXT ? TL_PARENT_CONTEXT : TL_PARENT_GOROUTINE);
-	else
-		tl_count(refused);
-	tl_begin_client(conn, text, parent, key, evidence);
+	tl_go_headers(binary, &exchange->conn, text, tl_go_word(request + binary->request_header));
+	tl_go_calls_with(binary, goroutine, exchange, tl_go_context(binary, request));
 }
 
 /* (*persistConn).roundTrip(pc, req *transportRequest), which begins with its *Request */
@@ -764,7 +806,8 @@ int tl_go_round_trip(struct pt_regs *ctx)
 		tl_count(TL_GO_NO_SOCKET);
 		return 0;
 	}
-	call.request = tl_go_caller(binary, ctx->r14, request, &call.evidence);
+	call.request =
+		tl_go_caller(binary, ctx->r14, tl_go_context(binary, request), &call.evidence);
 	bpf_map_update_elem(&tl_go_calls, &socket, &call, BPF_ANY);
 	return 0;
 }
@@ -865,3 +908,5 @@ int tl_go_h2_called(struct pt_regs *ctx)
 	tl_go_finish(exchange, status, status ? TL_END_COMPLETE : TL_END_CLOSED);
 	return 0;
 }
+
+#include "go_grpc.bpf.h"

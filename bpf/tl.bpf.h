@@ -173,6 +173,7 @@ enum tl_conn_flags {
 	TL_CONN_RETRY = 1 << 10, /* TLS: the last write did not succeed and will come again */
 	TL_CONN_CALLED = 1 << 11, /* TLS: a call for it was seen before */
 	TL_CONN_GO = 1 << 12, /* one exchange of a Go program, told by the program */
+	TL_CONN_GRPC = 1 << 13, /* a call of gRPC */
 };
 
 /* One connection, from the first bytes that concern us to its end. */

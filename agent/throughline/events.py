@@ -38,13 +38,14 @@ class SpanRecord:
     target_length: int  # its length on the wire
     host: str  # the Host header, "" when there was none
     http_version: str  # "1.0" | "1.1" | "2"
-    status: int  # 0 when no response was seen
+    status: int  # 0 when no response was seen; of gRPC: its status code, where 0 is OK
     local_address: str
     local_port: int
     peer_address: str
     peer_port: int
     tracestate: str  # "" when there is none
     tls: bool = False  # seen inside TLS
+    grpc: bool = False  # a call of gRPC: the target is /SERVICE/METHOD
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,13 @@ class DurationRow:
     cgroup_id: int
     kind: str  # "server" | "client"
     method: str  # a known method or "_OTHER"
-    status: int  # 0 when no response was seen
+    status: int  # 0 when no response was seen; of gRPC: its status code
     http_version: str  # "1.0" | "1.1" | "2"
     count: int
     sum_ns: int
     buckets: tuple[int, ...]
     tls: bool = False  # seen inside TLS
+    grpc: bool = False
 
 
 # --- decoding -------------------------------------------------------------------------------
@@ -153,6 +155,7 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         if tracestate_length
         else "",
         tls=bool(span_flags & abi.SpanFlags.SPAN_TLS),
+        grpc=bool(span_flags & abi.SpanFlags.SPAN_GRPC),
     )
 
 
@@ -169,6 +172,7 @@ def decode_duration(key: bytes, values: bytes) -> DurationRow:
         status=k.status,
         http_version=_version(k.http_major, k.http_minor),
         tls=bool(k.tls),
+        grpc=bool(k.grpc),
         count=total[0],
         sum_ns=total[1],
         buckets=tuple(total[2:]),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from throughline import golang
 from throughline.golang import Program
+from throughline.golang.wanted import GRPC
 from throughline.kernel import abi, libbpf
 from throughline.kernel.elf import MalformedError
 from throughline.kernel.uprobes import Site
@@ -70,6 +71,20 @@ FAMILIES = (
     Family(_BUNDLED[0], request="net/http/internal/http2.ServerRequest."),
     Family(_BUNDLED[1], request="net/http/internal/http2.ClientRequest."),
     Family({**_X[0], **_X[1]}, http2="golang.org/x/net/http2."),
+    Family(
+        {
+            "tl_go_rpc_serve": ("grpc_server", (f"{GRPC}.(*Server).handleStream",)),
+            "tl_go_rpc_reply": (
+                "grpc_server",
+                (
+                    f"{GRPC}/internal/transport.(*http2Server).writeStatus",
+                    f"{GRPC}/internal/transport.(*http2Server).WriteStatus",
+                ),
+            ),
+            "tl_go_rpc_call": ("grpc_client", (f"{GRPC}.(*csAttempt).newStream",)),
+            "tl_go_rpc_end": ("grpc_client", (f"{GRPC}.(*clientStream).finish",)),
+        }
+    ),
 )
 # member of struct tl_go_binary -> the program whose address it is
 _ADDRESSES = {
@@ -79,8 +94,20 @@ _ADDRESSES = {
     "read_transfer_at": "tl_go_answered",
     "run_handler_at": "tl_go_h2_serve",
     "write_request_at": "tl_go_h2_call",
+    "grpc_serve_at": "tl_go_rpc_serve",
+    "grpc_call_at": "tl_go_rpc_call",
+    "grpc_finish_at": "tl_go_rpc_end",
 }
-_TYPES = {"tcp_conn_type": "*net.TCPConn", "response_type": "*net/http.Response"}
+_TYPES = {
+    "tcp_conn_type": "*net.TCPConn",
+    "response_type": "*net/http.Response",
+    "tls_conn_type": "*crypto/tls.Conn",
+    "grpc_server_type": f"*{GRPC}/internal/transport.http2Server",
+    "grpc_client_type": f"*{GRPC}/internal/transport.http2Client",
+    "grpc_error_type": f"*{GRPC}/internal/status.Error",
+    "grpc_incoming_type": f"{GRPC}/metadata.mdIncomingKey",
+    "grpc_outgoing_type": f"{GRPC}/metadata.mdOutgoingKey",
+}
 # member -> where the field is
 _OFFSETS = {
     "g_goid": "runtime.g.goid",
@@ -100,6 +127,22 @@ _OFFSETS = {
     "response_status": "net/http.response.status",
     "conn_rwc": "net/http.conn.rwc",
     "client_response_status": "net/http.Response.StatusCode",
+    "grpc_stream": f"{GRPC}/internal/transport.ServerStream.*Stream",
+    "grpc_stream_method": f"{GRPC}/internal/transport.ServerStream.method",
+    "grpc_stream_ctx": f"{GRPC}/internal/transport.ServerStream.ctx",
+    "grpc_server_conn": f"{GRPC}/internal/transport.http2Server.conn",
+    "grpc_attempt_stream": f"{GRPC}.csAttempt.cs",
+    "grpc_attempt_transport": f"{GRPC}.csAttempt.transport",
+    "grpc_client_conn": f"{GRPC}/internal/transport.http2Client.conn",
+    "grpc_call_header": f"{GRPC}.clientStream.callHdr",
+    "grpc_call_ctx": f"{GRPC}.clientStream.ctx",
+    "grpc_call_first": f"{GRPC}.clientStream.firstAttempt",
+    "grpc_header_host": f"{GRPC}/internal/transport.CallHdr.Host",
+    "grpc_header_method": f"{GRPC}/internal/transport.CallHdr.Method",
+    "grpc_error_status": f"{GRPC}/internal/status.Error.s",
+    "grpc_error_proto": f"{GRPC}/internal/status.Error.e",
+    "grpc_status_proto": f"{GRPC}/internal/status.Status.s",
+    "grpc_proto_code": "google.golang.org/genproto/googleapis/rpc/status.Status.Code",
 }
 _REQUEST = {
     "request_ctx": "ctx",

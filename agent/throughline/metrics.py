@@ -2,7 +2,10 @@
 
 `http.server.request.duration` and `http.client.request.duration` follow the semantic conventions,
 https://opentelemetry.io/docs/specs/semconv/http/http-metrics/, with one gap: the kernel counts
-clients by service, not by server, so the client histogram has no `server.address`.
+clients by service, not by server, so the client histogram has no `server.address`. Calls of gRPC
+are in `rpc.server.duration` and `rpc.client.duration`, in milliseconds, as those conventions ask
+(https://opentelemetry.io/docs/specs/semconv/rpc/rpc-metrics/), with the same gap and another: the
+kernel does not count by method either.
 Everything is cumulative: a report that does not arrive loses nothing, the next one has it all.
 """
 
@@ -31,8 +34,10 @@ from throughline.spans import CONNECTION_CLOSED, SCHEMA_URL, SCOPE, resource
 
 # Seconds; the advice of the semantic conventions for HTTP durations, as events.DurationRow counts.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_BOUNDS_MS = tuple(1000 * bound for bound in BOUNDS)
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
-_Series = tuple[str, str, int, str, bool]  # kind, method, status, HTTP version, inside TLS
+# kind, method, status, HTTP version, inside TLS, gRPC
+_Series = tuple[str, str, int, str, bool, bool]
 
 
 def duration_metrics(
@@ -46,7 +51,7 @@ def duration_metrics(
     totals: dict[Service, dict[_Series, tuple[int, int, tuple[int, ...]]]] = defaultdict(dict)
     for row in rows:
         series = totals[lookup(row.cgroup_id)]
-        key = (row.kind, row.method, row.status, row.http_version, row.tls)
+        key = (row.kind, row.method, row.status, row.http_version, row.tls, row.grpc)
         known = series.get(key)
         if known is None:
             series[key] = (row.count, row.sum_ns, row.buckets)
@@ -57,17 +62,20 @@ def duration_metrics(
     for service, by_series in totals.items():
         if not service.traced:
             continue
-        points: dict[str, list[HistogramDataPoint]] = {"server": [], "client": []}
-        for (kind, method, status, version, tls), (count, sum_ns, buckets) in by_series.items():
-            points[kind].append(
+        points: dict[tuple[str, bool], list[HistogramDataPoint]] = defaultdict(list)
+        for key, (count, sum_ns, buckets) in by_series.items():
+            kind, method, status, version, tls, grpc = key
+            points[kind, grpc].append(
                 HistogramDataPoint(
-                    attributes=_attributes(kind, method, status, version, tls=tls),
+                    attributes={"rpc.system": "grpc", "rpc.grpc.status_code": status}
+                    if grpc
+                    else _attributes(kind, method, status, version, tls=tls),
                     start_time_unix_nano=start_unix_ns,
                     time_unix_nano=now_unix_ns,
                     count=count,
-                    sum=sum_ns / 1e9,
+                    sum=sum_ns / (1e6 if grpc else 1e9),
                     bucket_counts=buckets,
-                    explicit_bounds=BOUNDS,
+                    explicit_bounds=_BOUNDS_MS if grpc else BOUNDS,
                     # Totals know no minimum and maximum; None leaves the optional fields unset.
                     min=cast(float, None),
                     max=cast(float, None),
@@ -75,13 +83,12 @@ def duration_metrics(
             )
         metrics = [
             Metric(
-                name=f"http.{kind}.request.duration",
-                description=f"Duration of HTTP {kind} requests.",
-                unit="s",
+                name=f"rpc.{kind}.duration" if grpc else f"http.{kind}.request.duration",
+                description=f"Duration of {'RPC' if grpc else 'HTTP'} {kind} requests.",
+                unit="ms" if grpc else "s",
                 data=Histogram(data_points=found, aggregation_temporality=_CUMULATIVE),
             )
-            for kind, found in points.items()
-            if found
+            for (kind, grpc), found in sorted(points.items())
         ]
         result.append(_resource_metrics(service, metrics))
     return result

@@ -11,6 +11,7 @@ from throughline.kernel.tc import Interfaces
 from throughline.kernel.uprobes import Site
 from throughline.libraries import Libraries
 from throughline.services import Service
+from throughline.spans import grpc_failed
 
 
 def services(
@@ -19,14 +20,21 @@ def services(
     lookup: Callable[[int], Service],
     sampled: Mapping[tuple[str, str], int],
 ) -> dict[str, Any]:
-    """Requests by service and kind. An error: a server's from 500 on, a client's from 400 on."""
+    """Requests by service and kind. An error: a server's from 500 on, a client's from 400 on.
+
+    Of gRPC, what the semantic conventions call one.
+    """
     found: dict[str, Any] = {}
     for row in rows:
         service = lookup(row.cgroup_id)
         entry = found.setdefault(service.name, {"unit": service.unit})
         kind = entry.setdefault(row.kind, {"requests": 0, "errors": 0, "sampled": 0})
         kind["requests"] += row.count
-        bad = row.status >= (500 if row.kind == "server" else 400) or row.status == 0
+        server = row.kind == "server"
+        if row.grpc:
+            bad = grpc_failed(row.status, server=server)
+        else:
+            bad = row.status >= (500 if server else 400) or row.status == 0
         kind["errors"] += row.count if bad else 0
         kind["sampled"] = sampled.get((service.name, row.kind), 0)
     return found

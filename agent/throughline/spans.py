@@ -1,7 +1,8 @@
 """Turn a kernel record and its service into an OpenTelemetry span.
 
 Attributes follow the stable HTTP semantic conventions,
-https://opentelemetry.io/docs/specs/semconv/http/http-spans/. Attributes of our own:
+https://opentelemetry.io/docs/specs/semconv/http/http-spans/, and for calls of gRPC
+https://opentelemetry.io/docs/specs/semconv/rpc/grpc/. Attributes of our own:
 `throughline.parent.evidence` (how the parent was found, see DESIGN: finding the parent),
 `throughline.end` (only when the exchange did not complete) and `throughline.url.length` (only when
 the kernel kept less of the request target than was on the wire: the full length in bytes).
@@ -37,6 +38,8 @@ METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
 )
 TARGET_MAX = 256  # TL_TARGET_MAX of abi.h: bytes of the request target that the kernel keeps
+# UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS
+GRPC_SERVER_ERRORS = frozenset((2, 4, 12, 13, 14, 15))
 CONNECTION_CLOSED = "connection_closed"  # error.type where the connection ended with no response
 
 _SENSITIVE = re.compile(r"(?<![^?&])(AWSAccessKeyId|Signature|sig|X-Goog-Signature)=[^&#]*")
@@ -70,25 +73,10 @@ def resource(service: Service) -> Resource:
 def span(record: SpanRecord, service: Service) -> ReadableSpan:
     """The OpenTelemetry span of one record. Hostile bytes become U+FFFD, never an error."""
     server = record.kind == "server"
-    method = record.method
-    status = record.status
-    attributes: dict[str, Any] = {"http.request.method": method}
-    if method not in METHODS:
-        attributes["http.request.method"] = "_OTHER"
-        attributes["http.request.method_original"] = text(method)
-        method = "HTTP"
-    _address(attributes, record, server=server)
-    attributes["network.protocol.version"] = record.http_version
+    attributes: dict[str, Any] = {}
+    describe = _describe_grpc if record.grpc else _describe_http
+    name, failed = describe(attributes, record, server=server)
     attributes["throughline.parent.evidence"] = record.evidence
-    failed = False
-    if status:
-        attributes["http.response.status_code"] = status
-        failed = status >= (500 if server else 400)
-        if failed:
-            attributes["error.type"] = str(status)
-    else:
-        failed = True
-        attributes["error.type"] = CONNECTION_CLOSED
     if record.end != "complete":
         attributes["throughline.end"] = record.end
     if record.target_length > TARGET_MAX:
@@ -104,7 +92,7 @@ def span(record: SpanRecord, service: Service) -> ReadableSpan:
             trace_id, _from_bytes(record.parent_span_id, "big"), remote, flags, state
         )
     return ReadableSpan(
-        name=method,
+        name=name,
         context=SpanContext(trace_id, _from_bytes(record.span_id, "big"), False, flags, state),
         parent=parent,
         resource=resource(service),
@@ -115,6 +103,58 @@ def span(record: SpanRecord, service: Service) -> ReadableSpan:
         end_time=record.end_unix_ns,
         instrumentation_scope=SCOPE,
     )
+
+
+def _describe_http(
+    attributes: dict[str, Any], record: SpanRecord, *, server: bool
+) -> tuple[str, bool]:
+    """Adds the attributes of a request; returns the span's name, and whether it failed."""
+    method = record.method
+    status = record.status
+    attributes["http.request.method"] = method
+    if method not in METHODS:
+        attributes["http.request.method"] = "_OTHER"
+        attributes["http.request.method_original"] = text(method)
+        method = "HTTP"
+    _address(attributes, record, server=server)
+    attributes["network.protocol.version"] = record.http_version
+    if not status:
+        attributes["error.type"] = CONNECTION_CLOSED
+        return method, True
+    attributes["http.response.status_code"] = status
+    failed = status >= (500 if server else 400)
+    if failed:
+        attributes["error.type"] = str(status)
+    return method, failed
+
+
+def _describe_grpc(
+    attributes: dict[str, Any], record: SpanRecord, *, server: bool
+) -> tuple[str, bool]:
+    """The same of a call of gRPC, whose target is /SERVICE/METHOD."""
+    name = text(record.target).removeprefix("/")
+    service, _, method = name.rpartition("/")
+    attributes["rpc.system"] = "grpc"
+    if service:
+        attributes["rpc.service"] = service
+    attributes["rpc.method"] = method
+    attributes["rpc.grpc.status_code"] = record.status
+    if server:
+        attributes["server.address"] = record.local_address
+        attributes["server.port"] = record.local_port
+        attributes["client.address"] = record.peer_address
+    else:
+        host, port = authority_of(record.host)
+        attributes["server.address"] = host or record.peer_address
+        attributes["server.port"] = port or record.peer_port
+        attributes["network.peer.address"] = record.peer_address
+        attributes["network.peer.port"] = record.peer_port
+    return name or "grpc", grpc_failed(record.status, server=server)
+
+
+def grpc_failed(status: int, *, server: bool) -> bool:
+    """Is a call with this status code an error? Not of the server what its client did wrong."""
+    return status in GRPC_SERVER_ERRORS if server else status != 0
 
 
 def _address(attributes: dict[str, Any], record: SpanRecord, *, server: bool) -> None:

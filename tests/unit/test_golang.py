@@ -180,7 +180,7 @@ def test_a_function_that_a_profile_has_inlined_is_not_probed(tmp_path: Path, ver
 
 def test_fields_within_structs_and_behind_pointers(tmp_path: Path) -> None:
     transport = "google.golang.org/grpc/internal/transport"
-    stream: gofile.Fields = [("id", 24, ""), ("method", 32, "")]
+    stream: gofile.Fields = [("id", 24, ""), ("method", 32, ""), ("ctx", 56, "")]
     structs: dict[str, gofile.Fields] = {
         "net.TCPConn": [("conn", 0, "net.conn")],
         "net.conn": [("fd", 8, "*")],
@@ -194,7 +194,8 @@ def test_fields_within_structs_and_behind_pointers(tmp_path: Path) -> None:
     assert program.offsets["net.TCPConn.conn.fd"] == 8
     assert program.offsets["net.netFD.pfd.Sysfd"] == 32
     # embedded as it is, and as a pointer
-    assert program.offsets[f"{transport}.ServerStream.id"] == 32
+    assert program.offsets[f"{transport}.ServerStream.method"] == 40
+    assert program.offsets[f"{transport}.ServerStream.ctx"] == 64
     assert f"{transport}.ServerStream.*Stream" not in program.offsets
     assert program.offsets[f"{transport}.ClientStream.id"] == 24
     assert program.offsets[f"{transport}.ClientStream.*Stream"] == 40

@@ -55,7 +55,7 @@ def durations(*rows: DurationRow) -> dict[tuple[str, str], Any]:
             a.value.string_value for a in part.resource.attributes if a.key == "service.name"
         )
         for metric in part.scope_metrics[0].metrics:
-            assert metric.unit == "s"
+            assert metric.unit == ("ms" if metric.name.startswith("rpc.") else "s")
             assert metric.histogram.aggregation_temporality == AGGREGATION_TEMPORALITY_CUMULATIVE
             result[name, metric.name] = list(metric.histogram.data_points)
     return result
@@ -75,6 +75,22 @@ def test_durations() -> None:
         "network.protocol.version": "1.1",
         "url.scheme": "http",
     }
+
+
+def test_calls_of_grpc_are_not_among_requests_of_http() -> None:
+    call = {"grpc": True, "method": "_OTHER", "http_version": "2"}
+    found = durations(row(1), row(1, **call, status=0), row(1, **call, status=5, kind="client"))
+    assert {name for _, name in found} == {
+        "http.server.request.duration",
+        "rpc.server.duration",
+        "rpc.client.duration",
+    }
+    (point,) = found["shop", "rpc.server.duration"]
+    assert (point.count, point.sum) == (3, 30)
+    assert tuple(point.explicit_bounds) == tuple(1000 * bound for bound in BOUNDS)
+    assert attributes(point) == {"rpc.system": "grpc", "rpc.grpc.status_code": 0}
+    (point,) = found["shop", "rpc.client.duration"]
+    assert attributes(point) == {"rpc.system": "grpc", "rpc.grpc.status_code": 5}
 
 
 def test_rows_of_one_service_are_added_up() -> None:

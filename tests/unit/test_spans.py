@@ -219,3 +219,73 @@ def test_what_was_seen_inside_tls_is_https() -> None:
 
 def test_a_context_that_came_beside_the_request_has_a_remote_parent() -> None:
     assert decoded(evidence="packet").flags & 0x300 == 0x300  # known, and remote
+
+
+# --- gRPC -------------------------------------------------------------------------------------
+
+CALL: dict[str, Any] = {
+    "grpc": True,
+    "method": "",
+    "target": "/shop.v1.Cart/Add",
+    "target_length": 17,
+    "host": "",
+    "http_version": "2",
+    "status": 0,
+}
+
+
+def test_server_span_of_grpc() -> None:
+    found = decoded(**CALL)
+    assert (found.name, found.kind) == ("shop.v1.Cart/Add", Span.SPAN_KIND_SERVER)
+    assert found.status.code == Status.STATUS_CODE_UNSET
+    assert attributes(found) == {
+        "rpc.system": "grpc",
+        "rpc.service": "shop.v1.Cart",
+        "rpc.method": "Add",
+        "rpc.grpc.status_code": 0,
+        "server.address": "10.0.0.1",
+        "server.port": 8080,
+        "client.address": "10.0.0.2",
+        "throughline.parent.evidence": "header",
+    }
+
+
+def test_client_span_of_grpc() -> None:
+    changes = {"kind": "client", "evidence": "context", "host": "cart.internal:50051", "status": 14}
+    found = decoded(**CALL | changes)
+    assert (found.name, found.kind) == ("shop.v1.Cart/Add", Span.SPAN_KIND_CLIENT)
+    assert found.status.code == Status.STATUS_CODE_ERROR
+    assert attributes(found) == {
+        "rpc.system": "grpc",
+        "rpc.service": "shop.v1.Cart",
+        "rpc.method": "Add",
+        "rpc.grpc.status_code": 14,
+        "server.address": "cart.internal",
+        "server.port": 50051,
+        "network.peer.address": "10.0.0.2",
+        "network.peer.port": 40001,
+        "throughline.parent.evidence": "context",
+    }
+
+
+@pytest.mark.parametrize("status", range(17))
+def test_which_codes_of_grpc_are_errors(status: int) -> None:
+    server = decoded(**CALL | {"status": status}).status.code
+    client = decoded(**CALL | {"status": status, "kind": "client"}).status.code
+    assert (server == Status.STATUS_CODE_ERROR) == (status in (2, 4, 12, 13, 14, 15))
+    assert (client == Status.STATUS_CODE_ERROR) == (status != 0)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "service", "method"),
+    [
+        ("/Add", "Add", None, "Add"),
+        ("", "grpc", None, ""),
+        ("/a/b/c", "a/b/c", "a/b", "c"),
+        ("/caf\xe9/\udcff", "caf\xe9/\ufffd", "caf\xe9", "\ufffd"),
+    ],
+)
+def test_targets_of_grpc(target: str, name: str, service: str | None, method: str) -> None:
+    found = decoded(**CALL | {"target": target})
+    known = attributes(found)
+    assert (found.name, known.get("rpc.service"), known["rpc.method"]) == (name, service, method)

@@ -39,6 +39,7 @@ class End(IntEnum):
 
 class SpanFlags(IntEnum):
     SPAN_TLS = 1
+    SPAN_GRPC = 2
 
 
 class Method(IntEnum):
@@ -202,9 +203,10 @@ class DurationKey(NamedTuple):
     http_minor: int
     tls: int
     http_major: int
+    grpc: int
 
 
-DURATION_KEY = Struct("<QHBBBBB1x")
+DURATION_KEY = Struct("<QHBBBBBB")
 
 
 class Duration(NamedTuple):
@@ -252,8 +254,17 @@ class GoBinary(NamedTuple):
     run_handler_at: int
     write_request_at: int
     read_transfer_at: int
+    grpc_serve_at: int
+    grpc_call_at: int
+    grpc_finish_at: int
     tcp_conn_type: int
     response_type: int
+    tls_conn_type: int
+    grpc_server_type: int
+    grpc_client_type: int
+    grpc_error_type: int
+    grpc_incoming_type: int
+    grpc_outgoing_type: int
     g_goid: int
     g_parent_goid: int
     g_m: int
@@ -286,10 +297,26 @@ class GoBinary(NamedTuple):
     h2_client_conn: int
     h2_client_tls_state: int
     h2_fields: int
+    grpc_stream: int
+    grpc_stream_method: int
+    grpc_stream_ctx: int
+    grpc_server_conn: int
+    grpc_attempt_stream: int
+    grpc_attempt_transport: int
+    grpc_client_conn: int
+    grpc_call_header: int
+    grpc_call_ctx: int
+    grpc_call_first: int
+    grpc_header_host: int
+    grpc_header_method: int
+    grpc_error_status: int
+    grpc_error_proto: int
+    grpc_status_proto: int
+    grpc_proto_code: int
     swiss_maps: int
 
 
-GO_BINARY = Struct("<QQQQQQQQHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHB7x")
+GO_BINARY = Struct("<QQQQQQQQQQQQQQQQQHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHB7x")
 
 
 class GoStartKey(NamedTuple):

@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * go_grpc.bpf.h - the part of go.bpf.c for google.golang.org/grpc.
+ *
+ *   grpc.(*Server).handleStream               a goroutine handles a call
+ *   transport.(*http2Server).writeStatus      it has; WriteStatus before 1.69
+ *   grpc.(*csAttempt).newStream               a goroutine makes a call, or tries once more
+ *   grpc.(*clientStream).finish               its end, in whichever way
+ *
+ * The header of a call, which the library calls metadata, is taken from the context that it is in:
+ * not where its frame is read, which would be another probe, in another goroutine, with other
+ * arguments from version to version.
+ */
+#ifndef THROUGHLINE_GO_GRPC_H
+#define THROUGHLINE_GO_GRPC_H
+
+#define TL_GRPC_ADDED_MAX 4 /* calls of metadata.AppendToOutgoingContext that are looked at */
+
+/*
+ * What a context, or one that it was made of, has for the key of a type that nobody else has: the
+ * second word of an interface, or 0. A valueCtx is the context that it was made of, a key and a
+ * value, which are two words each.
+ */
+static __always_inline __u64 tl_go_grpc_metadata(__u64 context, __u64 key_type)
+{
+	__u64 words[6];
+	int i;
+
+	for (i = 0; i < TL_GO_CONTEXTS_MAX && context; i++) {
+		if (bpf_probe_read_user(words, sizeof(words), (void *)context))
+			return 0;
+		if (words[2] == key_type)
+			return words[5];
+		context = words[1];
+	}
+	return 0;
+}
+
+/* Names and values by turns that were added to the metadata of a call, in a slice of strings. */
+__noinline int tl_go_grpc_added(struct tl_conn *conn, struct tl_text *text, __u64 slice)
+{
+	__u64 strings[2] = {}; /* where, and how many */
+	__u32 length;
+	int i;
+
+	if (!conn || !text || bpf_probe_read_user(strings, sizeof(strings), (void *)slice))
+		return 0;
+	for (i = 0; i < 8 && 2 * i + 1 < strings[1]; i++) {
+		length = tl_go_name(strings[0] + 32 * i);
+		if (length)
+			tl_go_value(conn, text, length, strings[0] + 32 * i + 16, true);
+	}
+	return 0;
+}
+
+/* Is the connection one of TLS, or does it hold one? */
+static __always_inline bool tl_go_grpc_is_tls(const struct tl_go_binary *binary, __u64 moved,
+					      __u64 connection)
+{
+	__u64 held[2];
+	int i;
+
+	for (i = 0; i < TL_GO_CONNECTIONS_MAX; i++) {
+		if (bpf_probe_read_user(held, sizeof(held), (void *)connection))
+			return false;
+		if (tl_go_word(held[0] + 8) == binary->tls_conn_type + moved)
+			return true;
+		connection = held[1];
+	}
+	return false;
+}
+
+/* The net.Conn at `connection` carries the call. */
+static __always_inline void tl_go_grpc_on(const struct tl_go_binary *binary, __u64 moved,
+					  struct tl_conn *conn, __u64 connection)
+{
+	conn->http_major = 2;
+	conn->flags |= TL_CONN_GRPC;
+	if (tl_go_grpc_is_tls(binary, moved, connection))
+		conn->flags |= TL_CONN_TLS;
+	tl_go_on(conn, tl_go_socket(binary, moved, connection), false);
+}
+
+/* The code of a *google.rpc.Status; none is OK. */
+static __always_inline __u32 tl_go_grpc_code(const struct tl_go_binary *binary, __u64 proto)
+{
+	__u32 code = proto ? (__u32)tl_go_word(proto + binary->grpc_proto_code) : 0;
+
+	return code <= 0xffff ? code : TL_GRPC_UNKNOWN;
+}
+
+/* That of a *status.Status. */
+static __always_inline __u32 tl_go_grpc_status(const struct tl_go_binary *binary, __u64 status)
+{
+	return status ? tl_go_grpc_code(binary, tl_go_word(status + binary->grpc_status_proto)) : 0;
+}
+
+/*
+ * The code that an error stands for. The library has made a *status.Error of all others that a call
+ * can end with; io.EOF is the end of a stream that went well.
+ */
+static __always_inline __u32 tl_go_grpc_error(const struct tl_go_binary *binary, __u64 moved,
+					      __u64 table, __u64 error)
+{
+	char text[16] __attribute__((aligned(8))) = {};
+	__u64 string[2] = {};
+
+	if (!table)
+		return 0;
+	if (tl_go_word(table + 8) == binary->grpc_error_type + moved) {
+		if (binary->grpc_error_proto != TL_GO_UNKNOWN)
+			return tl_go_grpc_code(binary,
+					       tl_go_word(error + binary->grpc_error_proto));
+		return tl_go_grpc_status(binary, tl_go_word(error + binary->grpc_error_status));
+	}
+	if (bpf_probe_read_user(string, sizeof(string), (void *)error) || string[1] != 3 ||
+	    bpf_probe_read_user(text, 3, (void *)string[0]) || !tl_go_is(text, (char[16]){ "EOF" }))
+		return TL_GRPC_UNKNOWN;
+	return 0;
+}
+
+/*
+ * (*Server).handleStream(s, t ServerTransport, stream, …), in a goroutine of its own or in that of a
+ * worker. Below a server of net/http the transport is another one, and the call has a span of HTTP/2.
+ */
+SEC("uprobe")
+int tl_go_rpc_serve(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	__u64 moved, stream, context;
+	struct tl_text *text;
+	__u32 index;
+
+	binary = tl_go_enter(ctx, &index);
+	if (!binary)
+		return 0;
+	moved = ctx->ip - binary->grpc_serve_at;
+	if (tl_go_word(ctx->bx + 8) != binary->grpc_server_type + moved)
+		return 0;
+	exchange = tl_go_make(tl_go_object_key(ctx->di), TL_ROLE_SERVER);
+	if (!exchange)
+		return 0;
+	text = &exchange->text;
+	stream = ctx->di;
+	if (binary->grpc_stream != TL_GO_UNKNOWN)
+		stream = tl_go_word(stream + binary->grpc_stream);
+	tl_go_grpc_on(binary, moved, &exchange->conn, ctx->cx + binary->grpc_server_conn);
+	text->target_len =
+		tl_go_string(text->target, TL_TARGET_MAX, stream + binary->grpc_stream_method);
+	context = tl_go_word(stream + binary->grpc_stream_ctx + 8);
+	tl_go_headers(binary, &exchange->conn, text,
+		      tl_go_grpc_metadata(context, binary->grpc_incoming_type + moved));
+	tl_go_takes_up(binary, ctx->r14, exchange, context);
+	return 0;
+}
+
+/* (*http2Server).writeStatus(t, stream, status) */
+SEC("uprobe")
+int tl_go_rpc_reply(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	__u32 index;
+
+	binary = tl_go_enter(ctx, &index);
+	exchange = binary ? tl_go_find(tl_go_object_key(ctx->bx)) : NULL;
+	if (exchange)
+		tl_go_finish(exchange, tl_go_grpc_status(binary, ctx->cx), TL_END_COMPLETE);
+	return 0;
+}
+
+/* The metadata that a call is going to send: a map, and slices of what was added to it. */
+static __always_inline void tl_go_grpc_outgoing(const struct tl_go_binary *binary,
+						struct tl_go_exchange *exchange, __u64 metadata)
+{
+	struct tl_conn *conn = &exchange->conn;
+	__u64 raw[3]; /* the map, and where the slices are and how many */
+	int i;
+
+	if (!metadata || bpf_probe_read_user(raw, sizeof(raw), (void *)metadata))
+		return;
+	tl_go_headers(binary, conn, &exchange->text, raw[0]);
+	for (i = 0; i < TL_GRPC_ADDED_MAX && i < raw[2]; i++)
+		tl_go_grpc_added(conn, &exchange->text, raw[1] + 24 * i);
+	conn->out.flags |= conn->in.flags;
+	conn->in.flags = 0;
+}
+
+/* (*csAttempt).newStream(a), in the goroutine that makes the call: a.cs is the call */
+SEC("uprobe")
+int tl_go_rpc_call(struct pt_regs *ctx)
+{
+	__u64 moved, call, context, header, connection, transport[2] = {};
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	struct tl_text *text;
+	__u32 index;
+	bool again;
+
+	binary = tl_go_enter(ctx, &index);
+	if (!binary)
+		return 0;
+	moved = ctx->ip - binary->grpc_call_at;
+	call = tl_go_word(ctx->ax + binary->grpc_attempt_stream);
+	exchange = tl_go_find(tl_go_object_key(call));
+	again = exchange && exchange->conn.flags & TL_CONN_ACTIVE &&
+		!(__u8)tl_go_word(call + binary->grpc_call_first);
+	if (!again)
+		exchange = tl_go_make(tl_go_object_key(call), TL_ROLE_CLIENT);
+	if (!exchange)
+		return 0;
+	text = &exchange->text;
+	bpf_probe_read_user(transport, sizeof(transport),
+			    (void *)(ctx->ax + binary->grpc_attempt_transport));
+	connection = 0;
+	if (tl_go_word(transport[0] + 8) == binary->grpc_client_type + moved)
+		connection = transport[1] + binary->grpc_client_conn;
+	tl_go_grpc_on(binary, moved, &exchange->conn, connection);
+	if (again)
+		return 0;
+	header = tl_go_word(call + binary->grpc_call_header);
+	text->target_len =
+		tl_go_string(text->target, TL_TARGET_MAX, header + binary->grpc_header_method);
+	text->host_len = tl_go_string(text->host, TL_HOST_MAX, header + binary->grpc_header_host);
+	context = tl_go_word(call + binary->grpc_call_ctx + 8);
+	tl_go_grpc_outgoing(binary, exchange,
+			    tl_go_grpc_metadata(context, binary->grpc_outgoing_type + moved));
+	tl_go_calls_with(binary, ctx->r14, exchange, context);
+	return 0;
+}
+
+/* (*clientStream).finish(cs, err error): once or more often, of which the first counts */
+SEC("uprobe")
+int tl_go_rpc_end(struct pt_regs *ctx)
+{
+	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
+	__u32 index;
+
+	binary = tl_go_enter(ctx, &index);
+	exchange = binary ? tl_go_find(tl_go_object_key(ctx->ax)) : NULL;
+	if (exchange)
+		tl_go_finish(exchange,
+			     tl_go_grpc_error(binary, ctx->ip - binary->grpc_finish_at, ctx->bx,
+					      ctx->cx),
+			     TL_END_COMPLETE);
+	return 0;
+}
+
+#endif
