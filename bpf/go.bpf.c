@@ -517,11 +517,17 @@ static __always_inline void tl_go_on(struct tl_conn *conn, struct sock *sk, bool
 	tl_copy_address(conn->peer_addr, family, BPF_CORE_READ(sk, __sk_common.skc_daddr), &peer);
 }
 
-static __always_inline void tl_go_finish(struct tl_go_exchange *exchange, __u32 status, __u32 end)
+/* The exchange that stands there has ended, and makes room for one that lasts. */
+static __always_inline void tl_go_finish(__u64 key, __u32 status, __u32 end)
 {
+	struct tl_go_exchange *exchange = tl_go_find(key);
+
+	if (!exchange)
+		return;
 	if (exchange->conn.role == TL_ROLE_SERVER)
 		tl_option_used(exchange->conn.socket);
 	tl_finish(&exchange->conn, &exchange->text, status, end);
+	bpf_map_delete_elem(&tl_go_exchanges, &key);
 }
 
 /* The context leads to the request `of`. */
@@ -607,15 +613,13 @@ SEC("uprobe")
 int tl_go_served(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
-	struct tl_go_exchange *exchange;
 	__u32 index, status;
 
 	binary = tl_go_enter(ctx, &index);
-	exchange = binary ? tl_go_find(tl_go_object_key(ctx->ax)) : NULL;
-	if (!exchange)
+	if (!binary)
 		return 0;
 	status = tl_go_word(ctx->ax + binary->response_status);
-	tl_go_finish(exchange, status ? status : 200, TL_END_COMPLETE);
+	tl_go_finish(tl_go_object_key(ctx->ax), status ? status : 200, TL_END_COMPLETE);
 	return 0;
 }
 
@@ -648,7 +652,6 @@ SEC("uprobe")
 int tl_go_h2_served(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
-	struct tl_go_exchange *exchange;
 	__u32 index, status;
 	__u64 state;
 
@@ -656,11 +659,8 @@ int tl_go_h2_served(struct pt_regs *ctx)
 	if (!binary)
 		return 0;
 	state = tl_go_word(ctx->ax + binary->h2_writer_state);
-	exchange = tl_go_find(tl_go_object_key(state));
-	if (!exchange)
-		return 0;
 	status = tl_go_word(state + binary->h2_state_status);
-	tl_go_finish(exchange, status ? status : 200, TL_END_COMPLETE);
+	tl_go_finish(tl_go_object_key(state), status ? status : 200, TL_END_COMPLETE);
 	return 0;
 }
 
@@ -817,18 +817,14 @@ SEC("uprobe")
 int tl_go_answered(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
-	struct tl_go_exchange *exchange;
 	__u32 index, status;
 
 	binary = tl_go_enter(ctx, &index);
 	if (!binary || ctx->ax != binary->response_type + (ctx->ip - binary->read_transfer_at))
 		return 0;
-	exchange = tl_go_find(tl_go_object_key(ctx->cx));
-	if (!exchange)
-		return 0;
 	status = tl_go_word(ctx->bx + binary->client_response_status);
 	if (status >= 200 || status == 101)
-		tl_go_finish(exchange, status, TL_END_COMPLETE);
+		tl_go_finish(tl_go_object_key(ctx->cx), status, TL_END_COMPLETE);
 	return 0;
 }
 
@@ -905,7 +901,7 @@ int tl_go_h2_called(struct pt_regs *ctx)
 	if (!exchange)
 		return 0;
 	status = exchange->conn.in.status;
-	tl_go_finish(exchange, status, status ? TL_END_COMPLETE : TL_END_CLOSED);
+	tl_go_finish(tl_go_object_key(ctx->ax), status, status ? TL_END_COMPLETE : TL_END_CLOSED);
 	return 0;
 }
 

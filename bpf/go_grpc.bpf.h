@@ -160,13 +160,12 @@ SEC("uprobe")
 int tl_go_rpc_reply(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
-	struct tl_go_exchange *exchange;
 	__u32 index;
 
 	binary = tl_go_enter(ctx, &index);
-	exchange = binary ? tl_go_find(tl_go_object_key(ctx->bx)) : NULL;
-	if (exchange)
-		tl_go_finish(exchange, tl_go_grpc_status(binary, ctx->cx), TL_END_COMPLETE);
+	if (binary)
+		tl_go_finish(tl_go_object_key(ctx->bx), tl_go_grpc_status(binary, ctx->cx),
+			     TL_END_COMPLETE);
 	return 0;
 }
 
@@ -235,13 +234,11 @@ SEC("uprobe")
 int tl_go_rpc_end(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
-	struct tl_go_exchange *exchange;
 	__u32 index;
 
 	binary = tl_go_enter(ctx, &index);
-	exchange = binary ? tl_go_find(tl_go_object_key(ctx->ax)) : NULL;
-	if (exchange)
-		tl_go_finish(exchange,
+	if (binary)
+		tl_go_finish(tl_go_object_key(ctx->ax),
 			     tl_go_grpc_error(binary, ctx->ip - binary->grpc_finish_at, ctx->bx,
 					      ctx->cx),
 			     TL_END_COMPLETE);
