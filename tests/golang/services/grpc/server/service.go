@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strconv"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -91,7 +92,7 @@ func (service *service) answer(ctx context.Context, path string) (*hops.Answer, 
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	if plan.Kind == "fail" {
-		return nil, status.Error(codes.NotFound, path)
+		return nil, failure(plan.ID)
 	}
 	sent, _ := metadata.FromIncomingContext(ctx)
 	answer := &hops.Answer{
@@ -111,10 +112,24 @@ func (service *service) answer(ctx context.Context, path string) (*hops.Answer, 
 	return answer, err
 }
 
+// failure has the status code that the id leaves when it is divided by 17; for 0 it has none.
+func failure(id string) error {
+	number, err := strconv.Atoi(id)
+	if err != nil {
+		return err
+	}
+	if number%17 == 0 {
+		return errors.New(id)
+	}
+	return status.Error(codes.Code(number%17), id)
+}
+
 func (service *service) call(ctx context.Context, plan chain.Plan) (*hops.Answer, error) {
 	switch plan.Kind {
 	case "watch", "collect", "talk":
 		return service.upstream.Call(ctx, plan.Kind, plan.Next, "")
+	case "get":
+		return service.upstream.Call(context.Background(), "unary", plan.Next, "")
 	case "own":
 		return service.upstream.Call(ctx, "unary", plan.Next, chain.Own(plan.ID))
 	default:
