@@ -125,12 +125,22 @@ def unwanted(name: str, config: Config, found: facts.Facts) -> Group | None:
     if name == "tls" and not config.instrument_tls:
         return Group("off", False, "instrumentation.tls is off", "")
     if name == "tls" and "CAP_SYS_PTRACE" not in found.capabilities:
-        return Group(
+        # the role grants it only where the kernel gives uprobes: that is then what is to be said
+        return refusal(found) or Group(
             "off",
             False,
             "missing CAP_SYS_PTRACE, without which the libraries of services cannot be found",
             "run the role `capabilities` with tls in throughline_groups, or be root",
         )
+    return None
+
+
+def refusal(found: facts.Facts) -> Group | None:
+    """That this kernel gives this agent no uprobes, if it does not."""
+    try:
+        uprobes.trial()
+    except OSError as error:
+        return without_uprobes(error, found)
     return None
 
 
@@ -151,7 +161,8 @@ def without_uprobes(error: OSError, found: facts.Facts) -> Group | None:
             False,
             f"{reason}: perf-based uprobes need CAP_SYS_ADMIN on this kernel (its fix of "
             "CVE-2025-38466), and it has no uprobe_multi links, which do not",
-            "boot Linux 6.6 or later, or leave it: instrumentation.tls: off",
+            "boot Linux 6.6 or later, or let the role `capabilities` grant it "
+            "(throughline_allow_sys_admin: true), or leave it: instrumentation.tls: off",
         )
     return None
 

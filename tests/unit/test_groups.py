@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from throughline import config, groups
+from throughline.kernel import uprobes
 from throughline.kernel.facts import CAPABILITIES, Facts
 
 FACTS = Facts(
@@ -55,11 +56,24 @@ def test_what_is_asked_for_is_tried(tmp_path: Path, name: str) -> None:
     assert unwanted(tmp_path, name, PEERS) is None
 
 
-def test_tls_needs_to_see_other_processes(tmp_path: Path) -> None:
+def test_tls_needs_to_see_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uprobes, "trial", lambda: uprobes.Kind.MULTI)
     found = unwanted(tmp_path, "tls", "", without="CAP_SYS_PTRACE")
     assert found is not None and not found.wanted
     assert "CAP_SYS_PTRACE" in found.reason and "throughline_groups" in found.fix
     assert unwanted(tmp_path, "packets", PEERS, without="CAP_SYS_PTRACE") is None
+
+
+def test_where_the_kernel_gives_no_uprobes_that_is_what_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EACCES, "perf_event_open: Permission denied")
+
+    monkeypatch.setattr(uprobes, "trial", refuse)
+    found = unwanted(tmp_path, "tls", "", without="CAP_SYS_PTRACE")
+    assert found is not None and not found.wanted
+    assert "CAP_SYS_ADMIN" in found.reason and "throughline_allow_sys_admin" in found.fix
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
@@ -67,7 +81,7 @@ def test_perf_uprobes_that_want_sys_admin_are_explained(code: int) -> None:
     found = groups.without_uprobes(OSError(code, "perf_event_open: no"), FACTS)
     assert found is not None and (found.state, found.wanted) == ("off", False)
     assert "CVE-2025-38466" in found.reason and "CAP_SYS_ADMIN" in found.reason
-    assert "6.6" in found.fix
+    assert "6.6" in found.fix and "throughline_allow_sys_admin" in found.fix
 
 
 def test_a_kernel_without_uprobes_is_no_fault() -> None:
