@@ -105,7 +105,7 @@ class Machine:
             spans=[span for span in received if cart(span) in carts],
             others=[span for span in received if cart(span) not in carts],
             exported=found["exported"],
-            secure={"packets", "tls"} <= set(self.platform.on),
+            secure=self.platform.secure,
         )
 
     def echo(self, size: int) -> Mapping[str, Any]:
@@ -117,15 +117,11 @@ class Machine:
 
     def play(self, name: str, **variables: object) -> Played:
         """Runs a playbook of the collection against this VM, with the variables of converge.yml."""
-        asked = {}
-        if self.platform.on:
-            asked["throughline_groups"] = self.platform.on
-            asked["throughline_required_mode"] = self.platform.doctor_mode
         answer = subprocess.run(
             [
                 *(sys.executable, "-m", "ansible", "playbook", "-i", self.inventory),
                 *(PLAYBOOKS / f"{name}.yml", "--limit", self.platform.name, "-e", f"@{ROLLOUT}"),
-                *("-e", json.dumps(asked | variables)),
+                *("-e", json.dumps(self.platform.asked | variables)),
             ],
             cwd=REPOSITORY,
             env={
