@@ -1,6 +1,7 @@
 """The shop's client, on the VM: prints one JSON object about what it sent and what came back.
 
 client.py carts PREFIX SPANS    23 requests, and the exports until SPANS more spans are out
+client.py held PREFIX SPANS     23 requests to shop-held on one connection, likewise
 client.py bytes SIZE            a body of SIZE random bytes through the chain and back
 """
 
@@ -15,12 +16,27 @@ from pathlib import Path
 
 REQUESTS = 23
 WEB = "127.0.0.1:8000"
+HELD = "127.0.0.1:8004"
 RECEIVER = "127.0.0.1:4318"
 STATUS = Path("/run/throughline/status.json")
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACESTATE = "shop=1"
 SPAN_SECONDS = 30.0
 SURPLUS_SECONDS = 1.5
+
+
+def held(prefix: str, spans: int) -> dict[str, object]:
+    """Requests on one connection, which go on on one that may be older than the agent."""
+    known, before = len(exports(0)), exported()
+    connection = http.client.HTTPConnection(HELD, timeout=30)
+    found = []
+    for number in range(1, REQUESTS + 1):
+        cart = f"{prefix}{number:03d}"
+        connection.request("GET", f"/held/{cart}")
+        received = json.loads(connection.getresponse().read())["received"]
+        found.append({"cart": cart, "traceparent": "", "tracestate": "", "received": received})
+    connection.close()
+    return outcome(found, known, before, spans)
 
 
 def get(carts: list[str], headers: dict[str, str]) -> list[dict[str, object]]:
@@ -72,11 +88,18 @@ def carts(prefix: str, spans: int) -> dict[str, object]:
         for answers in pool.map(lambda name: get([name], {}), names[half : 2 * half]):
             found += answers
     found += get(names[2 * half :], {"traceparent": TRACEPARENT, "tracestate": TRACESTATE})
+    return outcome(found, known, before, spans)
+
+
+def outcome(
+    requests: list[dict[str, object]], known: int, before: int, spans: int
+) -> dict[str, object]:
+    """Requests and the exports since there were `known`, once `spans` more spans are out."""
     deadline = time.monotonic() + SPAN_SECONDS
     while spans and exported() - before < spans and time.monotonic() < deadline:
         time.sleep(0.25)
     time.sleep(SURPLUS_SECONDS)  # a span too many would come about now
-    return {"requests": found, "exports": exports(known), "exported": exported() - before}
+    return {"requests": requests, "exports": exports(known), "exported": exported() - before}
 
 
 def echo(size: int) -> dict[str, object]:
@@ -96,7 +119,8 @@ def echo(size: int) -> dict[str, object]:
     }
 
 
-if sys.argv[1] == "carts":
-    print(json.dumps(carts(sys.argv[2], int(sys.argv[3]))))
+if sys.argv[1] in ("carts", "held"):
+    ask = {"carts": carts, "held": held}[sys.argv[1]]
+    print(json.dumps(ask(sys.argv[2], int(sys.argv[3]))))
 else:
     print(json.dumps(echo(int(sys.argv[2]))))

@@ -59,6 +59,12 @@ class Machine:
     inventory: str
     folder: Path
 
+    @property
+    def has_tcx(self) -> bool:
+        """Linux 6.6 and later."""
+        version = self.platform.kernel.split(".")
+        return (int(version[0]), int(version[1] or "99")) >= (6, 6)
+
     def run(self, command: str, *, seconds: int = 120) -> str:
         """The output of a shell command as root; AssertionError when it fails."""
         answer = self.host.run("sudo -n timeout %s sh -c %s", str(seconds), command)
@@ -89,9 +95,9 @@ class Machine:
         found: Look = json.loads((self.folder / "bare.json").read_text(encoding="utf-8"))
         return found
 
-    def send(self, prefix: str, *, spans: int) -> Sent:
-        """23 requests to the shop; `spans` is how many are to be waited for."""
-        found = self.run(f"python3 /opt/shop/client.py carts {prefix} {spans}")
+    def send(self, prefix: str, *, spans: int, through: str = "carts") -> Sent:
+        """23 requests to the shop, or `held`; `spans` is how many are to be waited for."""
+        found = self.run(f"python3 /opt/shop/client.py {through} {prefix} {spans}")
         return self.received(json.loads(found))
 
     def received(self, found: Mapping[str, Any]) -> Sent:
