@@ -49,11 +49,17 @@ class Outcome:
 
 
 def attach(
-    programs: Programs, config: Config, found: facts.Facts, *, trial: bool = False
+    programs: Programs,
+    config: Config,
+    found: facts.Facts,
+    *,
+    trial: bool = False,
+    before: Callable[[], None] | None = None,
 ) -> Outcome:
     """Attaches every group that is wanted and possible; withdraws what earlier runs left of others.
 
-    A trial puts its programs on one interface only.
+    A trial puts its programs on one interface only. `before` is called ahead of each group: the
+    kernel's verifier takes a tenth of a second for one, or many seconds on a slow machine.
     """
     tls: tuple[libbpf.Object, uprobes.Kind] | None = None
 
@@ -70,6 +76,8 @@ def attach(
         tls = programs.attach_tls(kind=kind), kind
 
     def attempt(name: str, attach: Callable[[], None]) -> Group:
+        if before is not None:
+            before()
         try:
             attach()
         except OSError as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import errno
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from throughline import config, groups
 from throughline.kernel import uprobes
 from throughline.kernel.facts import CAPABILITIES, Facts
+from throughline.kernel.programs import Programs
 
 FACTS = Facts(
     kernel="6.1.0-31-amd64",
@@ -23,6 +25,32 @@ FACTS = Facts(
     capabilities=tuple(CAPABILITIES),
 )
 PEERS = "propagation: {peers: [10.1.0.0/16]}"
+
+
+class Refusing:
+    """Programs of a kernel that has none of it."""
+
+    adopting = False
+
+    def attach_observe(self) -> None:
+        raise OSError(errno.ENOENT, "no")
+
+    attach_headers = attach_observe
+
+
+def test_time_is_asked_for_ahead_of_each_group(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("")
+    asked: list[bool] = []
+    programs = cast(Programs, Refusing())
+    found = groups.attach(
+        programs,
+        config.load(path, environment={}),
+        FACTS,
+        before=lambda: asked.append(True),
+    )
+    assert found.groups["observe"].state == "off"
+    assert asked == [True]  # the others follow observe and were not tried
 
 
 def unwanted(tmp_path: Path, name: str, text: str, *, without: str = "") -> groups.Group | None:
