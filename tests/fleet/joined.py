@@ -104,10 +104,8 @@ def _parents(request: Request, spans: dict[Hop, Span]) -> list[str]:
     return problems
 
 
-def _schemes(request: Request, spans: dict[Hop, Span], *, secure: bool, headers: bool) -> list[str]:
+def _schemes(spans: dict[Hop, Span], *, secure: bool) -> list[str]:
     """What is wrong with how each hop was made, and with how its context came."""
-    # the client's header, which nginx hands on
-    own = {CHAIN[0], ("shop-orders", "SERVER")} if request.traceparent else set()
     problems = []
     for hop, span in spans.items():
         wanted = "https" if secure and hop in SECURE else "http"
@@ -115,18 +113,14 @@ def _schemes(request: Request, spans: dict[Hop, Span], *, secure: bool, headers:
             problems.append(f"{_name(hop)} is {span.scheme}, not {wanted}")
         if hop[1] != "SERVER" or not span.parent_span_id:
             continue
-        written = headers and wanted != "https"
-        way = "header" if written or hop in own else "packet"
+        way = "packet" if wanted == "https" else "header"
         if span.evidence != way:
             problems.append(f"the parent of {_name(hop)} is known by {span.evidence}, not by {way}")
     return problems
 
 
-def _wire(request: Request, last: Span, *, secure: bool, headers: bool) -> list[str]:
+def _wire(request: Request, last: Span, *, secure: bool) -> list[str]:
     """What is wrong with the headers that arrived at the last hop."""
-    if not headers:
-        arrived = sorted(request.received.keys() & {"traceparent", "tracestate"})
-        return [f"the last hop got a header: {name}" for name in arrived]
     sent = f"00-{last.trace_id}-{last.parent_span_id}-"
     arrived = list(request.received.get("traceparent", ()))
     problems = []
@@ -139,17 +133,10 @@ def _wire(request: Request, last: Span, *, secure: bool, headers: bool) -> list[
     return problems
 
 
-def check(
-    requests: Iterable[Request],
-    spans: Iterable[Span],
-    *,
-    secure: bool = True,
-    headers: bool = True,
-) -> list[str]:
+def check(requests: Iterable[Request], spans: Iterable[Span], *, secure: bool = True) -> list[str]:
     """What is wrong, one line each; empty when every request is joined as it should be.
 
-    `secure`: shop-orders asks shop-stock by HTTPS. Without `headers` none is written, and every
-    context travels in an option.
+    `secure`: shop-orders asks shop-stock by HTTPS.
     """
     by_cart: dict[str, list[Span]] = {}
     for span in spans:
@@ -159,7 +146,7 @@ def check(
         found, wrong = _one_each(by_cart.get(request.cart, []))
         if len(found) == len(CHAIN):
             wrong += _parents(request, found)
-            wrong += _schemes(request, found, secure=secure, headers=headers)
-            wrong += _wire(request, found[CHAIN[-1]], secure=secure, headers=headers)
+            wrong += _schemes(found, secure=secure)
+            wrong += _wire(request, found[CHAIN[-1]], secure=secure)
         problems += [f"request {request.cart}: {line}" for line in wrong]
     return problems

@@ -54,6 +54,18 @@ def test_groups_are_in_the_expected_state(
     assert status["attached"]["programs"] != []
 
 
+@pytest.mark.proves("packets")
+def test_every_interface_has_who_writes_options(
+    machine: Machine, look: Look, seen: dict[str, Any]
+) -> None:
+    seen["packets"] = packets = look["agent"]["status"]["packets"]
+    by = "tcx" if machine.has_tcx else "clsact"
+    places = {(place["interface"], place["by"]) for place in packets["older_connections"]}
+    assert places == {("lo", by), ("eth0", by)}
+    assert packets["refused"] == {}
+    assert packets["new_connections"] != []
+
+
 def test_doctor_knows_the_host(machine: Machine, look: Look) -> None:
     host = look["agent"]["doctor"]["host"]
     assert host["kernel"] == look["kernel"]
