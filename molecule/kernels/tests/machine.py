@@ -80,7 +80,8 @@ class Machine:
 
     def look(self, *, healthy: int = 0) -> Look:
         """The host as services/look.py sees it, after waiting for a healthy agent."""
-        found: Look = json.loads(self.run(f"python3 /opt/shop/look.py --healthy {healthy}"))
+        look = f"python3 /opt/shop/look.py --healthy {healthy}"
+        found: Look = json.loads(self.run(look, seconds=120 + healthy))
         return found
 
     def report(self) -> Mapping[str, Any]:

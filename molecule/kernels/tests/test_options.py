@@ -36,13 +36,13 @@ def options_only(machine: Machine) -> Iterator[None]:
     if "options" not in machine.platform.also:  # `also` comes after what is of the module
         pytest.skip("options: run once for each kernel")
     machine.run("systemctl start shop-held && sleep 2")
-    machine.run(f"{WITHOUT_HEADERS} && systemctl restart throughline")
+    machine.run(f"{WITHOUT_HEADERS} && systemctl restart throughline", seconds=300)
     before = machine.look(healthy=60)
     groups = before["agent"]["status"]["groups"]
     assert (groups["headers"]["state"], groups["packets"]["state"]) == ("off", "on")
     yield
     machine.run("systemctl stop shop-held")
-    machine.run(f"mv /run/config.kept {CONFIG} && systemctl restart throughline")
+    machine.run(f"mv /run/config.kept {CONFIG} && systemctl restart throughline", seconds=300)
     assert machine.look(healthy=60)["agent"]["status"]["healthy"] is True
 
 

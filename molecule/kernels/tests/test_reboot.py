@@ -17,7 +17,7 @@ def test_agent_and_mounts_come_back(machine: Machine, seen: dict[str, Any]) -> N
     before = machine.look()
     seconds, seen["resets"] = machine.reboot()
     seen["seconds"] = round(seconds, 1)
-    after = machine.look(healthy=180)
+    after = machine.look(healthy=300)
     assert after["boot_id"] != before["boot_id"]
     assert after["running"] == "running", after["failed"]
     kinds = ("securityfs", "cgroup2", "bpf")

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 BETTER = "99.0.0"
-GIVE_UP_SECONDS = 40
+GIVE_UP_SECONDS = 180
 
 
 def make(machine: Machine, folder: Path, *, fault: str) -> str:
