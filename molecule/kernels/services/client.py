@@ -27,7 +27,7 @@ SURPLUS_SECONDS = 1.5
 
 def held(prefix: str, spans: int) -> dict[str, object]:
     """Requests on one connection, which go on on one that may be older than the agent."""
-    known, before = len(exports(0)), exported()
+    known, before = len(exports(0)), counts()
     connection = http.client.HTTPConnection(HELD, timeout=30)
     found = []
     for number in range(1, REQUESTS + 1):
@@ -70,17 +70,25 @@ def exports(since: int) -> list[str]:
     return bodies
 
 
-def exported() -> int:
-    """How many spans the agent says that it has sent, 0 while it does not say."""
+def said(*keys: str) -> int:
+    """A number of the agent's status, 0 while it does not say."""
     try:
-        return int(json.loads(STATUS.read_text())["export"]["exported_spans"])
+        found = json.loads(STATUS.read_text())
+        for key in keys:
+            found = found[key]
+        return int(found)
     except (OSError, ValueError, KeyError):
         return 0
 
 
+def counts() -> tuple[int, int]:
+    """How many spans the agent has sent, and how many requests it could not see."""
+    return said("export", "exported_spans"), said("counters", "lost_early")
+
+
 def carts(prefix: str, spans: int) -> dict[str, object]:
     """Requests on one connection, all at once, and one with a context of its own."""
-    known, before = len(exports(0)), exported()
+    known, before = len(exports(0)), counts()
     half = REQUESTS // 2
     names = [f"{prefix}{number:03d}" for number in range(1, REQUESTS + 1)]
     found = get(names[:half], {})
@@ -92,14 +100,15 @@ def carts(prefix: str, spans: int) -> dict[str, object]:
 
 
 def outcome(
-    requests: list[dict[str, object]], known: int, before: int, spans: int
+    requests: list[dict[str, object]], known: int, before: tuple[int, int], spans: int
 ) -> dict[str, object]:
     """Requests and the exports since there were `known`, once `spans` more spans are out."""
     deadline = time.monotonic() + SPAN_SECONDS
-    while spans and exported() - before < spans and time.monotonic() < deadline:
+    while spans and counts()[0] - before[0] < spans and time.monotonic() < deadline:
         time.sleep(0.25)
     time.sleep(SURPLUS_SECONDS)  # a span too many would come about now
-    return {"requests": requests, "exports": exports(known), "exported": exported() - before}
+    sent, lost = (now - then for now, then in zip(counts(), before, strict=True))
+    return {"requests": requests, "exports": exports(known), "exported": sent, "lost": lost}
 
 
 def echo(size: int) -> dict[str, object]:

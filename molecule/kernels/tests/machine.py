@@ -26,6 +26,7 @@ PLAYBOOKS = REPOSITORY / "playbooks"
 ROLLOUT = Path(__file__).resolve().parents[1] / "rollout.yml"
 PLAYBOOK_SECONDS = 600.0
 BOOT_SECONDS = 150.0
+ATTEMPTS = 3
 
 Look = Mapping[str, Any]
 
@@ -97,9 +98,17 @@ class Machine:
         return found
 
     def send(self, prefix: str, *, spans: int, through: str = "carts") -> Sent:
-        """23 requests to the shop, or `held`; `spans` is how many are to be waited for."""
-        found = self.run(f"python3 /opt/shop/client.py {through} {prefix} {spans}")
-        return self.received(json.loads(found))
+        """23 requests to the shop, or `held`; `spans` is how many are to be waited for.
+
+        Before Linux 5.15 a request that comes with the segment that makes its connection is not
+        seen, and counted. That happens on a slow machine; then they are sent again.
+        """
+        for attempt in range(ATTEMPTS):
+            words = f"{through} {prefix}{'x' * attempt} {spans}"
+            found = json.loads(self.run(f"python3 /opt/shop/client.py {words}"))
+            if not found["lost"]:
+                break
+        return self.received(found)
 
     def received(self, found: Mapping[str, Any]) -> Sent:
         """What services/client.py prints, decoded."""
