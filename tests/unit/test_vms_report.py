@@ -58,6 +58,13 @@ def test_a_platform_that_works() -> None:
     assert "## Off and broken" not in page
 
 
+def test_consent_to_sys_admin_is_told() -> None:
+    plain, consent = platform("6.1-hybrid"), platform(allow_sys_admin=True)
+    page = report.render([Result(plain, RUN, seen()), Result(consent, RUN, seen())])
+    assert "6.1-none: with `throughline_allow_sys_admin`" in page
+    assert "throughline_allow_sys_admin" not in report.render([Result(plain, RUN, seen())])
+
+
 def test_a_failed_check_breaks_its_group_and_no_other() -> None:
     checks = {
         SPANS: check("passed", "observe", "packets", "tls"),
