@@ -2,8 +2,7 @@
 
 late.py PORT UPSTREAM: requests come in pairs, /a/N and then /b/N, on two connections. The tick that
 reads /a/N connects to UPSTREAM for it; the one that reads /b/N writes the call for /a/N, and
-connects
-for /b/N.
+connects for /b/N.
 """
 
 import select
