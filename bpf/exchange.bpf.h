@@ -329,6 +329,10 @@ static __always_inline void tl_begin_client(struct tl_conn *conn, struct tl_text
 
 	conn->out.method = tl_method_code(text);
 	conn->start_ns = bpf_ktime_get_ns();
+	if (conn->flags & TL_CONN_USED)
+		conn->flags &= ~TL_CONN_FIRST;
+	else
+		conn->flags |= TL_CONN_FIRST;
 	conn->flags |= TL_CONN_ACTIVE | TL_CONN_USED;
 	conn->flags &= ~TL_CONN_RESPONDING;
 	conn->parent = parent ? key : 0;

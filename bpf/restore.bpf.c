@@ -8,6 +8,30 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
+ * For which request was the first call on a connection made that we saw being made? As in
+ * tl_find_parent(): for the one in which it was made. An event loop writes ticks later, when its thread
+ * has read another: false, it is known or cannot be.
+ */
+static __always_inline bool tl_ask_thread(struct tl_conn *conn, struct tl_thread *thread,
+					  struct tl_request **request, __u64 *key)
+{
+	struct tl_request *found;
+
+	*request = NULL;
+	if (!(conn->flags & TL_CONN_FIRST) || !(conn->flags & TL_CONN_CONNECTED))
+		return true;
+	if (conn->connect) {
+		*key = conn->connect;
+		found = bpf_map_lookup_elem(&tl_requests, key);
+		if (found && tl_parent_refused(found) < 0) {
+			*request = found;
+			return false;
+		}
+	}
+	return !(thread && thread->loop);
+}
+
+/*
  * An HTTP call on a connection outside the sockhash (older than the agent, or it has left): the
  * packet was seen without its thread, which is here. The call carries no header, but its span gets
  * its parent, and the request has called.
@@ -16,17 +40,23 @@ static __always_inline void tl_call_without_header(struct tl_conn *conn, __u32 t
 {
 	struct tl_request *request;
 	struct tl_thread *thread;
+	__u8 evidence = TL_EVIDENCE_CONNECT;
 	__u64 key = 0;
 	int refused;
 
 	if (!(conn->flags & TL_CONN_ACTIVE) || conn->parent)
 		return;
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
-	request = tl_thread_request(thread, &key, &refused);
-	if (!request) {
-		tl_unattributed(thread, refused);
-		return;
+	if (tl_ask_thread(conn, thread, &request, &key)) {
+		request = tl_thread_request(thread, &key, &refused);
+		if (!request || !thread) {
+			tl_unattributed(thread, refused);
+			return;
+		}
+		evidence = thread->evidence;
 	}
+	if (!request)
+		return;
 	conn->parent = key;
 	request->fanout++;
 	tl_request_settle(request);
@@ -35,8 +65,11 @@ static __always_inline void tl_call_without_header(struct tl_conn *conn, __u32 t
 	__builtin_memcpy(conn->trace_id, request->trace_id, 16);
 	__builtin_memcpy(conn->parent_span_id, request->span_id, 8);
 	conn->trace_flags = request->trace_flags;
-	conn->evidence = thread->evidence;
-	tl_count(conn->evidence == TL_EVIDENCE_RESTORE ? TL_PARENT_RESTORE : TL_PARENT_THREAD);
+	conn->evidence = evidence;
+	if (evidence == TL_EVIDENCE_CONNECT)
+		tl_count(TL_PARENT_CONNECT);
+	else
+		tl_count(evidence == TL_EVIDENCE_RESTORE ? TL_PARENT_RESTORE : TL_PARENT_THREAD);
 }
 
 /*

@@ -162,6 +162,7 @@ enum tl_role {
 
 enum tl_conn_flags {
 	TL_CONN_ENROLLED = 1 << 0, /* in the sockhash */
+	TL_CONN_FIRST = 1 << 1, /* its request is the first that it carries */
 	TL_CONN_USED = 1 << 2, /* has carried a request */
 	TL_CONN_RESPONDING = 1 << 3, /* the response has begun */
 	TL_CONN_ACTIVE = 1 << 4, /* an exchange is under way */

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 SWEEP_SECONDS = 60.0  # between looks for requests whose end was not seen
 ROOTS_SECONDS = 5.0  # between looks for new top-level cgroups where that means a walk over all
+# The unit's TimeoutStartSec is for one group, not for all: sd_notify(3).
+GROUP_TIMEOUT = "EXTEND_TIMEOUT_USEC=60000000"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BATCH = 512
 
@@ -159,7 +161,9 @@ class Agent:
 
     def attach(self) -> bool:
         """Attaches every wanted group; False when one that is required cannot work."""
-        outcome = groups.attach(self._programs, self._config, self._facts)
+        outcome = groups.attach(
+            self._programs, self._config, self._facts, before=lambda: notify(GROUP_TIMEOUT)
+        )
         self._groups = outcome.groups
         if outcome.kind is not None and outcome.probing:
             self._probe(outcome.probing, outcome.kind)

@@ -51,11 +51,17 @@ class Outcome:
 
 
 def attach(
-    programs: Programs, config: Config, found: facts.Facts, *, trial: bool = False
+    programs: Programs,
+    config: Config,
+    found: facts.Facts,
+    *,
+    trial: bool = False,
+    before: Callable[[], None] | None = None,
 ) -> Outcome:
     """Attaches every group that is wanted and possible; withdraws what earlier runs left of others.
 
-    A trial puts its programs on one interface only.
+    A trial puts its programs on one interface only. `before` is called ahead of each group: the
+    kernel's verifier takes a tenth of a second for one, or many seconds on a slow machine.
     """
     probing: dict[str, libbpf.Object] = {}
     kind: uprobes.Kind | None = None
@@ -75,6 +81,8 @@ def attach(
         probing[name] = load(kind)
 
     def attempt(name: str, attach: Callable[[], None]) -> Group:
+        if before is not None:
+            before()
         try:
             attach()
         except OSError as error:
@@ -135,7 +143,8 @@ def unwanted(name: str, config: Config, found: facts.Facts) -> Group | None:
     if name in PROBING and name not in config.instrumentation:
         return Group("off", False, f"instrumentation.{name} is off", "")
     if name in PROBING and "CAP_SYS_PTRACE" not in found.capabilities:
-        return Group(
+        # the role grants it only where the kernel gives uprobes: that is then what is to be said
+        return refusal(name, found) or Group(
             "off",
             False,
             "missing CAP_SYS_PTRACE, without which the files of services cannot be found",
@@ -158,6 +167,15 @@ def without_object(name: str, loaded: objects.Objects) -> Group | None:
     return Group("off", False, f"{name} is not among the BPF objects", _REINSTALL)
 
 
+def refusal(name: str, found: facts.Facts) -> Group | None:
+    """That this kernel gives this agent no uprobes, if it does not."""
+    try:
+        uprobes.trial()
+    except OSError as error:
+        return without_uprobes(name, error, found)
+    return None
+
+
 def without_uprobes(name: str, error: OSError, found: facts.Facts) -> Group | None:
     """A kernel that gives this agent no uprobes: the group is off, and nothing is wrong."""
     reason = error.strerror or str(error)
@@ -175,7 +193,8 @@ def without_uprobes(name: str, error: OSError, found: facts.Facts) -> Group | No
             False,
             f"{reason}: perf-based uprobes need CAP_SYS_ADMIN on this kernel (its fix of "
             "CVE-2025-38466), and it has no uprobe_multi links, which do not",
-            f"boot Linux 6.6 or later, or leave it: instrumentation.{name}: off",
+            "boot Linux 6.6 or later, or let the role `capabilities` grant it "
+            f"(throughline_allow_sys_admin: true), or leave it: instrumentation.{name}: off",
         )
     return None
 

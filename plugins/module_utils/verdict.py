@@ -107,11 +107,7 @@ def capability_obstacles(host, name):
 
 
 def uprobe_obstacles(host, options):
-    """[(reason, fix)] against groups that probe programs of others.
-
-    Whether a kernel before 6.6 lets the agent do so depends on its fix of CVE-2025-38466: only the
-    agent's own trial tells.
-    """
+    """[(reason, fix)] against groups that probe programs of others."""
     return (
         common_obstacles(host)
         + option_obstacles(options, "CONFIG_UPROBES")
@@ -127,6 +123,21 @@ def go_obstacles(host):
         (
             f"kernel is {host['kernel']}, but go needs {dotted(OLDEST_GO_KERNEL)} or newer",
             "boot a newer kernel, or leave it: the others do not need it",
+        )
+    ]
+
+
+def perf_obstacles(host, *, allow_sys_admin):
+    """[(reason, fix)] where uprobes ask for CAP_SYS_ADMIN, to which an operator has to consent."""
+    if host["uprobes"] != "admin":
+        return []
+    if allow_sys_admin:
+        return capability_obstacles(host, "CAP_SYS_ADMIN")
+    return [
+        (
+            "perf-based uprobes need CAP_SYS_ADMIN on this kernel (its fix of CVE-2025-38466), and"
+            " it has no uprobe_multi links, which do not",
+            "boot Linux 6.6 or later, or grant it (throughline_allow_sys_admin: true), or leave it",
         )
     ]
 
@@ -158,12 +169,13 @@ def lockdown_obstacles(host):
     ]
 
 
-def judge(host, options, *, wanted):
+def judge(host, options, *, wanted, allow_sys_admin=False):
     """Verdict for each feature group, in the shape of doctor --json, and with `possible`."""
     shared = common_obstacles(host) + option_obstacles(options, "CONFIG_BPF_SYSCALL")
     observe = shared + option_obstacles(options, "CONFIG_CGROUP_BPF") + lockdown_obstacles(host)
     headers = observe + option_obstacles(options, "CONFIG_BPF_STREAM_PARSER", "CONFIG_NET_SOCK_MSG")
     tls = observe + [found for found in uprobe_obstacles(host, options) if found not in observe]
+    tls += perf_obstacles(host, allow_sys_admin=allow_sys_admin)
     released = {
         "observe": observe,
         "headers": headers,

@@ -34,6 +34,10 @@ options:
     type: str
     choices: [write, network, observe, none]
     default: none
+  allow_sys_admin:
+    description: Whether the agent may have CAP_SYS_ADMIN where the kernel asks for it for tls.
+    type: bool
+    default: false
   doctor:
     description: Ask the installed agent (C(throughline doctor --json)) where there is one.
     type: bool
@@ -84,6 +88,7 @@ from ansible_collections.throughline.fleet.plugins.module_utils.host import (
     installed_agent,
     read_kernel_options,
 )
+from ansible_collections.throughline.fleet.plugins.module_utils.uprobes import need
 from ansible_collections.throughline.fleet.plugins.module_utils.verdict import (
     GROUPS,
     MODES,
@@ -134,15 +139,21 @@ def main():
                 "default": ["observe", "headers", "packets", "tls", "go"],
             },
             "required_mode": {"type": "str", "choices": list(reversed(MODES)), "default": "none"},
+            "allow_sys_admin": {"type": "bool", "default": False},
             "doctor": {"type": "bool", "default": False},
             "root": {"type": "path", "default": "/"},
         },
         supports_check_mode=True,
     )
     root = module.params["root"]
-    host = describe_host(root, module.run_command)
+    host = {**describe_host(root, module.run_command), "uprobes": need(root)}
     options = read_kernel_options(root, host["kernel"])
-    groups = judge(host, options, wanted=module.params["groups"])
+    groups = judge(
+        host,
+        options,
+        wanted=module.params["groups"],
+        allow_sys_admin=module.params["allow_sys_admin"],
+    )
     verdict = {
         "source": "preflight",
         "version": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import io
@@ -67,6 +68,8 @@ def verdict(
     booted: bool = True,
     capabilities: str = ALL_CAPABILITIES,
     options: str | None = None,
+    uprobes: str | None = "multi",
+    allow_sys_admin: bool = False,
     run: Run | None = None,
 ) -> dict[str, Any]:
     """The verdict on a recorded tree, which by default is a Debian 12 host with Secure Boot."""
@@ -88,9 +91,11 @@ def verdict(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
     host_module, judging = plugin("module_utils.host"), plugin("module_utils.verdict")
-    host = host_module.describe_host(str(tree), run or answer())
+    host = {**host_module.describe_host(str(tree), run or answer()), "uprobes": uprobes}
     kernel_options = host_module.read_kernel_options(str(tree), host["kernel"])
-    groups = judging.judge(host, kernel_options, wanted=["observe", "headers"])
+    groups = judging.judge(
+        host, kernel_options, wanted=["observe", "headers"], allow_sys_admin=allow_sys_admin
+    )
     return {"host": host, "groups": groups, "mode": judging.mode_of(groups)}
 
 
@@ -105,6 +110,62 @@ def test_a_current_host_can_run_the_network_groups(tmp_path: Path) -> None:
     assert found["groups"]["go_write"]["reason"] == "not part of this release"
     assert found["groups"]["go_write"]["possible"] is False
     assert "bpf_probe_write_user" in found["groups"]["go_write"]["possible_reason"]
+
+
+@pytest.mark.parametrize(
+    ("uprobes", "allowed", "capabilities", "state", "reason"),
+    [
+        ("multi", False, ALL_CAPABILITIES, "on", ""),
+        ("perf", False, ALL_CAPABILITIES, "on", ""),
+        (None, False, ALL_CAPABILITIES, "on", ""),  # the agent's own trial will tell
+        ("admin", False, ALL_CAPABILITIES, "off", "perf-based uprobes need CAP_SYS_ADMIN"),
+        ("admin", True, ALL_CAPABILITIES, "on", ""),
+        ("admin", True, "000001ffffdfffff", "off", "PID 1 cannot hand out CAP_SYS_ADMIN"),
+    ],
+)
+def test_uprobes_that_ask_for_sys_admin_need_consent(
+    tmp_path: Path, uprobes: str | None, allowed: bool, capabilities: str, state: str, reason: str
+) -> None:
+    found = verdict(tmp_path, uprobes=uprobes, allow_sys_admin=allowed, capabilities=capabilities)
+    tls = found["groups"]["tls"]
+    assert (tls["state"], tls["possible"]) == (state, state == "on")
+    assert tls["reason"].startswith(reason) and bool(tls["reason"]) == bool(reason)
+    assert ("throughline_allow_sys_admin" in tls["fix"]) == (reason != "" and not allowed)
+    assert found["mode"] == "network"
+    assert found["groups"]["packets"]["state"] == "on"
+
+
+def test_the_kernel_says_itself_that_it_has_uprobe_multi(tmp_path: Path) -> None:
+    need = plugin("module_utils.uprobes").need
+    btf = tmp_path / "sys/kernel/btf/vmlinux"
+    assert need(str(tmp_path)) is None
+    btf.parent.mkdir(parents=True)
+    btf.write_bytes(b"\0BPF_TRACE_KPROBE_MULTI\0")
+    assert need(str(tmp_path)) is None  # nothing is tried on behalf of another tree
+    btf.write_bytes(b"\0BPF_TRACE_KPROBE_MULTI\0BPF_TRACE_UPROBE_MULTI\0")
+    assert need(str(tmp_path)) == "multi"
+
+
+@pytest.mark.parametrize(
+    ("with_all", "without", "need"),
+    [
+        (None, None, "perf"),
+        (None, errno.EACCES, "admin"),
+        (None, errno.EPERM, "admin"),
+        (None, errno.ENOTSUP, None),  # CAP_SYS_ADMIN could not be given up
+        (errno.EPERM, errno.EPERM, None),  # refused by something else
+        (errno.ENOENT, errno.ENOENT, None),  # no uprobes at all
+    ],
+)
+def test_whether_uprobes_ask_for_sys_admin_is_tried(
+    monkeypatch: pytest.MonkeyPatch, with_all: int | None, without: int | None, need: str | None
+) -> None:
+    module = plugin("module_utils.uprobes")
+    monkeypatch.setattr(module, "MULTI", b"\0no kernel has this\0")
+    monkeypatch.setattr(module, "has_sys_admin", lambda root: True)
+    monkeypatch.setattr(module, "attempt", lambda: with_all)
+    monkeypatch.setattr(module, "attempt_without_sys_admin", lambda: without)
+    assert module.need("/") == need
 
 
 def test_confidentiality_leaves_nothing(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import errno
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from throughline import config, groups
+from throughline.kernel import uprobes
 from throughline.kernel.facts import CAPABILITIES, Facts
 from throughline.kernel.objects import Objects
+from throughline.kernel.programs import Programs
 
 FACTS = Facts(
     kernel="6.1.0-31-amd64",
@@ -23,6 +26,32 @@ FACTS = Facts(
     capabilities=tuple(CAPABILITIES),
 )
 PEERS = "propagation: {peers: [10.1.0.0/16]}"
+
+
+class Refusing:
+    """Programs of a kernel that has none of it."""
+
+    adopting = False
+
+    def attach_observe(self) -> None:
+        raise OSError(errno.ENOENT, "no")
+
+    attach_headers = attach_observe
+
+
+def test_time_is_asked_for_ahead_of_each_group(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("")
+    asked: list[bool] = []
+    programs = cast(Programs, Refusing())
+    found = groups.attach(
+        programs,
+        config.load(path, environment={}),
+        FACTS,
+        before=lambda: asked.append(True),
+    )
+    assert found.groups["observe"].state == "off"
+    assert asked == [True]  # the others follow observe and were not tried
 
 
 def unwanted(tmp_path: Path, name: str, text: str, *, without: str = "") -> groups.Group | None:
@@ -58,7 +87,10 @@ def test_what_is_asked_for_is_tried(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", groups.PROBING)
-def test_what_probes_needs_to_see_other_processes(tmp_path: Path, name: str) -> None:
+def test_what_probes_needs_to_see_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(uprobes, "trial", lambda: uprobes.Kind.MULTI)
     found = unwanted(tmp_path, name, "", without="CAP_SYS_PTRACE")
     assert found is not None and not found.wanted
     assert "CAP_SYS_PTRACE" in found.reason and "throughline_groups" in found.fix
@@ -86,12 +118,24 @@ def test_a_group_that_older_kernels_do_not_get(
     assert not (found and found.wanted)
 
 
+def test_where_the_kernel_gives_no_uprobes_that_is_what_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EACCES, "perf_event_open: Permission denied")
+
+    monkeypatch.setattr(uprobes, "trial", refuse)
+    found = unwanted(tmp_path, "tls", "", without="CAP_SYS_PTRACE")
+    assert found is not None and not found.wanted
+    assert "CAP_SYS_ADMIN" in found.reason and "throughline_allow_sys_admin" in found.fix
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
 def test_perf_uprobes_that_want_sys_admin_are_explained(code: int) -> None:
     found = groups.without_uprobes("tls", OSError(code, "perf_event_open: no"), FACTS)
     assert found is not None and (found.state, found.wanted) == ("off", False)
     assert "CVE-2025-38466" in found.reason and "CAP_SYS_ADMIN" in found.reason
-    assert "6.6" in found.fix
+    assert "6.6" in found.fix and "throughline_allow_sys_admin" in found.fix
 
 
 def test_a_kernel_without_uprobes_is_no_fault() -> None:

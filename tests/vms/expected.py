@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 TABLE = Path(__file__).with_name("expected.yml")
-GROUPS = ("observe", "headers")  # of this release; the others are off everywhere
+# of this release, apart from go: no platform runs a Go program yet
+GROUPS = ("observe", "headers", "packets", "tls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,11 @@ class Platform:
     unmounted: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    allow_sys_admin: bool = False
 
     @property
     def on(self) -> list[str]:
-        """The groups that work, which are those that the rollout asks for."""
+        """The groups that work, of all that the rollout asks for."""
         return [name for name, state in self.groups.items() if state == "on"]
 
     @property
@@ -39,7 +41,19 @@ class Platform:
     @property
     def doctor_mode(self) -> str:
         """What doctor says once the agent runs: go_write, of `write`, is not in this release."""
-        return {2: "network", 1: "observe", 0: "none"}[len(self.on)]
+        if "headers" in self.on:
+            return "network"
+        return "observe" if self.on else "none"
+
+    @property
+    def secure(self) -> bool:
+        """Whether the shop has HTTPS in it: where the context can travel beside it."""
+        return {"packets", "tls"} <= set(self.on)
+
+    @property
+    def asked(self) -> dict[str, bool]:
+        """What the rollout sets besides rollout.yml; the groups are the roles' default."""
+        return {"throughline_allow_sys_admin": True} if self.allow_sys_admin else {}
 
 
 def load(table: Path = TABLE) -> dict[str, Platform]:

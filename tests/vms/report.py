@@ -166,7 +166,15 @@ def _row(result: Result) -> list[str]:
 def _summary(results: Sequence[Result]) -> list[str]:
     head = ["platform", "date", "kernel", "Debian", "lockdown", "cgroups", "mode"]
     head += [*(f"`{group}`" for group in expected.GROUPS), "checks passed", "exposure"]
-    return _table([*head, *STEPS], (_row(result) for result in results))
+    lines = _table([*head, *STEPS], (_row(result) for result in results))
+    consent = [result.platform.name for result in results if result.platform.allow_sys_admin]
+    if consent:
+        lines += [
+            f"{', '.join(consent)}: with `throughline_allow_sys_admin`, the operator's",
+            "[consent to CAP_SYS_ADMIN](roles.md#cap_sys_admin-for-tls) where `tls` needs it.",
+            "",
+        ]
+    return lines
 
 
 def _reasons(results: Sequence[Result]) -> list[str]:

@@ -1,6 +1,7 @@
 """The shop's client, on the VM: prints one JSON object about what it sent and what came back.
 
 client.py carts PREFIX SPANS    23 requests, and the exports until SPANS more spans are out
+client.py held PREFIX SPANS     23 requests to shop-held on one connection, likewise
 client.py bytes SIZE            a body of SIZE random bytes through the chain and back
 """
 
@@ -15,12 +16,27 @@ from pathlib import Path
 
 REQUESTS = 23
 WEB = "127.0.0.1:8000"
+HELD = "127.0.0.1:8004"
 RECEIVER = "127.0.0.1:4318"
 STATUS = Path("/run/throughline/status.json")
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACESTATE = "shop=1"
 SPAN_SECONDS = 30.0
 SURPLUS_SECONDS = 1.5
+
+
+def held(prefix: str, spans: int) -> dict[str, object]:
+    """Requests on one connection, which go on on one that may be older than the agent."""
+    known, before = len(exports(0)), counts()
+    connection = http.client.HTTPConnection(HELD, timeout=30)
+    found = []
+    for number in range(1, REQUESTS + 1):
+        cart = f"{prefix}{number:03d}"
+        connection.request("GET", f"/held/{cart}")
+        received = json.loads(connection.getresponse().read())["received"]
+        found.append({"cart": cart, "traceparent": "", "tracestate": "", "received": received})
+    connection.close()
+    return outcome(found, known, before, spans)
 
 
 def get(carts: list[str], headers: dict[str, str]) -> list[dict[str, object]]:
@@ -54,17 +70,25 @@ def exports(since: int) -> list[str]:
     return bodies
 
 
-def exported() -> int:
-    """How many spans the agent says that it has sent, 0 while it does not say."""
+def said(*keys: str) -> int:
+    """A number of the agent's status, 0 while it does not say."""
     try:
-        return int(json.loads(STATUS.read_text())["export"]["exported_spans"])
+        found = json.loads(STATUS.read_text())
+        for key in keys:
+            found = found[key]
+        return int(found)
     except (OSError, ValueError, KeyError):
         return 0
 
 
+def counts() -> tuple[int, int]:
+    """How many spans the agent has sent, and how many requests it could not see."""
+    return said("export", "exported_spans"), said("counters", "lost_early")
+
+
 def carts(prefix: str, spans: int) -> dict[str, object]:
     """Requests on one connection, all at once, and one with a context of its own."""
-    known, before = len(exports(0)), exported()
+    known, before = len(exports(0)), counts()
     half = REQUESTS // 2
     names = [f"{prefix}{number:03d}" for number in range(1, REQUESTS + 1)]
     found = get(names[:half], {})
@@ -72,11 +96,19 @@ def carts(prefix: str, spans: int) -> dict[str, object]:
         for answers in pool.map(lambda name: get([name], {}), names[half : 2 * half]):
             found += answers
     found += get(names[2 * half :], {"traceparent": TRACEPARENT, "tracestate": TRACESTATE})
+    return outcome(found, known, before, spans)
+
+
+def outcome(
+    requests: list[dict[str, object]], known: int, before: tuple[int, int], spans: int
+) -> dict[str, object]:
+    """Requests and the exports since there were `known`, once `spans` more spans are out."""
     deadline = time.monotonic() + SPAN_SECONDS
-    while spans and exported() - before < spans and time.monotonic() < deadline:
+    while spans and counts()[0] - before[0] < spans and time.monotonic() < deadline:
         time.sleep(0.25)
     time.sleep(SURPLUS_SECONDS)  # a span too many would come about now
-    return {"requests": found, "exports": exports(known), "exported": exported() - before}
+    sent, lost = (now - then for now, then in zip(counts(), before, strict=True))
+    return {"requests": requests, "exports": exports(known), "exported": sent, "lost": lost}
 
 
 def echo(size: int) -> dict[str, object]:
@@ -96,7 +128,8 @@ def echo(size: int) -> dict[str, object]:
     }
 
 
-if sys.argv[1] == "carts":
-    print(json.dumps(carts(sys.argv[2], int(sys.argv[3]))))
+if sys.argv[1] in ("carts", "held"):
+    ask = {"carts": carts, "held": held}[sys.argv[1]]
+    print(json.dumps(ask(sys.argv[2], int(sys.argv[3]))))
 else:
     print(json.dumps(echo(int(sys.argv[2]))))

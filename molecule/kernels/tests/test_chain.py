@@ -41,7 +41,7 @@ def test_every_hop_gives_one_span(machine: Machine, seen: dict[str, Any]) -> Non
     check_spans(sent)
 
 
-@pytest.mark.proves("headers")
+@pytest.mark.proves("headers", "packets", "tls")
 def test_every_request_is_one_trace(machine: Machine, seen: dict[str, Any]) -> None:
     """Or, where `headers` is off, no request is altered."""
     sent = machine.send("joined", spans=SPANS)

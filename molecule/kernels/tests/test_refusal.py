@@ -6,24 +6,19 @@ from typing import Any
 
 import pytest
 from machine import Machine
+from tests.vms.expected import GROUPS
 
 pytestmark = pytest.mark.timeout(900)
 
-# The roles' defaults, which ask for both groups.
-ORDINARY = {
-    "throughline_groups": ["observe", "headers"],
-    "throughline_required_mode": "network",
-}
 
-
-@pytest.mark.proves("observe", "headers")
+@pytest.mark.proves(*GROUPS)
 def test_site_refuses_the_host_and_changes_nothing(
     machine: Machine, record: dict[str, Any], seen: dict[str, Any]
 ) -> None:
     if not machine.platform.refused:
         pytest.skip("site.yml accepts this platform")
     before = machine.look()
-    played = machine.play("site", **ORDINARY)
+    played = machine.play("site")
     after = machine.look()
     # YAML, which the output may be, doubles the quotes in quoted words
     words = " ".join(played.output.partition("fatal: ")[2].split()).replace("''", "'")

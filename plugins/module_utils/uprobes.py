@@ -1,0 +1,101 @@
+# Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
+"""What this kernel asks of who puts uprobes into other programs: found by trial, leaves nothing.
+
+`multi`: uprobe_multi links (Linux 6.6), for which CAP_BPF and CAP_PERFMON are enough.
+`perf`: perf events, with CAP_PERFMON. `admin`: perf events, with CAP_SYS_ADMIN, which the fix of
+CVE-2025-38466 asks for; no version number tells who has it. None: cannot be told here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from pathlib import Path
+
+from .host import CAPABILITY_BITS, read_text
+
+BTF = "sys/kernel/btf/vmlinux"
+TYPE = "/sys/bus/event_source/devices/uprobe/type"
+MULTI = b"\0BPF_TRACE_UPROBE_MULTI\0"  # a name in the kernel's enum bpf_attach_type
+SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+CLOSE_ON_EXEC = 1 << 3  # PERF_FLAG_FD_CLOEXEC
+EVENT = struct.Struct("<IIQ40xQQ40x")  # struct perf_event_attr, PERF_ATTR_SIZE_VER5
+CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
+REFUSED = (errno.EACCES, errno.EPERM)
+
+
+def need(root):
+    """'multi', 'perf', 'admin' or None."""
+    try:
+        if MULTI in (Path(root) / BTF).read_bytes():
+            return "multi"
+    except OSError:
+        return None
+    if root != "/" or not has_sys_admin(root):
+        return None
+    try:
+        if attempt() is not None:
+            return None  # refused whatever the capabilities, as in some containers
+        refusal = in_child(attempt_without_sys_admin)
+    except (OSError, AttributeError):  # no memfd_create before Python 3.8
+        return None
+    return {None: "perf", **dict.fromkeys(REFUSED, "admin")}.get(refusal)
+
+
+def has_sys_admin(root):
+    """Is it there to be dropped?"""
+    for line in (read_text(root, "/proc/self/status") or "").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> CAPABILITY_BITS["CAP_SYS_ADMIN"] & 1)
+    return False
+
+
+def attempt():
+    """Puts a uprobe on a page of ours that nobody executes: None, or the error number."""
+    kind = read_text("/", TYPE)
+    if kind is None:
+        return errno.ENOENT
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = os.memfd_create("throughline", os.MFD_CLOEXEC)
+    try:
+        os.write(page, b"\x90".ljust(4096, b"\xcc"))
+        path = ctypes.create_string_buffer(b"/proc/self/fd/%d" % page)
+        event = EVENT.pack(int(kind), EVENT.size, 0, ctypes.addressof(path), 0)
+        data = ctypes.create_string_buffer(event, len(event))
+        number = SYS_PERF_EVENT_OPEN.get(platform.machine(), -1)
+        opened = libc.syscall(number, data, os.getpid(), -1, -1, CLOSE_ON_EXEC)
+        if opened < 0:
+            return ctypes.get_errno()
+        os.close(opened)
+        return None
+    finally:
+        os.close(page)
+
+
+def attempt_without_sys_admin():
+    """The same with what the agent has at most, besides CAP_SYS_ADMIN."""
+    kept = sum(1 << bit for name, bit in CAPABILITY_BITS.items() if name != "CAP_SYS_ADMIN")
+    low, high = kept & 0xFFFFFFFF, kept >> 32
+    header = ctypes.create_string_buffer(struct.pack("<Ii", CAPABILITY_VERSION, 0), 8)
+    sets = struct.pack("<6I", low, low, 0, high, high, 0)  # effective, permitted, inheritable
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capset(header, ctypes.create_string_buffer(sets, len(sets))):
+        return errno.ENOTSUP  # they cannot be given up: this says nothing
+    return attempt()
+
+
+def in_child(function):
+    """What a function returns, an error number or None, in a process of its own."""
+    pid = os.fork()
+    if pid == 0:
+        code = 255
+        try:
+            code = min(function() or 0, 255)
+        finally:
+            os._exit(code)
+    _pid, status = os.waitpid(pid, 0)
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 255
+    return code or None
