@@ -234,6 +234,7 @@ struct tl_go_binary {
 	__u64 grpc_server_type; /* *transport.http2Server */
 	__u64 grpc_client_type; /* *transport.http2Client */
 	__u64 grpc_error_type; /* *status.Error */
+	__u64 wrap_error_type; /* *fmt.wrapError */
 	__u64 grpc_incoming_type; /* metadata.mdIncomingKey */
 	__u64 grpc_outgoing_type; /* metadata.mdOutgoingKey */
 	__u16 g_goid;
@@ -284,8 +285,9 @@ struct tl_go_binary {
 	__u16 grpc_error_proto; /* (*status.Error).e, which is what that leads to: before 1.40 */
 	__u16 grpc_status_proto; /* (*status.Status).s */
 	__u16 grpc_proto_code; /* (*google.rpc.Status).Code */
+	__u16 wrap_error_err;
 	__u8 swiss_maps; /* maps are Swiss tables (Go 1.24) */
-	__u8 _pad[7];
+	__u8 _pad[5];
 };
 
 enum tl_go {

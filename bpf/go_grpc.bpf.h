@@ -15,6 +15,7 @@
 #define THROUGHLINE_GO_GRPC_H
 
 #define TL_GRPC_ADDED_MAX 4 /* calls of metadata.AppendToOutgoingContext that are looked at */
+#define TL_GRPC_WRAPPED_MAX 4 /* errors around another */
 
 /*
  * What a context, or one that it was made of, has for the key of a type that nobody else has: the
@@ -97,24 +98,36 @@ static __always_inline __u32 tl_go_grpc_status(const struct tl_go_binary *binary
 
 /*
  * The code that an error stands for. The library has made a *status.Error of all others that a call
- * can end with; io.EOF is the end of a stream that went well.
+ * can end with, which fmt.Errorf may have wrapped; io.EOF is the end of a stream that went well.
  */
 static __always_inline __u32 tl_go_grpc_error(const struct tl_go_binary *binary, __u64 moved,
 					      __u64 table, __u64 error)
 {
 	char text[16] __attribute__((aligned(8))) = {};
-	__u64 string[2] = {};
+	__u64 words[2] = {}, type;
+	int i;
 
 	if (!table)
 		return 0;
-	if (tl_go_word(table + 8) == binary->grpc_error_type + moved) {
+	for (i = 0; i < TL_GRPC_WRAPPED_MAX; i++) {
+		type = tl_go_word(table + 8) - moved;
+		if (type == binary->grpc_error_type)
+			break;
+		if (type != binary->wrap_error_type ||
+		    bpf_probe_read_user(words, sizeof(words),
+					(void *)(error + binary->wrap_error_err)))
+			break;
+		table = words[0];
+		error = words[1];
+	}
+	if (type == binary->grpc_error_type) {
 		if (binary->grpc_error_proto != TL_GO_UNKNOWN)
 			return tl_go_grpc_code(binary,
 					       tl_go_word(error + binary->grpc_error_proto));
 		return tl_go_grpc_status(binary, tl_go_word(error + binary->grpc_error_status));
 	}
-	if (bpf_probe_read_user(string, sizeof(string), (void *)error) || string[1] != 3 ||
-	    bpf_probe_read_user(text, 3, (void *)string[0]) || !tl_go_is(text, (char[16]){ "EOF" }))
+	if (bpf_probe_read_user(words, sizeof(words), (void *)error) || words[1] != 3 ||
+	    bpf_probe_read_user(text, 3, (void *)words[0]) || !tl_go_is(text, (char[16]){ "EOF" }))
 		return TL_GRPC_UNKNOWN;
 	return 0;
 }

@@ -105,6 +105,7 @@ _TYPES = {
     "grpc_server_type": f"*{GRPC}/internal/transport.http2Server",
     "grpc_client_type": f"*{GRPC}/internal/transport.http2Client",
     "grpc_error_type": f"*{GRPC}/internal/status.Error",
+    "wrap_error_type": "*fmt.wrapError",
     "grpc_incoming_type": f"{GRPC}/metadata.mdIncomingKey",
     "grpc_outgoing_type": f"{GRPC}/metadata.mdOutgoingKey",
 }
@@ -143,6 +144,7 @@ _OFFSETS = {
     "grpc_error_proto": f"{GRPC}/internal/status.Error.e",
     "grpc_status_proto": f"{GRPC}/internal/status.Status.s",
     "grpc_proto_code": "google.golang.org/genproto/googleapis/rpc/status.Status.Code",
+    "wrap_error_err": "fmt.wrapError.err",
 }
 _REQUEST = {
     "request_ctx": "ctx",

@@ -75,6 +75,7 @@ class Hops:
         modules: str = "",
         names: Sequence[str] = NAMES,
         ids: int = 10_000,
+        options: Sequence[str] = (),
     ) -> None:
         self.protocol = PROTOCOLS[protocol]
         self.names = names
@@ -95,7 +96,7 @@ class Hops:
             port = free_port()
             with self._log(name).open("wb") as log:
                 self.processes[name] = traced.spawn(
-                    name, [str(server), *self._flags(port, self._port)], stderr=log
+                    name, [str(server), *self._flags(port, self._port), *options], stderr=log
                 )
             wait_port(port)
             self._port = port
@@ -118,13 +119,15 @@ class Hops:
         method: str = "unary",
         own: bool = False,
         spans: bool = True,
+        more: int = 0,
         seconds: float = 120.0,
     ) -> Found:
         """Sends requests with ids that no load had before, and judges what came of them.
 
         With `own`, each has a traceparent. After `at_once` requests, as many as the agent's queue
-        holds the spans of, the load waits for these, unless `spans` says that there will be none;
-        `seconds` is for all of that.
+        holds the spans of, the load waits for these, unless `spans` says that there will be none.
+        There are `more` spans than the plan says where calls are repeated. `seconds` is for all of
+        that.
         """
         deadline = time.monotonic() + seconds
         each = spans_of(plan) if spans else 0
@@ -133,9 +136,9 @@ class Hops:
         results, answers = [], []
         for sent in range(0, requests, step):
             count = min(step, requests - sent)
-            result, more = self._send(plan, count, concurrent, method, own, deadline)
+            result, these = self._send(plan, count, concurrent, method, own, deadline)
             results.append(result)
-            answers += more
+            answers += these
             expected = before + (sent + count) * each
             self._traced.receiver.wait(
                 lambda seen, expected=expected: len(seen) >= expected,
@@ -154,7 +157,7 @@ class Hops:
                 for span in self._traced.receiver.spans[before:]
                 if span.service in self.names and id_of(span) >= first
             ],
-            expected=requests * each,
+            expected=requests * each + more,
             answers=answers,
             names=self.names,
         )

@@ -23,10 +23,10 @@ pytestmark = pytest.mark.timeout(240)
 VERSIONS = {"1.50": "1.19", "1.64": "1.22", "1.72": "1.26", "": "1.27"}
 READY_SECONDS = 20.0
 CODES = 17  # of gRPC; services/grpc/server/service.go fails with what an id leaves of it
-UNKNOWN = 2
+UNKNOWN, UNAVAILABLE = 2, 14  # after the latter there is a second attempt
 # The agent queues 8192 spans, and a slow machine sends them later.
 REQUESTS, FAN = 2003, 701
-SERVER_ERRORS = {UNKNOWN, 4, 12, 13, 14, 15}
+SERVER_ERRORS = {UNKNOWN, 4, 12, 13, UNAVAILABLE, 15}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,15 @@ def tls_hops(request: pytest.FixtureRequest, traced: Traced) -> Hops:
 
 
 def chain(
-    traced: Traced, protocol: str, modules: str, *, flags: tuple[str, ...] = STRIPPED
+    traced: Traced,
+    protocol: str,
+    modules: str,
+    *,
+    flags: tuple[str, ...] = STRIPPED,
+    options: tuple[str, ...] = (),
 ) -> Hops:
     """front → back, once the agent has probed the program."""
-    kind = re.sub(r"[^a-z0-9]+", "-", f"{protocol}-{modules}{flags[0]}")
+    kind = re.sub(r"[^a-z0-9]+", "-", "".join((protocol, modules, *flags, *options)))
     hops = Hops(
         traced,
         protocol,
@@ -58,6 +63,7 @@ def chain(
         modules=modules,
         names=(f"front-{kind}", f"back-{kind}"),
         ids=50_000,
+        options=options,
     )
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
@@ -121,12 +127,21 @@ def test_a_program_that_is_loaded_anywhere(traced: Traced) -> None:
     )
 
 
+def test_workers_that_handle_one_call_after_another(traced: Traced) -> None:
+    hops = chain(traced, "grpc", "1.64", options=("-workers=8",))
+    assert_right(hops.load("get/answer", requests=REQUESTS), evidence="goroutine")
+    assert_right(hops.load("fan-2-2/answer", requests=FAN), evidence="context")
+
+
 def test_status_codes(hops: Hops) -> None:
-    requests = 10 * CODES
-    found = hops.load("context/fail", requests=requests)
+    each = 10
+    requests = each * CODES
+    # one call more of the load and so of the front, and two attempts of each
+    found = hops.load("context/fail", requests=requests, more=5 * each)
     assert (found.result["ok"], found.result["failed"]) == (0, requests)
     assert len(found.spans) == found.expected
-    assert found.calls == {"right": requests}
+    assert found.calls == {"right": requests + each}
+    assert found.hops == {"none": requests + 3 * each}
     for span in found.spans:
         code = id_of(span) % CODES or UNKNOWN
         assert span.attributes["rpc.grpc.status_code"] == code, span

@@ -364,6 +364,7 @@ EXTRA = Feature(
         (f"{GRPC}/internal/status.Error.e",),
         # Before 1.60, where operateHeaders is given a frame first; since then a context.
         (f"{_TRANSPORT}http2Server.ctx",),
+        ("fmt.wrapError.err",),
     ),
-    types=(("*net/http.Request",),),
+    types=(("*net/http.Request",), ("*fmt.wrapError",)),
 )

@@ -263,6 +263,7 @@ class GoBinary(NamedTuple):
     grpc_server_type: int
     grpc_client_type: int
     grpc_error_type: int
+    wrap_error_type: int
     grpc_incoming_type: int
     grpc_outgoing_type: int
     g_goid: int
@@ -313,10 +314,11 @@ class GoBinary(NamedTuple):
     grpc_error_proto: int
     grpc_status_proto: int
     grpc_proto_code: int
+    wrap_error_err: int
     swiss_maps: int
 
 
-GO_BINARY = Struct("<QQQQQQQQQQQQQQQQQHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHB7x")
+GO_BINARY = Struct("<QQQQQQQQQQQQQQQQQQHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHB5x")
 
 
 class GoStartKey(NamedTuple):

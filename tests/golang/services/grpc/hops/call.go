@@ -18,6 +18,18 @@ import (
 // Pieces is the number of messages of a streamed body.
 const Pieces = 16
 
+// retries makes a second attempt of a call that is answered with the code UNAVAILABLE.
+const retries = `{"methodConfig": [{
+	"name": [{}],
+	"retryPolicy": {
+		"maxAttempts": 2,
+		"initialBackoff": "0.001s",
+		"maxBackoff": "0.001s",
+		"backoffMultiplier": 1,
+		"retryableStatusCodes": ["UNAVAILABLE"]
+	}
+}]}`
+
 // Piece is each of them.
 var Piece = bytes.Repeat([]byte("."), chain.Streamed/Pieces)
 
@@ -42,6 +54,7 @@ func Dial(target, ca string, numbered bool) (*Upstream, error) {
 		target,
 		grpc.WithTransportCredentials(offered),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
+		grpc.WithDefaultServiceConfig(retries),
 	)
 	if err != nil {
 		return nil, err

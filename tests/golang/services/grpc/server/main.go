@@ -19,6 +19,7 @@ func main() {
 	upstream := flag.String("upstream", "", "HOST:PORT of the next service")
 	ca := flag.String("ca", "", "`file` with its certificate: TLS")
 	numbered := flag.Int("numbered", 0, "ids that have methods of their own, METHOD.ID")
+	workers := flag.Uint("workers", 0, "goroutines that handle one call after another")
 	flag.Parse()
 
 	service := &service{workers: chain.NewWorkers()}
@@ -29,7 +30,7 @@ func main() {
 		}
 		service.upstream = next
 	}
-	options := []grpc.ServerOption{}
+	options := []grpc.ServerOption{grpc.NumStreamWorkers(uint32(*workers))}
 	if *certificate != "" {
 		offered, err := credentials.NewServerTLSFromFile(*certificate, *certificate)
 		if err != nil {
