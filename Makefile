@@ -96,9 +96,17 @@ $(BUNDLE): $(BUNDLE_INPUTS) $(BPF_OBJECTS) build/abi.stamp build/bundle.inputs
 demo: bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the joined trace (root)
 	@$(PYTHON) -m tests.fleet.demo
 
+# Those that need three releases of Go. The others need ten, and an hour on a new machine.
+GO_TESTS := judge sources parents protocols debian
+
+.PHONY: test-go
+test-go: bundle ## Run all tests with Go services, of ten releases of Go (root)
+	@$(PYTHON) -m pytest tests/golang
+
 .PHONY: test
 test: bundle ## Run the unit, kernel and fleet tests, then the Molecule scenario (root)
-	@$(PYTHON) -m pytest $(wildcard tests/unit tests/kernel tests/fleet)
+	@$(PYTHON) -m pytest $(wildcard tests/unit tests/kernel) $(GO_TESTS:%=tests/golang/test_%.py) \
+		$(wildcard tests/fleet)
 	@$(if $(wildcard molecule/default),molecule test --scenario-name default)
 
 .PHONY: boxes

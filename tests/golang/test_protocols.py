@@ -21,27 +21,24 @@ BUILDS = [
     ("grpc", "1.19", STRIPPED, "1.50"),
     ("grpc tls", toolchains.NEWEST, (), ""),
 ]
-NO_SPANS = {"grpc", "grpc tls"}
 
 
 @pytest.mark.parametrize(("protocol", "version", "flags", "modules"), BUILDS, ids=str)
 def test_calls_are_of_their_request(
     protocol: str, version: str, flags: tuple[str, ...], modules: str
 ) -> None:
-    spans = protocol not in NO_SPANS
     plans = ["context/context/answer", "fan-2-2/answer", "own/answer"]
     if PROTOCOLS[protocol].grpc:
         plans = ["unary/unary/answer", "watch/collect/answer", "talk/answer", "fan-2-2/answer"]
     with Traced({"propagation": {"peers": ["127.0.0.0/8", "::1/128"]}}) as traced:
         hops = Hops(traced, protocol, version=version, flags=flags, modules=modules, ids=100_000)
         for plan in plans:
-            found = hops.load(plan, spans=spans)
+            found = hops.load(plan)
             assert (found.result["ok"], found.result["failed"]) == (REQUESTS, 0), found.result
             assert len(found.spans) == found.expected
             assert found.wrong == 0
-            if spans:
-                own = plan.startswith("own")
-                assert set(found.calls) == {"own" if own else "right"}
-                # what is written beside one request cannot be told from the next in HTTP/2
-                alone = "http/1" in protocol or "https/1" in protocol
-                assert set(found.hops) == {"own" if own else "right" if alone else "none"}
+            own = plan.startswith("own")
+            assert set(found.calls) == {"own" if own else "right"}
+            # what is written beside one request cannot be told from the next in HTTP/2
+            alone = "http/1" in protocol or "https/1" in protocol
+            assert set(found.hops) == {"own" if own else "right" if alone else "none"}
