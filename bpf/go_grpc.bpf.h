@@ -195,8 +195,6 @@ static __always_inline void tl_go_grpc_outgoing(const struct tl_go_binary *binar
 	tl_go_headers(binary, conn, &exchange->text, raw[0]);
 	for (i = 0; i < TL_GRPC_ADDED_MAX && i < raw[2]; i++)
 		tl_go_grpc_added(conn, &exchange->text, raw[1] + 24 * i);
-	conn->out.flags |= conn->in.flags;
-	conn->in.flags = 0;
 }
 
 /* (*csAttempt).newStream(a), in the goroutine that makes the call: a.cs is the call */

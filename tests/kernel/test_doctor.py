@@ -17,7 +17,7 @@ from tests.kernel.operated import Operated
 from tests.kernel.traced import CHECKOUT
 from throughline.kernel import pins
 
-LATER = ("go", "go_write")
+LATER = ("go_write",)
 
 
 @pytest.fixture
