@@ -176,6 +176,7 @@ _Identity = tuple[int, int]
 class _Analysed:
     program: Program
     functions: golang.Starts
+    digest: str  # of the file: what it says of itself may be another's
     fd: int
 
 
@@ -185,10 +186,14 @@ class GoPrograms:
     def __init__(self, loaded: libbpf.Object) -> None:
         self._binaries = loaded.map_fd("tl_go_binaries")
         self._starts = loaded.map_fd("tl_go_starts")
+        # indices of an earlier run: its programs are found again, under others
+        processes = loaded.map_fd("tl_go_processes")
+        for key in list(libbpf.keys(processes, 4)):
+            libbpf.delete(processes, key)
         self._functions: dict[int, golang.Starts] = {}  # by index of tl_go_binaries
         self._versions: dict[int, str] = {}  # likewise
         self._known: dict[_Identity, Future[_Analysed | None]] = {}
-        self._indices: dict[str, int] = {}  # build id and family -> index of tl_go_binaries
+        self._indices: dict[str, int] = {}  # digest and family -> index of tl_go_binaries
         self._analysing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="go")
         self._open: list[int] = []  # files that the latter read
         self.failures: Counter[str] = Counter()
@@ -252,7 +257,7 @@ class GoPrograms:
             sites = dict(probed(program, family))
             if not sites:
                 continue
-            index = self._index(f"{program.build_id} {number}", program, family)
+            index = self._index(f"{analysed.digest} {number}", program, family)
             if index:
                 self._functions[index] = analysed.functions
                 self._versions[index] = program.version
@@ -315,7 +320,7 @@ def _analyse(fd: int) -> _Analysed | None:
     try:
         program = golang.analyse(fd)
         if program is not None:
-            return _Analysed(program, golang.Starts(fd), fd)
+            return _Analysed(program, golang.Starts(fd), golang.digest(fd), fd)
     except BaseException:
         os.close(fd)
         raise

@@ -122,6 +122,10 @@ SECURE = (
     Scenario("TLS, 200 bytes, keep-alive", "/static", 64, False, 1, tls=True),
     Scenario("TLS, 16 KB, keep-alive", "/16k", 64, False, 1, tls=True),
 )
+GO = (
+    Scenario("Go net/http, keep-alive", "/answer/7", 64, False, 1, "go"),
+    Scenario("Go net/http with TLS, keep-alive", "/answer/7", 64, False, 1, "go", tls=True),
+)
 
 
 def nginx_config(directory: Path, *, name: str, front: int, back: int, secure: int = 0) -> Path:

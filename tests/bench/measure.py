@@ -17,7 +17,8 @@ from statistics import median
 from typing import Any
 
 from tests.bench import load, probes
-from tests.bench.load import SCENARIOS, SECURE, ProgramTime, Rate, Scenario
+from tests.bench.load import GO, SCENARIOS, SECURE, ProgramTime, Rate, Scenario
+from tests.golang.build import STRIPPED, build
 from tests.kernel.traced import Traced, free_port, wait_port
 
 ROUNDS = 5
@@ -26,6 +27,8 @@ OFF, UNSAMPLED, SAMPLED = "off", "on, nothing sampled", "on, all sampled"
 OUTSIDE, INSIDE = "on, without `tls`", "on, with `tls`"
 SECURE_STATES = (OFF, OUTSIDE, INSIDE)
 STATES = (OFF, UNSAMPLED, SAMPLED)
+GO_OUTSIDE, GO_INSIDE = "on, without `go`", "on, with `go`"
+GO_STATES = (OFF, GO_OUTSIDE, GO_INSIDE)
 _SAMPLER = {UNSAMPLED: "always_off", SAMPLED: "always_on"}
 _PYTHON_SERVICE = Path(__file__).parents[1] / "kernel" / "services" / "origin.py"
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
@@ -34,6 +37,7 @@ Say = Callable[[str], None]
 
 
 Rates = dict[tuple[str, str], list[Rate]]  # by scenario and state, one for each round
+Spent = dict[tuple[str, str], list[float]]  # microseconds for each request, likewise
 
 
 @dataclass(slots=True)
@@ -43,9 +47,7 @@ class Results:
     load_before: float = 0.0  # load average over a minute
     others: int = 0  # agents on this kernel that are not ours: what they cost is in "off"
     rates: Rates = field(default_factory=lambda: defaultdict(list))
-    service_us: dict[tuple[str, str], list[float]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    service_us: Spent = field(default_factory=lambda: defaultdict(list))
     programs: dict[tuple[str, str], dict[str, tuple[float, float]]] = field(default_factory=dict)
     stats_ns: float = 0.0  # what the statistics themselves add to each run of a program
     agent_us: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -55,8 +57,11 @@ class Results:
     start_seconds: list[float] = field(default_factory=list)
     syscall_ns: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     secure: Rates = field(default_factory=lambda: defaultdict(list))
-    secure_us: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    secure_us: Spent = field(default_factory=lambda: defaultdict(list))
     secure_programs: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    go: Rates = field(default_factory=lambda: defaultdict(list))
+    go_us: Spent = field(default_factory=lambda: defaultdict(list))
+    go_programs: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     probes_ns: dict[str, float] = field(default_factory=dict)
     others_ns: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -91,6 +96,8 @@ class Bench:
             "python", ["taskset", "-c", load.NGINX_CPU, *python], stderr=subprocess.DEVNULL
         )
         wait_port(self._python_port)
+        self._go_port, self._go_secure = free_port(), free_port()
+        self._gos: dict[bool, subprocess.Popen[bytes]] = {}  # with TLS or without
 
     def _renew_worker(self) -> None:
         """A new worker, so that no upstream connection is older than the agent."""
@@ -114,7 +121,7 @@ class Bench:
             sampling={"sampler": _SAMPLER[state]},
             export={"otlp": {"endpoint": f"http://127.0.0.1:{self._back}"}},
             agent={"drain_interval": 0.1},
-            **{"instrumentation": {"tls": "off"}, "propagation": {}, **changes},
+            **{"instrumentation": {"tls": "off", "go": "off"}, "propagation": {}, **changes},
         )
         self._traced.start_agent()
         self._renew_worker()
@@ -169,25 +176,35 @@ class Bench:
             for state in STATES[turn % 3 :] + STATES[: turn % 3]:
                 with self._agent(state):
                     for scenario in SCENARIOS:
-                        before = self._service_cpu(scenario)
-                        rate = self._wrk(scenario)
-                        spent = self._service_cpu(scenario) - before
-                        results.rates[scenario.name, state].append(rate)
-                        per_request = spent / max(1, rate.requests) * 1e6
-                        results.service_us[scenario.name, state].append(per_request)
+                        self._rate(scenario, state, results.rates, results.service_us)
                     if state == SAMPLED:
                         self._note_saturated(results)
             self._say(f"requests/s: round {turn + 1} of {ROUNDS}")
 
+    def _rate(self, scenario: Scenario, state: str, rates: Rates, spent: Spent) -> None:
+        """One run of wrk: its rate, and the service's own CPU microseconds for each request."""
+        before = self._service_cpu(scenario)
+        rate = self._wrk(scenario)
+        used = self._service_cpu(scenario) - before
+        rates[scenario.name, state].append(rate)
+        spent[scenario.name, state].append(used / max(1, rate.requests) * 1e6)
+
     def _wrk(self, scenario: Scenario, *, seconds: float = SECONDS, delay_ms: int = 0) -> Rate:
-        port = self.front if scenario.service == "nginx" else self._python_port
-        port = self._secure if scenario.tls else port
+        port = {
+            ("nginx", False): self.front,
+            ("nginx", True): self._secure,
+            ("python", False): self._python_port,
+            ("go", False): self._go_port,
+            ("go", True): self._go_secure,
+        }[scenario.service, scenario.tls]
         return load.wrk(self._directory, port, scenario, seconds=seconds, delay_ms=delay_ms)
 
     def _service_cpu(self, scenario: Scenario) -> float:
         # threads of the Python service end with their connection: what they used counts, too
         if scenario.service == "nginx":
             return load.cpu_seconds(self._worker)
+        if scenario.service == "go":
+            return load.cpu_seconds(self._gos[scenario.tls].pid)
         return load.ended_cpu_seconds(self._python.pid)
 
     def _note_saturated(self, results: Results) -> None:
@@ -285,12 +302,7 @@ class Bench:
             for state in SECURE_STATES[turn % 3 :] + SECURE_STATES[: turn % 3]:
                 with self._secured(state):
                     for scenario in SECURE:
-                        before = self._service_cpu(scenario)
-                        rate = self._wrk(scenario)
-                        spent = self._service_cpu(scenario) - before
-                        results.secure[scenario.name, state].append(rate)
-                        per_request = spent / max(1, rate.requests) * 1e6
-                        results.secure_us[scenario.name, state].append(per_request)
+                        self._rate(scenario, state, results.secure, results.secure_us)
             self._say(f"TLS: round {turn + 1} of {ROUNDS}")
         with self._secured(INSIDE), _statistics():
             ids = load.loaded()
@@ -308,7 +320,7 @@ class Bench:
     def _secured(self, state: str) -> Iterator[None]:
         on = OFF if state == OFF else UNSAMPLED
         inside = "auto" if state == INSIDE else "off"
-        with self._agent(on, instrumentation={"tls": inside}):
+        with self._agent(on, instrumentation={"tls": inside, "go": "off"}):
             if state == INSIDE:
                 self._wait_probed()
             yield
@@ -318,6 +330,42 @@ class Bench:
         while not (self._status()["tls"] or {}).get("files"):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no TLS library was found:\n{self._traced.log()}")
+
+    def go(self, results: Results) -> None:
+        """Services of Go without the agent, with it but for the group `go`, and with that."""
+        server = build("chain/server", flags=STRIPPED)
+        certificate = self._directory / "both.pem"
+        for tls in (False, True):
+            port = self._go_secure if tls else self._go_port
+            secured = [f"-certificate={certificate}"] if tls else []
+            pinned = ["taskset", "-c", load.NGINX_CPU, str(server)]
+            command = ["env", "GOMAXPROCS=1", *pinned, f"-listen=127.0.0.1:{port}", *secured]
+            self._gos[tls] = self._traced.spawn("go", command, stderr=subprocess.DEVNULL)
+            wait_port(port)
+        for turn in range(ROUNDS):
+            for state in GO_STATES[turn % 3 :] + GO_STATES[: turn % 3]:
+                with self._going(state):
+                    for scenario in GO:
+                        self._rate(scenario, state, results.go, results.go_us)
+            self._say(f"Go: round {turn + 1} of {ROUNDS}")
+        with self._going(GO_INSIDE), _statistics():
+            ids = load.loaded()
+            for scenario in GO:
+                was = load.program_times(ids)
+                rate = self._wrk(scenario)
+                now = load.program_times(ids)
+                results.go_programs[scenario.name] = {
+                    name: _per_request(was[name], now[name], rate.requests) for name in was
+                }
+
+    @contextlib.contextmanager
+    def _going(self, state: str) -> Iterator[None]:
+        on = OFF if state == OFF else UNSAMPLED
+        inside = "auto" if state == GO_INSIDE else "off"
+        with self._agent(on, instrumentation={"tls": "off", "go": inside}):
+            if state == GO_INSIDE:
+                self._traced.wait_followed(build("chain/server", flags=STRIPPED))
+            yield
 
     def others(self, results: Results) -> None:
         """What a packet pays that is neither from nor for a peer, in the programs that see it."""

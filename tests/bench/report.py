@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from tests.bench.load import SCENARIOS, SECURE
+from tests.bench.load import GO, SCENARIOS, SECURE
 from tests.bench.measure import (
+    GO_INSIDE,
+    GO_STATES,
     INSIDE,
     OFF,
     OUTSIDE,
@@ -26,6 +29,7 @@ from tests.bench.measure import (
 
 AIM_RATE = 3.0  # percent fewer requests/s at saturation
 AIM_SECURE = {OUTSIDE: 3.0, INSIDE: 8.0}  # percent fewer requests/s over HTTPS
+AIM_GO = 10.0  # percent fewer requests/s of a service of Go
 AIM_BPF = 3000.0  # nanoseconds for each request and hop
 AIM_SAMPLED = 30.0  # microseconds of agent CPU for each exported span
 AIM_UNSAMPLED = 0.2  # microseconds of agent CPU for each unsampled request
@@ -55,6 +59,7 @@ def markdown(results: Results, *, seconds: float) -> str:
         _rates,
         _programs,
         _secure,
+        _go,
         _others,
         _agent,
         _memory,
@@ -125,6 +130,13 @@ def _summary(results: Results) -> list[str]:
                     f"| fewer requests/s at saturation: {scenario.name}; {state} | {aim:g} %"
                     f" | {median(loss):.1f} % | {_decided(loss, aim)} |"
                 )
+    if results.go:
+        for scenario in GO:
+            loss = _loss(results.go, scenario.name, GO_INSIDE)
+            lines.append(
+                f"| fewer requests/s at saturation: {scenario.name}; {GO_INSIDE} | {AIM_GO:g} %"
+                f" | {median(loss):.1f} % | {_decided(loss, AIM_GO)} |"
+            )
     if results.programs:
         for scenario in SCENARIOS:
             hop = _bpf_net(results, scenario.name, SAMPLED) / scenario.hops / 1000
@@ -252,15 +264,50 @@ def _secure(results: Results) -> list[str]:
                 f" | {median(results.secure_us[scenario.name, state]):.1f} |"
             )
     lines += ["", "Nanoseconds for each request in each program, runs in brackets:", ""]
-    for name, programs in results.secure_programs.items():
+    lines += _in_programs(results.secure_programs)
+    lines += ["", "What a probe adds to a call, with a program that does nothing:", ""]
+    return lines + [f"- {place}: {ns:,.0f} ns" for place, ns in results.probes_ns.items()]
+
+
+def _go(results: Results) -> list[str]:
+    if not results.go:
+        return []
+    lines = [
+        "",
+        "## Go",
+        "",
+        f"A service of net/http that answers with a line of JSON, {GO[0].connections} kept"
+        " connections, one processor (GOMAXPROCS=1), nothing sampled.",
+        "",
+        "| scenario | agent | requests/s | fewer, % | p50 ms | p99 ms | service µs/request |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for scenario in GO:
+        for state in GO_STATES:
+            found = results.go[scenario.name, state]
+            loss = [] if state == OFF else _loss(results.go, scenario.name, state)
+            lines.append(
+                f"| {scenario.name} | {state}"
+                f" | {median(rate.per_second for rate in found):,.0f}"
+                f" | {_range(loss, '{:.1f}') if loss else ''}"
+                f" | {median(rate.p50 for rate in found):.2f}"
+                f" | {median(rate.p99 for rate in found):.2f}"
+                f" | {median(results.go_us[scenario.name, state]):.1f} |"
+            )
+    lines += ["", "Nanoseconds for each request in each program, runs in brackets:", ""]
+    return lines + _in_programs(results.go_programs)
+
+
+def _in_programs(found: Mapping[str, Mapping[str, tuple[float, float]]]) -> list[str]:
+    lines = []
+    for name, programs in found.items():
         said = ", ".join(
             f"`{program}` {ns:,.0f} ({runs:.1f})"
             for program, (ns, runs) in sorted(programs.items())
             if runs >= 0.05
         )
         lines.append(f"- {name}: {said}")
-    lines += ["", "What a probe adds to a call, with a program that does nothing:", ""]
-    return lines + [f"- {place}: {ns:,.0f} ns" for place, ns in results.probes_ns.items()]
+    return lines
 
 
 def _others(results: Results) -> list[str]:

@@ -23,7 +23,7 @@ from tests.bench import load, measure, report  # noqa: E402
 from tests.kernel.traced import Traced  # noqa: E402
 
 LONGEST_SECONDS = 590
-PARTS = ("programs", "agent", "starts", "syscalls", "tls", "others", "rates")
+PARTS = ("programs", "agent", "starts", "syscalls", "tls", "go", "others", "rates")
 _TOOLS = ("nginx", "wrk", "bpftool", "taskset", "cc")
 
 

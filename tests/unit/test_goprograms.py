@@ -20,13 +20,14 @@ class Maps:
     """Of an object that is not loaded."""
 
     def map_fd(self, name: str) -> int:
-        return {"tl_go_binaries": 1001, "tl_go_starts": 1002}[name]
+        return {"tl_go_binaries": 1001, "tl_go_starts": 1002, "tl_go_processes": 1003}[name]
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, bytes], bytes]:
     """What the maps were told: descriptor and key -> value."""
     found: dict[tuple[int, bytes], bytes] = {}
+    monkeypatch.setattr(libbpf, "keys", lambda fd, size: iter(()))
     monkeypatch.setattr(
         libbpf, "update", lambda fd, key, value: found.__setitem__((fd, key), value)
     )

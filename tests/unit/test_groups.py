@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from throughline import config, groups
-from throughline.kernel import uprobes
+from throughline.kernel import pins, uprobes
 from throughline.kernel.facts import CAPABILITIES, Facts
 from throughline.kernel.objects import Objects
 from throughline.kernel.programs import Programs
@@ -162,3 +162,8 @@ def test_without_perfmon_that_is_what_is_missing() -> None:
     error = OSError(errno.EACCES, "perf_event_open: Permission denied")
     assert groups.without_uprobes("tls", error, found) is None
     assert "missing CAP_PERFMON" in groups.explain(error, found)[0]
+
+
+def test_each_group_that_follows_can_be_withdrawn(tmp_path: Path) -> None:
+    for name in groups.FOLLOWING:
+        pins.withdraw(tmp_path, name)

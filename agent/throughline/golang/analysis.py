@@ -46,6 +46,14 @@ def is_go(fd: int) -> bool:
         return False
 
 
+def digest(fd: int) -> str:
+    """Equal for files whose content is equal, and for no others. Raises as `analyse` does."""
+    elf = Elf.open(fd)
+    if elf is None:
+        raise MalformedError("no program any more")
+    return buildinfo.digest(elf)
+
+
 def analyse(fd: int) -> Program | None:
     """The Go program in an open file; None when there is none.
 

@@ -18,6 +18,7 @@ _OF_GROUP: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "headers": (("tl_sockops",), ("tl_socks",)),
     "packets": (("tl_packets_",), ()),
     "tls": ((), ()),
+    "go": ((), ()),
 }
 
 
