@@ -120,7 +120,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     wanted: Kind = request.param
     try:
         with uprobes._constant(wanted) as program, uprobes._page() as page:
-            uprobes._attach(program, page, 0, returns=False, pid=os.getpid(), kind=wanted).destroy()
+            uprobes._attach(program, page, Site("", 0), pid=os.getpid(), kind=wanted).destroy()
     except OSError as error:
         pytest.skip(f"{wanted.value}: {error}")
     return wanted
