@@ -313,6 +313,7 @@ static __always_inline struct tl_request *tl_find_parent(struct tl_conn *conn, _
 		return NULL;
 	}
 	request = tl_thread_request(thread, key, &refused);
+#ifndef TL_OF_TLS /* no Go program calls OpenSSL; and stacks are small */
 	if (!request && !thread) {
 		request = tl_go_parent(conn, key, evidence, &refused);
 		if (request) {
@@ -321,6 +322,7 @@ static __always_inline struct tl_request *tl_find_parent(struct tl_conn *conn, _
 			return request;
 		}
 	}
+#endif
 	if (!request) {
 		tl_unattributed(thread, refused);
 		tl_count(refused);
