@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
-NOT_IN_THIS_RELEASE = "not part of this release"
 MODES = ("write", "network", "observe", "none", "unknown")
 
 
@@ -38,29 +37,30 @@ def verdict_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
 def cell(verdict: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One group on one host, with a word for the table.
 
-    on: works now. ready: will work once the agent is installed. off: cannot work, or has been
-    switched off. possible: a later release can do it here. no: not even a later release can.
+    on: works now. ready: will work once the agent is installed. possible: could work, but nobody
+    wants it (throughline_groups, the agent's configuration). off: cannot work, or does not.
     """
-    group = dict(verdict["groups"][name])
-    if group["reason"] == NOT_IN_THIS_RELEASE:
-        word = {True: "possible", False: "no"}.get(group.get("possible"), "later")  # type: ignore[arg-type]
-    elif group["state"] == "on":
+    group = verdict["groups"][name]
+    idle = not group["wanted"] and not group["fix"]  # switched off, which nothing is to cure
+    if group["state"] == "on" and (verdict["source"] == "doctor" or group["wanted"]):
         word = "on" if verdict["source"] == "doctor" else "ready"
+    elif idle and group.get("possible"):
+        word = "possible"
     else:
         word = "off"
-    return {**group, "word": word, "why": group.get("possible_reason") or group["reason"]}
+    why = group["reason"] if word == "off" else group.get("note", "")
+    return {**group, "word": word, "why": why}
 
 
 def reasons(groups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Why groups are off and what to do; groups with the same reason share an entry."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for name, group in groups.items():
-        if group["why"] and group["word"] in ("off", "no", "possible"):
+        if group["why"]:
             alike.setdefault((group["word"], group["why"], group["fix"]), []).append(name)
     return [
         {"groups": names, "word": word, "why": why, "fix": fix}
         for (word, why, fix), names in alike.items()
-        if why != NOT_IN_THIS_RELEASE
     ]
 
 

@@ -13,7 +13,6 @@ ARCHITECTURES = ("x86_64",)
 MODES = ("none", "observe", "network", "write")
 GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
 NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
-NOT_IN_THIS_RELEASE = "not part of this release"
 
 
 def dotted(version):
@@ -142,15 +141,21 @@ def perf_obstacles(host, *, allow_sys_admin):
     ]
 
 
-def later_obstacles(host, options):
-    """[(reason, fix)] against go_write, which a later release brings: is it possible here?"""
-    obstacles = uprobe_obstacles(host, options)
-    obstacles += capability_obstacles(host, "CAP_SYS_ADMIN")
-    if host["lockdown"] not in ("none", "absent"):
+def write_obstacles(host, *, wanted):
+    """[(reason, fix)] against writes into Go programs, where nothing keeps `go` from working."""
+    obstacles = capability_obstacles(host, "CAP_SYS_ADMIN")
+    if host["lockdown"] == "integrity":  # under confidentiality not even go works
         obstacles.append(
             (
-                f"lockdown is {host['lockdown']}: the kernel refuses bpf_probe_write_user",
+                "lockdown is integrity: the kernel refuses bpf_probe_write_user",
                 "boot without lockdown= and without Secure Boot, or do without go_write",
+            )
+        )
+    if "go_write" in wanted and "go" not in wanted:
+        obstacles.append(
+            (
+                "go is not wanted, and go_write writes into what go follows",
+                "add go to throughline_groups, or take go_write out",
             )
         )
     return obstacles
@@ -170,21 +175,29 @@ def lockdown_obstacles(host):
 
 
 def judge(host, options, *, wanted, allow_sys_admin=False):
-    """Verdict for each feature group, in the shape of doctor --json, and with `possible`."""
+    """Verdict for each feature group, in the shape of doctor --json, and with `possible`.
+
+    What asks for go_write consents to CAP_SYS_ADMIN where go_write can work, and there only: then
+    the agent has it, and uprobes that ask for it are no obstacle to the others.
+    """
     shared = common_obstacles(host) + option_obstacles(options, "CONFIG_BPF_SYSCALL")
     observe = shared + option_obstacles(options, "CONFIG_CGROUP_BPF") + lockdown_obstacles(host)
     headers = observe + option_obstacles(options, "CONFIG_BPF_STREAM_PARSER", "CONFIG_NET_SOCK_MSG")
     tls = observe + [found for found in uprobe_obstacles(host, options) if found not in observe]
-    tls += perf_obstacles(host, allow_sys_admin=allow_sys_admin)
-    released = {
+    go = go_obstacles(host)
+    go_write = tls + go + write_obstacles(host, wanted=wanted)
+    consented = allow_sys_admin or ("go_write" in wanted and not go_write)
+    tls += perf_obstacles(host, allow_sys_admin=consented)
+    obstacles_of = {
         "observe": observe,
         "headers": headers,
         "packets": observe,
         "tls": tls,
-        "go": tls + go_obstacles(host),
+        "go": tls + go,
+        "go_write": go_write,
     }
     groups = {}
-    for name, obstacles in released.items():
+    for name, obstacles in obstacles_of.items():
         groups[name] = {
             "state": "off" if obstacles else "on",
             "wanted": name in wanted,
@@ -192,18 +205,8 @@ def judge(host, options, *, wanted, allow_sys_admin=False):
             "reason": "; ".join(reason for reason, _fix in obstacles),
             "fix": "; ".join(fix for _reason, fix in obstacles),
         }
-    obstacles = later_obstacles(host, options)
-    why = "; ".join(reason for reason, _fix in obstacles)
-    if not why and not host["securityfs"]:
-        why = "securityfs is not mounted and no lockdown was found"
-    groups["go_write"] = {
-        "state": "off",
-        "wanted": "go_write" in wanted,
-        "possible": not obstacles,
-        "reason": NOT_IN_THIS_RELEASE,
-        "possible_reason": why,
-        "fix": "; ".join(fix for _reason, fix in obstacles),
-    }
+    if groups["go_write"]["possible"] and not host["securityfs"]:
+        groups["go_write"]["note"] = "securityfs is not mounted and no lockdown was found"
     return groups
 
 
@@ -225,10 +228,10 @@ def shortfall(verdict, required):
     seen = set()
     for name in needed.get(required, ("observe",)):
         group = verdict["groups"][name]
-        reason = group.get("possible_reason") or group["reason"]
-        if group.get("possible", group["state"] == "on") or (reason, group["fix"]) in seen:
+        said = (group["reason"], group["fix"])
+        if group.get("possible", group["state"] == "on") or said in seen:
             continue
-        seen.add((reason, group["fix"]))
-        lines.append(f"{name} is off: {reason}. Remedy: {group['fix']}.")
+        seen.add(said)
+        lines.append(f"{name} is off: {group['reason']}. Remedy: {group['fix']}.")
     lines.append("Or lower throughline_required_mode for this host.")
     return " ".join(lines)

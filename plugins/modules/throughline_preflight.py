@@ -29,13 +29,15 @@ options:
   required_mode:
     description:
       - The least that the host must be able to do. V(network) means O(groups) observe and headers,
-        V(observe) only observe, V(write) that go_write is possible too.
+        V(observe) only observe, V(write) that go_write is possible too, whether wanted or not.
       - The module fails below it and says what was found, what is required and what to do.
     type: str
     choices: [write, network, observe, none]
     default: none
   allow_sys_admin:
-    description: Whether the agent may have CAP_SYS_ADMIN where the kernel asks for it for tls.
+    description:
+      - Whether the agent may have CAP_SYS_ADMIN where the kernel asks for it for tls and go.
+      - Asking for go_write in O(groups) is consent on hosts that can do it.
     type: bool
     default: false
   doctor:
@@ -92,7 +94,6 @@ from ansible_collections.throughline.fleet.plugins.module_utils.uprobes import n
 from ansible_collections.throughline.fleet.plugins.module_utils.verdict import (
     GROUPS,
     MODES,
-    NOT_IN_THIS_RELEASE,
     judge,
     mode_of,
     shortfall,
@@ -116,15 +117,16 @@ def ask_doctor(run):
 def merge(verdict, answer):
     """The doctor's answer, and what only preflight looks at: could the host do a group?
 
-    A group that the installed release does not have may well be one of ours.
+    A group that is switched off, or that the installed release does not have, was not tried: what
+    keeps the host from it is then ours to say.
     """
     groups = {}
     for name, group in answer["groups"].items():
         ours = verdict["groups"].get(name, {})
         groups[name] = {**ours, **group}
-        if ours and group["reason"] == NOT_IN_THIS_RELEASE:
-            why = ours.get("possible_reason", ours["reason"])
-            groups[name].update(possible_reason=why, fix=ours["fix"])
+        if ours and ours["reason"] and not group["wanted"] and not group["fix"]:
+            both = f"{group['reason']}; {ours['reason']}" if group["reason"] else ours["reason"]
+            groups[name].update(reason=both, fix=ours["fix"])
     return {**answer, "host": {**verdict["host"], **answer["host"]}, "groups": groups}
 
 

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ HYBRID = (
 LEGACY = HYBRID.replace("cgroup2 cgroup2 rw", "cgroup cgroup rw,name=systemd")
 SECURITYFS = "50 20 0:7 / /sys/kernel/security rw - securityfs securityfs rw\n"
 ALL_CAPABILITIES = "000001ffffffffff"
+UNLOCKED = "[none] integrity confidentiality"
+EVERYTHING = ("observe", "headers", "packets", "tls", "go", "go_write")
 Run = Callable[[list[str]], tuple[int, str, str]]
 
 
@@ -70,6 +72,7 @@ def verdict(
     options: str | None = None,
     uprobes: str | None = "multi",
     allow_sys_admin: bool = False,
+    wanted: Sequence[str] = ("observe", "headers", "packets", "tls", "go"),
     run: Run | None = None,
 ) -> dict[str, Any]:
     """The verdict on a recorded tree, which by default is a Debian 12 host with Secure Boot."""
@@ -93,9 +96,7 @@ def verdict(
     host_module, judging = plugin("module_utils.host"), plugin("module_utils.verdict")
     host = {**host_module.describe_host(str(tree), run or answer()), "uprobes": uprobes}
     kernel_options = host_module.read_kernel_options(str(tree), host["kernel"])
-    groups = judging.judge(
-        host, kernel_options, wanted=["observe", "headers"], allow_sys_admin=allow_sys_admin
-    )
+    groups = judging.judge(host, kernel_options, wanted=wanted, allow_sys_admin=allow_sys_admin)
     return {"host": host, "groups": groups, "mode": judging.mode_of(groups)}
 
 
@@ -107,9 +108,10 @@ def test_a_current_host_can_run_the_network_groups(tmp_path: Path) -> None:
     assert found["groups"]["observe"] == {
         "state": "on", "wanted": True, "possible": True, "reason": "", "fix": ""
     }  # fmt: skip
-    assert found["groups"]["go_write"]["reason"] == "not part of this release"
-    assert found["groups"]["go_write"]["possible"] is False
-    assert "bpf_probe_write_user" in found["groups"]["go_write"]["possible_reason"]
+    go_write = found["groups"]["go_write"]
+    assert (go_write["state"], go_write["wanted"], go_write["possible"]) == ("off", False, False)
+    assert go_write["reason"] == "lockdown is integrity: the kernel refuses bpf_probe_write_user"
+    assert "Secure Boot" in go_write["fix"]
 
 
 @pytest.mark.parametrize(
@@ -177,14 +179,70 @@ def test_confidentiality_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_without_lockdown_the_host_could_write_into_programs(tmp_path: Path) -> None:
-    assert verdict(tmp_path, lockdown="[none] integrity confidentiality")["mode"] == "write"
+    found = verdict(tmp_path, lockdown=UNLOCKED)
+    assert found["mode"] == "write"
+    assert found["groups"]["go_write"] == {
+        "state": "on", "wanted": False, "possible": True, "reason": "", "fix": ""
+    }  # fmt: skip
+    assert plugin("module_utils.verdict").shortfall(found, "write") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"lockdown": "none [integrity] confidentiality"}, "lockdown is integrity"),
+        ({"capabilities": "000001ffffdfffff"}, "PID 1 cannot hand out CAP_SYS_ADMIN"),
+        ({"kernel": "5.10.0-46-amd64"}, "kernel is 5.10.0-46-amd64, but go needs 5.15"),
+        ({"wanted": ["observe", "headers", "go_write"]}, "go is not wanted"),
+    ],
+)
+def test_what_keeps_a_host_from_writing_into_programs(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    found = verdict(tmp_path, **{"lockdown": UNLOCKED, "wanted": EVERYTHING, **change})
+    go_write = found["groups"]["go_write"]
+    assert (go_write["state"], go_write["possible"], found["mode"]) == ("off", False, "network")
+    assert go_write["reason"].startswith(reason) and go_write["fix"]
+    message = plugin("module_utils.verdict").shortfall(found, "write")
+    assert f"go_write is off: {go_write['reason']}. Remedy: {go_write['fix']}." in message
+
+
+@pytest.mark.parametrize(
+    ("wanted", "lockdown", "kernel", "states"),
+    [
+        ("go_write", UNLOCKED, "6.1.0-56-amd64", ("on", "on", "on")),
+        ("", UNLOCKED, "6.1.0-56-amd64", ("off", "off", "on")),
+        ("go_write", "none [integrity] confidentiality", "6.1.0-56-amd64", ("off", "off", "off")),
+        ("go_write", UNLOCKED, "5.10.0-46-amd64", ("off", "off", "off")),
+    ],
+)
+def test_asking_for_go_write_is_consent_where_it_can_work(
+    tmp_path: Path, wanted: str, lockdown: str, kernel: str, states: tuple[str, str, str]
+) -> None:
+    groups = verdict(
+        tmp_path,
+        uprobes="admin",
+        lockdown=lockdown,
+        kernel=kernel,
+        wanted=["observe", "headers", "tls", "go", wanted],
+    )["groups"]
+    assert tuple(groups[name]["state"] for name in ("tls", "go", "go_write")) == states
+    if states[0] == "off":
+        assert "throughline_allow_sys_admin" in groups["tls"]["fix"]
 
 
 def test_an_unmounted_securityfs_is_said(tmp_path: Path) -> None:
     found = verdict(tmp_path, lockdown=None, mounts=UNIFIED)
     assert found["host"]["lockdown"] == "absent"
     assert found["host"]["securityfs"] is False
-    assert "securityfs is not mounted" in found["groups"]["go_write"]["possible_reason"]
+    go_write = found["groups"]["go_write"]
+    assert go_write["possible"] and "securityfs is not mounted" in go_write["note"]
+    verdicts = {"web": {"ansible_facts": {"throughline_preflight": preflight(found)}}}
+    reports = plugin("filter.throughline_report")
+    table = reports.throughline_table(reports.throughline_report(verdicts, "now"))
+    assert table[-1] == (
+        "web: go_write possible: securityfs is not mounted and no lockdown was found"
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,21 +319,37 @@ def test_go_needs_a_newer_kernel_than_the_others(tmp_path: Path, kernel: str, st
     assert found["groups"]["go"]["reason"] == reason
 
 
-def test_a_group_that_the_installed_release_lacks_is_one_of_the_next(tmp_path: Path) -> None:
-    ours = {"source": "preflight", "version": None, **verdict(tmp_path)}
-    later = {"state": "off", "wanted": False, "reason": "not part of this release", "fix": ""}
-    answer = {
-        "version": "0.1.0",
-        "mode": "network",
-        "host": {},
-        "groups": {"observe": {**later, "state": "on", "reason": ""}, "tls": later},
-    }
+def preflight(found: dict[str, Any]) -> dict[str, Any]:
+    return {"source": "preflight", "version": None, **found}
+
+
+@pytest.mark.parametrize(
+    ("said", "fix", "lockdown", "word", "why"),
+    [
+        ("instrumentation.go_write is off", "", UNLOCKED, "possible", ""),
+        ("not part of this release", "", UNLOCKED, "possible", ""),  # an older one
+        (
+            *("instrumentation.go_write is off", "", "none [integrity] confidentiality", "off"),
+            "instrumentation.go_write is off; lockdown is integrity: the kernel refuses "
+            "bpf_probe_write_user",
+        ),
+        ("missing CAP_SYS_ADMIN", "grant it", UNLOCKED, "off", "missing CAP_SYS_ADMIN"),
+    ],
+)
+def test_what_the_agent_has_not_tried_is_judged_by_preflight(
+    tmp_path: Path, said: str, fix: str, lockdown: str, word: str, why: str
+) -> None:
+    ours = preflight(verdict(tmp_path, lockdown=lockdown))
+    works = {"state": "on", "wanted": True, "reason": "", "fix": ""}
+    off = {"state": "off", "wanted": False, "reason": said, "fix": fix}
+    groups = {**dict.fromkeys(EVERYTHING, works), "go_write": off}
+    answer = {"version": "0.1.0", "mode": "network", "host": {}, "groups": groups}
     merged = plugin("modules.throughline_preflight").merge(ours, answer)
-    assert merged["groups"]["tls"]["state"] == "off"
     merged.update(source="doctor")
-    merged["groups"] = {name: merged["groups"][name] for name in ("observe", "tls")}
     cell = plugin("filter.throughline_report").cell
-    assert [cell(merged, name)["word"] for name in ("observe", "tls")] == ["on", "possible"]
+    assert cell(merged, "observe")["word"] == "on"
+    found = cell(merged, "go_write")
+    assert (found["state"], found["word"], found["why"]) == ("off", word, why)
 
 
 def test_without_sockmaps_a_host_can_only_observe(tmp_path: Path) -> None:
@@ -537,7 +611,7 @@ def test_the_report_names_every_host_and_why(tmp_path: Path) -> None:
         "network",
         "0.1.0",
         *["on"] * 5,
-        "no",
+        "off",
     ]
     assert words["away"][0] == "unreachable"
     assert words["broken"][0] == "failed"
