@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 TABLE = Path(__file__).with_name("expected.yml")
-# of this release, apart from go: no platform runs a Go program yet
-GROUPS = ("observe", "headers", "packets", "tls")
+GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
+# No platform runs a Go program yet: of these only what doctor says is looked at.
+STATED = ("go", "go_write")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +29,16 @@ class Platform:
     refused: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     allow_sys_admin: bool = False
+    asks: tuple[str, ...] = ("go_write",)
+
+    @property
+    def wanted(self) -> list[str]:
+        """The groups that the rollout asks for."""
+        return [name for name in GROUPS if name != "go_write" or name in self.asks]
 
     @property
     def on(self) -> list[str]:
-        """The groups that work, of all that the rollout asks for."""
+        """The groups that work, of those that the rollout asks for."""
         return [name for name, state in self.groups.items() if state == "on"]
 
     @property
@@ -40,7 +48,9 @@ class Platform:
 
     @property
     def doctor_mode(self) -> str:
-        """What doctor says once the agent runs: go_write, of `write`, is not in this release."""
+        """What doctor says once the agent runs: the most that is on, not the most that could be."""
+        if "go_write" in self.on:
+            return "write"
         if "headers" in self.on:
             return "network"
         return "observe" if self.on else "none"
@@ -51,9 +61,16 @@ class Platform:
         return {"packets", "tls"} <= set(self.on)
 
     @property
-    def asked(self) -> dict[str, bool]:
-        """What the rollout sets besides rollout.yml; the groups are the roles' default."""
-        return {"throughline_allow_sys_admin": True} if self.allow_sys_admin else {}
+    def asked(self) -> dict[str, Any]:
+        """What the rollout sets besides rollout.yml."""
+        asked: dict[str, Any] = {"throughline_groups": self.wanted} if self.asks else {}
+        return asked | ({"throughline_allow_sys_admin": True} if self.allow_sys_admin else {})
+
+    def word(self, name: str) -> str:
+        """What check.yml says of a group on the bare host."""
+        if self.groups[name] == "on":
+            return "ready"
+        return "possible" if name not in self.wanted and self.mode == "write" else "off"
 
 
 def load(table: Path = TABLE) -> dict[str, Platform]:
