@@ -186,6 +186,10 @@ class Programs:
         """Group `go`, which is uprobes only. After `attach_observe`."""
         return self.objects.load("go", prepare=lambda opened: uprobes.prepare(opened, kind))
 
+    def attach_go_write(self, kind: uprobes.Kind) -> libbpf.Object:
+        """Group `go_write`, which is uprobes only. After `attach_go`."""
+        return self.objects.load("go_write", prepare=lambda opened: uprobes.prepare(opened, kind))
+
     def _tell_settings(self, *, packets: bool | None = None) -> None:
         if packets is not None:
             self._settings = replace(self._settings, packets=packets)
