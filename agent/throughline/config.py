@@ -89,7 +89,7 @@ class Config:
     path: Path
     services: tuple[ServiceRule, ...]  # empty: every unit in system.slice
     propagation: Propagation
-    instrumentation: frozenset[str]  # groups that are wanted: tls, go
+    instrumentation: frozenset[str]  # groups that are wanted: tls, go, go_write
     sampling: Sampling
     export: Export
     resource_attributes: Mapping[str, str]
@@ -151,7 +151,7 @@ def _assemble(reader: Reader) -> Config:
             tc_priority=get("propagation.tc.priority"),
         ),
         instrumentation=frozenset(
-            name for name in ("tls", "go") if get(f"instrumentation.{name}") == "auto"
+            name for name in ("tls", "go", "go_write") if get(f"instrumentation.{name}") == "auto"
         ),
         sampling=Sampling(sampler=get("sampling.sampler"), arg=get("sampling.arg")),
         export=Export(

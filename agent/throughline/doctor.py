@@ -46,7 +46,7 @@ def report(config: Config) -> dict[str, Any]:
         "agent": {"running": running is not None, "pid": running["pid"] if running else None},
         "groups": states,
         "mode": mode(states),
-        "notes": _notes(running, config),
+        "notes": _notes(running, config, states),
     }
 
 
@@ -70,8 +70,7 @@ def _try(config: Config, found: facts.Facts) -> dict[str, Group]:
         following = {
             name: groups.unwanted(name, config, found) or blocked for name in groups.FOLLOWING
         }
-        later = dict.fromkeys(groups.LATER, groups.later())
-        return {"observe": blocked, **following, **later}
+        return {"observe": blocked, **following}
     assert found.cgroup2 is not None
     trial = Path(tempfile.mkdtemp(prefix="doctor", dir=config.agent.bpffs))
     settings = Settings(abi.Sampler.ALWAYS_OFF, 0.0, False, False)
@@ -86,7 +85,7 @@ def _try(config: Config, found: facts.Facts) -> dict[str, Group]:
         trial.rmdir()
 
 
-def _notes(running: dict[str, Any] | None, config: Config) -> list[str]:
+def _notes(running: dict[str, Any] | None, config: Config, states: dict[str, Any]) -> list[str]:
     """What an operator should know although it works."""
     notes = [
         "The tracepoint sys_enter tells the end of an event loop's tick; while it is attached "
@@ -97,6 +96,12 @@ def _notes(running: dict[str, Any] | None, config: Config) -> list[str]:
         notes.append(
             f"propagation.peers has {', '.join(open_to_all)}: everybody who can reach a service "
             "may choose the trace of a request, and learns the ids of ours."
+        )
+    if states["go_write"]["state"] == "on":
+        notes.append(
+            "go_write writes into the memory of Go programs (docs/go.md). For each of its programs "
+            "a kernel before 6.14 logs a warning: `… is installing a program with "
+            "bpf_probe_write_user helper that may corrupt user memory!`"
         )
     if running is not None and running.get("legacy_programs"):
         notes.append(

@@ -19,12 +19,17 @@ from throughline.kernel.programs import Programs
 log = logging.getLogger(__name__)
 
 NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
-LATER = ("go_write",)
 # Those that follow `observe`, whose maps they share, in the order in which they are attached.
-FOLLOWING = ("headers", "packets", "tls", "go")
-PROBING = ("tls", "go")  # those that put uprobes into files
+FOLLOWING = ("headers", "packets", "tls", "go", "go_write")
+PROBING = ("tls", "go", "go_write")  # those that put uprobes into files
+_LOCKED = ("integrity", "confidentiality")
+_UNREADABLE = "what lockdown says is not known, since securityfs is not mounted"
 LOOPBACK = 1  # its interface index in every network namespace
 _REINSTALL = "install the release again"
+_WITHOUT_WRITE = (
+    "leave it (instrumentation.go_write: off): Go programs get headers in plaintext HTTP/1 only, "
+    "and options of packets beside HTTPS with HTTP/1.1"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,9 @@ class Group:
     wanted: bool
     reason: str
     fix: str
+
+
+_GO_IS_OFF = Group("off", False, "go is off", "see go")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +94,13 @@ def attach(
         try:
             attach()
         except OSError as error:
+            refused = None
             if name in PROBING:
                 refused = without_uprobes(name, error, found)
-                if refused is not None:
-                    return refused
+            if name == "go_write" and refused is None:
+                refused = without_write(error, found)
+            if refused is not None:
+                return refused
             return Group("off", True, *explain(error, found, adopting=programs.adopting))
         log.info("group %s is on", name)
         return Group("on", True, "", "")
@@ -99,18 +110,21 @@ def attach(
         "packets": attach_packets,
         "tls": lambda: probe("tls", programs.attach_tls),
         "go": lambda: probe("go", programs.attach_go),
+        "go_write": lambda: probe("go_write", programs.attach_go_write),
     }
     groups = {"observe": attempt("observe", programs.attach_observe)}
     for name in FOLLOWING:
         group = unwanted(name, config, found)
         if group is None and groups["observe"].state == "off":
             group = Group("off", True, "observe is off", "see observe")
-        elif group is None and name != "headers":
+        elif group is None and name == "go_write" and groups["go"].state == "off":
+            group = _GO_IS_OFF
+        if group is None and name != "headers":
             group = without_object(name, programs.objects)
         groups[name] = group or attempt(name, steps[name])
         if groups["observe"].state == "on" and groups[name].state == "off":
             _withdraw(programs, name)
-    return Outcome(groups | dict.fromkeys(LATER, later()), probing, kind)
+    return Outcome(groups, probing, kind)
 
 
 def _withdraw(programs: Programs, name: str) -> None:
@@ -119,11 +133,6 @@ def _withdraw(programs: Programs, name: str) -> None:
         programs.withdraw(name)
     except OSError as error:
         log.warning("%s of an earlier run: %s", name, error.strerror)
-
-
-def later() -> Group:
-    """A group that this release does not have."""
-    return Group("off", False, "not part of this release", "")
 
 
 def unwanted(name: str, config: Config, found: facts.Facts) -> Group | None:
@@ -142,6 +151,8 @@ def unwanted(name: str, config: Config, found: facts.Facts) -> Group | None:
         )
     if name in PROBING and name not in config.instrumentation:
         return Group("off", False, f"instrumentation.{name} is off", "")
+    if name == "go_write":
+        return _GO_IS_OFF if unwanted("go", config, found) else without_sys_admin(found)
     if name in PROBING and "CAP_SYS_PTRACE" not in found.capabilities:
         # the role grants it only where the kernel gives uprobes: that is then what is to be said
         return refusal(name, found) or Group(
@@ -151,6 +162,63 @@ def unwanted(name: str, config: Config, found: facts.Facts) -> Group | None:
             f"run the role `capabilities` with {name} in throughline_groups, or be root",
         )
     return None
+
+
+def without_sys_admin(found: facts.Facts) -> Group | None:
+    """That go_write need not be tried, since this agent lacks what the kernel asks for it.
+
+    The role grants it only where the kernel has no lockdown: that is then what is to be said.
+    """
+    if "CAP_SYS_ADMIN" in found.capabilities:
+        return None
+    if found.lockdown in _LOCKED:
+        return _locked(found)
+    return Group(
+        "off",
+        False,
+        "missing CAP_SYS_ADMIN, without which the kernel gives no program bpf_probe_write_user"
+        + ("" if found.securityfs else f"; {_UNREADABLE}"),
+        "run the role `capabilities` with go_write in throughline_groups, or be root, or "
+        + _WITHOUT_WRITE,
+    )
+
+
+def without_write(error: OSError, found: facts.Facts) -> Group | None:
+    """A kernel that lets nobody write into programs: go_write is off, and nothing is wrong.
+
+    That it is this helper that the verifier does not know, and not a program that it refuses, is in
+    the verifier's words; where it said nothing, a lockdown that is known explains it.
+    """
+    reason = error.strerror or str(error)
+    if error.errno not in (errno.EINVAL, errno.EPERM, errno.EACCES):
+        return None
+    if found.lockdown in _LOCKED:
+        return _locked(found)
+    if "bpf_probe_write_user#" not in reason:
+        return None
+    refused = "the kernel refuses bpf_probe_write_user"
+    if not found.securityfs:
+        return Group(
+            "off",
+            False,
+            f"{refused}, as it does under lockdown; {_UNREADABLE}",
+            f"run the role `mounts` and see what lockdown says, or {_WITHOUT_WRITE}",
+        )
+    return Group(
+        "off",
+        False,
+        f"{refused} although lockdown is {found.lockdown}: {reason}",
+        f"see which security modules it has (/sys/kernel/security/lsm), or {_WITHOUT_WRITE}",
+    )
+
+
+def _locked(found: facts.Facts) -> Group:
+    return Group(
+        "off",
+        False,
+        f"lockdown is {found.lockdown}: the kernel refuses bpf_probe_write_user",
+        f"boot without lockdown= and without Secure Boot, or {_WITHOUT_WRITE}",
+    )
 
 
 def without_object(name: str, loaded: objects.Objects) -> Group | None:

@@ -7,17 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from tests.kernel import kernel_objects
 from tests.kernel.load import Load, start_chain
 from tests.kernel.operated import Operated
+from tests.kernel.test_privileges import _mounts
 from tests.kernel.traced import CHECKOUT
 from throughline.kernel import pins
-
-LATER = ("go_write",)
 
 
 @pytest.fixture
@@ -35,8 +34,6 @@ def test_doctor_without_an_agent(host: Operated) -> None:
     assert report["agent"] == {"running": False, "pid": None}
     for name in ("observe", "headers"):
         assert report["groups"][name] == {"state": "on", "wanted": True, "reason": "", "fix": ""}
-    for name in LATER:
-        assert report["groups"][name]["state"] == "off" and not report["groups"][name]["wanted"]
     found = report["host"]
     assert found["bpffs"] == str(host.bpffs) and found["cgroup2"] == str(host.cgroup.parent)
     assert found["btf"] is True and "CAP_BPF" in found["capabilities"]
@@ -123,6 +120,39 @@ def test_headers_off_by_configuration(host: Operated) -> None:
             host.start_agent()
     assert host.command("status").returncode == 0
     assert host.stop_agent() == 0
+
+
+def test_go_write_is_decided_by_a_trial(host: Operated) -> None:
+    """With what lockdown allows and without: each time doctor says why."""
+    where = "/sys/kernel/security"
+    mounted = _mounts(f"mountpoint -q {where} || mount -t securityfs none {where}")
+
+    def asked(prefix: Sequence[str]) -> tuple[dict, dict]:
+        run = host.command("doctor", "--json", prefix=prefix)
+        assert run.returncode == 0, "off is no fault"
+        report = json.loads(run.stdout)
+        return report, report["groups"]["go_write"]
+
+    report, found = asked(mounted)
+    assert report["groups"]["go"]["state"] == "on"
+    lockdown = report["host"]["lockdown"]
+    if lockdown in ("none", "absent"):
+        assert (found["state"], report["mode"]) == ("on", "write")
+        assert any("bpf_probe_write_user helper" in note for note in report["notes"])
+    else:
+        assert (found["state"], found["wanted"]) == ("off", False)
+        assert found["reason"].startswith(f"lockdown is {lockdown}: the kernel refuses")
+        assert "instrumentation.go_write: off" in found["fix"] and report["mode"] == "network"
+        _, found = asked(_mounts(f"! mountpoint -q {where} || umount {where}"))
+        assert found["reason"].startswith("the kernel refuses bpf_probe_write_user, as it does")
+        assert "securityfs is not mounted" in found["reason"]
+    host.configure(instrumentation={"go": "off"})
+    _, found = asked(mounted)
+    assert (found["state"], found["reason"]) == ("off", "go is off")
+    host.configure(instrumentation={"go_write": "off"})
+    report, found = asked(mounted)
+    assert found["reason"] == "instrumentation.go_write is off"
+    assert report["groups"]["go"]["state"] == "on" and host.pins() == []
 
 
 def test_doctor_with_output_that_nobody_reads(host: Operated) -> None:

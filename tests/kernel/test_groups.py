@@ -1,4 +1,4 @@
-"""The groups packets and tls: on, off and why, adopted, withdrawn, and that off means nothing."""
+"""The groups that follow: on, off and why, adopted, withdrawn, and that off means nothing."""
 
 from __future__ import annotations
 
@@ -166,6 +166,20 @@ def test_tls_needs_sys_ptrace_and_says_so(host: Operated) -> None:
     assert (tls["state"], tls["wanted"]) == ("off", False)
     assert "CAP_SYS_PTRACE" in tls["reason"] and status["tls"] is None
     assert "run the role `capabilities`" in host.command("doctor").stdout
+    assert host.stop_agent() == 0
+
+
+def test_go_write_needs_sys_admin_and_says_so(host: Operated) -> None:
+    _give(host)
+    host.start_agent(prefix=_only(*NETWORK, "sys_ptrace"))
+    status = host.status()
+    assert status is not None and status["healthy"], "it is auto: no fault"
+    found = status["groups"]["go_write"]
+    assert status["groups"]["go"]["state"] == "on"
+    assert (found["state"], found["wanted"]) == ("off", False)
+    # under a lockdown that can be read, that is the reason
+    assert "CAP_SYS_ADMIN" in found["reason"] or found["reason"].startswith("lockdown is ")
+    assert found["fix"]
     assert host.stop_agent() == 0
 
 

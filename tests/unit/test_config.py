@@ -20,7 +20,7 @@ propagation:
   packets: off
   peers: [10.1.0.0/16, 10.2.0.3, "fd00:1::/64", "::ffff:10.3.0.0/112", 10.1.0.0/16]
   tc: {priority: 2}
-instrumentation: {tls: off}
+instrumentation: {tls: off, go_write: off}
 sampling: {sampler: traceidratio, arg: 0.25}
 export:
   otlp:
@@ -61,7 +61,7 @@ def test_no_file_is_a_useful_configuration() -> None:
     assert (
         found.propagation.headers
         and found.propagation.packets
-        and found.instrumentation == {"tls", "go"}
+        and found.instrumentation == {"tls", "go", "go_write"}
     )
     assert (found.propagation.peers, found.propagation.tc_priority) == ((), 49152)
     assert (found.sampling.sampler, found.sampling.arg) == ("parentbased_traceidratio", 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -71,6 +72,13 @@ def unwanted(tmp_path: Path, name: str, text: str, *, without: str = "") -> grou
         ("packets", "propagation: {peers: []}", "propagation.peers is empty"),
         ("tls", "instrumentation: {tls: off}", "instrumentation.tls is off"),
         ("go", "instrumentation: {go: off}", "instrumentation.go is off"),
+        ("go_write", "instrumentation: {go_write: off}", "instrumentation.go_write is off"),
+        (
+            "go_write",
+            "instrumentation: {go: off, go_write: off}",
+            "instrumentation.go_write is off",
+        ),
+        ("go_write", "instrumentation: {go: off}", "go is off"),
     ],
 )
 def test_what_nobody_asked_for_is_off_and_no_fault(
@@ -86,7 +94,7 @@ def test_what_is_asked_for_is_tried(tmp_path: Path, name: str) -> None:
     assert unwanted(tmp_path, name, PEERS) is None
 
 
-@pytest.mark.parametrize("name", groups.PROBING)
+@pytest.mark.parametrize("name", ["tls", "go"])
 def test_what_probes_needs_to_see_other_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -95,6 +103,128 @@ def test_what_probes_needs_to_see_other_processes(
     assert found is not None and not found.wanted
     assert "CAP_SYS_PTRACE" in found.reason and "throughline_groups" in found.fix
     assert unwanted(tmp_path, "packets", PEERS, without="CAP_SYS_PTRACE") is None
+    write = unwanted(tmp_path, "go_write", "", without="CAP_SYS_PTRACE")
+    assert write == groups.Group("off", False, "go is off", "see go")
+
+
+@pytest.mark.parametrize(
+    ("lockdown", "securityfs", "reason"),
+    [
+        ("none", True, "missing CAP_SYS_ADMIN, without which"),
+        ("absent", True, "missing CAP_SYS_ADMIN, without which"),
+        ("absent", False, "missing CAP_SYS_ADMIN, without which"),
+        ("integrity", True, "lockdown is integrity: the kernel refuses bpf_probe_write_user"),
+    ],
+)
+def test_without_sys_admin_nothing_is_tried(lockdown: str, securityfs: bool, reason: str) -> None:
+    capabilities = tuple(c for c in FACTS.capabilities if c != "CAP_SYS_ADMIN")
+    found = dataclasses.replace(
+        FACTS, capabilities=capabilities, lockdown=lockdown, securityfs=securityfs
+    )
+    group = groups.without_sys_admin(found)
+    assert group is not None and (group.state, group.wanted) == ("off", False)
+    assert group.reason.startswith(reason)
+    assert ("securityfs is not mounted" in group.reason) == (not securityfs)
+    assert ("throughline_groups" in group.fix) == (lockdown != "integrity")
+    assert "instrumentation.go_write: off" in group.fix
+
+
+UNKNOWN_HELPER = "(program of this type cannot use helper bpf_probe_write_user#36)"
+
+
+@pytest.mark.parametrize(
+    ("lockdown", "securityfs", "said", "reason"),
+    [
+        ("integrity", True, UNKNOWN_HELPER, "lockdown is integrity: the kernel refuses"),
+        ("confidentiality", True, "", "lockdown is confidentiality: the kernel refuses"),
+        ("none", True, UNKNOWN_HELPER, "the kernel refuses bpf_probe_write_user although lockdown"),
+        ("none", True, "(unknown func bpf_probe_write_user#36)", "the kernel refuses"),
+        ("absent", False, UNKNOWN_HELPER, "the kernel refuses bpf_probe_write_user, as it does"),
+    ],
+)
+def test_a_kernel_that_lets_nobody_write_is_no_fault(
+    lockdown: str, securityfs: bool, said: str, reason: str
+) -> None:
+    found = dataclasses.replace(FACTS, lockdown=lockdown, securityfs=securityfs)
+    error = OSError(errno.EINVAL, f"bpf_object__load go_write.bpf.o: Invalid argument {said}")
+    group = groups.without_write(error, found)
+    assert group is not None and (group.state, group.wanted) == ("off", False)
+    assert group.reason.startswith(reason) and "instrumentation.go_write: off" in group.fix
+    assert ("securityfs is not mounted" in group.reason) == (not securityfs)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EACCES, "bpf_object__load go_write.bpf.o: Permission denied (R1 invalid)"),
+        OSError(errno.E2BIG, "bpf_object__load go_write.bpf.o: Argument list too long"),
+        OSError(errno.ENOMEM, "bpf_object__load go_write.bpf.o: Cannot allocate memory"),
+    ],
+)
+def test_a_program_of_ours_that_is_refused_is_a_fault(error: OSError) -> None:
+    assert groups.without_write(error, FACTS) is None
+    assert str(error.strerror) in groups.explain(error, FACTS)[0]
+
+
+class Giving:
+    """Programs of a kernel that gives what it is asked for, but for `refused`."""
+
+    adopting = False
+
+    def __init__(self, objects: Objects, refused: dict[str, OSError]) -> None:
+        self.objects = objects
+        self.withdrawn: list[str] = []
+        self._refused = refused
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        group = name.removeprefix("attach_")
+
+        def attach(*_: object, **__: object) -> object:
+            if group in self._refused:
+                raise self._refused[group]
+            return group
+
+        return attach
+
+    def withdraw(self, name: str) -> None:
+        self.withdrawn.append(name)
+
+
+@pytest.mark.parametrize(
+    ("refused", "states", "reason"),
+    [
+        ({}, ("on", "on"), ""),
+        ({"go": OSError(errno.E2BIG, "bpf_object__load")}, ("off", "off"), "go is off"),
+        (
+            {"go_write": OSError(errno.EINVAL, f"bpf_object__load {UNKNOWN_HELPER}")},
+            ("on", "off"),
+            "the kernel refuses bpf_probe_write_user",
+        ),
+    ],
+)
+def test_go_write_is_tried_after_go(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: dict[str, OSError],
+    states: tuple[str, str],
+    reason: str,
+) -> None:
+    monkeypatch.setenv("THROUGHLINE_BPF_OBJECTS", str(tmp_path))
+    monkeypatch.setattr(uprobes, "trial", lambda: uprobes.Kind.MULTI)
+    for name in groups.FOLLOWING:
+        (tmp_path / f"{name}.bpf.o").touch()
+    path = tmp_path / "config.yaml"
+    path.write_text(PEERS)
+    programs = Giving(Objects(bpffs=tmp_path, map_sizes={}), refused)
+    found = groups.attach(cast(Programs, programs), config.load(path, environment={}), FACTS)
+    assert list(found.groups) == ["observe", *groups.FOLLOWING]
+    assert (found.groups["go"].state, found.groups["go_write"].state) == states
+    assert found.groups["go_write"].reason.startswith(reason)
+    assert not found.groups["go_write"].wanted or states == ("on", "on")
+    probing = [name for name in groups.PROBING if found.groups[name].state == "on"]
+    assert list(found.probing) == probing
+    off = [name for name, group in found.groups.items() if group.state == "off"]
+    assert [name for name in programs.withdrawn if name in groups.FOLLOWING] == off
 
 
 @pytest.mark.parametrize(

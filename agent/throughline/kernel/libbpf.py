@@ -71,7 +71,7 @@ class Object:
                 result = -errno.EACCES
             error = failure(f"bpf_object__load {self.path.name}", -result)
             if lines:
-                error.args = (error.args[0], f"{error.args[1]} ({lines[-1]})")
+                error.strerror = f"{error.strerror} ({lines[-1]})"
             raise error
 
     def programs(self) -> Iterator[Program]:

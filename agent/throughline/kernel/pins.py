@@ -19,6 +19,7 @@ _OF_GROUP: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "packets": (("tl_packets_",), ()),
     "tls": ((), ()),
     "go": ((), ()),
+    "go_write": ((), ()),
 }
 
 

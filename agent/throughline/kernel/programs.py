@@ -3,7 +3,7 @@
 Everything that must outlive the agent is pinned below `<bpffs>/abi<N>`: the maps by libbpf (by
 name), the links here. An agent that starts finds pinned links and replaces their programs in
 place, so that no packet passes unobserved; one of another ABI is removed once the new is attached.
-The groups `tls` and `go` are not pinned: which files to probe is known to the process.
+The groups `tls`, `go` and `go_write` are not pinned: which files to probe is known to the process.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class Programs:
         return self.objects.load("go", prepare=lambda opened: uprobes.prepare(opened, kind))
 
     def attach_go_write(self, kind: uprobes.Kind) -> libbpf.Object:
-        """Group `go_write`, which is uprobes only. After `attach_go`."""
+        """Group `go_write`, which is uprobes only. After `attach_go`, whose maps it shares."""
         return self.objects.load("go_write", prepare=lambda opened: uprobes.prepare(opened, kind))
 
     def _tell_settings(self, *, packets: bool | None = None) -> None:
