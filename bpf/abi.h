@@ -11,7 +11,7 @@
 #define THROUGHLINE_ABI_H
 
 enum tl_abi {
-	TL_ABI_VERSION = 4,
+	TL_ABI_VERSION = 5,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
@@ -134,6 +134,11 @@ enum tl_counter {
 	TL_FULL_GO,
 	TL_GO_NO_SOCKET, /* requests of a Go program whose connection is not known */
 	TL_FULL_GO_STARTS, /* map full */
+	TL_GO_WRITTEN, /* requests of Go programs that a traceparent was written into */
+	TL_GO_WRITE_UNPROVEN, /* not all of the header could be read: it may have one already */
+	TL_GO_WRITE_NO_ROOM, /* no buffer had room for it */
+	TL_GO_WRITE_MISMATCH, /* what was to be written is not what was expected */
+	TL_GO_WRITE_FAILED, /* the kernel refused a write: nothing was changed */
 	TL_COUNTERS,
 };
 
@@ -228,6 +233,8 @@ struct tl_go_binary {
 	__u64 grpc_serve_at;
 	__u64 grpc_call_at;
 	__u64 grpc_finish_at;
+	__u64 grpc_put_at;
+	__u64 write_headers_at;
 	__u64 tcp_conn_type; /* addresses of type descriptors, as linked: *net.TCPConn */
 	__u64 response_type; /* *net/http.Response */
 	__u64 tls_conn_type; /* *crypto/tls.Conn */
@@ -237,6 +244,9 @@ struct tl_go_binary {
 	__u64 wrap_error_type; /* *fmt.wrapError */
 	__u64 grpc_incoming_type; /* metadata.mdIncomingKey */
 	__u64 grpc_outgoing_type; /* metadata.mdOutgoingKey */
+	__u64 grpc_headers_type; /* *transport.headerFrame, *clientHeaders since 1.85 */
+	__u64 grpc_buffer_type; /* *transport.bufWriter */
+	__u64 buffer_type; /* *bufio.Writer */
 	__u16 g_goid;
 	__u16 g_parent_goid; /* Go 1.21 */
 	__u16 g_m;
@@ -286,8 +296,28 @@ struct tl_go_binary {
 	__u16 grpc_status_proto; /* (*status.Status).s */
 	__u16 grpc_proto_code; /* (*google.rpc.Status).Code */
 	__u16 wrap_error_err;
+	__u16 persist_conn_bw;
+	__u16 buffer_buf; /* bufio.Writer.buf */
+	__u16 buffer_n;
+	__u16 framer_w; /* (*Framer).w */
+	__u16 h2_stream_id; /* (*clientStream).ID */
+	__u16 grpc_attempt_ctx; /* (*csAttempt).ctx */
+	__u16 grpc_headers_hf; /* (*headerFrame).hf */
+	__u16 grpc_headers_init; /* (*headerFrame).initStream, which servers do not have */
+	__u16 grpc_loopy_cbuf; /* (*loopyWriter).cbuf */
+	__u16 grpc_buffer_buf; /* (*bufWriter).buf, or */
+	__u16 grpc_buffer_handle; /* (*bufWriter).bufHandle, which points to it */
+	__u16 grpc_buffer_offset;
 	__u8 swiss_maps; /* maps are Swiss tables (Go 1.24) */
-	__u8 _pad[5];
+	__u8 writes; /* enum tl_go_writes: what go_write writes into */
+	__u8 _pad[4];
+};
+
+/* Requests that a context is written into, by how they are sent. */
+enum tl_go_writes {
+	TL_GO_WRITES_HTTP1 = 1 << 0,
+	TL_GO_WRITES_HTTP2 = 1 << 1,
+	TL_GO_WRITES_GRPC = 1 << 2,
 };
 
 enum tl_go {

@@ -22,15 +22,13 @@
  * that Go moves. Arguments are in the registers of Go's ABIInternal (Go 1.17 and later): AX, BX, CX, DI, SI, and
  * the current goroutine in R14. Nothing is changed in the process: only memory is read.
  */
-#include "exchange.bpf.h"
-#include "option.bpf.h"
+#include "go_calls.bpf.h"
+#include "traceparent.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define TL_GO_CONTEXTS_MAX 16 /* contexts between that of a call and that of its request */
 #define TL_GO_NUMBERS 16 /* of goroutines that a P fetches at once: _GoidCacheBatch */
-#define TL_FLAGS_CF 0x01
-#define TL_FLAGS_ZF 0x40
 #define TL_GO_GROUPS_MAX 8 /* of a map of headers, of eight pairs each */
 #define TL_GO_CONNECTIONS_MAX 4 /* that hold one another */
 #define TL_GRPC_UNKNOWN 2 /* the status code of what is not known */
@@ -63,53 +61,6 @@ struct {
 	__type(key, struct tl_go_start_key);
 	__type(value, __u8);
 } tl_go_starts SEC(".maps");
-
-/*
- * What a goroutine serves or asks that `observe` cannot read: by tl_go_object_key() of what stands for it
- * in the program. The oldest give way: a process that dies ends none.
- */
-struct tl_go_exchange {
-	struct tl_conn conn;
-	struct tl_text text;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u64);
-	__type(value, struct tl_go_exchange);
-} tl_go_exchanges SEC(".maps");
-
-/* Of an object that is at least 16 bytes large. */
-static __always_inline __u64 tl_go_object_key(__u64 address)
-{
-	return tl_go_key(address >> 4);
-}
-
-/*
- * The binary that the current thread executes, whose index is in the probe's cookie. NULL when it is in a
- * cgroup that is not traced (a probe fires in every process), and when the function is going to begin once
- * more: the probe is on the branch that looks whether the stack is large enough.
- */
-static __always_inline const struct tl_go_binary *tl_go_enter(struct pt_regs *ctx, __u32 *index)
-{
-	__u64 cgroup_id = bpf_get_current_cgroup_id();
-	__u8 *traced = bpf_map_lookup_elem(&tl_cgroups, &cgroup_id);
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	__u32 *known, again;
-
-	if (!traced || !*traced)
-		return NULL;
-	*index = bpf_get_attach_cookie(ctx);
-	if (*index & TL_GO_RESTARTS && ctx->flags & (TL_FLAGS_CF | TL_FLAGS_ZF))
-		return NULL;
-	again = *index & TL_GO_AGAIN;
-	*index &= TL_GO_BINARIES - 1;
-	known = bpf_map_lookup_elem(&tl_go_processes, &tgid);
-	if (!known || (*known != *index && !again))
-		bpf_map_update_elem(&tl_go_processes, &tgid, index, BPF_ANY);
-	return tl_go_at(*index);
-}
 
 /*
  * A goroutine without an entry: is it the first of its P's numbers, which could not be told when it began?
@@ -310,37 +261,36 @@ static __always_inline __u32 tl_go_string(char *to, __u32 max, __u64 address)
 	return string[1];
 }
 
-/* Are two names of up to 16 bytes, filled up with zeros, the same? */
-static __always_inline bool tl_go_is(const char *a, const char *b)
-{
-	return *(const __u64 *)a == *(const __u64 *)b &&
-	       *(const __u64 *)(a + 8) == *(const __u64 *)(b + 8);
-}
-
-/* The length of a header's name if it is one of ours, in whichever case, else 0. */
-static __always_inline __u32 tl_go_name(__u64 key)
+/*
+ * The length of a header's name if it is one of ours, in whichever case, else 0. `*names` counts those
+ * that are there and could be read.
+ */
+static __always_inline __u32 tl_go_name(__u64 key, __u32 *names)
 {
 	__u64 string[2] = {};
 	char name[16] __attribute__((aligned(8))) = {};
 	__u64 *words = (__u64 *)name;
 
-	if (bpf_probe_read_user(string, sizeof(string), (void *)key))
+	if (bpf_probe_read_user(string, sizeof(string), (void *)key) || !string[1])
 		return 0;
+	if (string[1] != 10 && string[1] != 11) {
+		*names += 1;
+		return 0;
+	}
 	if (string[1] == 11) {
 		if (bpf_probe_read_user(name, 11, (void *)string[0]))
 			return 0;
+		*names += 1;
 		words[0] |= 0x2020202020202020ULL;
 		words[1] |= 0x202020ULL;
 		return tl_go_is(name, (char[16]){ "traceparent" }) ? 11 : 0;
 	}
-	if (string[1] == 10) {
-		if (bpf_probe_read_user(name, 10, (void *)string[0]))
-			return 0;
-		words[0] |= 0x2020202020202020ULL;
-		words[1] |= 0x2020ULL;
-		return tl_go_is(name, (char[16]){ "tracestate" }) ? 10 : 0;
-	}
-	return 0;
+	if (bpf_probe_read_user(name, 10, (void *)string[0]))
+		return 0;
+	*names += 1;
+	words[0] |= 0x2020202020202020ULL;
+	words[1] |= 0x2020ULL;
+	return tl_go_is(name, (char[16]){ "tracestate" }) ? 10 : 0;
 }
 
 /* The value of a header whose name has `length` letters is a string; it is `alone` if there is one. */
@@ -364,16 +314,20 @@ static __always_inline void tl_go_value(struct tl_conn *conn, struct tl_text *te
 	}
 }
 
-/* A key and the values of a header: is it one of ours? */
-static __always_inline void tl_go_header(struct tl_conn *conn, struct tl_text *text, __u64 key,
-					 __u64 value)
+/* A key and the values of a header: is it one of ours? Returns 1 for one that could be read, else 0. */
+static __always_inline __u32 tl_go_header(struct tl_conn *conn, struct tl_text *text, __u64 key,
+					  __u64 value)
 {
-	__u32 length = tl_go_name(key);
+	__u32 names = 0, length = tl_go_name(key, &names);
 	__u64 values[2] = {};
 
-	if (!length || bpf_probe_read_user(values, sizeof(values), (void *)value) || !values[1])
-		return;
-	tl_go_value(conn, text, length, values[0], values[1] == 1);
+	if (!length)
+		return names;
+	if (bpf_probe_read_user(values, sizeof(values), (void *)value))
+		return 0;
+	if (values[1])
+		tl_go_value(conn, text, length, values[0], values[1] == 1);
+	return names;
 }
 
 /* Where the eight pairs of a group of a map are. */
@@ -384,91 +338,94 @@ struct tl_go_group {
 	__u32 value_step;
 };
 
-/* The pairs of a group: one function, so that the verifier walks it once. */
+/*
+ * The pairs of a group: one function, so that the verifier walks it once. Returns how many there are.
+ */
 __noinline int tl_go_pairs(struct tl_conn *conn, struct tl_text *text, struct tl_go_group *group)
 {
-	int i;
+	int i, n = 0;
 
 	if (!conn || !text || !group)
 		return 0;
 	for (i = 0; i < 8; i++)
-		tl_go_header(conn, text, group->keys + i * group->key_step,
-			     group->values + i * group->value_step);
-	return 0;
+		n += tl_go_header(conn, text, group->keys + i * group->key_step,
+				  group->values + i * group->value_step);
+	return n;
 }
 
-/* Swiss tables: internal/runtime/maps. Keys of pairs that were deleted are zero. */
-static __always_inline void tl_go_swiss(struct tl_conn *conn, struct tl_text *text, __u64 map)
+/* Swiss tables: internal/runtime/maps. Keys of pairs that were deleted are zero. True: all was seen. */
+static __always_inline bool tl_go_swiss(struct tl_conn *conn, struct tl_text *text, __u64 map)
 {
 	struct tl_go_group group = { .key_step = 40, .value_step = 40 };
 	__u64 head[4] = {}; /* used, seed, directory, its length */
 	__u64 groups[2]; /* where, and how many less one */
-	__u64 table;
+	__u64 table, seen = 0;
 	int i, j;
 
 	if (bpf_probe_read_user(head, sizeof(head), (void *)map))
-		return;
+		return false;
 	if (!head[3]) {
 		group.keys = head[2] + 8;
 		group.values = head[2] + 24;
-		tl_go_pairs(conn, text, &group);
-		return;
+		seen = head[0] ? tl_go_pairs(conn, text, &group) : 0;
+		return seen == head[0];
 	}
 	for (i = 0; i < 2 && i < head[3]; i++) {
 		table = tl_go_word(head[2] + 8 * i);
 		if (!table || bpf_probe_read_user(groups, sizeof(groups), (void *)(table + 16)))
-			return;
+			return false;
 		for (j = 0; j < TL_GO_GROUPS_MAX && j <= groups[1]; j++) {
 			group.keys = groups[0] + 328 * j + 8;
 			group.values = groups[0] + 328 * j + 24;
-			tl_go_pairs(conn, text, &group);
+			seen += tl_go_pairs(conn, text, &group);
 		}
 	}
+	return seen == head[0];
 }
 
-/* Buckets: runtime/map.go until Go 1.23. Also those that a map that grows has not given up yet. */
-static __always_inline void tl_go_buckets(struct tl_conn *conn, struct tl_text *text, __u64 map)
+/*
+ * Buckets: runtime/map.go until Go 1.23. Also those that a map that grows has not given up yet, of which
+ * some are there twice: all was seen only where there are none.
+ */
+static __always_inline bool tl_go_buckets(struct tl_conn *conn, struct tl_text *text, __u64 map)
 {
 	struct tl_go_group group = { .key_step = 16, .value_step = 24 };
 	__u64 head[4] = {}; /* count, flags with the logarithm of buckets, buckets, old ones */
-	__u64 bucket;
+	__u64 bucket, seen = 0;
 	__u32 n;
 	int i, j;
 
-	if (bpf_probe_read_user(head, sizeof(head), (void *)map) || !head[0])
-		return;
+	if (bpf_probe_read_user(head, sizeof(head), (void *)map))
+		return false;
+	if (!head[0])
+		return true;
 	n = 1 << (head[1] >> 8 & 7);
 	for (i = 0; i < TL_GO_GROUPS_MAX && i < n; i++) {
 		bucket = head[2] + 336 * i;
 		for (j = 0; j < 2 && bucket; j++) {
 			group.keys = bucket + 8;
 			group.values = bucket + 136;
-			tl_go_pairs(conn, text, &group);
+			seen += tl_go_pairs(conn, text, &group);
 			bucket = tl_go_word(bucket + 328);
 		}
 	}
 	if (!head[3])
-		return;
+		return seen == head[0];
 	for (i = 0; i < TL_GO_GROUPS_MAX && i < n / 2; i++) {
 		group.keys = head[3] + 336 * i + 8;
 		group.values = head[3] + 336 * i + 136;
 		tl_go_pairs(conn, text, &group);
 	}
+	return false;
 }
 
-/* A map of header names to their values. */
-static __always_inline void tl_go_headers(const struct tl_go_binary *binary, struct tl_conn *conn,
+/* A map of header names to their values. True: all of it was seen. */
+static __always_inline bool tl_go_headers(const struct tl_go_binary *binary, struct tl_conn *conn,
 					  struct tl_text *text, __u64 map)
 {
-	if (map && binary->swiss_maps)
-		tl_go_swiss(conn, text, map);
-	else if (map)
-		tl_go_buckets(conn, text, map);
-}
-
-static __always_inline struct tl_go_exchange *tl_go_find(__u64 key)
-{
-	return bpf_map_lookup_elem(&tl_go_exchanges, &key);
+	if (!map)
+		return true;
+	return binary->swiss_maps ? tl_go_swiss(conn, text, map) : tl_go_buckets(conn, text, map);
 }
 
 static __always_inline struct tl_go_exchange *tl_go_make(__u64 key, __u8 role)
@@ -729,6 +686,7 @@ static __always_inline void tl_go_sends(struct tl_conn *conn)
 static __always_inline void tl_go_calls_with(const struct tl_go_binary *binary, __u64 goroutine,
 					     struct tl_go_exchange *exchange, __u64 context)
 {
+	struct tl_http *http = &exchange->conn.out;
 	struct tl_conn *conn = &exchange->conn;
 	struct tl_request *parent = NULL;
 	int refused = TL_ROOT_NO_CONTEXT;
@@ -748,14 +706,51 @@ static __always_inline void tl_go_calls_with(const struct tl_go_binary *binary, 
 	else
 		tl_count(refused);
 	tl_begin_client(conn, &exchange->text, parent, key, evidence);
+	if (!(http->flags & (TL_HTTP_HAS_TRACEPARENT | TL_HTTP_HAS_TRACESTATE)))
+		tl_inherit_tracestate(&exchange->text, parent, key);
 }
 
-/* The current goroutine makes a call that `observe` cannot read. */
-static __always_inline void tl_go_calls_on(const struct tl_go_binary *binary, __u64 goroutine,
+/*
+ * May a context be written into the header of this call? `seen`: all that is in it has been.
+ */
+static __always_inline bool tl_go_may_write(const struct tl_conn *conn, bool seen)
+{
+	if (conn->out.flags & TL_HTTP_HAS_TRACEPARENT)
+		return false;
+	if (!seen) {
+		tl_count(TL_GO_WRITE_UNPROVEN);
+		return false;
+	}
+	if (conn->out.flags & TL_HTTP_HAS_TRACESTATE) {
+		tl_count(TL_SKIP_OWN_TRACESTATE);
+		return false;
+	}
+	if (conn->out.method == TL_METHOD_CONNECT) {
+		tl_count(TL_SKIP_TUNNEL);
+		return false;
+	}
+	return true;
+}
+
+/* The current goroutine is going to write the header of a call, or not one that is ours. */
+static __always_inline void tl_go_writes(const struct tl_go_binary *binary, __u64 goroutine,
+					 const struct tl_go_writing *writing)
+{
+	__u64 id = tl_go_id(binary, goroutine), key = tl_go_key(id);
+
+	if (writing && id)
+		bpf_map_update_elem(&tl_go_writers, &key, writing, BPF_ANY);
+	else
+		bpf_map_delete_elem(&tl_go_writers, &key);
+}
+
+/* The current goroutine makes a call that `observe` cannot read. True: all of its header was seen. */
+static __always_inline bool tl_go_calls_on(const struct tl_go_binary *binary, __u64 goroutine,
 					   struct tl_go_exchange *exchange, __u64 request)
 {
 	struct tl_text *text = &exchange->text;
 	__u64 url = tl_go_word(request + binary->request_url);
+	bool seen;
 
 	tl_go_target(text, url + binary->url_path, url + binary->url_raw_query);
 	text->method_len =
@@ -767,8 +762,10 @@ static __always_inline void tl_go_calls_on(const struct tl_go_binary *binary, __
 	text->host_len = tl_go_string(text->host, TL_HOST_MAX, request + binary->request_host);
 	if (!text->host_len)
 		text->host_len = tl_go_string(text->host, TL_HOST_MAX, url + binary->url_host);
-	tl_go_headers(binary, &exchange->conn, text, tl_go_word(request + binary->request_header));
+	seen = tl_go_headers(binary, &exchange->conn, text,
+			     tl_go_word(request + binary->request_header));
 	tl_go_calls_with(binary, goroutine, exchange, tl_go_context(binary, request));
+	return seen;
 }
 
 /* (*persistConn).roundTrip(pc, req *transportRequest), which begins with its *Request */
@@ -778,27 +775,36 @@ int tl_go_round_trip(struct pt_regs *ctx)
 	struct tl_go_call call = { .fresh = 1 };
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
+	struct tl_go_writing writing = { .kind = TL_GO_WRITING_BUFFER };
 	struct sock *sk;
-	__u64 socket, request;
+	__u64 socket, request, writer = 0;
 	__u32 index;
+	bool seen;
 
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
+	if (binary->writes & TL_GO_WRITES_HTTP1) {
+		/* whatever stood for a writer of this address */
+		writer = tl_go_object_key(tl_go_word(ctx->ax + binary->persist_conn_bw));
+		bpf_map_delete_elem(&tl_go_written, &writer);
+	}
 	request = tl_go_word(ctx->bx);
 	sk = tl_go_socket(binary, ctx->ip - binary->round_trip_at,
 			  ctx->ax + binary->persist_conn_conn);
 	if (tl_go_word(ctx->ax + binary->persist_conn_tls_state)) {
-		exchange =
-			tl_go_make(tl_go_object_key(tl_go_word(ctx->ax + binary->persist_conn_br)),
-				   TL_ROLE_CLIENT);
+		writing.exchange =
+			tl_go_object_key(tl_go_word(ctx->ax + binary->persist_conn_br));
+		exchange = tl_go_make(writing.exchange, TL_ROLE_CLIENT);
 		if (!exchange)
 			return 0;
 		exchange->conn.flags |= TL_CONN_TLS;
 		exchange->conn.out.minor = 1;
 		tl_go_on(&exchange->conn, sk, true);
-		tl_go_calls_on(binary, ctx->r14, exchange, request);
+		seen = tl_go_calls_on(binary, ctx->r14, exchange, request);
 		tl_go_sends(&exchange->conn);
+		if (binary->writes & TL_GO_WRITES_HTTP1 && tl_go_may_write(&exchange->conn, seen))
+			bpf_map_update_elem(&tl_go_written, &writer, &writing, BPF_ANY);
 		return 0;
 	}
 	socket = tl_go_cookie(sk);
@@ -833,14 +839,18 @@ SEC("uprobe")
 int tl_go_h2_call(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
+	struct tl_go_writing writing = { .kind = TL_GO_WRITING_STREAM };
 	struct tl_go_exchange *exchange;
 	__u64 connection;
 	__u32 index;
+	bool seen;
 
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
-	exchange = tl_go_make(tl_go_object_key(ctx->ax), TL_ROLE_CLIENT);
+	writing.exchange = tl_go_object_key(ctx->ax);
+	writing.object = ctx->ax;
+	exchange = tl_go_make(writing.exchange, TL_ROLE_CLIENT);
 	if (!exchange)
 		return 0;
 	connection = tl_go_word(ctx->ax + binary->h2_stream_conn);
@@ -851,7 +861,9 @@ int tl_go_h2_call(struct pt_regs *ctx)
 		 tl_go_socket(binary, ctx->ip - binary->write_request_at,
 			      connection + binary->h2_client_conn),
 		 false);
-	tl_go_calls_on(binary, ctx->r14, exchange, ctx->bx);
+	seen = tl_go_calls_on(binary, ctx->r14, exchange, ctx->bx);
+	if (binary->writes & TL_GO_WRITES_HTTP2 && tl_go_may_write(&exchange->conn, seen))
+		tl_go_writes(binary, ctx->r14, &writing);
 	return 0;
 }
 

@@ -41,13 +41,13 @@ static __always_inline __u64 tl_go_grpc_metadata(__u64 context, __u64 key_type)
 __noinline int tl_go_grpc_added(struct tl_conn *conn, struct tl_text *text, __u64 slice)
 {
 	__u64 strings[2] = {}; /* where, and how many */
-	__u32 length;
+	__u32 length, names = 0;
 	int i;
 
 	if (!conn || !text || bpf_probe_read_user(strings, sizeof(strings), (void *)slice))
 		return 0;
 	for (i = 0; i < 8 && 2 * i + 1 < strings[1]; i++) {
-		length = tl_go_name(strings[0] + 32 * i);
+		length = tl_go_name(strings[0] + 32 * i, &names);
 		if (length)
 			tl_go_value(conn, text, length, strings[0] + 32 * i + 16, true);
 	}
@@ -197,14 +197,35 @@ static __always_inline void tl_go_grpc_outgoing(const struct tl_go_binary *binar
 		tl_go_grpc_added(conn, &exchange->text, raw[1] + 24 * i);
 }
 
+/* The call of an attempt: its text, its parent. */
+static __always_inline void tl_go_rpc_calls(const struct tl_go_binary *binary, __u64 moved,
+					    __u64 goroutine, struct tl_go_exchange *exchange,
+					    __u64 call, __u64 attempt)
+{
+	__u64 header = tl_go_word(call + binary->grpc_call_header), context, sent;
+	struct tl_text *text = &exchange->text;
+
+	text->target_len =
+		tl_go_string(text->target, TL_TARGET_MAX, header + binary->grpc_header_method);
+	text->host_len = tl_go_string(text->host, TL_HOST_MAX, header + binary->grpc_header_host);
+	context = tl_go_word(call + binary->grpc_call_ctx + 8);
+	/* with what a stats.Handler has added, as that of OpenTelemetry does */
+	sent = context;
+	if (binary->grpc_attempt_ctx != TL_GO_UNKNOWN)
+		sent = tl_go_word(attempt + binary->grpc_attempt_ctx + 8);
+	tl_go_grpc_outgoing(binary, exchange,
+			    tl_go_grpc_metadata(sent, binary->grpc_outgoing_type + moved));
+	tl_go_calls_with(binary, goroutine, exchange, context);
+}
+
 /* (*csAttempt).newStream(a), in the goroutine that makes the call: a.cs is the call */
 SEC("uprobe")
 int tl_go_rpc_call(struct pt_regs *ctx)
 {
-	__u64 moved, call, context, header, connection, transport[2] = {};
+	struct tl_go_writing writing = { .kind = TL_GO_WRITING_CALL };
+	__u64 moved, call, connection, transport[2] = {};
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
-	struct tl_text *text;
 	__u32 index;
 	bool again;
 
@@ -213,30 +234,25 @@ int tl_go_rpc_call(struct pt_regs *ctx)
 		return 0;
 	moved = ctx->ip - binary->grpc_call_at;
 	call = tl_go_word(ctx->ax + binary->grpc_attempt_stream);
-	exchange = tl_go_find(tl_go_object_key(call));
+	writing.exchange = tl_go_object_key(call);
+	exchange = tl_go_find(writing.exchange);
 	again = exchange && exchange->conn.flags & TL_CONN_ACTIVE &&
 		!(__u8)tl_go_word(call + binary->grpc_call_first);
 	if (!again)
-		exchange = tl_go_make(tl_go_object_key(call), TL_ROLE_CLIENT);
+		exchange = tl_go_make(writing.exchange, TL_ROLE_CLIENT);
 	if (!exchange)
 		return 0;
-	text = &exchange->text;
 	bpf_probe_read_user(transport, sizeof(transport),
 			    (void *)(ctx->ax + binary->grpc_attempt_transport));
 	connection = 0;
 	if (tl_go_word(transport[0] + 8) == binary->grpc_client_type + moved)
 		connection = transport[1] + binary->grpc_client_conn;
 	tl_go_grpc_on(binary, moved, &exchange->conn, connection);
-	if (again)
-		return 0;
-	header = tl_go_word(call + binary->grpc_call_header);
-	text->target_len =
-		tl_go_string(text->target, TL_TARGET_MAX, header + binary->grpc_header_method);
-	text->host_len = tl_go_string(text->host, TL_HOST_MAX, header + binary->grpc_header_host);
-	context = tl_go_word(call + binary->grpc_call_ctx + 8);
-	tl_go_grpc_outgoing(binary, exchange,
-			    tl_go_grpc_metadata(context, binary->grpc_outgoing_type + moved));
-	tl_go_calls_with(binary, ctx->r14, exchange, context);
+	if (!again)
+		tl_go_rpc_calls(binary, moved, ctx->r14, exchange, call, ctx->ax);
+	if (binary->writes & TL_GO_WRITES_GRPC)
+		tl_go_writes(binary, ctx->r14,
+			     tl_go_may_write(&exchange->conn, true) ? &writing : NULL);
 	return 0;
 }
 

@@ -14,6 +14,7 @@
  */
 #include "connect.bpf.h"
 #include "exchange.bpf.h"
+#include "traceparent.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -27,49 +28,6 @@ struct {
 	__type(value, __u64);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_socks SEC(".maps");
-
-static __always_inline void tl_hex_write(__u8 *out, const __u8 *in, __u32 bytes)
-{
-	__u32 i;
-
-#pragma unroll
-	for (i = 0; i < bytes; i++) {
-		__u8 high = in[i] >> 4;
-		__u8 low = in[i] & 15;
-
-		out[2 * i] = high < 10 ? '0' + high : 'a' + high - 10;
-		out[2 * i + 1] = low < 10 ? '0' + low : 'a' + low - 10;
-	}
-}
-
-/* `traceparent: 00-…-…-…` CR LF, TL_TRACEPARENT_BYTES long */
-static __always_inline void tl_write_traceparent(__u8 *out, const struct tl_conn *conn)
-{
-	__builtin_memcpy(out, "traceparent: 00-", 16);
-	tl_hex_write(out + 16, conn->trace_id, 16);
-	out[48] = '-';
-	tl_hex_write(out + 49, conn->span_id, 8);
-	out[65] = '-';
-	tl_hex_write(out + 66, &conn->trace_flags, 1);
-	out[68] = '\r';
-	out[69] = '\n';
-}
-
-/* Takes over the parent's tracestate: it travels with the trace. */
-static __always_inline void tl_inherit_tracestate(struct tl_text *text, struct tl_request *parent,
-						  __u64 key)
-{
-	struct tl_tracestate *state;
-
-	text->tracestate_len = 0;
-	if (!parent || !parent->tracestate_len)
-		return;
-	state = bpf_map_lookup_elem(&tl_tracestates, &key);
-	if (!state)
-		return;
-	__builtin_memcpy(text->tracestate, state->text, TL_TRACESTATE_MAX);
-	text->tracestate_len = parent->tracestate_len;
-}
 
 /*
  * A header block is complete in the current send: begins the exchange. Returns how many bytes to

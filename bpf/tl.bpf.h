@@ -49,6 +49,7 @@ struct tl_abi_types {
 	struct tl_go_start_key go_start_key;
 	enum tl_go go;
 	enum tl_go_start go_start;
+	enum tl_go_writes go_writes;
 };
 const struct tl_abi_types *tl_abi_types __attribute__((unused));
 

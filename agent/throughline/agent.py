@@ -177,7 +177,7 @@ class Agent:
         if "tls" in probing:
             finders.append(openssl.sites_of)
         if "go" in probing:
-            self._go = GoPrograms(probing["go"])
+            self._go = GoPrograms(probing["go"], write="go_write" in probing)
             finders.append(self._go.find)
         programs = {p.name: p for loaded in probing.values() for p in loaded.programs()}
         self._libraries = Libraries(

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,6 +23,10 @@ from throughline.kernel.uprobes import Site
 from throughline.libraries import LaterError
 
 log = logging.getLogger(__name__)
+
+
+_TRANSPORT = f"{GRPC}/internal/transport."
+_WRITING = "tl_go_write_"  # programs of the group go_write begin with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ def _http2(feature: str, *packages: str) -> tuple[_Probes, _Probes]:
         "tl_go_h2_call": (f"{feature}_client", method("clientStream", "writeRequest")),
         "tl_go_h2_answer": (f"{feature}_client", method("clientConnReadLoop", "handleResponse")),
         "tl_go_h2_called": (f"{feature}_client", method("clientStream", "cleanupWriteRequest")),
+        "tl_go_write_h2": (f"{feature}_write", method("Framer", "WriteHeaders")),
     }
 
 
@@ -66,6 +71,7 @@ FAMILIES = (
             "tl_go_served": ("http_server", ("net/http.(*response).finishRequest",)),
             "tl_go_round_trip": ("http_client", ("net/http.(*persistConn).roundTrip",)),
             "tl_go_answered": ("http_client", ("net/http.readTransfer",)),
+            "tl_go_write_h1": ("http_write", ("net/http.(*transferWriter).writeHeader",)),
         }
     ),
     Family(_BUNDLED[0], request="net/http/internal/http2.ServerRequest."),
@@ -77,12 +83,17 @@ FAMILIES = (
             "tl_go_rpc_reply": (
                 "grpc_server",
                 (
-                    f"{GRPC}/internal/transport.(*http2Server).writeStatus",
-                    f"{GRPC}/internal/transport.(*http2Server).WriteStatus",
+                    f"{_TRANSPORT}(*http2Server).writeStatus",
+                    f"{_TRANSPORT}(*http2Server).WriteStatus",
                 ),
             ),
             "tl_go_rpc_call": ("grpc_client", (f"{GRPC}.(*csAttempt).newStream",)),
             "tl_go_rpc_end": ("grpc_client", (f"{GRPC}.(*clientStream).finish",)),
+            "tl_go_write_put": (
+                "grpc_write",
+                (f"{_TRANSPORT}(*controlBuffer).executeAndPut",),
+            ),
+            "tl_go_write_rpc": ("grpc_write", (f"{_TRANSPORT}(*loopyWriter).writeHeader",)),
         }
     ),
 )
@@ -97,17 +108,22 @@ _ADDRESSES = {
     "grpc_serve_at": "tl_go_rpc_serve",
     "grpc_call_at": "tl_go_rpc_call",
     "grpc_finish_at": "tl_go_rpc_end",
+    "grpc_put_at": "tl_go_write_put",
+    "write_headers_at": "tl_go_write_h2",
 }
 _TYPES = {
     "tcp_conn_type": "*net.TCPConn",
     "response_type": "*net/http.Response",
     "tls_conn_type": "*crypto/tls.Conn",
-    "grpc_server_type": f"*{GRPC}/internal/transport.http2Server",
-    "grpc_client_type": f"*{GRPC}/internal/transport.http2Client",
+    "grpc_server_type": f"*{_TRANSPORT}http2Server",
+    "grpc_client_type": f"*{_TRANSPORT}http2Client",
     "grpc_error_type": f"*{GRPC}/internal/status.Error",
     "wrap_error_type": "*fmt.wrapError",
     "grpc_incoming_type": f"{GRPC}/metadata.mdIncomingKey",
     "grpc_outgoing_type": f"{GRPC}/metadata.mdOutgoingKey",
+    "grpc_headers_type": f"*{_TRANSPORT}clientHeaders",
+    "grpc_buffer_type": f"*{_TRANSPORT}bufWriter",
+    "buffer_type": "*bufio.Writer",
 }
 # member -> where the field is
 _OFFSETS = {
@@ -128,23 +144,33 @@ _OFFSETS = {
     "response_status": "net/http.response.status",
     "conn_rwc": "net/http.conn.rwc",
     "client_response_status": "net/http.Response.StatusCode",
-    "grpc_stream": f"{GRPC}/internal/transport.ServerStream.*Stream",
-    "grpc_stream_method": f"{GRPC}/internal/transport.ServerStream.method",
-    "grpc_stream_ctx": f"{GRPC}/internal/transport.ServerStream.ctx",
-    "grpc_server_conn": f"{GRPC}/internal/transport.http2Server.conn",
+    "grpc_stream": f"{_TRANSPORT}ServerStream.*Stream",
+    "grpc_stream_method": f"{_TRANSPORT}ServerStream.method",
+    "grpc_stream_ctx": f"{_TRANSPORT}ServerStream.ctx",
+    "grpc_server_conn": f"{_TRANSPORT}http2Server.conn",
     "grpc_attempt_stream": f"{GRPC}.csAttempt.cs",
     "grpc_attempt_transport": f"{GRPC}.csAttempt.transport",
-    "grpc_client_conn": f"{GRPC}/internal/transport.http2Client.conn",
+    "grpc_client_conn": f"{_TRANSPORT}http2Client.conn",
     "grpc_call_header": f"{GRPC}.clientStream.callHdr",
     "grpc_call_ctx": f"{GRPC}.clientStream.ctx",
     "grpc_call_first": f"{GRPC}.clientStream.firstAttempt",
-    "grpc_header_host": f"{GRPC}/internal/transport.CallHdr.Host",
-    "grpc_header_method": f"{GRPC}/internal/transport.CallHdr.Method",
+    "grpc_header_host": f"{_TRANSPORT}CallHdr.Host",
+    "grpc_header_method": f"{_TRANSPORT}CallHdr.Method",
     "grpc_error_status": f"{GRPC}/internal/status.Error.s",
     "grpc_error_proto": f"{GRPC}/internal/status.Error.e",
     "grpc_status_proto": f"{GRPC}/internal/status.Status.s",
     "grpc_proto_code": "google.golang.org/genproto/googleapis/rpc/status.Status.Code",
     "wrap_error_err": "fmt.wrapError.err",
+    "persist_conn_bw": "net/http.persistConn.bw",
+    "buffer_buf": "bufio.Writer.buf",
+    "buffer_n": "bufio.Writer.n",
+    "grpc_attempt_ctx": f"{GRPC}.csAttempt.ctx",
+    "grpc_headers_hf": f"{_TRANSPORT}clientHeaders.hf",
+    "grpc_headers_init": f"{_TRANSPORT}clientHeaders.initStream",
+    "grpc_loopy_cbuf": f"{_TRANSPORT}loopyWriter.cbuf",
+    "grpc_buffer_buf": f"{_TRANSPORT}bufWriter.buf",
+    "grpc_buffer_handle": f"{_TRANSPORT}bufWriter.bufHandle",
+    "grpc_buffer_offset": f"{_TRANSPORT}bufWriter.offset",
 }
 _REQUEST = {
     "request_ctx": "ctx",
@@ -164,8 +190,18 @@ _HTTP2 = {
     "h2_client_conn": "ClientConn.tconn",
     "h2_client_tls_state": "ClientConn.tlsState",
     "h2_fields": "MetaHeadersFrame.Fields",
+    "framer_w": "Framer.w",
+    "h2_stream_id": "clientStream.ID",
+}
+# a part of a program is written into where it has all of this
+_WRITES = {
+    abi.GoWrites.HTTP1: {"tl_go_round_trip", "tl_go_answered", "tl_go_write_h1"},
+    abi.GoWrites.HTTP2: {"tl_go_h2_call", "tl_go_h2_answer", "tl_go_h2_called", "tl_go_write_h2"},
+    abi.GoWrites.GRPC: {"tl_go_rpc_call", "tl_go_rpc_end", "tl_go_write_put", "tl_go_write_rpc"},
 }
 
+# maps with what an earlier run knew -> size of their keys
+_EARLIER = {"tl_go_processes": 4, "tl_go_exchanges": 8, "tl_go_writers": 8, "tl_go_written": 8}
 BUDGET_SECONDS = 0.02  # for looking at functions, while spans wait
 _NEW = bytes([abi.GoStart.NEW])
 _INHERITS, _RECEIVES = bytes([abi.GoStart.INHERITS]), bytes([abi.GoStart.RECEIVES])
@@ -183,13 +219,17 @@ class _Analysed:
 class GoPrograms:
     """What is known of Go programs. Not for several threads."""
 
-    def __init__(self, loaded: libbpf.Object) -> None:
+    def __init__(self, loaded: libbpf.Object, *, write: bool) -> None:
+        """`write`: the group go_write is on."""
+        self._write = write
         self._binaries = loaded.map_fd("tl_go_binaries")
         self._starts = loaded.map_fd("tl_go_starts")
         # indices of an earlier run: its programs are found again, under others
-        processes = loaded.map_fd("tl_go_processes")
-        for key in list(libbpf.keys(processes, 4)):
-            libbpf.delete(processes, key)
+        # and what they asked is followed no more
+        for name, size in _EARLIER.items():
+            earlier = loaded.map_fd(name)
+            for key in list(libbpf.keys(earlier, size)):
+                libbpf.delete(earlier, key)
         self._functions: dict[int, golang.Starts] = {}  # by index of tl_go_binaries
         self._versions: dict[int, str] = {}  # likewise
         self._known: dict[_Identity, Future[_Analysed | None]] = {}
@@ -254,7 +294,7 @@ class GoPrograms:
         found: list[Site] = []
         program = analysed.program
         for number, family in enumerate(FAMILIES):
-            sites = dict(probed(program, family))
+            sites = dict(probed(program, family, write=self._write))
             if not sites:
                 continue
             index = self._index(f"{analysed.digest} {number}", program, family)
@@ -281,22 +321,32 @@ class GoPrograms:
             return 0
         if key not in self._indices:
             self._indices[key] = index
-            libbpf.update(self._binaries, index.to_bytes(4, "little"), pack(program, family))
+            packed = pack(program, family, write=self._write)
+            libbpf.update(self._binaries, index.to_bytes(4, "little"), packed)
         return index
 
 
-def probed(program: Program, family: Family) -> Iterator[tuple[str, golang.Site]]:
+def probed(
+    program: Program, family: Family, *, write: bool = True
+) -> Iterator[tuple[str, golang.Site]]:
     """What is attached where in a program, of the features that it has."""
     for probe, (feature, functions) in family.probes.items():
-        if feature not in program.missing:
+        if feature not in program.missing and (write or not probe.startswith(_WRITING)):
             for function in functions:
                 if function in program.sites:
                     yield probe, program.sites[function]
 
 
-def pack(program: Program, family: Family) -> bytes:
+def _writes(program: Program, probes: Collection[str]) -> int:
+    """enum tl_go_writes of a part of a program with these probes."""
+    writes = sum(kind for kind, needed in _WRITES.items() if needed.issubset(probes))
+    # its frames are made by golang.org/x/net, which is another part
+    return writes if "x_http2_write" not in program.missing else writes & ~abi.GoWrites.GRPC
+
+
+def pack(program: Program, family: Family, *, write: bool = True) -> bytes:
     """struct tl_go_binary of a program."""
-    sites = dict(probed(program, family))
+    sites = dict(probed(program, family, write=write))
     addresses = {name: sites[probe].address for name, probe in _ADDRESSES.items() if probe in sites}
     known = program.offsets
     own = f"{family.request}Method" in known and family.request != "net/http.Request."
@@ -311,6 +361,7 @@ def pack(program: Program, family: Family) -> bytes:
             **{name: program.types.get(of, 0) for name, of in _TYPES.items()},
             **{name: known.get(field, abi.Go.UNKNOWN) for name, field in fields.items()},
             swiss_maps=program.minor >= 24,
+            writes=_writes(program, sites),
         )
     )
 

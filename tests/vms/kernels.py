@@ -1,7 +1,8 @@
-"""Debian's cloud kernels for a box: found in the box's own package lists, unpacked, made bootable.
+"""Debian's cloud kernels: found in package lists, unpacked, made bootable.
 
-A kernel is two files beside the box, `vmlinuz-RELEASE` and `initrd-RELEASE`, and its modules, which
-are in the box. The initrd is busybox with the few modules that reach the root disk.
+A kernel of a box is two files beside it, `vmlinuz-RELEASE` and `initrd-RELEASE`, and its modules,
+which are in the box, like the package lists. The initrd is busybox with the few modules that reach
+the root file system.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 META = "linux-image-cloud-amd64"
@@ -37,9 +39,17 @@ exec switch_root /root /sbin/init
 """
 
 
-def _chroot(root: Path, *words: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An apt with package lists: the words before it, and the directory that it sees as `/`."""
+
+    words: tuple[str, ...]
+    root: Path
+
+
+def _ask(archive: Archive, *words: str) -> str:
     answer = subprocess.run(
-        ["chroot", root, *words],
+        [*archive.words, *words],
         check=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -58,9 +68,9 @@ def _stanzas(text: str) -> Iterator[dict[str, str]]:
         yield dict(re.findall(r"^([\w-]+): (.*)$", stanza, re.MULTILINE))
 
 
-def _image(root: Path, line: str) -> str:
+def _image(archive: Archive, line: str) -> str:
     """The package with the latest kernel of a release line, `6.1`, or `newest` of all."""
-    found = list(_stanzas(_chroot(root, "apt-cache", "show", META)))
+    found = list(_stanzas(_ask(archive, "apt-cache", "show", META)))
     if line != "newest":
         found = [one for one in found if one["Version"].startswith(f"{line}.")]
     if not found:
@@ -69,7 +79,7 @@ def _image(root: Path, line: str) -> str:
     return next(word for word in latest["Depends"].split() if PARTS.fullmatch(word))
 
 
-def _parts(root: Path, image: str) -> list[str]:
+def _parts(archive: Archive, image: str) -> list[str]:
     """The package and those it depends on that hold the kernel and its modules."""
     parts, queue = [], [image]
     while queue:
@@ -77,24 +87,27 @@ def _parts(root: Path, image: str) -> list[str]:
         if package in parts:
             continue
         parts.append(package)
-        for one in _stanzas(_chroot(root, "apt-cache", "show", package)):
+        for one in _stanzas(_ask(archive, "apt-cache", "show", package)):
             queue += [word for word in one.get("Depends", "").split() if PARTS.fullmatch(word)]
     return parts
 
 
-def install(root: Path, line: str) -> str:
+def install(root: Path, line: str, *, archive: Archive | None = None) -> str:
     """Puts a kernel and its modules into the root and returns its release, `6.1.0-50-cloud-amd64`.
 
-    Unpacked rather than installed: its maintainer scripts would only make a slower initrd.
+    They come from the root's own apt where no other is given. Unpacked rather than installed: the
+    packages' scripts would only make a slower initrd.
     """
-    image = _image(root, line)
+    archive = archive or Archive(("chroot", str(root)), root)
+    image = _image(archive, line)
     release = image.removeprefix("linux-image-")
     downloads = root / "var/tmp" / release
-    downloads.mkdir()
+    downloads.mkdir(parents=True)
+    seen = f"/{downloads.relative_to(archive.root)}"
     subprocess.run(
         [
-            *("chroot", root, "sh", "-c", 'cd "$0" && exec apt-get "$@"', f"/var/tmp/{release}"),
-            *("--quiet", "-o", "APT::Sandbox::User=root", "download", *_parts(root, image)),
+            *(*archive.words, "sh", "-c", 'cd "$0" && exec apt-get "$@"', seen),
+            *("--quiet", "-o", "APT::Sandbox::User=root", "download", *_parts(archive, image)),
         ],
         check=True,
         stdin=subprocess.DEVNULL,
@@ -120,7 +133,7 @@ def _name(file: str) -> str:
     return Path(file).name.partition(".ko")[0].replace("-", "_")
 
 
-def _module_files(modules: Path) -> list[str]:
+def _module_files(modules: Path, wanted: Sequence[str]) -> list[str]:
     """The files of the wanted modules and all they depend on, in the order to load them."""
     needs: dict[str, list[str]] = {}
     for line in (modules / "modules.dep").read_text().splitlines():
@@ -135,7 +148,7 @@ def _module_files(modules: Path) -> list[str]:
         if file not in order:
             order.append(file)
 
-    for name in WANTED:
+    for name in wanted:
         if name in files:  # else it is built in, or this kernel does not have it
             add(files[name])
     return order
@@ -158,14 +171,16 @@ def _entry(archive: gzip.GzipFile, name: str, *, mode: int, content: bytes = b""
     archive.write(content + b"\0" * (-len(content) % 4))
 
 
-def write_initrd(file: Path, *, modules: Path) -> None:
+def write_initrd(
+    file: Path, *, modules: Path, wanted: Sequence[str] = WANTED, init: str = INIT
+) -> None:
     """Writes the initrd for the kernel whose modules are in `modules` (…/lib/modules/RELEASE)."""
-    order = _module_files(modules)
+    order = _module_files(modules, wanted)
     with gzip.GzipFile(file, "wb", compresslevel=6, mtime=0) as archive:
         for folder in ("bin", "dev", "modules", "proc", "root", "sys"):
             _entry(archive, folder, mode=stat.S_IFDIR | 0o755)
         executable = stat.S_IFREG | 0o755
-        _entry(archive, "init", mode=executable, content=INIT.encode())
+        _entry(archive, "init", mode=executable, content=init.encode())
         _entry(archive, "bin/busybox", mode=executable, content=BUSYBOX.read_bytes())
         names = [f"{_name(one)}.ko" for one in order]
         for name, one in zip(names, order, strict=True):

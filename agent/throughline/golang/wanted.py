@@ -154,11 +154,11 @@ def _http2_server(name: str, prefix: str, writer: Group, *, key: str, package: s
 
 
 def _http2_write(name: str, prefix: str, *, key: str, package: str) -> Feature:
-    """The place where a frame is whole, and about to be written: `wbuf` holds it."""
+    """The place where the fields are encoded, and about to become a frame."""
     return Feature(
         name,
-        functions=(_method(prefix, "Framer", "endWrite"),),
-        offsets=_of((key, prefix), "Framer.wbuf", "Framer.w"),
+        functions=(_method(prefix, "Framer", "WriteHeaders"),),
+        offsets=_of((key, prefix), "Framer.w"),
         package=package,
         modules={X_NET: MODULES[X_NET]} if prefix == _X else {},
     )
@@ -314,13 +314,10 @@ FEATURES = (
     # --- writing into requests
     Feature(
         "http_write",
-        functions=(("net/http.(*Request).write",),),
-        shared=(("net/http.Header.writeSubset",),),
-        offsets=(
-            *_each("bufio.Writer.", "buf", "n", "wr"),
-            ("net/http.Request.Header",),
-        ),
-        types=(("*bufio.Writer",),),
+        # of what is asked: servers write their answers in another way
+        functions=(("net/http.(*transferWriter).writeHeader",),),
+        shared=(("net/http.(*persistConn).roundTrip",),),
+        offsets=(*_each("bufio.Writer.", "buf", "n"), ("net/http.persistConn.bw",)),
         package="the client of net/http",
     ),
     *_HTTP2_WRITE,
@@ -331,10 +328,11 @@ FEATURES = (
             (f"{_TRANSPORT}(*controlBuffer).executeAndPut",),
             (f"{_TRANSPORT}(*loopyWriter).writeHeader",),
         ),
-        shared=(_method(_X, "Framer", "endWrite"),),
+        shared=(_method(_X, "Framer", "WriteHeaders"),),
         offsets=(
-            (f"{_TRANSPORT}clientHeaders.hf", f"{_TRANSPORT}headerFrame.hf"),
-            *_of((_X,), "Framer.wbuf", "Framer.w"),
+            *_of((f"{_TRANSPORT}clientHeaders.", f"{_TRANSPORT}headerFrame."), "hf", "initStream"),
+            (f"{_TRANSPORT}loopyWriter.cbuf",),
+            (f"{_X}Framer.w",),
         ),
         types=((f"*{_TRANSPORT}clientHeaders", f"*{_TRANSPORT}headerFrame"),),
         package=GRPC,
@@ -364,7 +362,14 @@ EXTRA = Feature(
         (f"{GRPC}/internal/status.Error.e",),
         # Before 1.60, where operateHeaders is given a frame first; since then a context.
         (f"{_TRANSPORT}http2Server.ctx",),
+        (f"{GRPC}.csAttempt.ctx",),
         ("fmt.wrapError.err",),
+        # of what HTTP/2 is written to
+        *_each("bufio.Writer.", "buf", "n"),
+        *_each(f"{_TRANSPORT}bufWriter.", "buf", "bufHandle", "offset"),
     ),
-    types=(("*net/http.Request",), ("*fmt.wrapError",)),
+    types=(
+        *(("*net/http.Request",), ("*fmt.wrapError",)),
+        *(("*bufio.Writer",), (f"*{_TRANSPORT}bufWriter",)),
+    ),
 )

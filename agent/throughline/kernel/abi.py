@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 4
+    ABI_VERSION = 5
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
@@ -127,7 +127,12 @@ class Counter(IntEnum):
     FULL_GO = 62
     GO_NO_SOCKET = 63
     FULL_GO_STARTS = 64
-    COUNTERS = 65
+    GO_WRITTEN = 65
+    GO_WRITE_UNPROVEN = 66
+    GO_WRITE_NO_ROOM = 67
+    GO_WRITE_MISMATCH = 68
+    GO_WRITE_FAILED = 69
+    COUNTERS = 70
 
 
 class Go(IntEnum):
@@ -141,6 +146,12 @@ class GoStart(IntEnum):
     NEW = 0
     INHERITS = 1
     RECEIVES = 2
+
+
+class GoWrites(IntEnum):
+    HTTP1 = 1
+    HTTP2 = 2
+    GRPC = 4
 
 
 class Config(NamedTuple):
@@ -257,6 +268,8 @@ class GoBinary(NamedTuple):
     grpc_serve_at: int
     grpc_call_at: int
     grpc_finish_at: int
+    grpc_put_at: int
+    write_headers_at: int
     tcp_conn_type: int
     response_type: int
     tls_conn_type: int
@@ -266,6 +279,9 @@ class GoBinary(NamedTuple):
     wrap_error_type: int
     grpc_incoming_type: int
     grpc_outgoing_type: int
+    grpc_headers_type: int
+    grpc_buffer_type: int
+    buffer_type: int
     g_goid: int
     g_parent_goid: int
     g_m: int
@@ -315,10 +331,23 @@ class GoBinary(NamedTuple):
     grpc_status_proto: int
     grpc_proto_code: int
     wrap_error_err: int
+    persist_conn_bw: int
+    buffer_buf: int
+    buffer_n: int
+    framer_w: int
+    h2_stream_id: int
+    grpc_attempt_ctx: int
+    grpc_headers_hf: int
+    grpc_headers_init: int
+    grpc_loopy_cbuf: int
+    grpc_buffer_buf: int
+    grpc_buffer_handle: int
+    grpc_buffer_offset: int
     swiss_maps: int
+    writes: int
 
 
-GO_BINARY = Struct("<QQQQQQQQQQQQQQQQQQHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHB5x")
+GO_BINARY = Struct("<QQQQQQQQQQQQQQQQQQQQQQQHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHBB4x")
 
 
 class GoStartKey(NamedTuple):

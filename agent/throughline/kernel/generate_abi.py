@@ -34,6 +34,7 @@ _ENUMS = (
     "tl_counter",
     "tl_go",
     "tl_go_start",
+    "tl_go_writes",
 )
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
