@@ -32,7 +32,7 @@ PLAIN_FILES = (
 )
 EXECUTABLE = frozenset({"bin/python", "bin/throughline"})
 # Need more than the kernels before 5.15 have, for which there are programs of the others.
-ONE_VARIANT = ("restore", "go")
+ONE_VARIANT = ("restore", "go", "go_write")
 
 
 def collect(root: Path) -> tuple[dict[str, bytes], dict[str, tuple[str, bytes]]]:
