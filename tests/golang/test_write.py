@@ -1,0 +1,77 @@
+"""Group `go_write`: requests over TLS, HTTP/2 and gRPC carry the context, and nothing else changes.
+
+On kernels that give `bpf_probe_write_user`: `tests/vms/test_go_write.py` runs this in a VM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.golang import toolchains
+from tests.golang.build import PIE, RACE, STRIPPED, TRIMMED
+from tests.golang.hops import PROTOCOLS, Hops
+from tests.kernel.traced import Traced
+from throughline import config as configuration
+from throughline.kernel import facts
+from throughline import groups
+
+# Several times as much on a machine that is not emulated: 640,000 requests by `--requests`.
+REQUESTS = 256
+
+# protocol, release of Go, flags, set of modules ("" is the newest)
+BUILDS = [
+    ("https/1.1", "1.19", (), ""),
+    ("https/1.1", "1.22", STRIPPED, ""),
+    ("https/1.1", toolchains.NEWEST, PIE + TRIMMED, ""),
+    ("https/2", "1.19", STRIPPED, ""),
+    ("https/2", "1.22", PIE, ""),
+    ("https/2", toolchains.NEWEST, STRIPPED, ""),
+    ("x/net http/2", "1.22", (), "0.33"),
+    ("x/net https/2", toolchains.NEWEST, STRIPPED, ""),
+    ("gin https/2", toolchains.NEWEST, STRIPPED, ""),
+    ("grpc", "1.19", STRIPPED, "1.50"),
+    ("grpc", "1.22", (), "1.64"),
+    ("grpc tls", toolchains.NEWEST, (), ""),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_the_helper() -> None:
+    found = facts.gather()
+    if found.lockdown not in ("none", "absent"):
+        pytest.skip(f"lockdown is {found.lockdown}: the kernel refuses bpf_probe_write_user")
+
+
+@pytest.fixture
+def traced() -> Iterator[Traced]:
+    with Traced() as corner:
+        status = corner.status()
+        assert status is not None
+        assert status["groups"]["go_write"]["state"] == "on", status["groups"]
+        yield corner
+
+
+def plans_of(protocol: str) -> tuple[str, ...]:
+    if PROTOCOLS[protocol].grpc:
+        return "unary/unary/answer", "watch/collect/answer", "talk/answer", "fan-2-2/answer"
+    return "context/context/answer", "fan-2-2/answer", "stream/stream/answer", "pool/answer"
+
+
+@pytest.mark.parametrize(("protocol", "version", "flags", "modules"), BUILDS, ids=str)
+def test_every_hop_is_in_the_trace(
+    traced: Traced, protocol: str, version: str, flags: tuple[str, ...], modules: str
+) -> None:
+    hops = Hops(traced, protocol, version=version, flags=flags, modules=modules, ids=100_000)
+    calls = 0
+    for plan in plans_of(protocol):
+        found = hops.load(plan, requests=REQUESTS)
+        assert (found.result["ok"], found.result["failed"]) == (REQUESTS, 0), found.result
+        assert len(found.spans) == found.expected
+        assert found.wrong == 0
+        assert set(found.calls) == set(found.hops) == set(found.wire) == {"right"}
+        calls += found.calls.total()
+    counters = traced.counters()
+    assert counters["go_written"] == calls
+    assert not {name for name in counters if name.startswith("go_write_")}, counters
