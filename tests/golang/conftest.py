@@ -16,7 +16,7 @@ def writing() -> Iterator[Traced]:
 
     Where THROUGHLINE_TEST_WRITES is set it must not: then a refusal is a failure.
     """
-    with Traced() as traced:
+    with Traced({"instrumentation": {"go_write": "auto"}}) as traced:
         status = traced.status()
         assert status is not None
         group = status["groups"]["go_write"]
