@@ -1,9 +1,11 @@
 """Group `go_write`: requests over TLS, HTTP/2 and gRPC carry the context, and nothing else changes.
 
-Skipped where the kernel refuses it; `tests/vms/test_go_write.py` runs this in a VM.
+Skipped where the kernel refuses it; `test_write_in_vm.py` runs this in a VM.
 """
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
@@ -12,7 +14,7 @@ from tests.golang.build import PIE, STRIPPED, TRIMMED
 from tests.golang.hops import PROTOCOLS, Hops
 from tests.kernel.traced import Traced
 
-REQUESTS = 256  # an emulated machine takes seconds for them
+REQUESTS = int(os.environ.get("THROUGHLINE_TEST_REQUESTS", "256"))
 
 # protocol, release of Go, flags, set of modules ("" is the newest)
 BUILDS = [

@@ -1,6 +1,6 @@
 """What `go_write` has written, as it comes to servers that we did not write: nginx, gRPC's C-core.
 
-Skipped where the kernel refuses it; `tests/vms/test_go_write.py` runs this in a VM.
+Skipped where the kernel refuses it; `test_write_in_vm.py` runs this in a VM.
 """
 
 from __future__ import annotations

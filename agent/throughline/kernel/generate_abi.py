@@ -106,7 +106,7 @@ def generate(path: Path) -> str:
 
 
 def _counted(layout: str) -> str:
-    """"QQQ16sB" as "3Q16sB"."""
+    """ "QQQ16sB" as "3Q16sB"."""
     return re.sub(r"(?<![0-9])([BHIQ])\1+", lambda run: f"{len(run[0])}{run[1]}", layout)
 
 
