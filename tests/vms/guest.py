@@ -113,7 +113,7 @@ def virtiofsd(program: str, *, listener: int) -> list[str]:
 
 def exit_status(status: str) -> int | None:
     """What the guest has said its command's exit status was, or None before it has."""
-    for line in status.splitlines():
+    for line in status.split("\n")[:-1]:  # the last is not complete
         word, _, number = line.partition(" ")
         if word == "exit" and number.isdigit():
             return int(number)
