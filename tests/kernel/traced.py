@@ -215,7 +215,7 @@ class Traced:
         time.sleep(settle)
         return [span for span in self.receiver.spans if where(span)]
 
-    def wait_followed(self, program: Path, *, seconds: float = 20.0) -> None:
+    def wait_followed(self, program: Path, *, seconds: float = START_SECONDS) -> None:
         """Waits until the agent has looked into a Go program that runs, and probes it."""
         deadline = time.monotonic() + seconds
         while True:
