@@ -23,7 +23,7 @@ _BLOCK_ENTRIES = 2048
 _MAX_BLOCKS = 64  # kept: 3 MB
 _MAX_RELOCATIONS = 1 << 24
 _MAX_FILE_BYTES = 1 << 30
-# of processor time: a program of 100 MB takes a quarter of one, 25 times as much where it is emulated
+# of processor time: a program of 100 MB takes a quarter of one, emulated 25 times as much
 _MAX_SECONDS = 30.0
 PIECE_BYTES = 1 << 20
 
