@@ -43,7 +43,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def wait_port(port: int, *, host: str = "127.0.0.1", seconds: float = 15.0) -> None:
+def wait_port(port: int, *, host: str = "127.0.0.1", seconds: float = START_SECONDS) -> None:
     """Waits until something listens, without connecting (a connection would be traced)."""
     deadline = time.monotonic() + seconds
     wanted = f":{port:04X}"
@@ -215,7 +215,7 @@ class Traced:
         time.sleep(settle)
         return [span for span in self.receiver.spans if where(span)]
 
-    def wait_followed(self, program: Path, *, seconds: float = 20.0) -> None:
+    def wait_followed(self, program: Path, *, seconds: float = START_SECONDS) -> None:
         """Waits until the agent has looked into a Go program that runs, and probes it."""
         deadline = time.monotonic() + seconds
         while True:
