@@ -205,7 +205,7 @@ class Traced:
         self,
         count: int,
         *,
-        seconds: float = 15.0,
+        seconds: float = START_SECONDS,
         where: Callable[[Span], bool] = lambda _: True,
         settle: float = 0.5,
     ) -> list[Span]:
