@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.kernel.traced import Traced, free_port, wait_port
+from tests.kernel.traced import START_SECONDS, Traced, free_port, wait_port
 
 SERVICES = Path(__file__).with_name("services")
 
@@ -65,7 +65,7 @@ class Secure:
         self.certificate = make_certificate(traced.directory)
         self._environment = {**os.environ, "CERTIFICATE": str(self.certificate)}
 
-    def wait_found(self, file: str, processes: int = 1, *, seconds: float = 20.0) -> None:
+    def wait_found(self, file: str, processes: int = 1, *, seconds: float = START_SECONDS) -> None:
         """Waits until the agent has found a file in that many processes: services start at will."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

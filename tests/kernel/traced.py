@@ -43,7 +43,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def wait_port(port: int, *, host: str = "127.0.0.1", seconds: float = 15.0) -> None:
+def wait_port(port: int, *, host: str = "127.0.0.1", seconds: float = START_SECONDS) -> None:
     """Waits until something listens, without connecting (a connection would be traced)."""
     deadline = time.monotonic() + seconds
     wanted = f":{port:04X}"
@@ -205,7 +205,7 @@ class Traced:
         self,
         count: int,
         *,
-        seconds: float = 15.0,
+        seconds: float = START_SECONDS,
         where: Callable[[Span], bool] = lambda _: True,
         settle: float = 0.5,
     ) -> list[Span]:

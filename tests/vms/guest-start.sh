@@ -35,7 +35,7 @@ reader=$!
 wait $!
 code=$?
 # What the command left running may hold the pipe open.
-(sleep 2; kill "$reader") 3>&- &
+(sleep 5; kill "$reader") 3>&- &
 wait "$reader"
 echo "exit $code" >&3
 busybox poweroff -f
