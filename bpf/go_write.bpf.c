@@ -258,31 +258,34 @@ static __always_inline bool tl_go_store_tracestate(__u64 at, const struct tl_tex
 /*
  * Is there a place for a header block that is `more` bytes longer? Where it is, behind itself, or where
  * what is written to the connection will be: the frame is made elsewhere from it before. The slice is
- * that of the new block then, and `*at` where the new bytes belong.
+ * that of the new block then, and `*at` where the new bytes belong. Returns 0, or what to count.
  */
-static __always_inline bool tl_go_place(const struct tl_go_binary *binary, __u64 moved,
-					__u64 framer, struct tl_go_slice *block, __u32 more,
-					__u64 *at)
+static __always_inline __u32 tl_go_place(const struct tl_go_binary *binary, __u64 moved,
+					 __u64 framer, struct tl_go_slice *block, __u32 more,
+					 __u64 *at)
 {
 	struct tl_go_slice tail;
 
 	if (block->len + more > TL_GO_FRAME_MAX)
-		return false;
+		return TL_GO_WRITE_NO_ROOM;
 	*at = block->data + block->len;
 	if (block->cap - block->len >= more) {
 		block->len += more;
-		return true;
+		return 0;
 	}
 	if (block->len > TL_GO_BLOCK_MAX)
-		return false;
+		return TL_GO_WRITE_NO_ROOM;
 	tl_go_tail(binary, moved, framer, &tail);
-	if (tail.len < block->len + more || !tl_go_copy(tail.data, block->data, block->len))
-		return false;
+	if (tail.len < block->len + more)
+		return TL_GO_WRITE_NO_ROOM;
+	/* a page of a large buffer that nothing was written to yet is not there */
+	if (!tl_go_copy(tail.data, block->data, block->len))
+		return TL_GO_WRITE_FAILED;
 	*at = tail.data + block->len;
 	block->data = tail.data;
 	block->len += more;
 	block->cap = tail.cap;
-	return true;
+	return 0;
 }
 
 /* (*Framer).WriteHeaders(f, p HeadersFrameParam), by clients and by servers, of HTTP/2 and of gRPC */
@@ -294,8 +297,7 @@ int tl_go_write_h2(struct pt_regs *ctx)
 	struct tl_go_writing writing;
 	struct tl_go_frame frame = {};
 	__u64 id, at, moved;
-	__u32 index, n, more;
-	bool placed;
+	__u32 index, n, more, refused;
 
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
@@ -317,14 +319,14 @@ int tl_go_write_h2(struct pt_regs *ctx)
 	moved = ctx->ip - binary->write_headers_at;
 	n = tl_go_tracestate(&exchange->text);
 	more = TL_FIELD_TRACEPARENT_BYTES + (n ? tl_go_tracestate_bytes(n) : 0);
-	placed = tl_go_place(binary, moved, ctx->ax, &frame.block, more, &at);
-	if (!placed && n) {
+	refused = tl_go_place(binary, moved, ctx->ax, &frame.block, more, &at);
+	if (refused && n) {
 		n = 0;
-		placed = tl_go_place(binary, moved, ctx->ax, &frame.block,
-				     TL_FIELD_TRACEPARENT_BYTES, &at);
+		refused = tl_go_place(binary, moved, ctx->ax, &frame.block,
+				      TL_FIELD_TRACEPARENT_BYTES, &at);
 	}
-	if (!placed) {
-		tl_count(TL_GO_WRITE_NO_ROOM);
+	if (refused) {
+		tl_count(refused);
 		return 0;
 	}
 	if (!tl_go_store_traceparent(at, &exchange->conn) ||
