@@ -200,8 +200,9 @@ _WRITES = {
     abi.GoWrites.GRPC: {"tl_go_rpc_call", "tl_go_rpc_end", "tl_go_write_put", "tl_go_write_rpc"},
 }
 
-# maps with what an earlier run knew -> size of their keys
-_EARLIER = {"tl_go_processes": 4, "tl_go_exchanges": 8, "tl_go_writers": 8, "tl_go_written": 8}
+# maps with what an earlier run knew
+_EARLIER = ("tl_go_processes", "tl_go_exchanges", "tl_go_writers", "tl_go_written")
+_KEY_BYTES = 8  # tl_go_key() in bpf/go.bpf.h
 BUDGET_SECONDS = 0.02  # for looking at functions, while spans wait
 _NEW = bytes([abi.GoStart.NEW])
 _INHERITS, _RECEIVES = bytes([abi.GoStart.INHERITS]), bytes([abi.GoStart.RECEIVES])
@@ -226,9 +227,9 @@ class GoPrograms:
         self._starts = loaded.map_fd("tl_go_starts")
         # indices of an earlier run: its programs are found again, under others
         # and what they asked is followed no more
-        for name, size in _EARLIER.items():
+        for name in _EARLIER:
             earlier = loaded.map_fd(name)
-            for key in list(libbpf.keys(earlier, size)):
+            for key in list(libbpf.keys(earlier, _KEY_BYTES)):
                 libbpf.delete(earlier, key)
         self._functions: dict[int, golang.Starts] = {}  # by index of tl_go_binaries
         self._versions: dict[int, str] = {}  # likewise

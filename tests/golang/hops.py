@@ -16,7 +16,8 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ PROTOCOLS = {
     "x/net https/2": Protocol("http2", "http2", tls=True),
     "gin http/1.1": Protocol("gin", "chain"),
     "gin https/2": Protocol("gin", "chain", tls=True, http2=True),
+    "processes http/1.1": Protocol("processes", "chain"),
+    "processes https/1.1": Protocol("processes", "chain", tls=True),
     "grpc": Protocol("grpc", "grpc"),
     "grpc tls": Protocol("grpc", "grpc", tls=True),
 }
@@ -175,22 +178,51 @@ class Hops:
         self, plan: str, count: int, concurrent: int, method: str, own: bool, deadline: float
     ) -> tuple[dict[str, Any], list[Answer]]:
         """One run of the client."""
-        first, self._next_id = self._next_id, self._next_id + count
-        assert self._next_id <= self._ids, "more requests than there are ids"
         record = self._traced.directory / "answers"
         command = [
-            *(str(self._client), *self._target(method)),
-            *(f"-path=/{plan}", f"-requests={count}", f"-concurrent={concurrent}"),
-            *(f"-first={first}", f"-record={record}", *(["-own"] if own else [])),
+            *self._command(plan, count, concurrent, method),
+            *(f"-record={record}", *(["-own"] if own else [])),
         ]
         remaining = deadline - time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, timeout=remaining)
         assert not done.returncode, done.stderr
-        self._assert_sane()
+        self.assert_sane()
         lines = record.read_text().splitlines()
         return json.loads(done.stdout), [json.loads(line) for line in lines]
 
-    def _assert_sane(self) -> None:
+    def _command(self, plan: str, count: int, concurrent: int, method: str) -> list[str]:
+        first, self._next_id = self._next_id, self._next_id + count
+        assert self._next_id <= self._ids, "more requests than there are ids"
+        return [
+            *(str(self._client), *self._target(method)),
+            *(f"-path=/{plan}", f"-requests={count}", f"-concurrent={concurrent}"),
+            f"-first={first}",
+        ]
+
+    @contextmanager
+    def sending(
+        self,
+        plan: str,
+        *,
+        requests: int,
+        concurrent: int = CONCURRENT,
+        seconds: float = 120.0,
+    ) -> Iterator[dict[str, Any]]:
+        """Sends requests while the block runs, and to their end; nobody waits for their spans.
+
+        What came of them is in the dictionary afterwards.
+        """
+        result: dict[str, Any] = {}
+        command = self._command(plan, requests, concurrent, "unary")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+            try:
+                yield result
+                result |= json.loads(client.communicate(timeout=seconds)[0])
+            finally:
+                client.kill()
+        self.assert_sane()
+
+    def assert_sane(self) -> None:
         """No service has died, panicked, or found a data race."""
         for name, process in self.processes.items():
             said = self._log(name).read_text(errors="replace")
