@@ -13,10 +13,11 @@ says to which request it belongs, whatever its trace and its parent are.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,18 +80,23 @@ class Hops:
         names: Sequence[str] = NAMES,
         ids: int = 10_000,
         options: Sequence[str] = (),
+        program: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """`program` is what is executed, if not what is built."""
         self.protocol = PROTOCOLS[protocol]
         self.names = names
         self._traced = traced
         self._ids = ids
         self._next_id = 0
         self._client = build(f"{self.protocol.client}/client")
-        server = build(
+        server = program or build(
             f"{self.protocol.module}/server", version=version, flags=flags, modules=modules
         )
         if self.protocol.tls:
-            self._certificate = make_certificate(traced.directory)
+            directory = traced.directory / "-".join(names)
+            directory.mkdir(exist_ok=True)
+            self._certificate = make_certificate(directory)
         for name in names:  # the agent learns of all at once
             (traced.cgroup / name).mkdir(exist_ok=True)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -99,12 +105,15 @@ class Hops:
             port = free_port()
             with self._log(name).open("wb") as log:
                 self.processes[name] = traced.spawn(
-                    name, [str(server), *self._flags(port, self._port), *options], stderr=log
+                    name,
+                    [str(server), *self._flags(port, self._port), *options],
+                    stderr=log,
+                    env={**os.environ, **(environment or {})},
                 )
             wait_port(port)
             self._port = port
         if traced.agent is not None:
-            traced.wait_followed(server)
+            traced.wait_followed(server, version=toolchains.release(version))
 
     def learn(self, *plans: str) -> None:
         """Lets the agent see with which functions goroutines of these plans begin."""
