@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.fleet.spans import Span
 from tests.golang import toolchains
 from tests.golang.build import build
 from tests.golang.judge import Answer, Found, id_of, judge
@@ -144,19 +145,17 @@ class Hops:
         deadline = time.monotonic() + seconds
         each = spans_of(plan) if spans else 0
         step = at_once or max(QUEUE // spans_of(plan), 1)
-        before, first = self._settle(), self._next_id
+        arrived = _Arrived(self._settle(), self.names, self._next_id)
         results, answers = [], []
         for sent in range(0, requests, step):
             count = min(step, requests - sent)
             result, these = self._send(plan, count, concurrent, method, own, deadline)
             results.append(result)
             answers += these
-            expected = before + (sent + count) * each
-            self._traced.receiver.wait(
-                lambda seen, expected=expected: len(seen) >= expected,
-                seconds=deadline - time.monotonic(),
-            )
+            arrived.enough = (sent + count) * each
+            self._traced.receiver.wait(arrived, seconds=deadline - time.monotonic())
         self._settle()
+        arrived(self._traced.receiver.spans)
         found = judge(
             {
                 "ok": sum(result["ok"] for result in results),
@@ -164,11 +163,7 @@ class Hops:
                 "p99_ms": max(result["p99_ms"] for result in results),
                 "failures": [said for result in results for said in result["failures"]],
             },
-            spans=[
-                span
-                for span in self._traced.receiver.spans[before:]
-                if span.service in self.names and id_of(span) >= first
-            ],
+            spans=arrived.spans,
             expected=requests * each + more,
             answers=answers,
             names=self.names,
@@ -262,6 +257,21 @@ class Hops:
 
     def _url(self, port: int) -> str:
         return f"{'https' if self.protocol.tls else 'http'}://127.0.0.1:{port}"
+
+
+class _Arrived:
+    """Picks the spans of a load, whose first id is `first`, of those that come after `seen` others."""
+
+    def __init__(self, seen: int, names: Sequence[str], first: int) -> None:
+        self._seen, self._names, self._first = seen, names, first
+        self.spans: list[Span] = []
+        self.enough = 0
+
+    def __call__(self, received: list[Span]) -> bool:
+        """Have enough arrived? `received` are all so far."""
+        fresh, self._seen = received[self._seen :], len(received)
+        self.spans += [s for s in fresh if s.service in self._names and id_of(s) >= self._first]
+        return len(self.spans) >= self.enough
 
 
 def spans_of(plan: str) -> int:

@@ -5,25 +5,43 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.golang.build import STRIPPED, build
+from tests.fleet.spans import Span
+from tests.golang.build import RACE, STRIPPED, build
 from tests.golang.hops import CONCURRENT, Hops
 from tests.golang.judge import Found, id_of
 from tests.kernel.secure import make_certificate
 from tests.kernel.traced import Traced, free_port, wait_port
+from throughline.golang.sections import named
+from throughline.kernel.elf import Elf
 
 pytestmark = pytest.mark.timeout(300)
 
 OLD, NEW = "1.19", "1.27"  # they keep fields elsewhere
+SHORT_LIVED = 1000  # of each of two programs
+DAMAGED = 24
+UNDER_LOAD = 4000
+# a process that maps files as programs are mapped, and stays
+MAPS = """
+import mmap, signal, sys
+kept = []
+for name in sys.argv[1:]:
+    with open(name, "rb") as file:
+        kept.append(mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC))
+signal.pause()
+"""
 
 
 @pytest.fixture
@@ -92,8 +110,7 @@ def test_a_process_that_executes_another_program(traced: Traced) -> None:
             if (span.service, span.kind) == ("web", "CLIENT") and first <= id_of(span) < last
         ]
 
-    for first, last in ((0, 4 * CONCURRENT), (1000, 1640), (2000, 2640)):
-        wait(lambda first=first, last=last: len(calls(first, last)) == last - first)
+    wait(lambda: len(calls(0, 2640)) == 4 * CONCURRENT + 2 * 640)
     requests = {span.span_id: span for span in traced.receiver.spans if span.kind == "SERVER"}
     assert {span.parent_span_id for span in calls(0, 4 * CONCURRENT)} == {""}
     for span in calls(1000, 2640):
@@ -155,6 +172,44 @@ def copies(program: Path, directory: Path, count: int) -> list[Path]:
     return made
 
 
+def resident(pid: int) -> float:
+    """Megabytes of memory that a process has."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def serves(run: Callable[..., subprocess.Popen[bytes]], program: Path) -> bool:
+    """Does a service answer, after it has run long enough to be looked into?"""
+    port = free_port()
+    process = run(program, f"-listen=127.0.0.1:{port}")
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(4.0)
+            return False
+        return bool(ask(f"http://127.0.0.1:{port}", "answer", requests=64, first=0)["ok"] == 64)
+    except subprocess.CalledProcessError:
+        return False
+    finally:
+        end(process)
+
+
+def links_to(program: Path) -> list[Any]:
+    """The links of uprobes to a program, of whatever agent."""
+    command = ["bpftool", "--json", "link", "list"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [link for link in json.loads(done.stdout) if link.get("path") == str(program)]
+
+
+def assert_parents(spans: Sequence[Span], names: Sequence[str]) -> None:
+    """No call of these services has a parent that is another request's, whatever else has come."""
+    requests = {span.span_id: span for span in spans if span.kind == "SERVER"}
+    for span in spans:
+        parent = requests.get(span.parent_span_id)
+        if span.kind == "CLIENT" and span.service in names and parent is not None:
+            assert id_of(parent) == id_of(span)
+
+
 def assert_right(found: Found) -> None:
     assert (found.result["ok"], found.result["failed"]) == (found.requests, 0), found.result
     assert len(found.spans) == found.expected
@@ -214,3 +269,155 @@ def test_a_program_that_is_written_over(traced: Traced) -> None:
     traced.stop_agent()
     assert altered(at_once, program) == 0
     end(at_once)
+
+
+def test_a_service_that_starts_children(traced: Traced) -> None:
+    """Of itself, of another Go program, of one that calls, and of one in another language."""
+    program = build("processes/server", version="1.22", flags=STRIPPED)
+    target = free_port()
+    traced.spawn("target", [str(build("chain/server")), f"-listen=127.0.0.1:{target}"])
+    wait_port(target)
+    children = [
+        f"{program} -end",
+        f"{build('processes/hello')}",
+        f"{build('processes/call')} -url=http://127.0.0.1:{target}/answer/0",
+        "/bin/true",
+    ]
+    hops = Hops(
+        *(traced, "processes http/1.1"),
+        version="1.22",
+        flags=STRIPPED,
+        names=("front", "back"),
+        options=[f"-child={child}" for child in children],
+    )
+    hops.learn("context/answer")
+    assert_right(hops.load("context/answer", requests=400))
+    calls = [
+        span
+        for span in traced.receiver.spans
+        if span.kind == "CLIENT" and span.attributes["server.port"] == target
+    ]
+    assert len(calls) == 2 * (CONCURRENT + 400) / len(children)
+    assert {span.parent_span_id for span in calls} == {""}
+
+
+def test_thousands_of_short_lived_processes(traced: Traced) -> None:
+    """Beside a service under load."""
+    hello, call = build("processes/hello"), build("processes/call", version="1.22", flags=STRIPPED)
+    target = free_port()
+    traced.spawn("target", [str(build("chain/server")), f"-listen=127.0.0.1:{target}"])
+    hops = Hops(traced, "https/1.1", version="1.22", flags=STRIPPED, ids=100_000)
+    assert traced.agent is not None
+
+    def run(first: int, count: int) -> None:
+        each = f"{hello} >&2 && {call} -url=http://127.0.0.1:{target}/answer/$1"
+        with start(
+            *(traced, "front", "sh", "-c"),
+            f"seq {first} {first + count - 1} | xargs -P 4 -n 1 sh -c '{each}' sh",
+        ) as processes:
+            assert processes.wait(240) == 0, "one has failed"
+
+    run(0, 100)
+    time.sleep(2.0)
+    before = resident(traced.agent.pid), len(opened(traced))
+    with hops.sending("context/answer", requests=8 * SHORT_LIVED // 10, concurrent=4) as sent:
+        run(100, SHORT_LIVED)
+    assert sent["failed"] == 0, sent
+    assert_right(hops.load("context/answer", requests=640))
+    after = resident(traced.agent.pid), len(opened(traced))
+    print(f"\n{before} MB and descriptors before, {after} after; {traced.counters()}")
+    assert after[0] < before[0] + 16
+    assert after[1] <= before[1] + 4
+    assert not {name for name in traced.counters() if name.startswith(("full_", "go_too_many"))}
+    spans = traced.receiver.spans
+    assert_parents(spans, ("front", "middle", "back"))
+    calls = {
+        span.span_id: span
+        for span in spans
+        if span.kind == "CLIENT" and span.attributes["server.port"] == target
+    }
+    assert len(calls) == 100 + SHORT_LIVED
+    assert {call.parent_span_id for call in calls.values()} == {""}
+    served = [span for span in spans if span.service == "target"]
+    assert sorted(map(id_of, served)) == list(range(100 + SHORT_LIVED))
+    for span in served:
+        assert id_of(calls[span.parent_span_id]) == id_of(span)
+
+
+def damaged(program: Path, directory: Path, count: int) -> list[Path]:
+    """Programs with some bytes of the function table changed, which the kernel executes."""
+    content = program.read_bytes()
+    fd = os.open(program, os.O_RDONLY)
+    elf = Elf.open(fd)
+    assert elf is not None
+    table = named(elf)[".gopclntab"]
+    os.close(fd)
+    generator = random.Random(0)
+    made = copies(program, directory, count)
+    for number, copy in enumerate(made):
+        changed = bytearray(content)
+        # of the first some the header, of others names, of others anything
+        last = (64, table.size // 8, table.size)[number % 3]
+        for _ in range(1 << number % 8):
+            changed[table.offset + generator.randrange(last)] ^= 1 << generator.randrange(8)
+        copy.write_bytes(changed)
+    return made
+
+
+def test_damaged_programs(traced: Traced) -> None:
+    """Executed and mapped: the agent goes on, says how many it did not understand, harms none."""
+    program = build("chain/server", version="1.22")
+    hops = Hops(traced, "http/1.1", version="1.22", flags=STRIPPED)
+    directory = traced.directory / "damaged"
+    programs = damaged(program, directory, DAMAGED)
+    content = program.read_bytes()
+    cut = [directory / f"cut-{number}" for number in range(8)]
+    for number, path in enumerate(cut):
+        path.write_bytes(content[: len(content) * (number + 1) // 9])
+        path.chmod(0o755)
+    mapped = start(traced, "front", sys.executable, "-c", MAPS, *cut)
+    alone = [serves(lambda *command: subprocess.Popen(command), path) for path in programs]
+    assert any(alone) and not all(alone)
+    traced_too = [serves(lambda *c: start(traced, "front", *c), path) for path in programs]
+    assert traced_too == alone
+    for path in cut:
+        end(start(traced, "front", path))
+    assert_right(hops.load("context/answer", requests=640))
+    assert mapped.poll() is None
+    end(mapped)
+    counters = traced.counters()
+    print(f"\n{sum(alone)} of {len(alone)} serve; {counters}")
+    assert counters["go_malformed"] + counters["go_unsupported"] + counters["tls_malformed"] >= 8
+
+
+@pytest.mark.parametrize(
+    ("version", "flags"), [("1.22", STRIPPED), (NEW, RACE)], ids=["stripped", "race"]
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_agent_ends_under_load(
+    traced: Traced, number: signal.Signals, version: str, flags: tuple[str, ...]
+) -> None:
+    """Services that collect garbage all the time go on, without probes; the next agent follows."""
+    program = traced.directory / "program"
+    shutil.copy(build("processes/server", version=version, flags=flags), program)
+    hops = Hops(
+        *(traced, "processes https/1.1"),
+        version=version,
+        program=program,
+        options=["-garbage"],
+        environment={"GOGC": "1"},
+    )
+    assert_right(hops.load("fan-2-1/answer", requests=320))
+    services = list(hops.processes.values())
+    with hops.sending("fan-2-1/answer", requests=UNDER_LOAD, seconds=180) as sent:
+        time.sleep(1.0)
+        assert all(altered(process, program) for process in services)
+        traced.stop_agent(number)
+        assert [altered(process, program) for process in services] == [0] * len(services)
+        assert links_to(program) == []
+        time.sleep(1.0)
+        traced.start_agent()
+        traced.wait_followed(program)
+    assert (sent["ok"], sent["failed"]) == (UNDER_LOAD, 0), sent
+    assert_right(hops.load("fan-2-1/answer", requests=320))
+    assert_parents(traced.receiver.spans, hops.names)

@@ -219,7 +219,8 @@ class Traced:
         """Waits until the agent has looked into a Go program that runs, and probes it."""
 
         def is_it(file: dict[str, Any]) -> bool:
-            return file["path"] == str(program) and file["version"].startswith(f"go{version}")
+            right: bool = file["version"].startswith(f"go{version}")
+            return right and file["path"] == str(program)
 
         deadline = time.monotonic() + seconds
         while True:

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,15 +26,28 @@ type command []string
 func (words *command) String() string     { return strings.Join(*words, " ") }
 func (words *command) Set(s string) error { *words = strings.Fields(s); return nil }
 
+type commands struct {
+	each []command
+	runs int64
+}
+
+func (all *commands) String() string     { return "" }
+func (all *commands) Set(s string) error { all.each = append(all.each, strings.Fields(s)); return nil }
+
 func main() {
 	settings := chain.Settings{}
 	settings.Flags()
-	var child, next command
-	flag.Var(&child, "child", "`command` that each request runs before it is served")
+	var children commands
+	flag.Var(&children, "child", "`command` that a request runs before it is served; of several, each in turn")
+	var next command
 	flag.Var(&next, "become", "`command` that takes the place of this one at SIGUSR1")
 	calls := flag.Int("calls", 0, "`number` of calls for nobody, at once, before it listens")
 	garbage := flag.Bool("garbage", false, "collect garbage without end")
+	end := flag.Bool("end", false, "end at once")
 	flag.Parse()
+	if *end {
+		return
+	}
 	if len(next) > 0 {
 		go become(next)
 	}
@@ -56,7 +70,7 @@ func main() {
 			if strings.HasPrefix(request.URL.Path, "/hang/") {
 				select {}
 			}
-			if err := run(child); err != nil {
+			if err := children.run(); err != nil {
 				http.Error(writer, err.Error(), http.StatusInternalServerError)
 				return
 			}
@@ -71,11 +85,12 @@ func become(next command) {
 	log.Fatal(syscall.Exec(next[0], next, os.Environ()))
 }
 
-func run(child command) error {
-	if len(child) == 0 {
+func (all *commands) run() error {
+	if len(all.each) == 0 {
 		return nil
 	}
-	return exec.Command(child[0], child[1:]...).Run()
+	next := all.each[int(atomic.AddInt64(&all.runs, 1))%len(all.each)]
+	return exec.Command(next[0], next[1:]...).Run()
 }
 
 func callForNobody(settings *chain.Settings, transport *http.Transport, calls int) error {
