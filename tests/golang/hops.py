@@ -260,7 +260,7 @@ class Hops:
 
 
 class _Arrived:
-    """Picks the spans of a load, whose first id is `first`, of those that come after `seen` others."""
+    """The spans of a load, whose first id is `first`, of those that come behind `seen` others."""
 
     def __init__(self, seen: int, names: Sequence[str], first: int) -> None:
         self._seen, self._names, self._first = seen, names, first
