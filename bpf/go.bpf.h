@@ -2,7 +2,8 @@
 /*
  * go.bpf.h - which request a goroutine works for: kept by `go`, used by all groups.
  *
- * A goroutine is known by its process and its number, which is never given twice in a process.
+ * A goroutine is known by its process and its number, which is never given twice in a process until it
+ * executes another program.
  */
 #ifndef THROUGHLINE_GO_H
 #define THROUGHLINE_GO_H
@@ -35,11 +36,11 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_go_binaries SEC(".maps");
 
-/* Process -> its binary: an index of tl_go_binaries. Kept by its own probes. */
+/* tl_go_key(0) of a process -> its binary: an index of tl_go_binaries. Kept by its own probes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, __u32);
+	__type(key, __u64);
 	__type(value, __u32);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_go_processes SEC(".maps");
@@ -62,10 +63,22 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_go_calls SEC(".maps");
 
-/* Of something in a process: the number of a goroutine, or an address. Process ids are below 2^22. */
+#define TL_GO_PROCESS_SHIFT 42 /* process ids are below 2^22 */
+#define TL_GO_EXECUTED_SHIFT 36 /* and numbers of goroutines below 2^36, as addresses up to 1 TB */
+
+/*
+ * Of something in a process: the number of a goroutine, or an address. Process ids are given again, and stay
+ * when a process executes another program (execve), which begins with the same numbers: when the process
+ * began, and how many programs it has executed, tells them apart.
+ */
 static __always_inline __u64 tl_go_key(__u64 what)
 {
-	return what ^ bpf_get_current_pid_tgid() >> 32 << 42;
+	struct task_struct *task = tl_current_task(), *leader = TL_READ(task, group_leader);
+	__u64 began = TL_READ(leader, start_time);
+
+	began += TL_READ(task, self_exec_id) << TL_GO_EXECUTED_SHIFT;
+	return what ^ (began & ((1ULL << TL_GO_PROCESS_SHIFT) - 1)) ^
+	       bpf_get_current_pid_tgid() >> 32 << TL_GO_PROCESS_SHIFT;
 }
 
 static __always_inline const struct tl_go_binary *tl_go_at(__u32 index)
@@ -96,11 +109,10 @@ static __always_inline __u64 tl_go_id(const struct tl_go_binary *binary, __u64 g
  */
 static __always_inline bool tl_goroutine_reads(__u64 address, __u64 request)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	__u32 *index = bpf_map_lookup_elem(&tl_go_processes, &tgid);
+	__u64 id, key = tl_go_key(0);
+	__u32 *index = bpf_map_lookup_elem(&tl_go_processes, &key);
 	struct tl_goroutine *known, goroutine = { .request = request };
 	const struct tl_go_binary *binary;
-	__u64 id, key;
 
 	binary = index ? tl_go_at(*index) : NULL;
 	id = binary ? tl_go_id(binary, address) : 0;

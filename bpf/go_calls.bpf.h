@@ -80,8 +80,8 @@ static __always_inline const struct tl_go_binary *tl_go_enter(struct pt_regs *ct
 {
 	__u64 cgroup_id = bpf_get_current_cgroup_id();
 	__u8 *traced = bpf_map_lookup_elem(&tl_cgroups, &cgroup_id);
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	__u32 *known, again;
+	__u64 process;
 
 	if (!traced || !*traced)
 		return NULL;
@@ -90,9 +90,10 @@ static __always_inline const struct tl_go_binary *tl_go_enter(struct pt_regs *ct
 		return NULL;
 	again = *index & TL_GO_AGAIN;
 	*index &= TL_GO_BINARIES - 1;
-	known = bpf_map_lookup_elem(&tl_go_processes, &tgid);
+	process = tl_go_key(0);
+	known = bpf_map_lookup_elem(&tl_go_processes, &process);
 	if (!known || (*known != *index && !again))
-		bpf_map_update_elem(&tl_go_processes, &tgid, index, BPF_ANY);
+		bpf_map_update_elem(&tl_go_processes, &process, index, BPF_ANY);
 	return tl_go_at(*index);
 }
 

@@ -310,8 +310,8 @@ class Agent:
             if now >= self._next_sweep:
                 self._next_sweep = now + SWEEP_SECONDS
                 self._programs.sweep()
-        if self._go is not None:
-            self._go.answer()
+            if self._go is not None:
+                self._go.answer(self._libraries.probed)
         if self._programs.interfaces is not None:
             self._programs.interfaces.follow()
 

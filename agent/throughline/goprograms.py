@@ -10,11 +10,12 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from throughline import golang
+from throughline.goindices import PROCESS_KEY_BYTES, GoIndices
 from throughline.golang import Program
 from throughline.golang.wanted import GRPC
 from throughline.kernel import abi, libbpf
@@ -200,12 +201,14 @@ _WRITES = {
     abi.GoWrites.GRPC: {"tl_go_rpc_call", "tl_go_rpc_end", "tl_go_write_put", "tl_go_write_rpc"},
 }
 
-# maps with what an earlier run knew -> size of their keys
-_EARLIER = {"tl_go_processes": 4, "tl_go_exchanges": 8, "tl_go_writers": 8, "tl_go_written": 8}
+# maps with what an earlier run knew
+_EARLIER = ("tl_go_processes", "tl_go_exchanges", "tl_go_writers", "tl_go_written")
 BUDGET_SECONDS = 0.02  # for looking at functions, while spans wait
+FORGET_SECONDS = 30.0  # after nobody has asked for a program any more
+MAX_WAITING = 32  # programs to be looked into, each of which is held open
 _NEW = bytes([abi.GoStart.NEW])
 _INHERITS, _RECEIVES = bytes([abi.GoStart.INHERITS]), bytes([abi.GoStart.RECEIVES])
-_Identity = tuple[int, int]
+_Version = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,66 +216,80 @@ class _Analysed:
     program: Program
     functions: golang.Starts
     digest: str  # of the file: what it says of itself may be another's
-    fd: int
+
+
+@dataclass(slots=True)
+class _Waiting:
+    future: Future[_Analysed | None]
+    asked: float = 0.0
 
 
 class GoPrograms:
     """What is known of Go programs. Not for several threads."""
 
-    def __init__(self, loaded: libbpf.Object, *, write: bool) -> None:
+    def __init__(
+        self,
+        loaded: libbpf.Object,
+        *,
+        write: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`write`: the group go_write is on."""
         self._write = write
-        self._binaries = loaded.map_fd("tl_go_binaries")
+        self._clock = clock
         self._starts = loaded.map_fd("tl_go_starts")
         # indices of an earlier run: its programs are found again, under others
         # and what they asked is followed no more
-        for name, size in _EARLIER.items():
+        for name in _EARLIER:
             earlier = loaded.map_fd(name)
-            for key in list(libbpf.keys(earlier, size)):
+            for key in list(libbpf.keys(earlier, PROCESS_KEY_BYTES)):
                 libbpf.delete(earlier, key)
-        self._functions: dict[int, golang.Starts] = {}  # by index of tl_go_binaries
-        self._versions: dict[int, str] = {}  # likewise
-        self._known: dict[_Identity, Future[_Analysed | None]] = {}
-        self._indices: dict[str, int] = {}  # digest and family -> index of tl_go_binaries
+        self._indices = GoIndices(loaded)
+        self._known: dict[int, _Analysed] = {}  # by index of tl_go_binaries
+        self._waiting: dict[_Version, _Waiting] = {}
         self._analysing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="go")
-        self._open: list[int] = []  # files that the latter read
         self.failures: Counter[str] = Counter()
 
     def find(self, fd: int) -> tuple[Site, ...]:
         """The sites of a Go program; none in any other file, and in one that is not understood."""
-        status = os.fstat(fd)
-        identity = (status.st_dev, status.st_ino)
-        future = self._known.get(identity)
-        if future is None:
+        version = _version(fd)
+        waiting = self._waiting.get(version)
+        if waiting is None:
             if not golang.is_go(fd):
                 return ()
-            future = self._known[identity] = self._analysing.submit(_analyse, os.dup(fd))
-        if not future.done():
+            if len(self._waiting) >= MAX_WAITING:
+                raise LaterError
+            waiting = self._waiting[version] = _Waiting(self._analyse(fd))
+        waiting.asked = self._clock()
+        if not waiting.future.done():
             raise LaterError
-        del self._known[identity]
+        del self._waiting[version]
         try:
-            analysed = future.result()
-            if analysed is not None:
-                self._open.append(analysed.fd)
-            return self._sites(analysed)
+            return self._sites(waiting.future.result())
         except (MalformedError, golang.UnsupportedError) as error:
             self.failures[type(error).__name__.removesuffix("Error").lower()] += 1
             log.warning("a Go program is not followed: %s", error)
             return ()
 
-    def answer(self) -> None:
-        """To be called each second: says of which functions goroutines inherit their request.
+    def answer(self, probed: Iterable[tuple[int, Sequence[Site]]]) -> None:
+        """To be called each second, with all open files that are probed, and where.
 
-        What does not fit into its time is answered by the next calls; until then they inherit none.
+        Says of which functions goroutines inherit their request. What does not fit into its time is
+        answered by the next calls; until then they inherit none. Programs that are not probed any
+        more are forgotten.
         """
+        files = {_index(site): fd for fd, sites in probed for site in sites}
+        self._forget(files)
         until = time.monotonic() + BUDGET_SECONDS
         for key in libbpf.keys(self._starts, abi.GO_START_KEY.size):
             if libbpf.lookup(self._starts, key, 1) != _NEW:
                 continue
             start = abi.GoStartKey(*abi.GO_START_KEY.unpack(key))
-            functions = self._functions.get(start.binary)
+            known = self._known.get(start.binary)
+            if known is None:
+                continue
             try:
-                receives = functions is None or functions.receives(start.pc)
+                receives = known.functions.receives(start.pc, files[start.binary])
             except (OSError, MalformedError):
                 receives = True
             libbpf.update(self._starts, key, _RECEIVES if receives else _INHERITS)
@@ -281,12 +298,27 @@ class GoPrograms:
 
     def describe(self, sites: Sequence[Site]) -> dict[str, str]:
         """What is known of the program with these sites, for status."""
-        return {"version": self._versions[sites[0].cookie & (abi.Go.BINARIES - 1)]}
+        return {"version": self._known[_index(sites[0])].program.version}
 
     def close(self) -> None:
         self._analysing.shutdown(wait=True, cancel_futures=True)
-        for fd in self._open:
-            os.close(fd)
+
+    def _analyse(self, fd: int) -> Future[_Analysed | None]:
+        """Looks into a file, which is held open until that is done or given up."""
+        held = os.dup(fd)
+        future = self._analysing.submit(_analyse, held)
+        future.add_done_callback(lambda _: os.close(held))
+        return future
+
+    def _forget(self, used: Collection[int]) -> None:
+        now = self._clock()
+        for version, waiting in list(self._waiting.items()):
+            future = waiting.future
+            if now - waiting.asked > FORGET_SECONDS and (future.done() or future.cancel()):
+                del self._waiting[version]
+        for index in self._known.keys() - used:
+            del self._known[index]
+        self._indices.keep(used)
 
     def _sites(self, analysed: _Analysed | None) -> tuple[Site, ...]:
         if analysed is None:
@@ -297,33 +329,36 @@ class GoPrograms:
             sites = dict(probed(program, family, write=self._write))
             if not sites:
                 continue
-            index = self._index(f"{analysed.digest} {number}", program, family)
-            if index:
-                self._functions[index] = analysed.functions
-                self._versions[index] = program.version
-                # what the first family says of a process serves them all
-                again = abi.Go.AGAIN if found else 0
-                found += [
-                    Site(
-                        probe,
-                        site.offset,
-                        dear=site.dear,
-                        cookie=index | again | (abi.Go.RESTARTS if site.restarts else 0),
-                    )
-                    for probe, site in sites.items()
-                ]
+            packed = pack(program, family, write=self._write)
+            index = self._indices.take(f"{analysed.digest} {number}", packed)
+            if not index:
+                self.failures["too_many_programs"] += 1
+                continue
+            self._known[index] = analysed
+            # what the first family says of a process serves them all
+            again = abi.Go.AGAIN if found else 0
+            found += [
+                Site(
+                    probe,
+                    site.offset,
+                    dear=site.dear,
+                    cookie=index | again | (abi.Go.RESTARTS if site.restarts else 0),
+                )
+                for probe, site in sites.items()
+            ]
         return tuple(found)
 
-    def _index(self, key: str, program: Program, family: Family) -> int:
-        index = self._indices.get(key, len(self._indices) + 1)
-        if index >= abi.Go.BINARIES:
-            self.failures["too_many_programs"] += 1
-            return 0
-        if key not in self._indices:
-            self._indices[key] = index
-            packed = pack(program, family, write=self._write)
-            libbpf.update(self._binaries, index.to_bytes(4, "little"), packed)
-        return index
+
+def _index(site: Site) -> int:
+    """Of tl_go_binaries; 0 for what belongs to no Go program."""
+    return site.cookie & (abi.Go.BINARIES - 1)
+
+
+def _version(fd: int) -> _Version:
+    """Differs when the file has been written to: what was found in it holds no more."""
+    status = os.fstat(fd)
+    changed = status.st_mtime_ns, status.st_ctime_ns
+    return (status.st_dev, status.st_ino, status.st_size, *changed)
 
 
 def probed(
@@ -367,13 +402,7 @@ def pack(program: Program, family: Family, *, write: bool = True) -> bytes:
 
 
 def _analyse(fd: int) -> _Analysed | None:
-    """The program in a file, whose descriptor it keeps."""
-    try:
-        program = golang.analyse(fd)
-        if program is not None:
-            return _Analysed(program, golang.Starts(fd), golang.digest(fd), fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None
+    program = golang.analyse(fd)
+    if program is None:
+        return None
+    return _Analysed(program, golang.Starts(fd), golang.digest(fd))

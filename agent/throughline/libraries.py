@@ -7,8 +7,10 @@ looked at in the next second, after 2, 6, 14 and 30 seconds and then every 30, s
 be loaded at any time.
 
 What must not happen is a probe in a file that has been written over: the kernel would put a
-breakpoint into the middle of another instruction. Files are therefore watched each second, used or
-not, and let go when nobody maps them.
+breakpoint into the middle of another instruction, and what it takes back later is a byte of the old
+file. So who wants to write waits until the probes are gone (kernel/lease.py). Where that cannot be
+had, files are only watched each second, used or not: what is executed in between is damaged. Files
+that nobody maps are let go after a while.
 """
 
 from __future__ import annotations
@@ -19,15 +21,16 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from throughline import mappings
-from throughline.kernel import libbpf, uprobes
+from throughline.kernel import lease, libbpf, uprobes
 from throughline.kernel.elf import MalformedError
+from throughline.kernel.lease import Lease
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +86,7 @@ class _File:
     stamp: tuple[int, int]
     sites: tuple[uprobes.Site, ...]
     foreign: bool  # only to be reached in another mount namespace
+    lease: Lease | None
     # device and inode as /proc/PID/maps says them
     devices: set[bytes] = field(default_factory=set)
     links: list[uprobes.Link] = field(default_factory=list)
@@ -108,6 +112,7 @@ class Libraries:
         proc: Path = Path("/proc"),
         clock: Callable[[], float] = time.monotonic,
         attach: Callable[..., uprobes.Link] = uprobes.attach,
+        take_lease: Callable[[int], Lease | None] = lease.take,
     ) -> None:
         self._programs = programs
         self._find = find
@@ -115,12 +120,13 @@ class Libraries:
         self._proc = proc
         self._clock = clock
         self._attach_site = attach
+        self._take_lease = take_lease
         self._budget = FIRST_BUDGET_SECONDS
         self._processes: dict[int, _Process] = {}
         self._files: dict[_Identity, _File] = {}
         # st_dev, st_ino, mtime and size -> the file, None for one that is not probed
         self._examined: dict[tuple[int, ...], _Identity | None] = {}
-        # the kernel takes 0.1 s to detach one probe
+        # the kernel takes 0.1 s to detach a probe
         self._detaching = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detach")
         self._pending: list[Future[None]] = []  # what it has not done yet
         self.failures: Counter[str] = Counter()  # reason -> how often
@@ -130,6 +136,11 @@ class Libraries:
         return tuple(
             Attached(f.path, f.sites, f.processes, f.refused) for f in self._files.values()
         )
+
+    @property
+    def probed(self) -> Iterator[tuple[int, tuple[uprobes.Site, ...]]]:
+        """The open files that are probed, or would be, and where."""
+        return ((file.fd, file.sites) for file in self._files.values())
 
     def follow(self, cgroup_paths: Iterable[Path]) -> None:
         """To be called each second, with the directories of the cgroups that are traced now.
@@ -241,9 +252,13 @@ class Libraries:
 
     def _open(self, where: str, name: str, foreign: bool, now: float) -> _Identity | None:
         fd = mappings.open_file(where)
-        file = None
+        file = held = None
         try:
+            held = self._guard(fd)
             status = os.fstat(fd)
+            known = self._examined.get(_version(status))
+            if known is not None and known not in self._files and self._full():
+                return None
             if len(self._examined) >= _MAX_EXAMINED:
                 self._examined.clear()
             # already now: what contradicts itself is not read again
@@ -258,16 +273,33 @@ class Libraries:
             identity = uprobes.identity(fd)
             self._examined[_version(status)] = identity
             if identity not in self._files:
-                self._pending = [future for future in self._pending if not future.done()]
-                if len(self._files) + len(self._pending) >= _MAX_FILES:
-                    self.failures["too_many_files"] += 1
+                if self._full():
                     return None
-                file = self._files[identity] = _File(name, fd, _stamp(status), sites, foreign)
+                file = _File(name, fd, _stamp(status), sites, foreign, held)
+                self._files[identity] = file
+                if held is None:
+                    self.failures["unguarded"] += 1
                 self._attach(file, now)
             return identity
         finally:
             if file is None:
+                if held is not None:
+                    held.give_back()  # who looks into the file has it open, too
                 os.close(fd)
+
+    def _guard(self, fd: int) -> Lease | None:
+        try:
+            return self._take_lease(fd)
+        except BlockingIOError:
+            raise LaterError from None  # it is being written
+
+    def _full(self) -> bool:
+        """Is there no room for one more file? Counted."""
+        self._pending = [future for future in self._pending if not future.done()]
+        if len(self._files) + len(self._pending) < _MAX_FILES:
+            return False
+        self.failures["too_many_files"] += 1
+        return True
 
     def _attach(self, file: _File, now: float) -> None:
         # the end of a call is awaited before the first call is seen to begin
@@ -303,9 +335,11 @@ class Libraries:
         for identity, file in list(self._files.items()):
             file.processes = used[identity]
             status = os.fstat(file.fd)
-            if _stamp(status) != file.stamp:
+            wanted = file.lease is not None and file.lease.is_wanted()
+            if wanted or _stamp(status) != file.stamp:
                 self.failures["written"] += 1
-                log.warning("%s was written to: detached", file.path)
+                written = "is going to be" if wanted else "was"
+                log.warning("%s %s written to: detached", file.path, written)
                 self._detach(identity)
                 self._forget(identity, now)
             elif file.processes:
@@ -351,11 +385,13 @@ def _version(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, *_stamp(status)
 
 
-def _destroy(links: Iterable[uprobes.Link]) -> None:
-    for link in links:
-        link.destroy()
+def _destroy(links: Sequence[uprobes.Link]) -> None:
+    """All at once: the kernel takes 0.1 s for one, or for all."""
+    if links:
+        with ThreadPoolExecutor(len(links), thread_name_prefix="detach") as pool:
+            list(pool.map(lambda link: link.destroy(), links))
 
 
-def _release(links: Iterable[uprobes.Link], fd: int) -> None:
+def _release(links: Sequence[uprobes.Link], fd: int) -> None:
     _destroy(links)
     os.close(fd)

@@ -13,14 +13,17 @@ says to which request it belongs, whatever its trace and its parent are.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.fleet.spans import Span
 from tests.golang import toolchains
 from tests.golang.build import build
 from tests.golang.judge import Answer, Found, id_of, judge
@@ -57,6 +60,8 @@ PROTOCOLS = {
     "x/net https/2": Protocol("http2", "http2", tls=True),
     "gin http/1.1": Protocol("gin", "chain"),
     "gin https/2": Protocol("gin", "chain", tls=True, http2=True),
+    "processes http/1.1": Protocol("processes", "chain"),
+    "processes https/1.1": Protocol("processes", "chain", tls=True),
     "grpc": Protocol("grpc", "grpc"),
     "grpc tls": Protocol("grpc", "grpc", tls=True),
 }
@@ -76,18 +81,23 @@ class Hops:
         names: Sequence[str] = NAMES,
         ids: int = 10_000,
         options: Sequence[str] = (),
+        program: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """`program` is what is executed, if not what is built."""
         self.protocol = PROTOCOLS[protocol]
         self.names = names
         self._traced = traced
         self._ids = ids
         self._next_id = 0
         self._client = build(f"{self.protocol.client}/client")
-        server = build(
+        server = program or build(
             f"{self.protocol.module}/server", version=version, flags=flags, modules=modules
         )
         if self.protocol.tls:
-            self._certificate = make_certificate(traced.directory)
+            directory = traced.directory / "-".join(names)
+            directory.mkdir(exist_ok=True)
+            self._certificate = make_certificate(directory)
         for name in names:  # the agent learns of all at once
             (traced.cgroup / name).mkdir(exist_ok=True)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -96,12 +106,15 @@ class Hops:
             port = free_port()
             with self._log(name).open("wb") as log:
                 self.processes[name] = traced.spawn(
-                    name, [str(server), *self._flags(port, self._port), *options], stderr=log
+                    name,
+                    [str(server), *self._flags(port, self._port), *options],
+                    stderr=log,
+                    env={**os.environ, **(environment or {})},
                 )
             wait_port(port)
             self._port = port
         if traced.agent is not None:
-            traced.wait_followed(server)
+            traced.wait_followed(server, version=toolchains.release(version))
 
     def learn(self, *plans: str) -> None:
         """Lets the agent see with which functions goroutines of these plans begin."""
@@ -132,19 +145,17 @@ class Hops:
         deadline = time.monotonic() + seconds
         each = spans_of(plan) if spans else 0
         step = at_once or max(QUEUE // spans_of(plan), 1)
-        before, first = self._settle(), self._next_id
+        arrived = _Arrived(self._settle(), self.names, self._next_id)
         results, answers = [], []
         for sent in range(0, requests, step):
             count = min(step, requests - sent)
             result, these = self._send(plan, count, concurrent, method, own, deadline)
             results.append(result)
             answers += these
-            expected = before + (sent + count) * each
-            self._traced.receiver.wait(
-                lambda seen, expected=expected: len(seen) >= expected,
-                seconds=deadline - time.monotonic(),
-            )
+            arrived.enough = (sent + count) * each
+            self._traced.receiver.wait(arrived, seconds=deadline - time.monotonic())
         self._settle()
+        arrived(self._traced.receiver.spans)
         found = judge(
             {
                 "ok": sum(result["ok"] for result in results),
@@ -152,11 +163,7 @@ class Hops:
                 "p99_ms": max(result["p99_ms"] for result in results),
                 "failures": [said for result in results for said in result["failures"]],
             },
-            spans=[
-                span
-                for span in self._traced.receiver.spans[before:]
-                if span.service in self.names and id_of(span) >= first
-            ],
+            spans=arrived.spans,
             expected=requests * each + more,
             answers=answers,
             names=self.names,
@@ -175,22 +182,51 @@ class Hops:
         self, plan: str, count: int, concurrent: int, method: str, own: bool, deadline: float
     ) -> tuple[dict[str, Any], list[Answer]]:
         """One run of the client."""
-        first, self._next_id = self._next_id, self._next_id + count
-        assert self._next_id <= self._ids, "more requests than there are ids"
         record = self._traced.directory / "answers"
         command = [
-            *(str(self._client), *self._target(method)),
-            *(f"-path=/{plan}", f"-requests={count}", f"-concurrent={concurrent}"),
-            *(f"-first={first}", f"-record={record}", *(["-own"] if own else [])),
+            *self._command(plan, count, concurrent, method),
+            *(f"-record={record}", *(["-own"] if own else [])),
         ]
         remaining = deadline - time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, timeout=remaining)
         assert not done.returncode, done.stderr
-        self._assert_sane()
+        self.assert_sane()
         lines = record.read_text().splitlines()
         return json.loads(done.stdout), [json.loads(line) for line in lines]
 
-    def _assert_sane(self) -> None:
+    def _command(self, plan: str, count: int, concurrent: int, method: str) -> list[str]:
+        first, self._next_id = self._next_id, self._next_id + count
+        assert self._next_id <= self._ids, "more requests than there are ids"
+        return [
+            *(str(self._client), *self._target(method)),
+            *(f"-path=/{plan}", f"-requests={count}", f"-concurrent={concurrent}"),
+            f"-first={first}",
+        ]
+
+    @contextmanager
+    def sending(
+        self,
+        plan: str,
+        *,
+        requests: int,
+        concurrent: int = CONCURRENT,
+        seconds: float = 120.0,
+    ) -> Iterator[dict[str, Any]]:
+        """Sends requests while the block runs, and to their end; nobody waits for their spans.
+
+        What came of them is in the dictionary afterwards.
+        """
+        result: dict[str, Any] = {}
+        command = self._command(plan, requests, concurrent, "unary")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+            try:
+                yield result
+                result |= json.loads(client.communicate(timeout=seconds)[0])
+            finally:
+                client.kill()
+        self.assert_sane()
+
+    def assert_sane(self) -> None:
         """No service has died, panicked, or found a data race."""
         for name, process in self.processes.items():
             said = self._log(name).read_text(errors="replace")
@@ -221,6 +257,21 @@ class Hops:
 
     def _url(self, port: int) -> str:
         return f"{'https' if self.protocol.tls else 'http'}://127.0.0.1:{port}"
+
+
+class _Arrived:
+    """The spans of a load, whose first id is `first`, of those that come behind `seen` others."""
+
+    def __init__(self, seen: int, names: Sequence[str], first: int) -> None:
+        self._seen, self._names, self._first = seen, names, first
+        self.spans: list[Span] = []
+        self.enough = 0
+
+    def __call__(self, received: list[Span]) -> bool:
+        """Have enough arrived? `received` are all so far."""
+        fresh, self._seen = received[self._seen :], len(received)
+        self.spans += [s for s in fresh if s.service in self._names and id_of(s) >= self._first]
+        return len(self.spans) >= self.enough
 
 
 def spans_of(plan: str) -> int:

@@ -34,6 +34,11 @@ class Found:
     wire: Counter[str]
 
     @property
+    def requests(self) -> int:
+        """How many were sent."""
+        return int(self.result["ok"] + self.result["failed"])
+
+    @property
     def wrong(self) -> int:
         """A parent that nobody has seen is wrong too, unless spans are missing."""
         verdicts = ["wrong", "unseen"] if len(self.spans) == self.expected else ["wrong"]

@@ -215,12 +215,19 @@ class Traced:
         time.sleep(settle)
         return [span for span in self.receiver.spans if where(span)]
 
-    def wait_followed(self, program: Path, *, seconds: float = START_SECONDS) -> None:
+    def wait_followed(
+        self, program: Path, *, version: str = "", seconds: float = START_SECONDS
+    ) -> None:
         """Waits until the agent has looked into a Go program that runs, and probes it."""
+
+        def is_it(file: dict[str, Any]) -> bool:
+            right: bool = file["version"].startswith(f"go{version}")
+            return right and file["path"] == str(program)
+
         deadline = time.monotonic() + seconds
         while True:
             go = (self.status() or {}).get("go")
-            if go is None or any(file["path"] == str(program) for file in go["files"]):
+            if go is None or any(map(is_it, go["files"])):
                 return  # the group is off, or it is followed
             assert time.monotonic() < deadline, f"{program} is not followed:\n{self.log()}"
             time.sleep(0.1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit import gofile
-from throughline.goprograms import GoPrograms
+from throughline.goprograms import FORGET_SECONDS, MAX_WAITING, GoPrograms
 from throughline.kernel import abi, libbpf
 from throughline.kernel.uprobes import Site
 from throughline.libraries import LaterError
@@ -20,25 +20,62 @@ class Maps:
     """Of an object that is not loaded."""
 
     def map_fd(self, name: str) -> int:
-        return {"tl_go_binaries": 1001, "tl_go_starts": 1002, "tl_go_processes": 1003}[name]
+        known = {"tl_go_binaries": BINARIES, "tl_go_starts": STARTS, "tl_go_processes": PROCESSES}
+        return known.get(name, -1)
+
+
+BINARIES, STARTS, PROCESSES = 1001, 1002, 1003
+Told = dict[tuple[int, bytes], bytes]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, bytes], bytes]:
-    """What the maps were told: descriptor and key -> value."""
-    found: dict[tuple[int, bytes], bytes] = {}
-    monkeypatch.setattr(libbpf, "keys", lambda fd, size: iter(()))
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    """What is in the maps: descriptor and key -> value."""
+    found: Told = {}
+
+    def keys(fd: int, size: int) -> Iterator[bytes]:
+        return iter([key for of, key in list(found) if of == fd and len(key) == size])
+
+    monkeypatch.setattr(libbpf, "keys", keys)
+    monkeypatch.setattr(libbpf, "lookup", lambda fd, key, size: found.get((fd, key)))
+    monkeypatch.setattr(libbpf, "delete", lambda fd, key: found.pop((fd, key)))
     monkeypatch.setattr(
         libbpf, "update", lambda fd, key, value: found.__setitem__((fd, key), value)
     )
     return found
 
 
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def programs(told: dict[tuple[int, bytes], bytes]) -> Iterator[GoPrograms]:
-    made = GoPrograms(Maps(), write=True)  # type: ignore[arg-type]
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def programs(told: Told, clock: Clock) -> Iterator[GoPrograms]:
+    made = GoPrograms(Maps(), write=True, clock=clock)  # type: ignore[arg-type]
     yield made
     made.close()
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[int]:
+    """A program, open."""
+    path = tmp_path / "shop"
+    path.write_bytes(gofile.build())
+    fd = os.open(path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
 def find(programs: GoPrograms, path: Path) -> tuple[Site, ...]:
@@ -55,15 +92,13 @@ def find(programs: GoPrograms, path: Path) -> tuple[Site, ...]:
     raise AssertionError("the analysis does not end")
 
 
-def test_a_program_has_an_index(
-    programs: GoPrograms, told: dict[tuple[int, bytes], bytes], tmp_path: Path
-) -> None:
+def test_a_program_has_an_index(programs: GoPrograms, told: Told, tmp_path: Path) -> None:
     path = tmp_path / "shop"
     path.write_bytes(gofile.build())
     (site,) = find(programs, path)
     assert (site.program, site.offset) == ("tl_go_starts_another", gofile.TEXT_AT + 4)
     assert site.cookie == 1 | abi.Go.RESTARTS
-    assert set(told) == {(1001, (1).to_bytes(4, "little"))}
+    assert set(told) == {(BINARIES, (1).to_bytes(4, "little"))}
     assert programs.describe([site])["version"].startswith("go1.")
     assert find(programs, path) == (site,), "the same program has the same index"
     assert not programs.failures
@@ -76,3 +111,78 @@ def test_what_cannot_be_followed_is_counted(programs: GoPrograms, tmp_path: Path
     (tmp_path / "sh").write_bytes(b"#!/bin/sh\n")
     assert find(programs, tmp_path / "sh") == ()
     assert programs.failures == {"unsupported": 1}
+
+
+def test_a_program_that_nobody_asks_for_is_forgotten(
+    programs: GoPrograms, clock: Clock, shop: int
+) -> None:
+    """Its process has ended while it was looked into."""
+    before = descriptors()
+    with pytest.raises(LaterError):
+        programs.find(shop)
+    programs.answer([])
+    assert len(programs._waiting) == 1
+    clock.now += FORGET_SECONDS + 1
+    deadline = time.monotonic() + 10
+    while programs._waiting and time.monotonic() < deadline:
+        programs.answer([])
+        time.sleep(0.01)
+    assert (programs._waiting, descriptors()) == ({}, before)
+
+
+def test_so_many_wait_and_no_more(programs: GoPrograms, tmp_path: Path, shop: int) -> None:
+    before = descriptors()
+    content = gofile.build()
+    for number in range(2 * MAX_WAITING):
+        path = tmp_path / str(number)
+        path.write_bytes(content)
+        fd = os.open(path, os.O_RDONLY)
+        with pytest.raises(LaterError):
+            programs.find(fd)
+        os.close(fd)
+    assert len(programs._waiting) == MAX_WAITING
+    assert descriptors() <= before + MAX_WAITING
+
+
+def test_what_was_found_before_a_write_holds_no_more(
+    programs: GoPrograms, tmp_path: Path, shop: int
+) -> None:
+    """The file is written over while it waits for the one who asked."""
+    with pytest.raises(LaterError):
+        programs.find(shop)
+    (first,) = programs._waiting.values()
+    first.future.result(10)
+    (tmp_path / "shop").write_bytes(gofile.build(version="go1.17.13"))
+    assert find(programs, tmp_path / "shop") == ()
+    assert programs.failures == {"unsupported": 1}
+
+
+def test_what_is_probed_no_more_gives_its_index_back(
+    programs: GoPrograms, told: Told, tmp_path: Path, shop: int
+) -> None:
+    sites = find(programs, tmp_path / "shop")
+    one = (1).to_bytes(4, "little")
+    start = abi.GO_START_KEY.pack(*abi.GoStartKey(pc=gofile.TEXT_AT, binary=1))
+    for kept in (True, False):
+        told |= {
+            (PROCESSES, b"process1"): one,
+            (PROCESSES, b"process2"): (2).to_bytes(4, "little"),
+            (STARTS, start): bytes([abi.GoStart.NEW]),
+        }
+        programs.answer([(shop, sites)] if kept else [])
+        assert ((PROCESSES, b"process1") in told) == kept
+        assert ((STARTS, start) in told) == kept
+        assert (PROCESSES, b"process2") in told
+        assert told.get((STARTS, start)) != bytes([abi.GoStart.NEW])
+    (again,) = find(programs, tmp_path / "shop")
+    assert again.cookie & (abi.Go.BINARIES - 1) == 2, "the last one to be taken again"
+
+
+def test_indices_never_end(programs: GoPrograms, tmp_path: Path) -> None:
+    content = gofile.build()
+    for number in range(abi.Go.BINARIES + 5):
+        path = tmp_path / str(number)
+        path.write_bytes(content + number.to_bytes(8, "little"))
+        assert find(programs, path)
+        programs.answer([])
+    assert not programs.failures

@@ -17,7 +17,7 @@ STAGES = (
     {"services"},
     {"spans", "metrics"},
     {"export"},
-    {"libraries", "mappings", "golang", "goprograms"},
+    {"libraries", "mappings", "golang", "goindices", "goprograms"},
     {"groups"},
     {"status", "doctor", "report"},
     {"agent"},

@@ -16,6 +16,7 @@ from tests.unit import elffile
 from throughline import libraries as libraries_module
 from throughline import mappings
 from throughline.kernel import openssl, uprobes
+from throughline.kernel.lease import Lease
 from throughline.libraries import KEEP_UNUSED_SECONDS, Libraries
 
 LIBSSL = elffile.build(elffile.libssl())
@@ -40,6 +41,17 @@ class FakeLink:
         self._host.links.remove(self)
 
 
+class FakeLease(Lease):
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def is_wanted(self) -> bool:
+        return self._host.writer_waits
+
+    def give_back(self) -> None:
+        self._host.given_back += 1
+
+
 class Host:
     """A /proc tree, one cgroup, a clock, and what is attached."""
 
@@ -53,6 +65,9 @@ class Host:
         self.now = 1000.0
         self.links: list[FakeLink] = []
         self.refusal: OSError | None = None
+        self.leases = "granted"
+        self.writer_waits = False
+        self.given_back = 0
         self.programs = {name: FakeProgram(name) for name in NAMES}
         self.libraries = Libraries(
             self.programs,  # type: ignore[arg-type]
@@ -61,10 +76,16 @@ class Host:
             proc=self.proc,
             clock=lambda: self.now,
             attach=self.attach,
+            take_lease=self.take_lease,
         )
 
     def find(self, fd: int) -> tuple[uprobes.Site, ...]:
         return openssl.sites_of(fd)
+
+    def take_lease(self, fd: int) -> FakeLease | None:
+        if self.leases == "written":
+            raise BlockingIOError
+        return FakeLease(self) if self.leases == "granted" else None
 
     def attach(self, program: FakeProgram, *, path: str, **_: Any) -> FakeLink:
         if self.refusal is not None and program.name == "tl_ssl_free":
@@ -240,6 +261,43 @@ def test_a_file_that_vanishes_meanwhile_is_read_when_it_is_there(
     host.process(11, path)
     host.follow()
     assert host.paths == [str(path)]
+
+
+def test_who_writes_waits_until_the_probes_are_gone(host: Host) -> None:
+    path = host.file("libssl.so")
+    host.process(10, path)
+    host.follow()
+    assert len(host.paths) == 1
+    host.writer_waits = True
+    host.process(10)
+    host.follow()
+    host.detached()
+    assert (host.paths, host.libraries.failures) == ([], {"written": 1})
+
+
+def test_a_file_that_is_being_written_is_looked_at_later(host: Host) -> None:
+    host.leases = "written"
+    host.process(10, host.file("libssl.so"))
+    host.follow()
+    assert (host.paths, host.libraries.failures) == ([], {})
+    host.leases = "granted"
+    host.follow()
+    assert len(host.paths) == 1
+
+
+def test_a_file_that_others_may_write_to_unseen_is_counted(host: Host) -> None:
+    """Without CAP_LEASE."""
+    host.leases = "refused"
+    host.process(10, host.file("libssl.so"))
+    host.follow()
+    assert len(host.paths) == 1
+    assert host.libraries.failures == {"unguarded": 1}
+
+
+def test_what_is_not_probed_is_not_held(host: Host) -> None:
+    host.process(10, host.file("other.so", OTHER))
+    host.follow()
+    assert host.given_back == 1
 
 
 def test_only_so_many_files_are_attached_to(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

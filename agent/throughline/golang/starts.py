@@ -38,7 +38,7 @@ _CALL, _JUMP = 0xE8, 0xE9
 
 
 class Starts:
-    """The functions of one Go program; `fd` has to stay open. Raises as `golang.analyse` does."""
+    """The functions of the Go program behind a descriptor. Raises as `golang.analyse` does."""
 
     def __init__(self, fd: int) -> None:
         elf = Elf.open(fd)
@@ -47,7 +47,7 @@ class Starts:
         if elf is None or image is None or info is None:
             raise MalformedError("no Go program any more")
         table, module = analysis.locate(image, info.version)
-        self._elf = elf
+        self._elf = elf.behind(-1)
         self._text = module.text
         self._functions = table.starts(image)
         found = table.lookup(image, [name.encode() for name in (*_WAITING, *_OWN, *_IDLE)])
@@ -58,18 +58,19 @@ class Starts:
         self._own = set().union(*(places.get(name, set()) for name in _OWN))
         self._idle = set().union(*(places.get(name, set()) for name in _IDLE))
 
-    def receives(self, address: int) -> bool:
+    def receives(self, address: int, fd: int) -> bool:
         """Does a goroutine that begins at this address, as linked, take work from others?
 
-        What is no function's address is taken for one that does.
+        What is no function's address is taken for one that does. The program is read from `fd`.
         """
+        elf = self._elf.behind(fd)
         start = address - self._text
         if self._end(start) is None or start in self._idle:
             return True
         level = [start]
         seen = {start}
         for depth in range(_DEPTH + 1):
-            called = {callee for function in level for callee in self._callees(function)}
+            called = {callee for function in level for callee in self._callees(elf, function)}
             if depth == 0 and called & self._own:
                 return False
             if called & (self._waiting | self._idle):
@@ -87,11 +88,11 @@ class Starts:
             return None
         return self._functions[index + 1]
 
-    def _callees(self, start: int) -> Iterator[int]:
+    def _callees(self, elf: Elf, start: int) -> Iterator[int]:
         """The functions that one calls: what is no call leads to no start, but by chance."""
         end = self._end(start)
         size = min((end or start) - start, _MAX_CODE_BYTES)
-        code = self._elf.code(self._text + start, size)
+        code = elf.code(self._text + start, size)
         for opcode in (_CALL, _JUMP):
             at = code.find(opcode)
             while 0 <= at <= len(code) - 5:

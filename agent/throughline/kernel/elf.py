@@ -9,6 +9,7 @@ DT_GNU_HASH the source of glibc (elf/dl-lookup.c).
 
 from __future__ import annotations
 
+import copy
 import os
 import stat
 import struct
@@ -103,6 +104,12 @@ class Elf:
     @property
     def fd(self) -> int:
         return self._fd
+
+    def behind(self, fd: int) -> Elf:
+        """The same file, read through another descriptor."""
+        found = copy.copy(self)
+        found._fd = fd
+        return found
 
     # -- addresses -------------------------------------------------------------------------------
 

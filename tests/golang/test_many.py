@@ -1,0 +1,55 @@
+"""Many requests, 64 at a time, over each protocol: every parent is looked at."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.golang import toolchains
+from tests.golang.build import RACE, STRIPPED
+from tests.golang.hops import PROTOCOLS, Hops
+from tests.kernel.traced import Traced
+
+pytestmark = pytest.mark.timeout(1800)
+
+REQUESTS = int(os.environ.get("THROUGHLINE_TEST_REQUESTS", "10000"))
+RACED = REQUESTS // 10
+# protocol, release of Go, set of modules ("" is the newest)
+BUILDS = [
+    ("http/1.1", "1.22", ""),
+    ("https/1.1", "1.27", ""),
+    ("https/2", "1.22", ""),
+    ("https/2", "1.27", ""),
+    ("x/net http/2", "1.22", "0.33"),
+    ("grpc", "1.22", "1.64"),
+    ("grpc tls", "1.27", ""),
+]
+# on the wire: over the others each service's part is a trace of its own
+CARRIED = {"http/1.1", "https/1.1"}
+
+
+def judge(
+    protocol: str, version: str, modules: str, *, flags: tuple[str, ...], requests: int
+) -> None:
+    plan = "unary/watch/answer" if PROTOCOLS[protocol].grpc else "context/get/answer"
+    with Traced({"propagation": {"peers": ["127.0.0.0/8", "::1/128"]}}) as traced:
+        hops = Hops(*(traced, protocol), version=version, modules=modules, flags=flags, ids=100_000)
+        for each in (plan, "fan-2-1/answer"):
+            hops.learn(each)
+            found = hops.load(each, requests=requests, seconds=800)
+            assert (found.result["ok"], found.result["failed"]) == (requests, 0), found.result
+            assert len(found.spans) == found.expected, traced.counters()
+            assert found.wrong == 0
+            assert set(found.calls) == {"right"}
+            assert set(found.hops) == {"right" if protocol in CARRIED else "none"}
+
+
+@pytest.mark.parametrize(("protocol", "version", "modules"), BUILDS, ids=str)
+def test_every_parent_is_right(protocol: str, version: str, modules: str) -> None:
+    judge(protocol, version, modules, flags=STRIPPED, requests=REQUESTS)
+
+
+@pytest.mark.parametrize("protocol", ["http/1.1", "https/2", "grpc tls"])
+def test_built_with_the_race_detector(protocol: str) -> None:
+    judge(protocol, toolchains.NEWEST, "", flags=RACE, requests=RACED)
