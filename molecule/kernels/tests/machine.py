@@ -18,6 +18,7 @@ from testinfra.host import Host
 from tests.fleet import spans as decoding
 from tests.fleet.joined import Request, cart
 from tests.fleet.spans import Span
+from tests.golang.judge import Found, id_of, judge
 from tests.vms import hypervisor
 from tests.vms.expected import Platform
 
@@ -27,6 +28,7 @@ ROLLOUT = Path(__file__).resolve().parents[1] / "rollout.yml"
 PLAYBOOK_SECONDS = 600.0
 BOOT_SECONDS = 150.0
 ATTEMPTS = 3
+GO_IDS = {"1.1": 100, "2": 200}  # the first ids of requests to the Go services
 
 Look = Mapping[str, Any]
 
@@ -49,6 +51,18 @@ class Sent:
     others: Sequence[Span]
     exported: int
     secure: bool  # through the chain with HTTPS in it, as prepare.yml has set it up
+
+
+@dataclass(frozen=True, slots=True)
+class SentToGo:
+    """Requests to the Go services: what they saw, their spans, and whether parents are right."""
+
+    front: str
+    http: str  # the version in which it calls go-middle
+    answers: Sequence[Mapping[str, Any]]
+    found: Found
+    others: Sequence[Span]
+    counters: Mapping[str, int]  # of the groups go and go_write, by how much they grew
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +137,32 @@ class Machine:
             exported=found["exported"],
             secure=self.platform.secure,
         )
+
+    def send_to_go(self, http: str, *, spans: int) -> SentToGo:
+        """23 requests to the Go services; the first calls the second by HTTPS in a version of HTTP.
+
+        `spans` is how many are to be waited for. Before that the agent is waited for to follow the
+        services' programs.
+        """
+        front = {"1.1": "go-front-http1", "2": "go-front"}[http]
+        for attempt in range(ATTEMPTS):  # as in `send`
+            first = GO_IDS[http] + attempt * 23
+            words = f"go{http[0]} {first} {spans}"
+            sent = json.loads(self.run(f"python3 /opt/shop/client.py {words}", seconds=300))
+            if not sent["lost"]:
+                break
+        bodies = [base64.b64decode(body) for body in sent["exports"]]
+        received = [span for body in bodies for span in decoding.decode(body)]
+        ours = [span for span in received if id_of(span) >= first]
+        found = judge(
+            {"ok": len(sent["requests"]), "failed": 0, "p99_ms": 0.0},
+            spans=ours,
+            expected=spans,
+            answers=sent["requests"],
+            names=(front, "go-middle", "go-back"),
+        )
+        others = [span for span in received if span not in ours]
+        return SentToGo(front, http, sent["requests"], found, others, sent["counters"])
 
     def echo(self, size: int) -> Mapping[str, Any]:
         """`size` random bytes through the chain and back, see services/client.py."""
