@@ -3,8 +3,8 @@
 client.py carts PREFIX SPANS    23 requests, and the exports until SPANS more spans are out
 client.py held PREFIX SPANS     23 requests to shop-held on one connection, likewise
 client.py bytes SIZE            a body of SIZE random bytes through the chain and back
-client.py go1|go2 FIRST SPANS   23 requests with ids from FIRST on through three Go services, likewise;
-                                the first calls the second in HTTP/1.1 or HTTP/2
+client.py go1|go2 FIRST SPANS   23 requests with ids from FIRST on through three Go services,
+                                likewise; the first calls the second in HTTP/1.1 or HTTP/2
 """
 
 import concurrent.futures

@@ -3,9 +3,9 @@
     curl → go-front ⇒ go-middle ⇒ go-back
 
 The first ⇒ is HTTPS with HTTP/2 or HTTP/1.1, the second gRPC. Where `go_write` is on, every request
-is one whole trace. Where it cannot be, all spans and the parents within a service are there, and what
-is missing are the joins over HTTP/2 and gRPC, for which nothing else serves. Where `go` cannot be
-either, the services are what they were.
+is one whole trace. Where it cannot be, all spans and the parents within a service are there, and
+what is missing are the joins over HTTP/2 and gRPC, for which nothing else serves. Where `go` cannot
+be either, the services are what they were.
 """
 
 from __future__ import annotations
