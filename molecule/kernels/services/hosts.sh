@@ -10,7 +10,7 @@ number=10
 for host in go-front go-middle go-back; do
     number=$((number + 1))
     ip netns add $host
-    ip link add eth0 netns $host type veth peer name $host netns go-lan
+    ip -n $host link add eth0 type veth peer name $host netns go-lan
     ip -n $host address add 10.79.0.$number/24 dev eth0
     ip -n $host link set eth0 up
     ip -n go-lan link set $host master lan up
