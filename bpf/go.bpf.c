@@ -271,7 +271,8 @@ static __always_inline __u32 tl_go_name(__u64 key, __u32 *names)
 	char name[16] __attribute__((aligned(8))) = {};
 	__u64 *words = (__u64 *)name;
 
-	if (bpf_probe_read_user(string, sizeof(string), (void *)key) || !string[1])
+	/* of one that was deleted from a map of buckets the length stays */
+	if (bpf_probe_read_user(string, sizeof(string), (void *)key) || !string[0] || !string[1])
 		return 0;
 	if (string[1] != 10 && string[1] != 11) {
 		*names += 1;
@@ -793,8 +794,7 @@ int tl_go_round_trip(struct pt_regs *ctx)
 	sk = tl_go_socket(binary, ctx->ip - binary->round_trip_at,
 			  ctx->ax + binary->persist_conn_conn);
 	if (tl_go_word(ctx->ax + binary->persist_conn_tls_state)) {
-		writing.exchange =
-			tl_go_object_key(tl_go_word(ctx->ax + binary->persist_conn_br));
+		writing.exchange = tl_go_object_key(tl_go_word(ctx->ax + binary->persist_conn_br));
 		exchange = tl_go_make(writing.exchange, TL_ROLE_CLIENT);
 		if (!exchange)
 			return 0;

@@ -423,9 +423,8 @@ int tl_go_write_rpc(struct pt_regs *ctx)
 	__u64 id, key;
 
 	binary = tl_go_enter(ctx, &index);
-	if (!binary ||
-	    !tl_go_take(&tl_go_written, tl_go_object_key(ctx->di),
-			1 << TL_GO_WRITING_FIELDS, &writing))
+	if (!binary || !tl_go_take(&tl_go_written, tl_go_object_key(ctx->di),
+				   1 << TL_GO_WRITING_FIELDS, &writing))
 		return 0;
 	id = tl_go_id(binary, ctx->r14);
 	if (!id || tl_go_word(ctx->ax + binary->grpc_loopy_cbuf) != writing.object) {

@@ -99,8 +99,8 @@ def _notes(running: dict[str, Any] | None, config: Config, states: dict[str, Any
         )
     if states["go_write"]["state"] == "on":
         notes.append(
-            "go_write writes into the memory of Go programs (docs/go.md). For each of its programs "
-            "a kernel before 6.14 logs a warning: `… is installing a program with "
+            "go_write writes into the memory of Go programs (docs/go.md). When its programs are "
+            "loaded, a kernel before 6.14 logs some warnings: `… is installing a program with "
             "bpf_probe_write_user helper that may corrupt user memory!`"
         )
     if running is not None and running.get("legacy_programs"):

@@ -269,7 +269,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("propagation.tc.priority", PRIORITY, 49152),
     Setting("instrumentation.tls", _choice("auto", "off"), "auto"),
     Setting("instrumentation.go", _choice("auto", "off"), "auto"),
-    Setting("instrumentation.go_write", _choice("auto", "off"), "auto"),
+    Setting("instrumentation.go_write", _choice("auto", "off"), "off"),
     Setting(
         "sampling.sampler",
         _choice(*SAMPLERS),

@@ -1,24 +1,20 @@
 """Group `go_write`: requests over TLS, HTTP/2 and gRPC carry the context, and nothing else changes.
 
-On kernels that give `bpf_probe_write_user`: `tests/vms/test_go_write.py` runs this in a VM.
+Skipped where the kernel refuses it; `test_write_in_vm.py` runs this in a VM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 
 import pytest
 
 from tests.golang import toolchains
-from tests.golang.build import PIE, RACE, STRIPPED, TRIMMED
+from tests.golang.build import PIE, STRIPPED, TRIMMED
 from tests.golang.hops import PROTOCOLS, Hops
 from tests.kernel.traced import Traced
-from throughline import config as configuration
-from throughline.kernel import facts
-from throughline import groups
 
-# Several times as much on a machine that is not emulated: 640,000 requests by `--requests`.
-REQUESTS = 256
+REQUESTS = int(os.environ.get("THROUGHLINE_TEST_REQUESTS", "256"))
 
 # protocol, release of Go, flags, set of modules ("" is the newest)
 BUILDS = [
@@ -37,22 +33,6 @@ BUILDS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _needs_the_helper() -> None:
-    found = facts.gather()
-    if found.lockdown not in ("none", "absent"):
-        pytest.skip(f"lockdown is {found.lockdown}: the kernel refuses bpf_probe_write_user")
-
-
-@pytest.fixture
-def traced() -> Iterator[Traced]:
-    with Traced() as corner:
-        status = corner.status()
-        assert status is not None
-        assert status["groups"]["go_write"]["state"] == "on", status["groups"]
-        yield corner
-
-
 def plans_of(protocol: str) -> tuple[str, ...]:
     if PROTOCOLS[protocol].grpc:
         return "unary/unary/answer", "watch/collect/answer", "talk/answer", "fan-2-2/answer"
@@ -61,9 +41,9 @@ def plans_of(protocol: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(("protocol", "version", "flags", "modules"), BUILDS, ids=str)
 def test_every_hop_is_in_the_trace(
-    traced: Traced, protocol: str, version: str, flags: tuple[str, ...], modules: str
+    writing: Traced, protocol: str, version: str, flags: tuple[str, ...], modules: str
 ) -> None:
-    hops = Hops(traced, protocol, version=version, flags=flags, modules=modules, ids=100_000)
+    hops = Hops(writing, protocol, version=version, flags=flags, modules=modules, ids=100_000)
     calls = 0
     for plan in plans_of(protocol):
         found = hops.load(plan, requests=REQUESTS)
@@ -72,6 +52,6 @@ def test_every_hop_is_in_the_trace(
         assert found.wrong == 0
         assert set(found.calls) == set(found.hops) == set(found.wire) == {"right"}
         calls += found.calls.total()
-    counters = traced.counters()
+    counters = writing.counters()
     assert counters["go_written"] == calls
     assert not {name for name in counters if name.startswith("go_write_")}, counters

@@ -134,6 +134,10 @@ def test_go_write_is_decided_by_a_trial(host: Operated) -> None:
         return report, report["groups"]["go_write"]
 
     report, found = asked(mounted)
+    assert found["reason"] == "instrumentation.go_write is off", "nobody has asked for it"
+    assert report["groups"]["go"]["state"] == "on" and host.pins() == []
+    host.configure(instrumentation={"go_write": "auto"})
+    report, found = asked(mounted)
     assert report["groups"]["go"]["state"] == "on"
     lockdown = report["host"]["lockdown"]
     if lockdown in ("none", "absent"):
@@ -146,13 +150,9 @@ def test_go_write_is_decided_by_a_trial(host: Operated) -> None:
         _, found = asked(_mounts(f"! mountpoint -q {where} || umount {where}"))
         assert found["reason"].startswith("the kernel refuses bpf_probe_write_user, as it does")
         assert "securityfs is not mounted" in found["reason"]
-    host.configure(instrumentation={"go": "off"})
+    host.configure(instrumentation={"go": "off", "go_write": "auto"})
     _, found = asked(mounted)
     assert (found["state"], found["reason"]) == ("off", "go is off")
-    host.configure(instrumentation={"go_write": "off"})
-    report, found = asked(mounted)
-    assert found["reason"] == "instrumentation.go_write is off"
-    assert report["groups"]["go"]["state"] == "on" and host.pins() == []
 
 
 def test_doctor_with_output_that_nobody_reads(host: Operated) -> None:

@@ -170,6 +170,7 @@ def test_tls_needs_sys_ptrace_and_says_so(host: Operated) -> None:
 
 
 def test_go_write_needs_sys_admin_and_says_so(host: Operated) -> None:
+    host.configure(instrumentation={"go_write": "auto"})
     _give(host)
     host.start_agent(prefix=_only(*NETWORK, "sys_ptrace"))
     status = host.status()

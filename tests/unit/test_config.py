@@ -61,7 +61,7 @@ def test_no_file_is_a_useful_configuration() -> None:
     assert (
         found.propagation.headers
         and found.propagation.packets
-        and found.instrumentation == {"tls", "go", "go_write"}
+        and found.instrumentation == {"tls", "go"}
     )
     assert (found.propagation.peers, found.propagation.tc_priority) == ((), 49152)
     assert (found.sampling.sampler, found.sampling.arg) == ("parentbased_traceidratio", 1.0)

@@ -36,7 +36,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, bytes], bytes]:
 
 @pytest.fixture
 def programs(told: dict[tuple[int, bytes], bytes]) -> Iterator[GoPrograms]:
-    made = GoPrograms(Maps())  # type: ignore[arg-type]
+    made = GoPrograms(Maps(), write=True)  # type: ignore[arg-type]
     yield made
     made.close()
 

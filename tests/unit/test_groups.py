@@ -27,6 +27,8 @@ FACTS = Facts(
     capabilities=tuple(CAPABILITIES),
 )
 PEERS = "propagation: {peers: [10.1.0.0/16]}"
+WRITE = "instrumentation: {go_write: auto}"
+EVERYTHING = f"{PEERS}\n{WRITE}"
 
 
 class Refusing:
@@ -72,13 +74,9 @@ def unwanted(tmp_path: Path, name: str, text: str, *, without: str = "") -> grou
         ("packets", "propagation: {peers: []}", "propagation.peers is empty"),
         ("tls", "instrumentation: {tls: off}", "instrumentation.tls is off"),
         ("go", "instrumentation: {go: off}", "instrumentation.go is off"),
-        ("go_write", "instrumentation: {go_write: off}", "instrumentation.go_write is off"),
-        (
-            "go_write",
-            "instrumentation: {go: off, go_write: off}",
-            "instrumentation.go_write is off",
-        ),
-        ("go_write", "instrumentation: {go: off}", "go is off"),
+        ("go_write", "", "instrumentation.go_write is off"),
+        ("go_write", "instrumentation: {go: off}", "instrumentation.go_write is off"),
+        ("go_write", "instrumentation: {go: off, go_write: auto}", "go is off"),
     ],
 )
 def test_what_nobody_asked_for_is_off_and_no_fault(
@@ -91,7 +89,7 @@ def test_what_nobody_asked_for_is_off_and_no_fault(
 
 @pytest.mark.parametrize("name", groups.FOLLOWING)
 def test_what_is_asked_for_is_tried(tmp_path: Path, name: str) -> None:
-    assert unwanted(tmp_path, name, PEERS) is None
+    assert unwanted(tmp_path, name, EVERYTHING) is None
 
 
 @pytest.mark.parametrize("name", ["tls", "go"])
@@ -103,7 +101,7 @@ def test_what_probes_needs_to_see_other_processes(
     assert found is not None and not found.wanted
     assert "CAP_SYS_PTRACE" in found.reason and "throughline_groups" in found.fix
     assert unwanted(tmp_path, "packets", PEERS, without="CAP_SYS_PTRACE") is None
-    write = unwanted(tmp_path, "go_write", "", without="CAP_SYS_PTRACE")
+    write = unwanted(tmp_path, "go_write", WRITE, without="CAP_SYS_PTRACE")
     assert write == groups.Group("off", False, "go is off", "see go")
 
 
@@ -214,7 +212,7 @@ def test_go_write_is_tried_after_go(
     for name in groups.FOLLOWING:
         (tmp_path / f"{name}.bpf.o").touch()
     path = tmp_path / "config.yaml"
-    path.write_text(PEERS)
+    path.write_text(EVERYTHING)
     programs = Giving(Objects(bpffs=tmp_path, map_sizes={}), refused)
     found = groups.attach(cast(Programs, programs), config.load(path, environment={}), FACTS)
     assert list(found.groups) == ["observe", *groups.FOLLOWING]

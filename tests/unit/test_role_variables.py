@@ -70,14 +70,14 @@ def test_sys_admin_is_granted_where_it_is_asked_for_and_of_use(
     ("wanted", "instrumentation", "written"),
     [
         (DEFAULT, {}, {"go_write": "off"}),
-        (EVERYTHING, {}, None),
+        (EVERYTHING, {}, {"go_write": "auto"}),
         (EVERYTHING, {"go_write": "off"}, {"go_write": "off"}),
         (DEFAULT, {"go_write": "auto"}, {"go_write": "off"}),
         (("observe", "headers", "packets"), {}, dict.fromkeys(("tls", "go", "go_write"), "off")),
     ],
 )
-def test_the_agent_is_told_what_is_not_wanted(
-    wanted: tuple[str, ...], instrumentation: dict[str, str], written: dict[str, str] | None
+def test_the_agent_is_told_what_is_wanted(
+    wanted: tuple[str, ...], instrumentation: dict[str, str], written: dict[str, str]
 ) -> None:
     given = {
         "throughline_groups": list(wanted),
@@ -87,4 +87,4 @@ def test_the_agent_is_told_what_is_not_wanted(
     effective = computed("agent", "__throughline_effective", **given)
     assert effective.get("instrumentation") == written
     expected = computed("agent", "__throughline_expected", **given)
-    assert ("go_write" in expected) == (written is None)
+    assert ("go_write" in expected) == (written["go_write"] == "auto")

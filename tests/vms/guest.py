@@ -36,7 +36,8 @@ LOCKDOWNS = ("none", "integrity", "confidentiality")
 # Directories that the guest has of its own: a command cannot begin there.
 OWN = ("/dev", "/proc", "/run", "/sys", "/tmp")
 CMDLINE = (
-    "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on tsc=reliable no_timer_check"
+    "console=ttyS0 loglevel=6 panic=-1 "
+    "mitigations=off random.trust_cpu=on tsc=reliable no_timer_check"
 )
 # In a mount namespace of its own, in which nothing can be written.
 READ_ONLY = """findmnt --raw --noheadings --output TARGET | while read -r point; do
@@ -81,7 +82,7 @@ def cmdline(guest: Guest, kernel: Kernel, *, state: Path) -> str:
 
 
 def qemu(guest: Guest, kernel: Kernel, *, state: Path) -> list[str]:
-    """The command line of QEMU: the command's output goes to its standard output."""
+    """The command line of QEMU. The guest's ports and its console end in files of `state`."""
     return [
         "qemu-system-x86_64",
         *("-M", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", "max"),
@@ -96,7 +97,7 @@ def qemu(guest: Guest, kernel: Kernel, *, state: Path) -> list[str]:
         *("-device", "virtio-serial-pci"),
         *("-chardev", f"file,id=status,path={state}/status"),
         *("-device", "virtserialport,chardev=status,name=status"),
-        *("-chardev", "stdio,id=output,signal=off"),
+        *("-chardev", f"file,id=output,path={state}/output"),
         *("-device", "virtserialport,chardev=output,name=output"),
     ]
 
@@ -112,7 +113,7 @@ def virtiofsd(program: str, *, listener: int) -> list[str]:
 
 def exit_status(status: str) -> int | None:
     """What the guest has said its command's exit status was, or None before it has."""
-    for line in status.splitlines():
+    for line in status.split("\n")[:-1]:  # the last is not complete
         word, _, number = line.partition(" ")
         if word == "exit" and number.isdigit():
             return int(number)
@@ -133,14 +134,14 @@ def _virtiofsd(guest: Guest) -> str:
 
 @contextmanager
 def _running(
-    words: Sequence[str], *, log: Path, stdout: int | None = None, descriptors: Sequence[int] = ()
+    words: Sequence[str], *, log: Path, descriptors: Sequence[int] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends with the block, and with this process, however that ends."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *words],
-            stdin=subprocess.PIPE,  # open to the end: at its end QEMU would drop the output, too
-            stdout=file if stdout is None else stdout,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
             stderr=file,
             pass_fds=descriptors,
             start_new_session=True,  # a Ctrl-C is for this process, which then ends the others
@@ -163,43 +164,60 @@ def _end(*logs: Path, lines: int = 25) -> str:
     return "\n".join(found[-lines:]) or "(nothing was printed)"
 
 
-def _boot(guest: Guest, kernel: Kernel, *, program: str) -> int:
-    """Boots a guest to its end and returns its command's exit status.
+def _follow(guest: Guest, process: subprocess.Popen[bytes], *, state: Path) -> int:
+    """Shows the command's output until the guest has said its exit status, and returns that.
 
     Raises TimeoutError when it does not come up, RuntimeError when it ends before its command.
     """
+    output = (state / "output").open("rb")
+    begin = since = time.monotonic()
+    up, console = False, 0
+    while True:
+        ended = process.poll() is not None
+        status = (state / "status").read_text()
+        sys.stdout.buffer.write(output.read())
+        sys.stdout.buffer.flush()
+        if (code := exit_status(status)) is not None:
+            return code
+        if ended:
+            raise RuntimeError("the guest ended before its command")
+        now = time.monotonic()
+        if not up and status:
+            up, since = True, now
+            say(f"{guest.kernel} is up ({now - begin:.1f} s)")
+        size = (state / "console").stat().st_size
+        if not up and size != console:
+            console, since = size, now  # a busy machine only takes longer
+        if up and now > since + guest.seconds:
+            say(f"the command did not end in {guest.seconds:.0f} s")
+            return TIMED_OUT
+        if not up and now > since + BOOT_SECONDS:
+            raise TimeoutError(f"the boot has hung for {BOOT_SECONDS:.0f} s")
+        time.sleep(0.05)
+
+
+def _boot(guest: Guest, kernel: Kernel, *, program: str) -> int:
+    """Boots a guest to its end and returns its command's exit status. Raises what _follow does."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="throughline-guest-"))
         state = Path(folder)
         shutil.copy(START, state / "start")
         (state / "command").write_text(script(guest))
+        for name in ("console", "output", "status"):
+            (state / name).touch()
         logs = [state / name for name in ("virtiofsd.log", "qemu.log", "console")]
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(state / "virtiofs"))
             listener.listen()
             words = virtiofsd(program, listener=listener.fileno())
-            descriptors = [listener.fileno()]
-            stack.enter_context(_running(words, log=logs[0], descriptors=descriptors))
-        begin = time.monotonic()
+            shared = _running(words, log=logs[0], descriptors=[listener.fileno()])
+            stack.enter_context(shared)
         words = qemu(guest, kernel, state=state)
-        process = stack.enter_context(_running(words, log=logs[1], stdout=sys.stdout.fileno()))
-        up, deadline = False, begin + BOOT_SECONDS
-        while True:
-            ended = process.poll() is not None
-            status = (state / "status").read_text() if (state / "status").exists() else ""
-            if (code := exit_status(status)) is not None:
-                return code
-            if not up and status:
-                up, deadline = True, time.monotonic() + guest.seconds
-                say(f"{guest.kernel} is up ({time.monotonic() - begin:.1f} s)")
-            if ended:
-                raise RuntimeError(f"the guest ended before its command\n{_end(*logs)}")
-            if time.monotonic() > deadline:
-                if up:
-                    say(f"the command did not end in {guest.seconds:.0f} s")
-                    return TIMED_OUT
-                raise TimeoutError(f"not up after {BOOT_SECONDS:.0f} s\n{_end(*logs)}")
-            time.sleep(0.05)
+        process = stack.enter_context(_running(words, log=logs[1]))
+        try:
+            return _follow(guest, process, state=state)
+        except (RuntimeError, TimeoutError) as error:
+            raise type(error)(f"{error}\n{_end(*logs)}") from None
 
 
 def run(guest: Guest) -> int:
@@ -210,7 +228,6 @@ def run(guest: Guest) -> int:
     """
     program = _virtiofsd(guest)
     kernel = guestkernel.build(guest.kernel)
-    sys.stdout.flush()
     for attempt in range(1, TRIES + 1):
         try:
             return _boot(guest, kernel, program=program)

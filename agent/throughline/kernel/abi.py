@@ -170,7 +170,7 @@ class Settings(NamedTuple):
     packets: int
 
 
-SETTINGS = Struct("<QBBBB4x")
+SETTINGS = Struct("<Q4B4x")
 
 
 class Span(NamedTuple):
@@ -203,7 +203,7 @@ class Span(NamedTuple):
     tracestate: bytes
 
 
-SPAN = Struct("<QQQ16s8s8s16s16sHHHBBBBBBHHHBBI16s128s256s512s")
+SPAN = Struct("<3Q16s8s8s16s16s3H6B3H2BI16s128s256s512s")
 
 
 class DurationKey(NamedTuple):
@@ -217,7 +217,7 @@ class DurationKey(NamedTuple):
     grpc: int
 
 
-DURATION_KEY = Struct("<QHBBBBBB")
+DURATION_KEY = Struct("<QH6B")
 
 
 class Duration(NamedTuple):
@@ -240,7 +240,7 @@ class Duration(NamedTuple):
     buckets_14: int
 
 
-DURATION = Struct("<QQ15Q")
+DURATION = Struct("<2Q15Q")
 
 
 class Request(NamedTuple):
@@ -255,7 +255,7 @@ class Request(NamedTuple):
     tracestate_len: int
 
 
-REQUEST = Struct("<Q16s8s8sIIBBH4x")
+REQUEST = Struct("<Q16s8s8s2I2BH4x")
 
 
 class GoBinary(NamedTuple):
@@ -347,7 +347,7 @@ class GoBinary(NamedTuple):
     writes: int
 
 
-GO_BINARY = Struct("<QQQQQQQQQQQQQQQQQQQQQQQHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHBB4x")
+GO_BINARY = Struct("<23Q61H2B4x")
 
 
 class GoStartKey(NamedTuple):

@@ -8,6 +8,7 @@ Needs bpftool; it runs at build time only. `--check` writes nothing and exits 1 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,8 +101,13 @@ def generate(path: Path) -> str:
         upper = name.removeprefix("tl_").upper()
         lines += ["", "", f"class {title}(NamedTuple):"]
         lines += [f"    {member}: {kind}" for member, kind in members]
-        lines += ["", "", f'{upper} = Struct("{layout}")']
+        lines += ["", "", f'{upper} = Struct("{_counted(layout)}")']
     return "\n".join(lines) + "\n"
+
+
+def _counted(layout: str) -> str:
+    """ "QQQ16sB" as "3Q16sB"."""
+    return re.sub(r"(?<![0-9])([BHIQ])\1+", lambda run: f"{len(run[0])}{run[1]}", layout)
 
 
 def _size(code: str) -> int:

@@ -1,0 +1,65 @@
+"""The tests of `go_write` on a kernel that allows it: in a VM, with this machine's files.
+
+This machine's own kernel may be locked down. The VM is emulated, so that requests are fewer than
+where `test_write.py` runs by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.golang import test_write
+from tests.golang.build import build
+from tests.golang.hops import PROTOCOLS
+from tests.kernel.traced import CHECKOUT
+
+KERNEL = "6.12"
+REQUESTS = 46
+SECONDS = 1200
+# old and new releases of Go, of each protocol one, the others by `make test-go`
+BUILDS = [test_write.BUILDS[number] for number in (0, 4, 6, 9, 11)]
+
+
+def in_vm(*tests: str) -> None:
+    environment = {
+        "PYTHONPATH": str(CHECKOUT / "agent"),
+        "THROUGHLINE_TEST_START_SECONDS": "120",
+        "THROUGHLINE_TEST_REQUESTS": str(REQUESTS),
+        "THROUGHLINE_TEST_WRITES": "1",
+    }
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.vms.guest", "--kernel", KERNEL, f"--seconds={SECONDS}"),
+            *(word for name, value in environment.items() for word in ("--env", f"{name}={value}")),
+            *("--", sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests),
+        ],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=CHECKOUT,
+        timeout=SECONDS + 300,
+        env={**os.environ, **environment},
+    )
+    print(run.stdout)
+    assert run.returncode == 0, run.stdout[-6000:]
+    assert " passed" in run.stdout
+    assert " skipped" not in run.stdout
+
+
+def test_every_protocol() -> None:
+    for protocol, version, flags, modules in BUILDS:  # a VM has no package registry
+        build(f"{PROTOCOLS[protocol].client}/client")
+        build(f"{PROTOCOLS[protocol].module}/server", version=version, flags=flags, modules=modules)
+    ids = ["-".join(map(str, one)) for one in BUILDS]
+    in_vm(*(f"tests/golang/test_write.py::test_every_hop_is_in_the_trace[{one}]" for one in ids))
+
+
+def test_peers() -> None:
+    build("chain/server", version="1.22", flags=("-ldflags=-s -w",))
+    build("grpc/server", version="1.22", modules="1.64")
+    build("grpc/client")
+    in_vm("tests/golang/test_write_peers.py")
