@@ -3,8 +3,9 @@
 client.py carts PREFIX SPANS    23 requests, and the exports until SPANS more spans are out
 client.py held PREFIX SPANS     23 requests to shop-held on one connection, likewise
 client.py bytes SIZE            a body of SIZE random bytes through the chain and back
-client.py go1|go2 FIRST SPANS   23 requests with ids from FIRST on through three Go services,
-                                likewise; the first calls the second in HTTP/1.1 or HTTP/2
+client.py go1|go2 FIRST SPANS   one request, with the id FIRST, and then 23 with those that follow
+                                through three Go services, likewise; the first of these calls the
+                                second in HTTP/1.1 or HTTP/2
 """
 
 import concurrent.futures
@@ -125,21 +126,30 @@ def wait_followed() -> None:
     raise SystemExit(f"client: not followed after {FOLLOWED_SECONDS:.0f} s: {status()['go']}")
 
 
-def go(front: str, first: int, spans: int) -> dict[str, object]:
-    """Requests by curl, on the network of the Go services, several at once."""
-    wait_followed()
-    known, before, counted = len(exports(0)), counts(), counters_of_go()
-    numbers = range(first, first + REQUESTS)
+def ask_go(front: str, numbers: range) -> list[dict[str, object]]:
+    """The answers to requests by curl, on the network of the Go services, several at once."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"http://{FRONTS[front]}/context/unary/answer/[{numbers[0]}-{numbers[-1]}]"
         words = ["--parallel", "--parallel-max", str(GO_AT_ONCE), "--max-time", "60", "--fail"]
         words += ["--silent", "--show-error", "--output", f"{folder}/#1", url]
         subprocess.run(["nsenter", "--net=/run/netns/go-lan", "curl", *words], check=True)
-        found = [json.loads(Path(folder, str(number)).read_text()) for number in numbers]
-    result = outcome(found, known, before, spans)
+        return [json.loads(Path(folder, str(number)).read_text()) for number in numbers]
+
+
+def load_go(front: str, numbers: range, spans: int) -> dict[str, object]:
+    """These requests, their exports, and by how much the counters grew."""
+    known, before, counted = len(exports(0)), counts(), counters_of_go()
+    result = outcome(ask_go(front, numbers), known, before, spans)
     now = counters_of_go()
     grown = {name: count - counted.get(name, 0) for name, count in now.items()}
     return result | {"counters": {name: count for name, count in grown.items() if count}}
+
+
+def go(front: str, first: int, spans: int) -> dict[str, object]:
+    """Requests to the Go services, on connections that have had one, `opened`: docs/go.md."""
+    wait_followed()
+    opened = load_go(front, range(first, first + 1), spans // REQUESTS)
+    return load_go(front, range(first + 1, first + 1 + REQUESTS), spans) | {"opened": opened}
 
 
 def outcome(

@@ -63,6 +63,13 @@ class SentToGo:
     found: Found
     others: Sequence[Span]
     counters: Mapping[str, int]  # of the groups go and go_write, by how much they grew
+    opened: Sequence[Span]  # of the request that opened the connections, and its counters
+    opened_counters: Mapping[str, int]
+
+
+def decoded(exports: Sequence[str]) -> list[Span]:
+    """The spans of exports as services/client.py prints them."""
+    return [span for body in exports for span in decoding.decode(base64.b64decode(body))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +135,7 @@ class Machine:
         """What services/client.py prints, decoded."""
         requests = [Request(**request) for request in found["requests"]]
         carts = {request.cart for request in requests}
-        bodies = [base64.b64decode(body) for body in found["exports"]]
-        received = [span for body in bodies for span in decoding.decode(body)]
+        received = decoded(found["exports"])
         return Sent(
             requests=requests,
             spans=[span for span in received if cart(span) in carts],
@@ -142,18 +148,17 @@ class Machine:
         """23 requests to the Go services; the first calls the second by HTTPS in a version of HTTP.
 
         `spans` is how many are to be waited for. Before that the agent is waited for to follow the
-        services' programs.
+        services' programs, and one request opens the connections between them.
         """
         front = {"1.1": "go-front-http1", "2": "go-front"}[http]
         for attempt in range(ATTEMPTS):  # as in `send`
-            first = GO_IDS[http] + attempt * 23
+            first = GO_IDS[http] + attempt * 24
             words = f"go{http[0]} {first} {spans}"
             sent = json.loads(self.run(f"python3 /opt/shop/client.py {words}", seconds=300))
             if not sent["lost"]:
                 break
-        bodies = [base64.b64decode(body) for body in sent["exports"]]
-        received = [span for body in bodies for span in decoding.decode(body)]
-        ours = [span for span in received if id_of(span) >= first]
+        received = decoded(sent["exports"])
+        ours = [span for span in received if id_of(span) > first]
         found = judge(
             {"ok": len(sent["requests"]), "failed": 0, "p99_ms": 0.0},
             spans=ours,
@@ -162,7 +167,16 @@ class Machine:
             names=(front, "go-middle", "go-back"),
         )
         others = [span for span in received if span not in ours]
-        return SentToGo(front, http, sent["requests"], found, others, sent["counters"])
+        return SentToGo(
+            front,
+            http,
+            sent["requests"],
+            found,
+            others,
+            sent["counters"],
+            opened=decoded(sent["opened"]["exports"]),
+            opened_counters=sent["opened"]["counters"],
+        )
 
     def echo(self, size: int) -> Mapping[str, Any]:
         """`size` random bytes through the chain and back, see services/client.py."""

@@ -6,6 +6,9 @@ The first ⇒ is HTTPS with HTTP/2 or HTTP/1.1, the second gRPC. Where `go_write
 is one whole trace. Where it cannot be, all spans and the parents within a service are there, and
 what is missing are the joins over HTTP/2 and gRPC, for which nothing else serves. Where `go` cannot
 be either, the services are what they were.
+
+One request comes before those that count: the first call of a gRPC connection may have no room for
+the header (`go_write_no_room`, docs/go.md).
 """
 
 from __future__ import annotations
@@ -73,12 +76,17 @@ def check(platform: Platform, sent: SentToGo, seen: dict[str, Any]) -> None:
         **{name: dict(getattr(found, name)) for name in ("calls", "hops", "wire")},
         evidence=dict(Counter(f"{one.service} {one.kind} {one.evidence}" for one in found.spans)),
         counters=dict(sent.counters),
+        opened=dict(sent.opened_counters),
+        **{"traces of the first": len({span.trace_id for span in sent.opened})},
     )
     check_answers(sent)
     each = hops(sent.front, platform)
     assert Counter(map(hop, found.spans)) == dict.fromkeys(each, REQUESTS)
     assert sent.others == [], [span.name for span in sent.others]
     assert found.wrong == 0
+    no_room = sent.opened_counters.get("go_write_no_room", 0)
+    assert seen["traces of the first"] == traces // REQUESTS + no_room
+    assert Counter(map(hop, sent.opened)) == dict.fromkeys(each, 1)
     if "go" not in platform.on:
         assert (traces, found.wire) == (REQUESTS, {"none": 2 * REQUESTS})
         return
