@@ -11,8 +11,6 @@ import yaml
 
 TABLE = Path(__file__).with_name("expected.yml")
 GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
-# No platform runs a Go program yet: of these only what doctor says is looked at.
-STATED = ("go", "go_write")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +28,7 @@ class Platform:
     also: tuple[str, ...] = ()
     allow_sys_admin: bool = False
     asks: tuple[str, ...] = ("go_write",)
+    silent: bool = False
 
     @property
     def wanted(self) -> list[str]:
@@ -59,6 +58,16 @@ class Platform:
     def secure(self) -> bool:
         """Whether the shop has HTTPS in it: where the context can travel beside it."""
         return {"packets", "tls"} <= set(self.on)
+
+    def joins(self, http: str) -> dict[str, str]:
+        """By what the Go services learn whose request it is, "" for nothing.
+
+        go-front calls go-middle by HTTPS in that version of HTTP, which calls go-back by gRPC.
+        """
+        if "go_write" in self.on:
+            return {"go-middle": "header", "go-back": "header"}
+        option = "packet" if {"go", "packets"} <= set(self.on) and http == "1.1" else ""
+        return {"go-middle": option, "go-back": ""}
 
     @property
     def asked(self) -> dict[str, Any]:

@@ -35,7 +35,10 @@ OVERHEAD_MIB = 1024  # what QEMU needs besides the VM's own memory, most of it f
 DISK_MIB = 3072  # what a VM may write
 BOX_MIB = 4096  # while a box is being built
 # What decides what a run shows, besides the bundle, the box, and the platform's entries.
-INPUTS = ("molecule/kernels", "playbooks", "plugins", "roles", "tests/fleet/services")
+INPUTS = (
+    *("molecule/kernels", "playbooks", "plugins", "roles"),
+    *("tests/fleet/services", "tests/golang/services"),
+)
 # Molecule's lines for a step that begins, and for one that has failed.
 STEP = re.compile(r"^INFO +kernels \S+ (\w+): Executing$", re.MULTILINE)
 FAILED = re.compile(r"^ERROR +kernels \S+ (\w+): Executed: Failed$", re.MULTILINE)

@@ -3,6 +3,9 @@
 client.py carts PREFIX SPANS    23 requests, and the exports until SPANS more spans are out
 client.py held PREFIX SPANS     23 requests to shop-held on one connection, likewise
 client.py bytes SIZE            a body of SIZE random bytes through the chain and back
+client.py go1|go2 FIRST SPANS   one request, with the id FIRST, and then 23 with those that follow
+                                through three Go services, likewise; the first of these calls the
+                                second in HTTP/1.1 or HTTP/2
 """
 
 import concurrent.futures
@@ -10,19 +13,26 @@ import hashlib
 import http.client
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 REQUESTS = 23
 WEB = "127.0.0.1:8000"
 HELD = "127.0.0.1:8004"
 RECEIVER = "127.0.0.1:4318"
+FRONTS = {"go1": "10.79.0.11:8002", "go2": "10.79.0.11:8001"}
+PROGRAMS = {"/opt/shop/go-front", "/opt/shop/go-middle", "/opt/shop/go-back"}
 STATUS = Path("/run/throughline/status.json")
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACESTATE = "shop=1"
 SPAN_SECONDS = 30.0
 SURPLUS_SECONDS = 1.5
+FOLLOWED_SECONDS = 120.0
+GO_AT_ONCE = 8
 
 
 def held(prefix: str, spans: int) -> dict[str, object]:
@@ -70,20 +80,20 @@ def exports(since: int) -> list[str]:
     return bodies
 
 
-def said(*keys: str) -> int:
-    """A number of the agent's status, 0 while it does not say."""
+def status() -> dict[str, Any]:
+    """What the agent says of itself, {} while there is none."""
     try:
-        found = json.loads(STATUS.read_text())
-        for key in keys:
-            found = found[key]
-        return int(found)
-    except (OSError, ValueError, KeyError):
-        return 0
+        found: dict[str, Any] = json.loads(STATUS.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def counts() -> tuple[int, int]:
     """How many spans the agent has sent, and how many requests it could not see."""
-    return said("export", "exported_spans"), said("counters", "lost_early")
+    found = status()
+    sent = found.get("export", {}).get("exported_spans", 0)
+    return int(sent), int(found.get("counters", {}).get("lost_early", 0))
 
 
 def carts(prefix: str, spans: int) -> dict[str, object]:
@@ -97,6 +107,49 @@ def carts(prefix: str, spans: int) -> dict[str, object]:
             found += answers
     found += get(names[2 * half :], {"traceparent": TRACEPARENT, "tracestate": TRACESTATE})
     return outcome(found, known, before, spans)
+
+
+def counters_of_go() -> dict[str, int]:
+    """The counters of the groups go and go_write."""
+    found = status().get("counters", {})
+    return {name: int(count) for name, count in found.items() if name.startswith("go_")}
+
+
+def wait_followed() -> None:
+    """Returns when the agent follows the three programs, or does not follow any."""
+    deadline = time.monotonic() + FOLLOWED_SECONDS
+    while time.monotonic() < deadline:
+        go = status().get("go")
+        if go is None or {file["path"] for file in go["files"]} >= PROGRAMS:
+            return
+        time.sleep(0.5)
+    raise SystemExit(f"client: not followed after {FOLLOWED_SECONDS:.0f} s: {status()['go']}")
+
+
+def ask_go(front: str, numbers: range) -> list[dict[str, object]]:
+    """The answers to requests by curl, on the network of the Go services, several at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"http://{FRONTS[front]}/context/unary/answer/[{numbers[0]}-{numbers[-1]}]"
+        words = ["--parallel", "--parallel-max", str(GO_AT_ONCE), "--max-time", "60", "--fail"]
+        words += ["--silent", "--show-error", "--output", f"{folder}/#1", url]
+        subprocess.run(["nsenter", "--net=/run/netns/go-lan", "curl", *words], check=True)
+        return [json.loads(Path(folder, str(number)).read_text()) for number in numbers]
+
+
+def load_go(front: str, numbers: range, spans: int) -> dict[str, object]:
+    """These requests, their exports, and by how much the counters grew."""
+    known, before, counted = len(exports(0)), counts(), counters_of_go()
+    result = outcome(ask_go(front, numbers), known, before, spans)
+    now = counters_of_go()
+    grown = {name: count - counted.get(name, 0) for name, count in now.items()}
+    return result | {"counters": {name: count for name, count in grown.items() if count}}
+
+
+def go(front: str, first: int, spans: int) -> dict[str, object]:
+    """Requests to the Go services, on connections that have had one, `opened`: docs/go.md."""
+    wait_followed()
+    opened = load_go(front, range(first, first + 1), spans // REQUESTS)
+    return load_go(front, range(first + 1, first + 1 + REQUESTS), spans) | {"opened": opened}
 
 
 def outcome(
@@ -131,5 +184,7 @@ def echo(size: int) -> dict[str, object]:
 if sys.argv[1] in ("carts", "held"):
     ask = {"carts": carts, "held": held}[sys.argv[1]]
     print(json.dumps(ask(sys.argv[2], int(sys.argv[3]))))
+elif sys.argv[1] in FRONTS:
+    print(json.dumps(go(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
 else:
     print(json.dumps(echo(int(sys.argv[2]))))

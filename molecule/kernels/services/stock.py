@@ -1,6 +1,6 @@
 """shop-stock: answers GET /stock/ID with what shop-prices says, and hands POST /bytes/ID on.
 
-Where it has a certificate it answers HTTPS as well.
+Where it has a certificate, in one file with its key, it answers HTTPS as well.
 """
 
 import http.client
@@ -51,10 +51,10 @@ class Stock(BaseHTTPRequestHandler):
 
 
 class SecureServer(Server):
-    def __init__(self, port: int, certificate: str, key: str) -> None:
+    def __init__(self, port: int, certificate: str) -> None:
         super().__init__(("127.0.0.1", port), Stock)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate)
         # the handshake is the business of the connection's thread
         self.socket = context.wrap_socket(
             self.socket, server_side=True, do_handshake_on_connect=False
@@ -62,6 +62,6 @@ class SecureServer(Server):
 
 
 if "SHOP_CERTIFICATE" in os.environ:
-    secure = SecureServer(8443, os.environ["SHOP_CERTIFICATE"], os.environ["SHOP_KEY"])
+    secure = SecureServer(8443, os.environ["SHOP_CERTIFICATE"])
     threading.Thread(target=secure.serve_forever, daemon=True).start()
 Server(("127.0.0.1", 8002), Stock).serve_forever()

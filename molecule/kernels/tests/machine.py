@@ -18,6 +18,7 @@ from testinfra.host import Host
 from tests.fleet import spans as decoding
 from tests.fleet.joined import Request, cart
 from tests.fleet.spans import Span
+from tests.golang.judge import Found, id_of, judge
 from tests.vms import hypervisor
 from tests.vms.expected import Platform
 
@@ -27,6 +28,7 @@ ROLLOUT = Path(__file__).resolve().parents[1] / "rollout.yml"
 PLAYBOOK_SECONDS = 600.0
 BOOT_SECONDS = 150.0
 ATTEMPTS = 3
+GO_IDS = {"1.1": 100, "2": 200}  # the first ids of requests to the Go services
 
 Look = Mapping[str, Any]
 
@@ -49,6 +51,25 @@ class Sent:
     others: Sequence[Span]
     exported: int
     secure: bool  # through the chain with HTTPS in it, as prepare.yml has set it up
+
+
+@dataclass(frozen=True, slots=True)
+class SentToGo:
+    """Requests to the Go services: what they saw, their spans, and whether parents are right."""
+
+    front: str
+    http: str  # the version in which it calls go-middle
+    answers: Sequence[Mapping[str, Any]]
+    found: Found
+    others: Sequence[Span]
+    counters: Mapping[str, int]  # of the groups go and go_write, by how much they grew
+    opened: Sequence[Span]  # of the request that opened the connections, and its counters
+    opened_counters: Mapping[str, int]
+
+
+def decoded(exports: Sequence[str]) -> list[Span]:
+    """The spans of exports as services/client.py prints them."""
+    return [span for body in exports for span in decoding.decode(base64.b64decode(body))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +135,47 @@ class Machine:
         """What services/client.py prints, decoded."""
         requests = [Request(**request) for request in found["requests"]]
         carts = {request.cart for request in requests}
-        bodies = [base64.b64decode(body) for body in found["exports"]]
-        received = [span for body in bodies for span in decoding.decode(body)]
+        received = decoded(found["exports"])
         return Sent(
             requests=requests,
             spans=[span for span in received if cart(span) in carts],
             others=[span for span in received if cart(span) not in carts],
             exported=found["exported"],
             secure=self.platform.secure,
+        )
+
+    def send_to_go(self, http: str, *, spans: int) -> SentToGo:
+        """23 requests to the Go services; the first calls the second by HTTPS in a version of HTTP.
+
+        `spans` is how many are to be waited for. Before that the agent is waited for to follow the
+        services' programs, and one request opens the connections between them.
+        """
+        front = {"1.1": "go-front-http1", "2": "go-front"}[http]
+        for attempt in range(ATTEMPTS):  # as in `send`
+            first = GO_IDS[http] + attempt * 24
+            words = f"go{http[0]} {first} {spans}"
+            sent = json.loads(self.run(f"python3 /opt/shop/client.py {words}", seconds=300))
+            if not sent["lost"]:
+                break
+        received = decoded(sent["exports"])
+        ours = [span for span in received if id_of(span) > first]
+        found = judge(
+            {"ok": len(sent["requests"]), "failed": 0, "p99_ms": 0.0},
+            spans=ours,
+            expected=spans,
+            answers=sent["requests"],
+            names=(front, "go-middle", "go-back"),
+        )
+        others = [span for span in received if span not in ours]
+        return SentToGo(
+            front,
+            http,
+            sent["requests"],
+            found,
+            others,
+            sent["counters"],
+            opened=decoded(sent["opened"]["exports"]),
+            opened_counters=sent["opened"]["counters"],
         )
 
     def echo(self, size: int) -> Mapping[str, Any]:

@@ -36,5 +36,8 @@ def test_check_says_what_is_possible(
     assert host["mode"] == machine.platform.mode
     for name in machine.platform.groups:
         assert words[name] == machine.platform.word(name), host["groups"][name]
+    go_write = host["groups"]["go_write"]
+    if "go" in machine.platform.on and go_write["word"] == "off":
+        assert go_write["why"].startswith(f"lockdown is {machine.platform.lockdown}"), go_write
     said = " ".join(f"{entry['why']} {entry['fix']}" for entry in host["reasons"])
     assert [reason for reason in machine.platform.refused if reason not in said] == []

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from machine import Machine
+from test_go import check_answers
 
 pytestmark = [pytest.mark.usefixtures("accepted"), pytest.mark.timeout(900)]
 
@@ -37,3 +38,7 @@ def test_traffic_is_as_it_was(machine: Machine) -> None:
     assert len(sent.requests) == 23
     assert [one.cart for one in sent.requests if "traceparent" in one.received] == []
     assert (sent.spans, sent.others) == ([], [])
+    go = machine.send_to_go("2", spans=0)
+    check_answers(go)
+    assert go.found.wire == {"none": 2 * 23}
+    assert (go.found.spans, go.others) == ([], [])
