@@ -106,7 +106,13 @@ def test_files_are_shared_by_a_process_that_cannot_write_them() -> None:
 
 @pytest.mark.parametrize(
     ("status", "wanted"),
-    [("", None), ("up\n", None), ("up\nexit 0\n", 0), ("up\nexit 137\n", 137), ("up\nexit 13", None)],
+    [
+        ("", None),
+        ("up\n", None),
+        ("up\nexit 0\n", 0),
+        ("up\nexit 137\n", 137),
+        ("up\nexit 13", None),
+    ],
 )
 def test_exit_status(status: str, wanted: int | None) -> None:
     assert guest.exit_status(status) == wanted
