@@ -36,6 +36,7 @@ LEARN_SECONDS = 2.5
 REQUESTS = 1280
 QUEUE = 6000  # spans, fewer than wait in the agent's memory before it drops any
 SETTLE_SECONDS = 0.5
+QUIET_SECONDS = 15.0  # after which no more spans are expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,11 @@ class Protocol:
     @property
     def grpc(self) -> bool:
         return self.module == "grpc"
+
+    @property
+    def in_goroutines(self) -> bool:
+        """Is each call made by a goroutine of its own?"""
+        return self.http2 or self.module == "http2"
 
 
 PROTOCOLS = {
@@ -153,7 +159,7 @@ class Hops:
             results.append(result)
             answers += these
             arrived.enough = (sent + count) * each
-            self._traced.receiver.wait(arrived, seconds=deadline - time.monotonic())
+            self._wait(arrived, deadline)
         self._settle()
         arrived(self._traced.receiver.spans)
         found = judge(
@@ -170,6 +176,14 @@ class Hops:
         )
         print(f"\n{self.protocol.module} {plan}: {found}")
         return found
+
+    def _wait(self, arrived: _Arrived, deadline: float) -> None:
+        """Waits until enough spans have arrived, or no more do."""
+        receiver, seen = self._traced.receiver, -1
+        while len(receiver.spans) > seen and time.monotonic() < deadline:
+            seen = len(receiver.spans)
+            if receiver.wait(arrived, seconds=QUIET_SECONDS):
+                return
 
     def _settle(self) -> int:
         """Waits until no more spans come, and says how many have."""
