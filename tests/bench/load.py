@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import quantiles
 
 from tests.kernel.secure import make_certificate
 
@@ -56,6 +58,21 @@ _BACK = """
   }}
 """
 
+# What services of Go call, by HTTPS with HTTP/1.1 or HTTP/2, and where their agent exports to.
+_UPSTREAM = """
+  server {{
+    listen 127.0.0.1:{back} backlog=2048;
+    location /v1/ {{ return 200 ""; }}
+  }}
+  server {{
+    listen 127.0.0.1:{secure} ssl http2 backlog=2048;
+    ssl_certificate {certificate};
+    ssl_certificate_key {certificate};
+    location / {{ return 200 '{{"id":"7","kind":"answer","protocol":"","traceparents":[]}}'; }}
+  }}
+"""
+_SERVERS = {"front": _FRONT, "back": _BACK, "upstream": _UPSTREAM}
+
 _WRK = """
 function done(summary, latency, requests)
   local e = summary.errors
@@ -89,7 +106,7 @@ int main(void)
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What wrk saw in one run; latencies in milliseconds."""
+    """What wrk or h2load saw in one run; latencies in milliseconds."""
 
     requests: int
     per_second: float
@@ -122,19 +139,16 @@ SECURE = (
     Scenario("TLS, 200 bytes, keep-alive", "/static", 64, False, 1, tls=True),
     Scenario("TLS, 16 KB, keep-alive", "/16k", 64, False, 1, tls=True),
 )
-GO = (
-    Scenario("Go net/http, keep-alive", "/answer/7", 64, False, 1, "go"),
-    Scenario("Go net/http with TLS, keep-alive", "/answer/7", 64, False, 1, "go", tls=True),
-)
 
 
-def nginx_config(directory: Path, *, name: str, front: int, back: int, secure: int = 0) -> Path:
-    """Writes the configuration of the traced nginx (`front`) or of the untraced one (`back`)."""
+def nginx_config(directory: Path, *, name: str, back: int, front: int = 0, secure: int = 0) -> Path:
+    """Writes the configuration of the traced nginx (`front`) or of an untraced one (`back`,
+    `upstream`)."""
     certificate, large = directory / "both.pem", directory / "large"
-    if name == "front" and not certificate.exists():
+    if name != "back" and not certificate.exists():
         make_certificate(directory)
         large.write_bytes(b"x" * 16_000)
-    template = _FRONT if name == "front" else _BACK
+    template = _SERVERS[name]
     path = directory / f"{name}.conf"
     path.write_text(
         _NGINX.format(
@@ -179,6 +193,31 @@ def wrk(
         p50=said["p50"] / 1e3,
         p99=said["p99"] / 1e3,
         errors=said["errors"],
+    )
+
+
+def h2load(directory: Path, url: str, message: bytes, *, seconds: float) -> Rate:
+    """Calls a method of gRPC as fast as one thread can, 64 at a time on eight connections."""
+    body, log = directory / "message", directory / "h2load.log"
+    body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
+    log.unlink(missing_ok=True)
+    command = ["taskset", "-c", WRK_CPU, "h2load", "-t", "1", "-c", "8", "-m", "8"]
+    command += ["-D", f"{seconds * 1000:.0f}ms", "-d", str(body), f"--log-file={log}"]
+    command += ["-H", "content-type: application/grpc", "-H", "te: trailers", url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
+    rows = [line.split("\t") for line in log.read_text().splitlines()]
+    failed = re.search(r"(\d+) failed, (\d+) errored, \d+ timeout$", done.stdout, re.MULTILINE)
+    # a call that fails has no message, only trailers
+    answered = re.search(r"\((\d+)\) data$", done.stdout, re.MULTILINE)
+    assert failed and answered and int(answered[1]) >= 5 * len(rows) > 0, done.stdout
+    latencies = sorted(int(row[2]) / 1000 for row in rows)
+    cuts = quantiles(latencies, n=100)
+    return Rate(
+        requests=len(rows),
+        per_second=len(rows) / seconds,
+        p50=cuts[49],
+        p99=cuts[98],
+        errors=int(failed[1]) + int(failed[2]),
     )
 
 
