@@ -10,11 +10,12 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.bench.load import NGINX_CPU, WRK_CPU, Rate, Scenario
 from tests.bench.measure import (
     OFF,
     UNSAMPLED,
+    Say,
     end,
     per_request,
     start_agent,
@@ -136,9 +138,7 @@ class Bench:
         for service in SERVICES:
             (traced.cgroup / _cgroup(service)).mkdir(exist_ok=True)
 
-    def measure(
-        self, rounds: int = ROUNDS, seconds: int = SECONDS, say: Callable[[str], None] = print
-    ) -> Results:
+    def measure(self, rounds: int = ROUNDS, seconds: int = SECONDS, say: Say = print) -> Results:
         results = Results(
             kernel=platform.release(),
             processors=os.cpu_count() or 0,
@@ -147,30 +147,28 @@ class Bench:
             load_before=os.getloadavg()[0],
             others=load.agents(),
         )
-        self._time_programs(results)
-        say("Go: time in BPF")
+        self._time_programs(results, say)
         states = results.states()
         for turn in range(rounds):
             for number in range(len(states)):
                 state = states[(turn + number) % len(states)]
-                with self._running(state) as running:
+                with self._running(state, say) as running:
                     for service in SERVICES:
                         self._rate(service, state, running, results)
-            say(f"Go: round {turn + 1} of {rounds}")
+            say(f"Go: that was round {turn + 1} of {rounds}")
         results.probes_ns = probes.prices(self._directory)
         results.load_after = os.getloadavg()[0]
         return results
 
-    def _time_programs(self, results: Results) -> None:
+    def _time_programs(self, results: Results, say: Say) -> None:
         """Nanoseconds and runs of each program for each request, with all groups that there are."""
         syscalls = load.build_syscalls(self._directory)
-        with self._running(WRITING) as running, statistics():
-            status = self._traced.status()
-            assert status is not None
+        with self._running(WRITING, say) as running, statistics():
+            status = self._status()
             group = status["groups"]["go_write"]
             if group["state"] == "off":
                 results.unwritten = group["reason"]
-            ids = load.loaded()
+            ids = self._ids()
             results.stats_ns = statistics_ns(syscalls, ids)
             for service in SERVICES:
                 self._load(service, running[service][1], WARM_SECONDS)
@@ -180,6 +178,22 @@ class Bench:
                 results.programs[service.name] = {
                     name: per_request(was[name], now[name], rate.requests) for name in was
                 }
+        say("Go: time in BPF")
+
+    def _status(self) -> dict[str, Any]:
+        status = self._traced.status()
+        assert status is not None
+        return status
+
+    def _ids(self) -> dict[int, str]:
+        """The programs of our agent: those attached for good, and those that it holds."""
+        assert self._traced.agent is not None
+        ours = {program["id"] for program in self._status()["attached"]["programs"]}
+        for file in Path(f"/proc/{self._traced.agent.pid}/fdinfo").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                held = re.findall(r"prog_id:\s*(\d+)", file.read_text())
+                ours |= {int(number) for number in held}
+        return {number: name for number, name in load.loaded().items() if number in ours}
 
     def _rate(
         self,
@@ -206,7 +220,7 @@ class Bench:
         return load.wrk(self._directory, port, scenario, seconds=seconds)
 
     @contextlib.contextmanager
-    def _running(self, state: str) -> Iterator[dict[Service, tuple[int, int]]]:
+    def _running(self, state: str, say: Say) -> Iterator[dict[Service, tuple[int, int]]]:
         """New processes, so that no connection is older than the agent: pid and port of each."""
         with ExitStack() as stack:
             if state != OFF:
@@ -214,6 +228,7 @@ class Bench:
                 groups = {"tls": "off", "go": go, "go_write": write}
                 stack.callback(stop_agent, self._traced)
                 start_agent(self._traced, UNSAMPLED, sink=self._sink, instrumentation=groups)
+                say("Go: the agent runs")
             running = {}
             for service in SERVICES:
                 process, port = self._start(service)
@@ -222,6 +237,7 @@ class Bench:
             if state != OFF:
                 for file in self._files.values():
                     self._traced.wait_followed(file, seconds=FOLLOWED_SECONDS)
+            say(f"Go: {state}")
             time.sleep(1.0)  # the sender thread imports, the first status is written
             yield running
 

@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
 from tests.kernel.secure import make_certificate
 
@@ -275,22 +276,25 @@ def children(pid: int) -> list[int]:
 
 def agents() -> int:
     """How many agents have their programs on this kernel."""
-    done = subprocess.run(
-        ["bpftool", "-j", "prog", "show"], capture_output=True, text=True, check=True
-    )
-    return sum(program.get("name") == "tl_tick" for program in json.loads(done.stdout))
+    return sum(program.get("name") == "tl_tick" for program in _shown())
 
 
 def loaded() -> dict[int, str]:
     """Our programs on this kernel by id: of one agent, since `agents` says when there are more."""
+    return {
+        program["id"]: program["name"]
+        for program in _shown()
+        if program.get("name", "").startswith("tl_")
+    }
+
+
+def _shown() -> list[dict[str, Any]]:
+    """Every program of this kernel, as bpftool shows it."""
     done = subprocess.run(
         ["bpftool", "-j", "prog", "show"], capture_output=True, text=True, check=True
     )
-    return {
-        program["id"]: program["name"]
-        for program in json.loads(done.stdout)
-        if program.get("name", "").startswith("tl_")
-    }
+    shown: list[dict[str, Any]] = json.loads(done.stdout)
+    return shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,17 +307,12 @@ class ProgramTime:
 
 def program_times(ids: dict[int, str]) -> dict[str, ProgramTime]:
     """Totals by name of the programs with these ids, of those that are still there."""
-    totals: dict[str, ProgramTime] = {}
-    for number, name in ids.items():
-        done = subprocess.run(
-            ["bpftool", "-j", "prog", "show", "id", str(number)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        said = json.loads(done.stdout) if done.returncode == 0 else {}
-        before = totals.get(name, ProgramTime(0, 0))
-        totals[name] = ProgramTime(
-            before.nanoseconds + said.get("run_time_ns", 0), before.runs + said.get("run_cnt", 0)
-        )
+    totals = dict.fromkeys(ids.values(), ProgramTime(0, 0))
+    for program in _shown():
+        if name := ids.get(program["id"]):
+            before = totals[name]
+            totals[name] = ProgramTime(
+                before.nanoseconds + program.get("run_time_ns", 0),
+                before.runs + program.get("run_cnt", 0),
+            )
     return totals
