@@ -73,6 +73,7 @@ Programs = dict[str, tuple[float, float]]  # by program: nanoseconds and runs fo
 class Results:
     """Of one machine. Lists hold one value for each round."""
 
+    date: str
     kernel: str
     processors: int
     rounds: int
@@ -140,6 +141,7 @@ class Bench:
 
     def measure(self, rounds: int = ROUNDS, seconds: int = SECONDS, say: Say = print) -> Results:
         results = Results(
+            date=time.strftime("%Y-%m-%d", time.gmtime()),
             kernel=platform.release(),
             processors=os.cpu_count() or 0,
             rounds=rounds,

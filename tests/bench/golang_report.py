@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from statistics import median
 
@@ -28,9 +27,8 @@ def markdown(here: Results | None, vm: Results | None) -> str:
     lines = [
         "# What tracing costs services of Go",
         "",
-        f"Written by `make bench` on {time.strftime('%Y-%m-%d', time.gmtime())}."
-        " [go](go.md#what-it-costs) says what of it is why; other services are in"
-        " [bench](bench.md).",
+        "Written by `make bench`. [go](go.md#what-it-costs) says what of it is why; other services"
+        " are in [bench](bench.md).",
         "",
         "The agent is off and on by turns in one run, so compare within a table. A service has one"
         " processor (`GOMAXPROCS=1`); what asks it (wrk, 64 kept connections; for gRPC h2load,"
@@ -56,10 +54,14 @@ def _section(results: Results, title: str, machine: str) -> list[str]:
         "",
         f"## {title}",
         "",
-        f"{machine}; {results.rounds} rounds of {results.seconds} s; load average"
+        f"{results.date}; {machine}; {_rounds(results)} of {results.seconds} s; load average"
         f" {results.load_before:.1f} before and {results.load_after:.1f} at the end,"
         f" {results.others} other agents on this kernel.",
     ]
+
+
+def _rounds(results: Results) -> str:
+    return "one round" if results.rounds == 1 else f"{results.rounds} rounds"
 
 
 def _aims(results: Results) -> list[str]:

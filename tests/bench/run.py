@@ -2,8 +2,9 @@
 
     python tests/bench/run.py [--output DIRECTORY] [--only PART,…]
 
-A report, not a test: it says what it measured, and beside it what was aimed for. A page is written
-when all of its parts were measured, so that each number on it is of one run.
+A report, not a test: it says what it measured, and beside it what was aimed for. bench.md is
+written when all of its parts were measured, so that each number on it is of one run; bench-go.md
+from what was measured now and from what build/bench keeps of the last time.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.kernel.traced import Traced  # noqa: E402
 LONGEST_SECONDS = 590  # of what is on this kernel, for each page
 PARTS = ("programs", "agent", "starts", "syscalls", "tls", "others", "rates")
 GO_PARTS = ("go", "go_vm")  # on this kernel, and in a VM
-PAGES = {"bench.md": PARTS, "bench-go.md": GO_PARTS}
+KEPT = CHECKOUT / "build" / "bench"
 _TOOLS = ("nginx", "wrk", "h2load", "bpftool", "taskset", "cc")
 
 
@@ -59,9 +60,14 @@ def main() -> int:
         signal.alarm(LONGEST_SECONDS)
         text = _measure([part for part in PARTS if part in wanted], say)
         signal.alarm(0)
-        _write("bench.md", text, wanted, arguments.output)
+        print(text)
+        if set(PARTS) <= set(wanted):
+            _write(arguments.output / "bench.md", text)
     if set(wanted) & set(GO_PARTS):
-        _write("bench-go.md", _measure_go(wanted, say), wanted, arguments.output)
+        _measure_go([part for part in GO_PARTS if part in wanted], say)
+        text = golang_report.markdown(*map(_kept, GO_PARTS))
+        print(text)
+        _write(arguments.output / "bench-go.md", text)
     return 0
 
 
@@ -77,25 +83,29 @@ def _measure(parts: Sequence[str], say: measure.Say) -> str:
     return report.markdown(results, seconds=time.monotonic() - started)
 
 
-def _measure_go(wanted: Sequence[str], say: measure.Say) -> str:
-    here = vm = None
-    if "go" in wanted:
-        signal.alarm(LONGEST_SECONDS)
-        with ExitStack() as stack:
-            here = golang.Bench(stack.enter_context(Traced(start=False)), stack).measure(say=say)
-        signal.alarm(0)
-    if "go_vm" in wanted:
-        say(f"Go: in a VM with Linux {guest.KERNEL}")
-        vm = guest.measure()
-    return golang_report.markdown(here, vm)
+def _measure_go(parts: Sequence[str], say: measure.Say) -> None:
+    for part in parts:
+        if part == "go":
+            signal.alarm(LONGEST_SECONDS)
+            with ExitStack() as stack:
+                traced = stack.enter_context(Traced(start=False))
+                results = golang.Bench(traced, stack).measure(say=say)
+            signal.alarm(0)
+        else:
+            say(f"Go: in a VM with Linux {guest.KERNEL}")
+            results = guest.measure()
+        _write(KEPT / f"{part}.json", results.json())
 
 
-def _write(page: str, text: str, wanted: Sequence[str], folder: Path) -> None:
-    print(text)
-    if set(PAGES[page]) <= set(wanted):
-        folder.mkdir(exist_ok=True)
-        (folder / page).write_text(text)
-        print(f"bench: {folder / page}", file=sys.stderr)
+def _kept(part: str) -> golang.Results | None:
+    file = KEPT / f"{part}.json"
+    return golang.Results.read(file.read_text()) if file.exists() else None
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    print(f"bench: {file}", file=sys.stderr)
 
 
 if __name__ == "__main__":
