@@ -475,17 +475,23 @@ static __always_inline void tl_go_on(struct tl_conn *conn, struct sock *sk, bool
 	tl_copy_address(conn->peer_addr, family, BPF_CORE_READ(sk, __sk_common.skc_daddr), &peer);
 }
 
-/* The exchange that stands there has ended, and makes room for one that lasts. */
-static __always_inline void tl_go_finish(__u64 key, __u32 status, __u32 end)
+/* The exchange at `key` has ended, and makes room for one that lasts. */
+static __always_inline void tl_go_end(struct tl_go_exchange *exchange, __u64 key, __u32 status,
+				      __u32 end)
 {
-	struct tl_go_exchange *exchange = tl_go_find(key);
-
-	if (!exchange)
-		return;
 	if (exchange->conn.role == TL_ROLE_SERVER)
 		tl_option_used(exchange->conn.socket);
 	tl_finish(&exchange->conn, &exchange->text, status, end);
 	bpf_map_delete_elem(&tl_go_exchanges, &key);
+}
+
+/* The same of what stands there, if anything does. */
+static __always_inline void tl_go_finish(__u64 key, __u32 status, __u32 end)
+{
+	struct tl_go_exchange *exchange = tl_go_find(key);
+
+	if (exchange)
+		tl_go_end(exchange, key, status, end);
 }
 
 /* The context leads to the request `of`. */
@@ -566,18 +572,22 @@ int tl_go_serve(struct pt_regs *ctx)
 	return 0;
 }
 
-/* (*response).finishRequest(w): what was not said is 200 */
+/* (*response).finishRequest(w), of plaintext, too: what was not said is 200 */
 SEC("uprobe")
 int tl_go_served(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
+	struct tl_go_exchange *exchange;
 	__u32 index, status;
+	__u64 key;
 
 	binary = tl_go_enter(ctx, &index);
-	if (!binary)
+	key = tl_go_object_key(ctx->ax);
+	exchange = binary ? tl_go_find(key) : NULL;
+	if (!exchange)
 		return 0;
 	status = tl_go_word(ctx->ax + binary->response_status);
-	tl_go_finish(tl_go_object_key(ctx->ax), status ? status : 200, TL_END_COMPLETE);
+	tl_go_end(exchange, key, status ? status : 200, TL_END_COMPLETE);
 	return 0;
 }
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import quantiles
+from typing import Any
 
 from tests.kernel.secure import make_certificate
 
@@ -56,6 +59,21 @@ _BACK = """
   }}
 """
 
+# What services of Go call, by HTTPS with HTTP/1.1 or HTTP/2, and where their agent exports to.
+_UPSTREAM = """
+  server {{
+    listen 127.0.0.1:{back} backlog=2048;
+    location /v1/ {{ return 200 ""; }}
+  }}
+  server {{
+    listen 127.0.0.1:{secure} ssl http2 backlog=2048;
+    ssl_certificate {certificate};
+    ssl_certificate_key {certificate};
+    location / {{ return 200 '{{"id":"7","kind":"answer","protocol":"","traceparents":[]}}'; }}
+  }}
+"""
+_SERVERS = {"front": _FRONT, "back": _BACK, "upstream": _UPSTREAM}
+
 _WRK = """
 function done(summary, latency, requests)
   local e = summary.errors
@@ -89,7 +107,7 @@ int main(void)
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What wrk saw in one run; latencies in milliseconds."""
+    """What wrk or h2load saw in one run; latencies in milliseconds."""
 
     requests: int
     per_second: float
@@ -122,19 +140,16 @@ SECURE = (
     Scenario("TLS, 200 bytes, keep-alive", "/static", 64, False, 1, tls=True),
     Scenario("TLS, 16 KB, keep-alive", "/16k", 64, False, 1, tls=True),
 )
-GO = (
-    Scenario("Go net/http, keep-alive", "/answer/7", 64, False, 1, "go"),
-    Scenario("Go net/http with TLS, keep-alive", "/answer/7", 64, False, 1, "go", tls=True),
-)
 
 
-def nginx_config(directory: Path, *, name: str, front: int, back: int, secure: int = 0) -> Path:
-    """Writes the configuration of the traced nginx (`front`) or of the untraced one (`back`)."""
+def nginx_config(directory: Path, *, name: str, back: int, front: int = 0, secure: int = 0) -> Path:
+    """Writes the configuration of the traced nginx (`front`) or of an untraced one (`back`,
+    `upstream`)."""
     certificate, large = directory / "both.pem", directory / "large"
-    if name == "front" and not certificate.exists():
+    if name != "back" and not certificate.exists():
         make_certificate(directory)
         large.write_bytes(b"x" * 16_000)
-    template = _FRONT if name == "front" else _BACK
+    template = _SERVERS[name]
     path = directory / f"{name}.conf"
     path.write_text(
         _NGINX.format(
@@ -179,6 +194,31 @@ def wrk(
         p50=said["p50"] / 1e3,
         p99=said["p99"] / 1e3,
         errors=said["errors"],
+    )
+
+
+def h2load(directory: Path, url: str, message: bytes, *, seconds: float) -> Rate:
+    """Calls a method of gRPC as fast as one thread can, 64 at a time on eight connections."""
+    body, log = directory / "message", directory / "h2load.log"
+    body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
+    log.unlink(missing_ok=True)
+    command = ["taskset", "-c", WRK_CPU, "h2load", "-t", "1", "-c", "8", "-m", "8"]
+    command += ["-D", f"{seconds * 1000:.0f}ms", "-d", str(body), f"--log-file={log}"]
+    command += ["-H", "content-type: application/grpc", "-H", "te: trailers", url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
+    rows = [line.split("\t") for line in log.read_text().splitlines()]
+    failed = re.search(r"(\d+) failed, (\d+) errored, \d+ timeout$", done.stdout, re.MULTILINE)
+    # a call that fails has no message, only trailers
+    answered = re.search(r"\((\d+)\) data$", done.stdout, re.MULTILINE)
+    assert failed and answered and int(answered[1]) >= 5 * len(rows) > 0, done.stdout
+    latencies = sorted(int(row[2]) / 1000 for row in rows)
+    cuts = quantiles(latencies, n=100)
+    return Rate(
+        requests=len(rows),
+        per_second=len(rows) / seconds,
+        p50=cuts[49],
+        p99=cuts[98],
+        errors=int(failed[1]) + int(failed[2]),
     )
 
 
@@ -236,22 +276,25 @@ def children(pid: int) -> list[int]:
 
 def agents() -> int:
     """How many agents have their programs on this kernel."""
-    done = subprocess.run(
-        ["bpftool", "-j", "prog", "show"], capture_output=True, text=True, check=True
-    )
-    return sum(program.get("name") == "tl_tick" for program in json.loads(done.stdout))
+    return sum(program.get("name") == "tl_tick" for program in _shown())
 
 
 def loaded() -> dict[int, str]:
     """Our programs on this kernel by id: of one agent, since `agents` says when there are more."""
+    return {
+        program["id"]: program["name"]
+        for program in _shown()
+        if program.get("name", "").startswith("tl_")
+    }
+
+
+def _shown() -> list[dict[str, Any]]:
+    """Every program of this kernel, as bpftool shows it."""
     done = subprocess.run(
         ["bpftool", "-j", "prog", "show"], capture_output=True, text=True, check=True
     )
-    return {
-        program["id"]: program["name"]
-        for program in json.loads(done.stdout)
-        if program.get("name", "").startswith("tl_")
-    }
+    shown: list[dict[str, Any]] = json.loads(done.stdout)
+    return shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,17 +307,12 @@ class ProgramTime:
 
 def program_times(ids: dict[int, str]) -> dict[str, ProgramTime]:
     """Totals by name of the programs with these ids, of those that are still there."""
-    totals: dict[str, ProgramTime] = {}
-    for number, name in ids.items():
-        done = subprocess.run(
-            ["bpftool", "-j", "prog", "show", "id", str(number)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        said = json.loads(done.stdout) if done.returncode == 0 else {}
-        before = totals.get(name, ProgramTime(0, 0))
-        totals[name] = ProgramTime(
-            before.nanoseconds + said.get("run_time_ns", 0), before.runs + said.get("run_cnt", 0)
-        )
+    totals = dict.fromkeys(ids.values(), ProgramTime(0, 0))
+    for program in _shown():
+        if name := ids.get(program["id"]):
+            before = totals[name]
+            totals[name] = ProgramTime(
+                before.nanoseconds + program.get("run_time_ns", 0),
+                before.runs + program.get("run_cnt", 0),
+            )
     return totals

@@ -17,8 +17,7 @@ from statistics import median
 from typing import Any
 
 from tests.bench import load, probes
-from tests.bench.load import GO, SCENARIOS, SECURE, ProgramTime, Rate, Scenario
-from tests.golang.build import STRIPPED, build
+from tests.bench.load import SCENARIOS, SECURE, ProgramTime, Rate, Scenario
 from tests.kernel.traced import Traced, free_port, wait_port
 
 ROUNDS = 5
@@ -27,8 +26,6 @@ OFF, UNSAMPLED, SAMPLED = "off", "on, nothing sampled", "on, all sampled"
 OUTSIDE, INSIDE = "on, without `tls`", "on, with `tls`"
 SECURE_STATES = (OFF, OUTSIDE, INSIDE)
 STATES = (OFF, UNSAMPLED, SAMPLED)
-GO_OUTSIDE, GO_INSIDE = "on, without `go`", "on, with `go`"
-GO_STATES = (OFF, GO_OUTSIDE, GO_INSIDE)
 _SAMPLER = {UNSAMPLED: "always_off", SAMPLED: "always_on"}
 _PYTHON_SERVICE = Path(__file__).parents[1] / "kernel" / "services" / "origin.py"
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
@@ -59,9 +56,6 @@ class Results:
     secure: Rates = field(default_factory=lambda: defaultdict(list))
     secure_us: Spent = field(default_factory=lambda: defaultdict(list))
     secure_programs: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
-    go: Rates = field(default_factory=lambda: defaultdict(list))
-    go_us: Spent = field(default_factory=lambda: defaultdict(list))
-    go_programs: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     probes_ns: dict[str, float] = field(default_factory=dict)
     others_ns: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -76,7 +70,7 @@ class Bench:
         self.front, self._back = free_port(), free_port()
         config = load.nginx_config(self._directory, name="back", front=self.front, back=self._back)
         back = subprocess.Popen(load.nginx_command(config))
-        stack.callback(_end, back)
+        stack.callback(end, back)
         wait_port(self._back)
         self._secure = free_port()
         config = load.nginx_config(
@@ -96,8 +90,6 @@ class Bench:
             "python", ["taskset", "-c", load.NGINX_CPU, *python], stderr=subprocess.DEVNULL
         )
         wait_port(self._python_port)
-        self._go_port, self._go_secure = free_port(), free_port()
-        self._gos: dict[bool, subprocess.Popen[bytes]] = {}  # with TLS or without
 
     def _renew_worker(self) -> None:
         """A new worker, so that no upstream connection is older than the agent."""
@@ -117,19 +109,12 @@ class Bench:
             self._renew_worker()
             time.sleep(0.5)
             return
-        self._traced.configure(
-            sampling={"sampler": _SAMPLER[state]},
-            export={"otlp": {"endpoint": f"http://127.0.0.1:{self._back}"}},
-            agent={"drain_interval": 0.1},
-            **{"instrumentation": {"tls": "off", "go": "off"}, "propagation": {}, **changes},
-        )
-        self._traced.start_agent()
+        start_agent(self._traced, state, sink=self._back, **changes)
         self._renew_worker()
         time.sleep(1.0)  # the sender thread imports, the first status is written
 
     def _stop(self) -> None:
-        if self._traced.agent is not None and self._traced.agent.poll() is None:
-            assert self._traced.stop_agent() == 0, self._traced.log()
+        stop_agent(self._traced)
 
     @contextlib.contextmanager
     def _agent(self, state: str, **changes: Any) -> Iterator[None]:
@@ -194,8 +179,6 @@ class Bench:
             ("nginx", False): self.front,
             ("nginx", True): self._secure,
             ("python", False): self._python_port,
-            ("go", False): self._go_port,
-            ("go", True): self._go_secure,
         }[scenario.service, scenario.tls]
         return load.wrk(self._directory, port, scenario, seconds=seconds, delay_ms=delay_ms)
 
@@ -203,8 +186,6 @@ class Bench:
         # threads of the Python service end with their connection: what they used counts, too
         if scenario.service == "nginx":
             return load.cpu_seconds(self._worker)
-        if scenario.service == "go":
-            return load.cpu_seconds(self._gos[scenario.tls].pid)
         return load.ended_cpu_seconds(self._python.pid)
 
     def _note_saturated(self, results: Results) -> None:
@@ -226,20 +207,15 @@ class Bench:
         """Nanoseconds and runs of each program for each request (statistics cost some, too)."""
         program = load.build_syscalls(self._directory)
         for state in (UNSAMPLED, SAMPLED):
-            with self._agent(state), _statistics():
+            with self._agent(state), statistics():
                 ids = self._ids()
-                # at a null system call tl_tick does nothing: what remains is the statistics' own
-                before = load.program_times(ids)["tl_tick"]
-                load.null_syscall(program)
-                after = load.program_times(ids)["tl_tick"]
-                total, runs = _per_request(before, after, 1)
-                results.stats_ns = total / max(1.0, runs)
+                results.stats_ns = statistics_ns(program, ids)
                 for scenario in SCENARIOS:
                     was = load.program_times(ids)
                     rate = self._wrk(scenario)
                     now = load.program_times(ids)
                     results.programs[scenario.name, state] = {
-                        name: _per_request(was[name], now[name], rate.requests) for name in was
+                        name: per_request(was[name], now[name], rate.requests) for name in was
                     }
             self._say(f"time in BPF: {state}")
 
@@ -304,14 +280,14 @@ class Bench:
                     for scenario in SECURE:
                         self._rate(scenario, state, results.secure, results.secure_us)
             self._say(f"TLS: round {turn + 1} of {ROUNDS}")
-        with self._secured(INSIDE), _statistics():
+        with self._secured(INSIDE), statistics():
             ids = load.loaded()
             for scenario in SECURE:
                 was = load.program_times(ids)
                 rate = self._wrk(scenario)
                 now = load.program_times(ids)
                 results.secure_programs[scenario.name] = {
-                    name: _per_request(was[name], now[name], rate.requests) for name in was
+                    name: per_request(was[name], now[name], rate.requests) for name in was
                 }
         results.probes_ns = probes.prices(self._directory)
         self._say("TLS: time in BPF, price of a probe")
@@ -331,46 +307,10 @@ class Bench:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no TLS library was found:\n{self._traced.log()}")
 
-    def go(self, results: Results) -> None:
-        """Services of Go without the agent, with it but for the group `go`, and with that."""
-        server = build("chain/server", flags=STRIPPED)
-        certificate = self._directory / "both.pem"
-        for tls in (False, True):
-            port = self._go_secure if tls else self._go_port
-            secured = [f"-certificate={certificate}"] if tls else []
-            pinned = ["taskset", "-c", load.NGINX_CPU, str(server)]
-            command = ["env", "GOMAXPROCS=1", *pinned, f"-listen=127.0.0.1:{port}", *secured]
-            self._gos[tls] = self._traced.spawn("go", command, stderr=subprocess.DEVNULL)
-            wait_port(port)
-        for turn in range(ROUNDS):
-            for state in GO_STATES[turn % 3 :] + GO_STATES[: turn % 3]:
-                with self._going(state):
-                    for scenario in GO:
-                        self._rate(scenario, state, results.go, results.go_us)
-            self._say(f"Go: round {turn + 1} of {ROUNDS}")
-        with self._going(GO_INSIDE), _statistics():
-            ids = load.loaded()
-            for scenario in GO:
-                was = load.program_times(ids)
-                rate = self._wrk(scenario)
-                now = load.program_times(ids)
-                results.go_programs[scenario.name] = {
-                    name: _per_request(was[name], now[name], rate.requests) for name in was
-                }
-
-    @contextlib.contextmanager
-    def _going(self, state: str) -> Iterator[None]:
-        on = OFF if state == OFF else UNSAMPLED
-        inside = "auto" if state == GO_INSIDE else "off"
-        with self._agent(on, instrumentation={"tls": "off", "go": inside}):
-            if state == GO_INSIDE:
-                self._traced.wait_followed(build("chain/server", flags=STRIPPED))
-            yield
-
     def others(self, results: Results) -> None:
         """What a packet pays that is neither from nor for a peer, in the programs that see it."""
         peers = {"propagation": {"peers": ["192.0.2.0/24"]}}
-        with self._agent(UNSAMPLED, **peers), _statistics():
+        with self._agent(UNSAMPLED, **peers), statistics():
             ids = load.loaded()
             was = load.program_times(ids)
             self._wrk(SCENARIOS[0])
@@ -394,8 +334,36 @@ class Bench:
         self._say("system calls")
 
 
+def start_agent(traced: Traced, state: str, *, sink: int, **changes: Any) -> None:
+    """Starts the agent in a state, which exports to the port `sink`; `changes` of its configuration
+    beside the groups of plaintext."""
+    traced.configure(
+        sampling={"sampler": _SAMPLER[state]},
+        export={"otlp": {"endpoint": f"http://127.0.0.1:{sink}"}},
+        agent={"drain_interval": 0.1},
+        **{"instrumentation": {"tls": "off", "go": "off"}, "propagation": {}, **changes},
+    )
+    traced.start_agent()
+
+
+def stop_agent(traced: Traced) -> None:
+    if traced.agent is not None and traced.agent.poll() is None:
+        assert traced.stop_agent() == 0, traced.log()
+
+
+def statistics_ns(program: Path, ids: dict[int, str]) -> float:
+    """What the statistics themselves add to each run of a program, with `load.build_syscalls`.
+
+    At a null system call tl_tick does nothing: what remains is their own.
+    """
+    before = load.program_times(ids)["tl_tick"]
+    load.null_syscall(program)
+    total, runs = per_request(before, load.program_times(ids)["tl_tick"], 1)
+    return total / max(1.0, runs)
+
+
 @contextlib.contextmanager
-def _statistics() -> Iterator[None]:
+def statistics() -> Iterator[None]:
     """kernel.bpf_stats_enabled for a while."""
     saved = _STATS.read_text()
     _STATS.write_text("1")
@@ -405,13 +373,13 @@ def _statistics() -> Iterator[None]:
         _STATS.write_text(saved)
 
 
-def _per_request(before: ProgramTime, after: ProgramTime, requests: int) -> tuple[float, float]:
+def per_request(before: ProgramTime, after: ProgramTime, requests: int) -> tuple[float, float]:
     """Nanoseconds and runs."""
     total = max(1, requests)
     return (after.nanoseconds - before.nanoseconds) / total, (after.runs - before.runs) / total
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(5)

@@ -12,7 +12,8 @@ from typing import Any
 from throughline.kernel import libbpf, links, uprobes
 from throughline.kernel.uprobes import Kind
 
-# Each function begins with the instruction that its probe stands on.
+# Each function begins with the instruction that its probe stands on, but for `prologue`, which has
+# what Go's functions begin with: the look whether the stack suffices. R14 is the goroutine there.
 _SOURCE = r"""
 #include <stdio.h>
 #include <time.h>
@@ -21,6 +22,16 @@ _SOURCE = r"""
 
 BARE void at_push(void) { asm volatile("push %rbp; pop %rbp; ret"); }
 BARE void at_sub(void) { asm volatile("sub $8,%rsp; add $8,%rsp; ret"); }
+
+long goroutine[4];
+
+BARE void prologue(void)
+{
+	asm volatile("push %r14; mov $goroutine,%r14;"
+		"at_cmp: cmp 0x10(%r14),%rsp;"
+		"at_jbe: jbe 1f;"
+		"1: pop %r14; ret");
+}
 
 static double cost(void (*function)(void))
 {
@@ -41,14 +52,18 @@ static double cost(void (*function)(void))
 
 int main(void)
 {
-	printf("{\"at_push\": %f, \"at_sub\": %f}", cost(at_push), cost(at_sub));
+	printf("{\"at_push\": %f, \"at_sub\": %f, \"prologue\": %f}", cost(at_push), cost(at_sub),
+		cost(prologue));
 	return 0;
 }
 """
+# what is said of it -> the function, the place in it, and whether the probe is at its return
 _PLACES = {
-    "at `push`, which the kernel carries out": ("at_push", False),
-    "the same, and at the return of the function": ("at_push", True),
-    "at `sub`, in single step": ("at_sub", False),
+    "at `push`, which the kernel carries out": ("at_push", "at_push", False),
+    "the same, and at the return of the function": ("at_push", "at_push", True),
+    "at `sub`, in single step": ("at_sub", "at_sub", False),
+    "at the `jbe` of Go's stack check, which the kernel carries out": ("prologue", "at_jbe", False),
+    "at the `cmp` before it, Go's first instruction, in single step": ("prologue", "at_cmp", False),
 }
 
 
@@ -64,8 +79,8 @@ def prices(directory: Path) -> dict[str, float]:
         fd=libbpf.load_constant(0, kind=2, name="tl_silent", attach_type=expected)
     )
     found = {}
-    for place, (function, returns) in _PLACES.items():
-        offset = _offset(program, function)
+    for place, (function, symbol, returns) in _PLACES.items():
+        offset = _offset(program, symbol)
         link = uprobes.attach(
             silent, path=program, site=uprobes.Site("", offset, returns), kind=kind
         )
@@ -83,10 +98,10 @@ def _run(program: Path) -> dict[str, float]:
     return times
 
 
-def _offset(program: Path, function: str) -> int:
+def _offset(program: Path, symbol: str) -> int:
     """In the file: -no-pie puts the text segment at 0x400000 of memory."""
     done = subprocess.run(["nm", str(program)], capture_output=True, text=True, check=True)
     for line in done.stdout.splitlines():
-        if line.endswith(f" {function}"):
+        if line.endswith(f" {symbol}"):
             return int(line.split()[0], 16) - 0x400000
-    raise LookupError(function)
+    raise LookupError(symbol)

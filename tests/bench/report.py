@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from tests.bench.load import GO, SCENARIOS, SECURE
+from tests.bench.load import SCENARIOS, SECURE
 from tests.bench.measure import (
-    GO_INSIDE,
-    GO_STATES,
     INSIDE,
     OFF,
     OUTSIDE,
@@ -29,7 +27,6 @@ from tests.bench.measure import (
 
 AIM_RATE = 3.0  # percent fewer requests/s at saturation
 AIM_SECURE = {OUTSIDE: 3.0, INSIDE: 8.0}  # percent fewer requests/s over HTTPS
-AIM_GO = 10.0  # percent fewer requests/s of a service of Go
 AIM_BPF = 3000.0  # nanoseconds for each request and hop
 AIM_SAMPLED = 30.0  # microseconds of agent CPU for each exported span
 AIM_UNSAMPLED = 0.2  # microseconds of agent CPU for each unsampled request
@@ -44,7 +41,7 @@ def markdown(results: Results, *, seconds: float) -> str:
         "",
         f"Written by `make bench` on {time.strftime('%Y-%m-%d', time.gmtime())}"
         f" in {seconds:.0f} s.",
-        f"Kernel {platform.release()}, {os.cpu_count()} processors ({_cpu_model()}),"
+        f"Kernel {platform.release()}, {os.cpu_count()} processors ({cpu_model()}),"
         f" load average {results.load_before:.1f} before and {os.getloadavg()[0]:.1f} at the end,"
         f" {results.others} other agents on this kernel.",
         "",
@@ -52,14 +49,13 @@ def markdown(results: Results, *, seconds: float) -> str:
         " machines. wrk (one thread) and nginx (one worker, which does next to nothing for a"
         " request) have a processor each; the agent shares them. The Python service stands for"
         " those that work for their answers. `on, nothing sampled` still propagates and counts"
-        " every request.",
+        " every request. Services of Go are in [bench-go](bench-go.md).",
     ]
     for part in (
         _summary,
         _rates,
         _programs,
         _secure,
-        _go,
         _others,
         _agent,
         _memory,
@@ -70,22 +66,22 @@ def markdown(results: Results, *, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
 
 
-def _verdict(measured: float, aim: float) -> str:
+def verdict(measured: float, aim: float) -> str:
     return "met" if measured <= aim else "**not met**"
 
 
-def _decided(measured: list[float], aim: float) -> str:
+def decided(measured: list[float], aim: float) -> str:
     """The verdict, when the rounds agree on it."""
     if min(measured) <= aim < max(measured):
         return "not decided: the rounds differ more than that"
-    return _verdict(median(measured), aim)
+    return verdict(median(measured), aim)
 
 
 def _less_by_cpu(results: Results, scenario: str, state: str) -> float:
@@ -114,13 +110,13 @@ def _summary(results: Results) -> list[str]:
                 loss = _loss(results.rates, scenario.name, state)
                 lines.append(
                     f"| fewer requests/s at saturation: {scenario.name}; {state}"
-                    f" | {AIM_RATE:g} % | {median(loss):.1f} % | {_decided(loss, AIM_RATE)} |"
+                    f" | {AIM_RATE:g} % | {median(loss):.1f} % | {decided(loss, AIM_RATE)} |"
                 )
                 less = _less_by_cpu(results, scenario.name, state)
                 lines.append(
                     "| fewer requests for a second of the service's own CPU:"
                     f" {scenario.name}; {state} | {AIM_RATE:g} % | {less:.1f} %"
-                    f" | {_verdict(less, AIM_RATE)} |"
+                    f" | {verdict(less, AIM_RATE)} |"
                 )
     if results.secure:
         for scenario in SECURE:
@@ -128,21 +124,14 @@ def _summary(results: Results) -> list[str]:
                 loss = _loss(results.secure, scenario.name, state)
                 lines.append(
                     f"| fewer requests/s at saturation: {scenario.name}; {state} | {aim:g} %"
-                    f" | {median(loss):.1f} % | {_decided(loss, aim)} |"
+                    f" | {median(loss):.1f} % | {decided(loss, aim)} |"
                 )
-    if results.go:
-        for scenario in GO:
-            loss = _loss(results.go, scenario.name, GO_INSIDE)
-            lines.append(
-                f"| fewer requests/s at saturation: {scenario.name}; {GO_INSIDE} | {AIM_GO:g} %"
-                f" | {median(loss):.1f} % | {_decided(loss, AIM_GO)} |"
-            )
     if results.programs:
         for scenario in SCENARIOS:
             hop = _bpf_net(results, scenario.name, SAMPLED) / scenario.hops / 1000
             lines.append(
                 f"| BPF for each request and hop: {scenario.name}; all sampled"
-                f" | {AIM_BPF / 1000:g} µs | {hop:.2f} µs | {_verdict(hop * 1000, AIM_BPF)} |"
+                f" | {AIM_BPF / 1000:g} µs | {hop:.2f} µs | {verdict(hop * 1000, AIM_BPF)} |"
             )
     if results.agent_us:
         for state, aim, what in (
@@ -152,19 +141,19 @@ def _summary(results: Results) -> list[str]:
             found = median(results.agent_us[state])
             lines.append(
                 f"| agent CPU for each {what} | {aim:g} µs | {found:.2f} µs"
-                f" | {_verdict(found, aim)} |"
+                f" | {verdict(found, aim)} |"
             )
     if results.memory:
         most = max(found["VmHWM"] for found in results.memory.values())
         lines.append(
             f"| resident memory at its highest | {AIM_MEMORY:g} MiB | {most:.1f} MiB"
-            f" | {_verdict(most, AIM_MEMORY)} |"
+            f" | {verdict(most, AIM_MEMORY)} |"
         )
     if results.start_seconds:
         found = median(results.start_seconds)
         lines.append(
             f"| start to first propagated request | {AIM_START:g} s | {found:.2f} s"
-            f" | {_verdict(found, AIM_START)} |"
+            f" | {verdict(found, AIM_START)} |"
         )
     return lines
 
@@ -267,35 +256,6 @@ def _secure(results: Results) -> list[str]:
     lines += _in_programs(results.secure_programs)
     lines += ["", "What a probe adds to a call, with a program that does nothing:", ""]
     return lines + [f"- {place}: {ns:,.0f} ns" for place, ns in results.probes_ns.items()]
-
-
-def _go(results: Results) -> list[str]:
-    if not results.go:
-        return []
-    lines = [
-        "",
-        "## Go",
-        "",
-        f"A service of net/http that answers with a line of JSON, {GO[0].connections} kept"
-        " connections, one processor (GOMAXPROCS=1), nothing sampled.",
-        "",
-        "| scenario | agent | requests/s | fewer, % | p50 ms | p99 ms | service µs/request |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for scenario in GO:
-        for state in GO_STATES:
-            found = results.go[scenario.name, state]
-            loss = [] if state == OFF else _loss(results.go, scenario.name, state)
-            lines.append(
-                f"| {scenario.name} | {state}"
-                f" | {median(rate.per_second for rate in found):,.0f}"
-                f" | {_range(loss, '{:.1f}') if loss else ''}"
-                f" | {median(rate.p50 for rate in found):.2f}"
-                f" | {median(rate.p99 for rate in found):.2f}"
-                f" | {median(results.go_us[scenario.name, state]):.1f} |"
-            )
-    lines += ["", "Nanoseconds for each request in each program, runs in brackets:", ""]
-    return lines + _in_programs(results.go_programs)
 
 
 def _in_programs(found: Mapping[str, Mapping[str, tuple[float, float]]]) -> list[str]:
