@@ -31,8 +31,8 @@ def markdown(here: Results | None, vm: Results | None) -> str:
         " are in [bench](bench.md).",
         "",
         "The agent is off and on by turns in one run, so compare within a table. A service has one"
-        " processor (`GOMAXPROCS=1`); what asks it (wrk, 64 kept connections; for gRPC h2load,"
-        " eight connections with eight calls at a time each) and what it calls (nginx, which does"
+        " processor (`GOMAXPROCS=1`); what asks it (wrk, by kept connections; for gRPC h2load, with"
+        " eight calls at a time on each) and what it calls (nginx, which does"
         " next to nothing, or another service of gRPC) share the other one; the agent runs where"
         " there is room. Nothing is sampled: requests are read, counted and given a parent and a"
         " context, but no span is sent. The services answer with a line of JSON or a message as"
@@ -54,7 +54,8 @@ def _section(results: Results, title: str, machine: str) -> list[str]:
         "",
         f"## {title}",
         "",
-        f"{results.date}; {machine}; {_rounds(results)} of {results.seconds} s; load average"
+        f"{results.date}; {machine}; {_rounds(results)} of {results.seconds} s,"
+        f" {results.connections} requests at a time; load average"
         f" {results.load_before:.1f} before and {results.load_after:.1f} at the end,"
         f" {results.others} other agents on this kernel.",
     ]
@@ -65,6 +66,8 @@ def _rounds(results: Results) -> str:
 
 
 def _aims(results: Results) -> list[str]:
+    if not results.rates:
+        return []
     lost = _lost(results, AIMED, INSIDE)
     spent = _more(results, AIMED, INSIDE)
     return [
@@ -98,6 +101,8 @@ def _tables(results: Results) -> list[str]:
 
 
 def _rates(results: Results) -> list[str]:
+    if not results.rates:
+        return []
     lines = [
         "",
         "Medians; *fewer* is the ratio within a round, as minimum, median, maximum. *service* is"
