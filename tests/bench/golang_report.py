@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from tests.bench.golang import INSIDE, SERVICES, WRITING, Results
+from tests.bench.golang import INSIDE, SERVICES, Results
 from tests.bench.measure import OFF, spread
 from tests.bench.report import cpu_model, decided, verdict
 from throughline.goprograms import FAMILIES
@@ -50,7 +50,7 @@ def markdown(here: Results | None, vm: Results | None) -> str:
 
 
 def _section(results: Results, title: str, machine: str) -> list[str]:
-    return [
+    lines = [
         "",
         f"## {title}",
         "",
@@ -59,10 +59,17 @@ def _section(results: Results, title: str, machine: str) -> list[str]:
         f" {results.load_before:.1f} before and {results.load_after:.1f} at the end,"
         f" {results.others} other agents on this kernel.",
     ]
+    if results.load_before > results.processors:
+        lines += [
+            "",
+            "**Others used the processors, too**: times are several times too high, and only how"
+            " often something runs and how times compare with each other can be read.",
+        ]
+    return lines
 
 
 def _rounds(results: Results) -> str:
-    return "one round" if results.rounds == 1 else f"{results.rounds} rounds"
+    return "one round" if results.rounds == 1 else f"{results.rounds or 'no'} rounds"
 
 
 def _aims(results: Results) -> list[str]:
@@ -102,7 +109,7 @@ def _tables(results: Results) -> list[str]:
 
 def _rates(results: Results) -> list[str]:
     if not results.rates:
-        return []
+        return ["", "Requests/s were not measured in this run."]
     lines = [
         "",
         "Medians; *fewer* is the ratio within a round, as minimum, median, maximum. *service* is"
@@ -134,7 +141,7 @@ def _rates(results: Results) -> list[str]:
 def _unwritten(results: Results) -> list[str]:
     if not results.unwritten:
         return []
-    return ["", f"`{WRITING}` was not measured here: {results.unwritten}."]
+    return ["", f"`go_write` was not measured here: {results.unwritten}."]
 
 
 def _programs(results: Results) -> list[str]:
