@@ -38,7 +38,7 @@ from tests.golang.build import STRIPPED, build
 from tests.kernel.traced import Traced, free_port, wait_port
 
 ROUNDS, SECONDS = 3, 2  # wrk knows whole seconds only
-WARM_SECONDS = 1
+CONNECTIONS = 64
 FOLLOWED_SECONDS = 180.0  # in an emulated machine the analysis takes long
 OUTSIDE, INSIDE, WRITING = "on, without `go`", "on, with `go`", "on, with `go` and `go_write`"
 STATES = (OFF, OUTSIDE, INSIDE, WRITING)
@@ -78,6 +78,7 @@ class Results:
     processors: int
     rounds: int
     seconds: int
+    connections: int  # that ask a service at the same time; a few carry all calls of gRPC
     load_before: float
     load_after: float = 0.0
     others: int = 0  # agents on this kernel that are not ours: what they cost is in "off"
@@ -139,13 +140,22 @@ class Bench:
         for service in SERVICES:
             (traced.cgroup / _cgroup(service)).mkdir(exist_ok=True)
 
-    def measure(self, rounds: int = ROUNDS, seconds: int = SECONDS, say: Say = print) -> Results:
+    def measure(
+        self,
+        rounds: int = ROUNDS,
+        seconds: int = SECONDS,
+        connections: int = CONNECTIONS,
+        *,
+        say: Say,
+    ) -> Results:
+        """Without rounds only the times of the programs are taken."""
         results = Results(
             date=time.strftime("%Y-%m-%d", time.gmtime()),
             kernel=platform.release(),
             processors=os.cpu_count() or 0,
             rounds=rounds,
             seconds=seconds,
+            connections=connections,
             load_before=os.getloadavg()[0],
             others=load.agents(),
         )
@@ -173,9 +183,9 @@ class Bench:
             ids = self._ids()
             results.stats_ns = statistics_ns(syscalls, ids)
             for service in SERVICES:
-                self._load(service, running[service][1], WARM_SECONDS)
+                self._load(service, running[service][1], results, _warm(results))
                 was = load.program_times(ids)
-                rate = self._load(service, running[service][1], results.seconds)
+                rate = self._load(service, running[service][1], results, results.seconds)
                 now = load.program_times(ids)
                 results.programs[service.name] = {
                     name: per_request(was[name], now[name], rate.requests) for name in was
@@ -205,20 +215,24 @@ class Bench:
         results: Results,
     ) -> None:
         pid, port = running[service]
-        self._load(service, port, WARM_SECONDS)
+        self._load(service, port, results, _warm(results))
         before = load.cpu_seconds(pid)
-        rate = self._load(service, port, results.seconds)
+        rate = self._load(service, port, results, results.seconds)
         used = load.cpu_seconds(pid) - before
+        assert rate.requests, f"{service.name} answers nothing; {state}"
         spent = used / max(1, rate.requests) * 1e6
         results.rates.setdefault(service.name, {}).setdefault(state, []).append(rate)
         results.service_us.setdefault(service.name, {}).setdefault(state, []).append(spent)
 
-    def _load(self, service: Service, port: int, seconds: int) -> Rate:
+    def _load(self, service: Service, port: int, results: Results, seconds: int) -> Rate:
+        at_once = results.connections
         if service.program == GRPC:
             field_of_path = b"\x0a" + bytes([len(service.path)]) + service.path.encode()
             url = f"http://127.0.0.1:{port}{_METHOD}"
-            return load.h2load(self._directory, url, field_of_path, seconds=seconds)
-        scenario = Scenario(service.name, service.path, 64, False, 1, tls=service.tls)
+            return load.h2load(
+                self._directory, url, field_of_path, at_once=at_once, seconds=seconds
+            )
+        scenario = Scenario(service.name, service.path, at_once, False, 1, tls=service.tls)
         return load.wrk(self._directory, port, scenario, seconds=seconds)
 
     @contextlib.contextmanager
@@ -269,6 +283,11 @@ class Bench:
         return Path(shutil.copy(build(program, flags=STRIPPED), self._directory / name))
 
 
+def _warm(results: Results) -> int:
+    """Seconds. In an emulated machine the first request may take one."""
+    return results.seconds // 2 + results.seconds % 2
+
+
 def _cgroup(service: Service) -> str:
     return f"go{SERVICES.index(service)}"
 
@@ -286,6 +305,7 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seconds", type=int, default=SECONDS)
+    parser.add_argument("--connections", type=int, default=CONNECTIONS)
     arguments = parser.parse_args()
     started = time.monotonic()
 
@@ -294,7 +314,8 @@ def main() -> int:
 
     with ExitStack() as stack:
         bench = Bench(stack.enter_context(Traced(start=False)), stack)
-        print(bench.measure(arguments.rounds, arguments.seconds, say).json())
+        chosen = (arguments.rounds, arguments.seconds, arguments.connections)
+        print(bench.measure(*chosen, say=say).json())
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from tests.bench.golang import INSIDE, SERVICES, WRITING, Results
+from tests.bench.golang import INSIDE, SERVICES, Results
 from tests.bench.measure import OFF, spread
 from tests.bench.report import cpu_model, decided, verdict
 from throughline.goprograms import FAMILIES
@@ -31,8 +31,8 @@ def markdown(here: Results | None, vm: Results | None) -> str:
         " are in [bench](bench.md).",
         "",
         "The agent is off and on by turns in one run, so compare within a table. A service has one"
-        " processor (`GOMAXPROCS=1`); what asks it (wrk, 64 kept connections; for gRPC h2load,"
-        " eight connections with eight calls at a time each) and what it calls (nginx, which does"
+        " processor (`GOMAXPROCS=1`); what asks it (wrk, by kept connections; for gRPC h2load, with"
+        " eight calls at a time on each) and what it calls (nginx, which does"
         " next to nothing, or another service of gRPC) share the other one; the agent runs where"
         " there is room. Nothing is sampled: requests are read, counted and given a parent and a"
         " context, but no span is sent. The services answer with a line of JSON or a message as"
@@ -50,21 +50,31 @@ def markdown(here: Results | None, vm: Results | None) -> str:
 
 
 def _section(results: Results, title: str, machine: str) -> list[str]:
-    return [
+    lines = [
         "",
         f"## {title}",
         "",
-        f"{results.date}; {machine}; {_rounds(results)} of {results.seconds} s; load average"
+        f"{results.date}; {machine}; {_rounds(results)} of {results.seconds} s,"
+        f" {results.connections} requests at a time; load average"
         f" {results.load_before:.1f} before and {results.load_after:.1f} at the end,"
         f" {results.others} other agents on this kernel.",
     ]
+    if results.load_before > results.processors:
+        lines += [
+            "",
+            "**Others used the processors, too**: times are several times too high, and only how"
+            " often something runs and how times compare with each other can be read.",
+        ]
+    return lines
 
 
 def _rounds(results: Results) -> str:
-    return "one round" if results.rounds == 1 else f"{results.rounds} rounds"
+    return "one round" if results.rounds == 1 else f"{results.rounds or 'no'} rounds"
 
 
 def _aims(results: Results) -> list[str]:
+    if not results.rates:
+        return []
     lost = _lost(results, AIMED, INSIDE)
     spent = _more(results, AIMED, INSIDE)
     return [
@@ -98,6 +108,8 @@ def _tables(results: Results) -> list[str]:
 
 
 def _rates(results: Results) -> list[str]:
+    if not results.rates:
+        return ["", "Requests/s were not measured in this run."]
     lines = [
         "",
         "Medians; *fewer* is the ratio within a round, as minimum, median, maximum. *service* is"
@@ -129,7 +141,7 @@ def _rates(results: Results) -> list[str]:
 def _unwritten(results: Results) -> list[str]:
     if not results.unwritten:
         return []
-    return ["", f"`{WRITING}` was not measured here: {results.unwritten}."]
+    return ["", f"`go_write` was not measured here: {results.unwritten}."]
 
 
 def _programs(results: Results) -> list[str]:
