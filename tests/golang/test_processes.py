@@ -335,7 +335,7 @@ def test_thousands_of_short_lived_processes(traced: Traced) -> None:
     after = resident(traced.agent.pid), len(opened(traced))
     print(f"\n{before} MB and descriptors before, {after} after; {traced.counters()}")
     assert after[0] < before[0] + 16
-    assert after[1] <= before[1] + 4
+    assert after[1] <= before[1] + 32  # programs that were not probed before, not processes
     assert not {name for name in traced.counters() if name.startswith(("full_", "go_too_many"))}
     spans = traced.receiver.spans
     assert_parents(spans, ("front", "middle", "back"))
