@@ -25,7 +25,7 @@ BUILDS = [test_write.BUILDS[number] for number in (0, 4, 6, 9, 11)]
 def in_vm(*tests: str) -> None:
     environment = {
         "PYTHONPATH": str(CHECKOUT / "agent"),
-        "THROUGHLINE_TEST_START_SECONDS": "120",
+        "THROUGHLINE_TEST_START_SECONDS": "300",
         "THROUGHLINE_TEST_REQUESTS": str(REQUESTS),
         "THROUGHLINE_TEST_WRITES": "1",
     }

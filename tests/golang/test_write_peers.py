@@ -16,7 +16,7 @@ import pytest
 
 from tests.golang.build import STRIPPED, build
 from tests.kernel.secure import make_certificate
-from tests.kernel.traced import CHECKOUT, Traced, free_port, wait_port
+from tests.kernel.traced import CHECKOUT, START_SECONDS, Traced, free_port, wait_port
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-01")
@@ -191,7 +191,7 @@ def test_c_core_reads_what_was_written(writing: Traced) -> None:
         (writing.cgroup / name).mkdir()
     peer = [sys.executable, "-m", "tests.golang.grpc_peer", str(port), str(record)]
     writing.spawn("core", peer, cwd=CHECKOUT)
-    wait_port(port, seconds=60)
+    wait_port(port, seconds=max(60.0, START_SECONDS))
     server = build("grpc/server", version="1.22", modules="1.64")
     writing.spawn(
         "front",
