@@ -221,7 +221,7 @@ class _Analysed:
 @dataclass(slots=True)
 class _Waiting:
     future: Future[_Analysed | None]
-    asked: float = 0.0
+    asked: float  # when somebody last did
 
 
 class GoPrograms:
@@ -259,7 +259,8 @@ class GoPrograms:
                 return ()
             if len(self._waiting) >= MAX_WAITING:
                 raise LaterError
-            waiting = self._waiting[version] = _Waiting(self._analyse(fd))
+            self._waiting[version] = _Waiting(self._analyse(fd), self._clock())
+            raise LaterError
         waiting.asked = self._clock()
         if not waiting.future.done():
             raise LaterError

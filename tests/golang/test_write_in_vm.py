@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+
+import pytest
 
 from tests.golang import test_write
 from tests.golang.build import build
@@ -19,22 +22,36 @@ KERNEL = "6.12"
 REQUESTS = 46
 SECONDS = 1200
 # old and new releases of Go, of each protocol one, the others by `make test-go`
-BUILDS = [test_write.BUILDS[number] for number in (0, 4, 6, 9, 11)]
+BUILDS = [test_write.BUILDS[number] for number in (0, 4, 9, 11)]
+# there was no guest, or it ended: emulated kernels die now and then while they patch their code
+NO_GUEST = 125
+
+pytestmark = pytest.mark.timeout(2 * (SECONDS + 300))
 
 
 def in_vm(*tests: str) -> None:
+    run = _once(tests)
+    if run.returncode == NO_GUEST:
+        print(run.stdout)
+        run = _once(tests)
+    print(run.stdout)
+    assert run.returncode == 0, run.stdout[-6000:]
+    assert " passed" in run.stdout
+    assert " skipped" not in run.stdout
+
+
+def _once(tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
     environment = {
         "PYTHONPATH": str(CHECKOUT / "agent"),
         "THROUGHLINE_TEST_START_SECONDS": "300",
         "THROUGHLINE_TEST_REQUESTS": str(REQUESTS),
         "THROUGHLINE_TEST_WRITES": "1",
     }
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "tests.vms.guest", "--kernel", KERNEL, f"--seconds={SECONDS}"),
-            *(word for name, value in environment.items() for word in ("--env", f"{name}={value}")),
-            *("--", sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests),
-        ],
+    guest = [sys.executable, "-m", "tests.vms.guest", "--kernel", KERNEL, f"--seconds={SECONDS}"]
+    given = [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
+    command = ["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--timeout={SECONDS}"]
+    return subprocess.run(
+        [*guest, *given, "--", sys.executable, *command, *tests],
         check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -44,10 +61,6 @@ def in_vm(*tests: str) -> None:
         timeout=SECONDS + 300,
         env={**os.environ, **environment},
     )
-    print(run.stdout)
-    assert run.returncode == 0, run.stdout[-6000:]
-    assert " passed" in run.stdout
-    assert " skipped" not in run.stdout
 
 
 def test_every_protocol() -> None:
