@@ -21,6 +21,7 @@ CAPABILITY_BITS = {  # linux/capability.h
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
+    "CAP_LEASE": 28,
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
@@ -66,6 +67,19 @@ class Prometheus:
             found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
         return found
 
+    def wait_ready(self, *, seconds: float = 60.0) -> None:
+        """Waits for its storage: it listens before, and refuses until then."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=10).close()
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+            time.sleep(0.1)
+
     def wait_scrapes(self, count: int, *, seconds: float = 30.0) -> int:
         """Waits until so many scrapes have succeeded; returns how many have."""
         deadline = time.monotonic() + seconds
@@ -105,7 +119,9 @@ def start_prometheus(traced: Traced) -> Prometheus:
         ],
         port,
     )
-    return Prometheus(port, exporter)
+    prometheus = Prometheus(port, exporter)
+    prometheus.wait_ready()
+    return prometheus
 
 
 _CADDY = """\

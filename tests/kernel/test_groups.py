@@ -184,10 +184,12 @@ def test_go_write_needs_sys_admin_and_says_so(host: Operated) -> None:
     assert host.stop_agent() == 0
 
 
-def test_four_capabilities_are_enough_for_both(host: Operated) -> None:
+@pytest.mark.parametrize("more", [[], ["lease"]], ids=["", "lease"])
+def test_four_capabilities_are_enough_for_both(host: Operated, more: list[str]) -> None:
+    """With a fifth who writes to what is probed has to wait."""
     _give(host)
     host.configure(**LOOPBACK)
-    host.start_agent(prefix=_only(*NETWORK, "sys_ptrace"))
+    host.start_agent(prefix=_only(*NETWORK, "sys_ptrace", *more))
     status = host.status()
     assert status is not None and status["healthy"]
     assert {status["groups"][name]["state"] for name in ("packets", "tls")} == {"on"}
@@ -200,4 +202,5 @@ def test_four_capabilities_are_enough_for_both(host: Operated) -> None:
         time.sleep(0.1)
     assert {Path(file["path"]).name.split(".")[0] for file in files} <= {"libssl"}
     assert files[0]["processes"] == 1 and not files[0]["refused"]
+    assert host.counters().get("tls_unguarded", 0) == (0 if more else len(files))
     assert host.stop_agent() == 0 and host.pins() == []

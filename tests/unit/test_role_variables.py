@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCKED = "none [integrity] confidentiality"
 DEFAULT = ("observe", "headers", "packets", "tls", "go")
 NETWORK = {"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"}
-PTRACE, ADMIN = {"CAP_SYS_PTRACE"}, {"CAP_SYS_ADMIN"}
+PROBES, ADMIN = {"CAP_LEASE", "CAP_SYS_PTRACE"}, {"CAP_SYS_ADMIN"}
 
 
 def computed(role: str, variable: str, **given: Any) -> Any:
@@ -31,18 +31,18 @@ def computed(role: str, variable: str, **given: Any) -> Any:
 @pytest.mark.parametrize(
     ("wanted", "uprobes", "lockdown", "consent", "granted"),
     [
-        (DEFAULT, "multi", UNLOCKED, False, NETWORK | PTRACE),
+        (DEFAULT, "multi", UNLOCKED, False, NETWORK | PROBES),
         (("observe", "headers"), "multi", UNLOCKED, True, NETWORK),
-        (EVERYTHING, "multi", UNLOCKED, False, NETWORK | PTRACE | ADMIN),
-        (EVERYTHING, "multi", LOCKED, False, NETWORK | PTRACE),  # it could not be used
-        (EVERYTHING, "multi", LOCKED, True, NETWORK | PTRACE),
+        (EVERYTHING, "multi", UNLOCKED, False, NETWORK | PROBES | ADMIN),
+        (EVERYTHING, "multi", LOCKED, False, NETWORK | PROBES),  # it could not be used
+        (EVERYTHING, "multi", LOCKED, True, NETWORK | PROBES),
         (("observe", "go_write"), "multi", UNLOCKED, False, NETWORK),  # nothing without go
         # uprobes ask for it, too
         (DEFAULT, "admin", UNLOCKED, False, NETWORK),
-        (DEFAULT, "admin", UNLOCKED, True, NETWORK | PTRACE | ADMIN),
-        (EVERYTHING, "admin", UNLOCKED, False, NETWORK | PTRACE | ADMIN),
+        (DEFAULT, "admin", UNLOCKED, True, NETWORK | PROBES | ADMIN),
+        (EVERYTHING, "admin", UNLOCKED, False, NETWORK | PROBES | ADMIN),
         (EVERYTHING, "admin", LOCKED, False, NETWORK),
-        (EVERYTHING, "admin", LOCKED, True, NETWORK | PTRACE | ADMIN),
+        (EVERYTHING, "admin", LOCKED, True, NETWORK | PROBES | ADMIN),
     ],
 )
 def test_sys_admin_is_granted_where_it_is_asked_for_and_of_use(
@@ -64,6 +64,19 @@ def test_sys_admin_is_granted_where_it_is_asked_for_and_of_use(
         ansible_facts={"throughline_preflight": found},
     )
     assert set(capabilities) == granted
+
+
+def test_files_are_not_guarded_where_no_unit_can(tmp_path: Path) -> None:
+    """In a container that has everything but CAP_LEASE."""
+    found = verdict(tmp_path, capabilities="000001ffefffffff")
+    capabilities = computed(
+        "capabilities",
+        "__throughline_capabilities",
+        throughline_groups=list(DEFAULT),
+        throughline_allow_sys_admin=False,
+        ansible_facts={"throughline_preflight": found},
+    )
+    assert set(capabilities) == NETWORK | PROBES - {"CAP_LEASE"}
 
 
 @pytest.mark.parametrize(

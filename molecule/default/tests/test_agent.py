@@ -9,8 +9,8 @@ import pytest
 from testinfra.host import Host  # type: ignore[import-untyped, unused-ignore]
 
 AGENT = "/opt/throughline/current/bin/throughline"
-# CAP_NET_ADMIN 12, CAP_SYS_PTRACE 19, CAP_PERFMON 38, CAP_BPF 39 (capability.h)
-CAPABILITIES = 1 << 12 | 1 << 19 | 1 << 38 | 1 << 39
+# CAP_NET_ADMIN 12, CAP_SYS_PTRACE 19, CAP_LEASE 28, CAP_PERFMON 38, CAP_BPF 39 (capability.h)
+CAPABILITIES = 1 << 12 | 1 << 19 | 1 << 28 | 1 << 38 | 1 << 39
 
 
 def process(host: Host) -> dict[str, str]:

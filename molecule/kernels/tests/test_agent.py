@@ -16,6 +16,7 @@ BITS = {
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
+    "CAP_LEASE": 28,
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
@@ -101,6 +102,8 @@ def wanted_capabilities(machine: Machine) -> int:
     wanted = {name for group in machine.platform.on for name in needs[group]}
     if machine.platform.allow_sys_admin:
         wanted.add("CAP_SYS_ADMIN")
+    if {"tls", "go"} & set(machine.platform.on):
+        wanted.add("CAP_LEASE")
     return sum(1 << BITS[name] for name in wanted)
 
 
