@@ -133,6 +133,11 @@ class Receiver:
             self._spans += received
             self._changed.notify_all()
 
+    def forget_spans(self) -> None:
+        """Those that have been received so far."""
+        with self._changed:
+            self._spans.clear()
+
     def add_metrics(self, received: list[ResourceMetrics]) -> None:
         """Keeps metrics and wakes who waits for them."""
         with self._changed:

@@ -128,6 +128,12 @@ class Hops:
             self.load(plan, requests=CONCURRENT)
         time.sleep(LEARN_SECONDS)
 
+    def forget(self) -> None:
+        """All spans so far, so that ids begin anew: a long run shall not need more and more memory."""
+        self._settle()
+        self._traced.receiver.forget_spans()
+        self._next_id = 0
+
     def load(
         self,
         plan: str,

@@ -1,4 +1,7 @@
-"""Many requests, 64 at a time, over each protocol: every parent is looked at."""
+"""Many requests, 64 at a time, over each protocol: every parent is looked at.
+
+THROUGHLINE_TEST_ROUNDS repeats them with the same processes: 64 rounds are 640,000 of each plan.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ from tests.golang.build import RACE, STRIPPED
 from tests.golang.hops import PROTOCOLS, Hops
 from tests.kernel.traced import Traced
 
-pytestmark = pytest.mark.timeout(1800)
-
 REQUESTS = int(os.environ.get("THROUGHLINE_TEST_REQUESTS", "10000"))
+ROUNDS = int(os.environ.get("THROUGHLINE_TEST_ROUNDS", "1"))
 RACED = REQUESTS // 10
 # protocol, release of Go, set of modules ("" is the newest)
 BUILDS = [
@@ -28,6 +30,8 @@ BUILDS = [
 # on the wire: over the others each service's part is a trace of its own
 CARRIED = {"http/1.1", "https/1.1"}
 
+pytestmark = pytest.mark.timeout(1800 * ROUNDS)
+
 
 def judge(
     protocol: str, version: str, modules: str, *, flags: tuple[str, ...], requests: int
@@ -35,8 +39,10 @@ def judge(
     plan = "unary/watch/answer" if PROTOCOLS[protocol].grpc else "context/get/answer"
     with Traced({"propagation": {"peers": ["127.0.0.0/8", "::1/128"]}}) as traced:
         hops = Hops(*(traced, protocol), version=version, modules=modules, flags=flags, ids=100_000)
-        for each in (plan, "fan-2-1/answer"):
-            hops.learn(each)
+        plans = (plan, "fan-2-1/answer")
+        hops.learn(*plans)
+        for each in plans * ROUNDS:
+            hops.forget()
             found = hops.load(each, requests=requests, seconds=800)
             assert (found.result["ok"], found.result["failed"]) == (requests, 0), found.result
             assert len(found.spans) == found.expected, traced.counters()
