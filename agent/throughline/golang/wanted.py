@@ -314,9 +314,9 @@ FEATURES = (
     # --- writing into requests
     Feature(
         "http_write",
+        functions=(("net/http.(*persistConn).roundTrip",),),
         # of what is asked: servers write their answers in another way
-        functions=(("net/http.(*transferWriter).writeHeader",),),
-        shared=(("net/http.(*persistConn).roundTrip",),),
+        shared=(("net/http.(*transferWriter).writeHeader",),),
         offsets=(*_each("bufio.Writer.", "buf", "n"), ("net/http.persistConn.bw",)),
         package="the client of net/http",
     ),
