@@ -97,7 +97,7 @@ demo: bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the
 	@$(PYTHON) -m tests.fleet.demo
 
 # Those that need three releases of Go. The others need ten, and an hour on a new machine.
-GO_TESTS := judge sources parents protocols processes debian write write_peers write_in_vm
+GO_TESTS := judge sources parents protocols processes debian write write_debian write_peers write_in_vm
 
 .PHONY: test-go
 test-go: bundle ## Run all tests with Go services, of ten releases of Go (root)

@@ -14,6 +14,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,20 +93,26 @@ class Prometheus:
             time.sleep(0.2)
 
 
-def start_prometheus(traced: Traced) -> Prometheus:
+def start_prometheus(traced: Traced, *, certificate: Path | None = None) -> Prometheus:
+    """Over HTTPS where there is a certificate (key and certificate in one file)."""
     directory = traced.directory / "prometheus"
     directory.mkdir()
     port, exporter = free_port(), free_port()
     file = directory / "prometheus.yml"
-    scraped = {"job_name": "node", "static_configs": [{"targets": [f"127.0.0.1:{exporter}"]}]}
+    scraped: dict[str, Any] = {
+        "job_name": "node",
+        "static_configs": [{"targets": [f"127.0.0.1:{exporter}"]}],
+    }
+    command = [program("prometheus-node-exporter"), f"--web.listen-address=127.0.0.1:{exporter}"]
+    if certificate:
+        web = directory / "web.yml"
+        pair = {"cert_file": str(certificate), "key_file": str(certificate)}
+        web.write_text(json.dumps({"tls_server_config": pair}))
+        command.append(f"--web.config.file={web}")
+        scraped |= {"scheme": "https", "tls_config": {"ca_file": str(certificate)}}
     settings = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scraped]}
     file.write_text(json.dumps(settings))  # which is YAML
-    _start(
-        traced,
-        "node-exporter",
-        [program("prometheus-node-exporter"), f"--web.listen-address=127.0.0.1:{exporter}"],
-        exporter,
-    )
+    _start(traced, "node-exporter", command, exporter)
     _start(
         traced,
         "prometheus",
@@ -133,11 +141,11 @@ _CADDY = """\
     storage file_system {directory}/storage
 }}
 http://127.0.0.1:{port} {{
-    reverse_proxy 127.0.0.1:{onward}
+    reverse_proxy {onward}
 }}
 https://127.0.0.1:{secure} {{
     tls internal
-    reverse_proxy 127.0.0.1:{onward}
+    reverse_proxy {onward}
 }}
 """
 
@@ -151,12 +159,17 @@ class Caddy:
     root: Path
 
 
-def start_caddy(traced: Traced, *, onward: int) -> Caddy:
+def start_caddy(traced: Traced, *, onward: int, certificate: Path | None = None) -> Caddy:
+    """Before the service at port `onward`, which it calls by HTTPS where that has a certificate."""
     directory = traced.directory / "caddy"
     directory.mkdir()
     port, secure = free_port(), free_port()
     file = directory / "Caddyfile"
-    file.write_text(_CADDY.format(directory=directory, port=port, secure=secure, onward=onward))
+    to = f"127.0.0.1:{onward}"
+    if certificate:
+        trust = f"transport http {{\ntls_trusted_ca_certs {certificate}\n}}"
+        to = f"https://{to} {{\n{trust}\n}}"
+    file.write_text(_CADDY.format(directory=directory, port=port, secure=secure, onward=to))
     command = [program("caddy"), "run", "--config", str(file), "--adapter", "caddyfile"]
     _start(traced, "caddy", command, secure, HOME=str(directory))
     wait_port(port)
@@ -177,21 +190,34 @@ class Etcd:
     endpoint: str
     certificate: Path | None
 
-    def ctl(self, *arguments: str, seconds: float = 20.0) -> str:
+    def ctl(self, *arguments: str, seconds: float = 60.0) -> str:
         """What etcdctl prints, which runs in a cgroup of its own."""
+        process = self._ctl(*arguments)
+        out, err = process.communicate(timeout=seconds)
+        assert not process.returncode, err.decode()
+        return out.decode()
+
+    @contextmanager
+    def watching(self, key: str) -> Iterator[None]:
+        """While one waits for a key to change."""
+        process = self._ctl("watch", key)
+        try:
+            yield
+        finally:
+            process.kill()
+            process.communicate()
+
+    def _ctl(self, *arguments: str) -> subprocess.Popen[bytes]:
         trust = []
         if self.certificate:  # it takes no file with a key in it
             trust = [f"--cacert={self.certificate.with_name('certificate.pem')}"]
-        process = self.traced.spawn(
+        return self.traced.spawn(
             "etcdctl",
             [program("etcdctl"), f"--endpoints={self.endpoint}", *trust, *arguments],
             env={**os.environ, "ETCDCTL_API": "3"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        out, err = process.communicate(timeout=seconds)
-        assert not process.returncode, err.decode()
-        return out.decode()
 
 
 def start_etcd(traced: Traced, *, certificate: Path | None = None) -> Etcd:

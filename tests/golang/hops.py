@@ -129,7 +129,7 @@ class Hops:
         time.sleep(LEARN_SECONDS)
 
     def forget(self) -> None:
-        """All spans so far, so that ids begin anew: a long run shall not need more and more memory."""
+        """All spans so far, so that a long run needs no more memory; ids begin anew."""
         self._settle()
         self._traced.receiver.forget_spans()
         self._next_id = 0

@@ -10,7 +10,7 @@ import os
 import pytest
 
 from tests.golang import toolchains
-from tests.golang.build import PIE, STRIPPED, TRIMMED
+from tests.golang.build import PIE, RACE, STRIPPED, TRIMMED
 from tests.golang.hops import PROTOCOLS, Hops
 from tests.kernel.traced import Traced
 
@@ -30,6 +30,9 @@ BUILDS = [
     ("grpc", "1.19", STRIPPED, "1.50"),
     ("grpc", "1.22", (), "1.64"),
     ("grpc tls", toolchains.NEWEST, (), ""),
+    ("https/1.1", toolchains.NEWEST, RACE, ""),
+    ("https/2", toolchains.NEWEST, RACE, ""),
+    ("grpc tls", toolchains.NEWEST, RACE, ""),
 ]
 
 

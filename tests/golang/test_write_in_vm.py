@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.golang import test_write
+from tests.golang import debian, test_write
 from tests.golang.build import build
 from tests.golang.hops import PROTOCOLS
 from tests.kernel.traced import CHECKOUT
@@ -76,3 +76,10 @@ def test_peers() -> None:
     build("grpc/server", version="1.22", modules="1.64")
     build("grpc/client")
     in_vm("tests/golang/test_write_peers.py")
+
+
+def test_programs_of_debian() -> None:
+    debian.unpacked()
+    build("chain/server")
+    build("chain/client")
+    in_vm("tests/golang/test_write_debian.py")
