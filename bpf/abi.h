@@ -11,7 +11,7 @@
 #define THROUGHLINE_ABI_H
 
 enum tl_abi {
-	TL_ABI_VERSION = 5,
+	TL_ABI_VERSION = 6,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
@@ -139,6 +139,7 @@ enum tl_counter {
 	TL_GO_WRITE_NO_ROOM, /* no buffer had room for it */
 	TL_GO_WRITE_MISMATCH, /* what was to be written is not what was expected */
 	TL_GO_WRITE_FAILED, /* the kernel refused a write: nothing was changed */
+	TL_GO_CLIENT_CONN, /* a call that may wait for its connection: not followed */
 	TL_COUNTERS,
 };
 
@@ -235,6 +236,7 @@ struct tl_go_binary {
 	__u64 grpc_finish_at;
 	__u64 grpc_put_at;
 	__u64 write_headers_at;
+	__u64 write_header_at;
 	__u64 tcp_conn_type; /* addresses of type descriptors, as linked: *net.TCPConn */
 	__u64 response_type; /* *net/http.Response */
 	__u64 tls_conn_type; /* *crypto/tls.Conn */
@@ -297,6 +299,8 @@ struct tl_go_binary {
 	__u16 grpc_proto_code; /* (*google.rpc.Status).Code */
 	__u16 wrap_error_err;
 	__u16 persist_conn_bw;
+	__u16 persist_conn_is_client_conn; /* Go 1.26 */
+	__u16 transfer_writer_header;
 	__u16 buffer_buf; /* bufio.Writer.buf */
 	__u16 buffer_n;
 	__u16 framer_w; /* (*Framer).w */
@@ -310,7 +314,6 @@ struct tl_go_binary {
 	__u16 grpc_buffer_offset;
 	__u8 swiss_maps; /* maps are Swiss tables (Go 1.24) */
 	__u8 writes; /* enum tl_go_writes: what go_write writes into */
-	__u8 _pad[4];
 };
 
 /* Requests that a context is written into, by how they are sent. */

@@ -800,6 +800,12 @@ int tl_go_round_trip(struct pt_regs *ctx)
 		writer = tl_go_object_key(tl_go_word(ctx->ax + binary->persist_conn_bw));
 		bpf_map_delete_elem(&tl_go_written, &writer);
 	}
+	/* where several calls wait for one connection, who has it is not known when they begin */
+	if (binary->persist_conn_is_client_conn != TL_GO_UNKNOWN &&
+	    (__u8)tl_go_word(ctx->ax + binary->persist_conn_is_client_conn)) {
+		tl_count(TL_GO_CLIENT_CONN);
+		return 0;
+	}
 	request = tl_go_word(ctx->bx);
 	sk = tl_go_socket(binary, ctx->ip - binary->round_trip_at,
 			  ctx->ax + binary->persist_conn_conn);
@@ -813,8 +819,11 @@ int tl_go_round_trip(struct pt_regs *ctx)
 		tl_go_on(&exchange->conn, sk, true);
 		seen = tl_go_calls_on(binary, ctx->r14, exchange, request);
 		tl_go_sends(&exchange->conn);
-		if (binary->writes & TL_GO_WRITES_HTTP1 && tl_go_may_write(&exchange->conn, seen))
+		if (binary->writes & TL_GO_WRITES_HTTP1 && tl_go_may_write(&exchange->conn, seen)) {
+			writing.span = tl_go_span(exchange);
+			writing.object = tl_go_word(request + binary->request_header);
 			bpf_map_update_elem(&tl_go_written, &writer, &writing, BPF_ANY);
+		}
 		return 0;
 	}
 	socket = tl_go_cookie(sk);
@@ -872,6 +881,7 @@ int tl_go_h2_call(struct pt_regs *ctx)
 			      connection + binary->h2_client_conn),
 		 false);
 	seen = tl_go_calls_on(binary, ctx->r14, exchange, ctx->bx);
+	writing.span = tl_go_span(exchange);
 	if (binary->writes & TL_GO_WRITES_HTTP2 && tl_go_may_write(&exchange->conn, seen))
 		tl_go_writes(binary, ctx->r14, &writing);
 	return 0;

@@ -33,16 +33,17 @@ struct {
  * its header is written. Made by `go` where absence of a header is proven.
  */
 enum tl_go_writing_kind {
-	TL_GO_WRITING_BUFFER = 1, /* HTTP/1: what is in the buffer is written on */
+	TL_GO_WRITING_BUFFER = 1, /* HTTP/1: the header `object`, a map, is written to the buffer */
 	TL_GO_WRITING_STREAM, /* HTTP/2: the goroutine writes it, for `object`, a *clientStream */
-	TL_GO_WRITING_CALL, /* gRPC: the goroutine hands it to a *controlBuffer */
+	TL_GO_WRITING_CALL, /* gRPC: the goroutine hands it to a *controlBuffer; `object`: its path */
 	TL_GO_WRITING_FIELDS, /* gRPC: the fields wait in `object`, a *controlBuffer */
 	TL_GO_WRITING_FRAME, /* gRPC: the goroutine writes it, for the stream `stream_id` */
 };
 
 struct tl_go_writing {
 	__u64 exchange; /* key of tl_go_exchanges */
-	__u64 object; /* an address, or 0 */
+	__u64 span; /* of that exchange: another call may stand there when this one has ended */
+	__u64 object; /* an address by which the place is recognised; of TL_GO_WRITING_FRAME 0 */
 	__u32 stream_id;
 	__u32 kind; /* enum tl_go_writing_kind */
 };
@@ -100,6 +101,15 @@ static __always_inline const struct tl_go_binary *tl_go_enter(struct pt_regs *ct
 static __always_inline struct tl_go_exchange *tl_go_find(__u64 key)
 {
 	return bpf_map_lookup_elem(&tl_go_exchanges, &key);
+}
+
+/* The number of the exchange's span. */
+static __always_inline __u64 tl_go_span(const struct tl_go_exchange *exchange)
+{
+	__u64 span;
+
+	__builtin_memcpy(&span, exchange->conn.span_id, sizeof(span));
+	return span;
 }
 
 /* Are two names of up to 16 bytes, filled up with zeros, the same? */

@@ -240,8 +240,10 @@ int tl_go_rpc_call(struct pt_regs *ctx)
 		!(__u8)tl_go_word(call + binary->grpc_call_first);
 	if (!again)
 		exchange = tl_go_make(writing.exchange, TL_ROLE_CLIENT);
-	if (!exchange)
+	if (!exchange) {
+		tl_go_writes(binary, ctx->r14, NULL);
 		return 0;
+	}
 	bpf_probe_read_user(transport, sizeof(transport),
 			    (void *)(ctx->ax + binary->grpc_attempt_transport));
 	connection = 0;
@@ -250,6 +252,9 @@ int tl_go_rpc_call(struct pt_regs *ctx)
 	tl_go_grpc_on(binary, moved, &exchange->conn, connection);
 	if (!again)
 		tl_go_rpc_calls(binary, moved, ctx->r14, exchange, call, ctx->ax);
+	writing.span = tl_go_span(exchange);
+	writing.object = tl_go_word(tl_go_word(call + binary->grpc_call_header) +
+				    binary->grpc_header_method);
 	if (binary->writes & TL_GO_WRITES_GRPC)
 		tl_go_writes(binary, ctx->r14,
 			     tl_go_may_write(&exchange->conn, true) ? &writing : NULL);

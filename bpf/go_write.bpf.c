@@ -20,6 +20,8 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define TL_GO_FIELDS_MAX 64 /* of a call of gRPC, that are looked at for one of ours */
+#define TL_GO_FIELD_BYTES 40 /* hpack.HeaderField: two strings and a bool */
+#define TL_GO_PATH_AT (2 * TL_GO_FIELD_BYTES + 16) /* the value of the third field, `:path` */
 #define TL_GO_FRAME_MAX 16384 /* what every peer takes: SETTINGS_MAX_FRAME_SIZE */
 #define TL_GO_BLOCK_MAX 2048 /* of a header block that is copied */
 #define TL_GO_COPY_BYTES 128 /* at once */
@@ -65,7 +67,10 @@ static __always_inline bool tl_go_store_word(__u64 to, __u64 word)
 	return tl_go_store(to, &word, sizeof(word));
 }
 
-/* The call whose header is written, if it goes on; what is known of it, of these kinds, is used up. */
+/*
+ * The call whose header is written, if it is the one that was meant and goes on; what is known of it, of
+ * these kinds, is used up.
+ */
 static __always_inline struct tl_go_exchange *tl_go_take(void *map, __u64 key, __u32 kinds,
 							 struct tl_go_writing *writing)
 {
@@ -78,7 +83,7 @@ static __always_inline struct tl_go_exchange *tl_go_take(void *map, __u64 key, _
 	bpf_map_delete_elem(map, &key);
 	exchange = tl_go_find(writing->exchange);
 	if (!exchange || exchange->conn.role != TL_ROLE_CLIENT ||
-	    !(exchange->conn.flags & TL_CONN_ACTIVE)) {
+	    !(exchange->conn.flags & TL_CONN_ACTIVE) || tl_go_span(exchange) != writing->span) {
 		tl_count(TL_GO_WRITE_MISMATCH);
 		return NULL;
 	}
@@ -126,7 +131,8 @@ static __always_inline __u32 tl_go_store_lines(__u64 at, __u64 room,
 
 /*
  * (*transferWriter).writeHeader(t, w io.Writer, …): the request line, Host and User-Agent are in the
- * buffer, at the end of a line.
+ * buffer, at the end of a line. Others than the client's connections write headers, too: a CONNECT, a proxy
+ * of its own an answer. So it has to be the header that was looked at, and a *bufio.Writer.
  */
 SEC("uprobe")
 int tl_go_write_h1(struct pt_regs *ctx)
@@ -146,6 +152,11 @@ int tl_go_write_h1(struct pt_regs *ctx)
 			      &writing);
 	if (!exchange)
 		return 0;
+	if (tl_go_word(ctx->bx + 8) != binary->buffer_type + ctx->ip - binary->write_header_at ||
+	    tl_go_word(ctx->ax + binary->transfer_writer_header) != writing.object) {
+		tl_count(TL_GO_WRITE_MISMATCH);
+		return 0;
+	}
 	used = tl_go_word(ctx->cx + binary->buffer_n);
 	if (!tl_go_read_slice(&buffer, ctx->cx + binary->buffer_buf) || used > buffer.len) {
 		tl_count(TL_GO_WRITE_MISMATCH);
@@ -366,7 +377,7 @@ static __always_inline bool tl_go_fields_lack_ours(const struct tl_go_slice *fie
 	if (fields->len > TL_GO_FIELDS_MAX)
 		return false;
 	for (i = 0; i < TL_GO_FIELDS_MAX && i < fields->len; i++)
-		if (tl_go_field_is_ours(fields->data + 40 * i))
+		if (tl_go_field_is_ours(fields->data + TL_GO_FIELD_BYTES * i))
 			return false;
 	return true;
 }
@@ -382,36 +393,40 @@ int tl_go_write_put(struct pt_regs *ctx)
 	const struct tl_go_binary *binary;
 	const struct tl_go_writing *call;
 	struct tl_go_slice fields;
-	__u64 id, key;
+	__u64 id, key, fields_key;
 	__u32 index;
 
 	binary = tl_go_enter(ctx, &index);
 	if (!binary || !ctx->cx ||
 	    tl_go_word(ctx->cx + 8) != binary->grpc_headers_type + ctx->ip - binary->grpc_put_at)
 		return 0;
-	if (!tl_go_word(ctx->di + binary->grpc_headers_init))
-		return 0; /* of an answer */
 	if (!tl_go_read_slice(&fields, ctx->di + binary->grpc_headers_hf)) {
 		tl_count(TL_GO_WRITE_MISMATCH);
 		return 0;
 	}
+	fields_key = tl_go_object_key(fields.data);
+	bpf_map_delete_elem(&tl_go_written, &fields_key);
+	if (!tl_go_word(ctx->di + binary->grpc_headers_init))
+		return 0; /* of an answer */
 	id = tl_go_id(binary, ctx->r14);
 	key = tl_go_key(id);
 	call = id ? bpf_map_lookup_elem(&tl_go_writers, &key) : NULL;
-	key = tl_go_object_key(fields.data);
-	if (!call || call->kind != TL_GO_WRITING_CALL) {
-		bpf_map_delete_elem(&tl_go_written, &key);
+	if (!call || call->kind != TL_GO_WRITING_CALL)
+		return 0;
+	/* what fetches credentials for a call may make another call, in the same goroutine */
+	if (tl_go_word(fields.data + TL_GO_PATH_AT) != call->object) {
+		tl_count(TL_GO_WRITE_MISMATCH);
 		return 0;
 	}
 	if (!tl_go_fields_lack_ours(&fields)) {
-		bpf_map_delete_elem(&tl_go_written, &key);
 		tl_count(TL_GO_WRITE_UNPROVEN);
 		return 0;
 	}
 	/* not used up: where the connection has no room for a stream it is put again */
 	fields_of.exchange = call->exchange;
+	fields_of.span = call->span;
 	fields_of.object = ctx->ax;
-	bpf_map_update_elem(&tl_go_written, &key, &fields_of, BPF_ANY);
+	bpf_map_update_elem(&tl_go_written, &fields_key, &fields_of, BPF_ANY);
 	return 0;
 }
 
@@ -434,6 +449,7 @@ int tl_go_write_rpc(struct pt_regs *ctx)
 		return 0;
 	}
 	frame.exchange = writing.exchange;
+	frame.span = writing.span;
 	frame.stream_id = ctx->bx;
 	key = tl_go_key(id);
 	bpf_map_update_elem(&tl_go_writers, &key, &frame, BPF_ANY);

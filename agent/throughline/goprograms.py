@@ -111,6 +111,7 @@ _ADDRESSES = {
     "grpc_finish_at": "tl_go_rpc_end",
     "grpc_put_at": "tl_go_write_put",
     "write_headers_at": "tl_go_write_h2",
+    "write_header_at": "tl_go_write_h1",
 }
 _TYPES = {
     "tcp_conn_type": "*net.TCPConn",
@@ -163,6 +164,8 @@ _OFFSETS = {
     "grpc_proto_code": "google.golang.org/genproto/googleapis/rpc/status.Status.Code",
     "wrap_error_err": "fmt.wrapError.err",
     "persist_conn_bw": "net/http.persistConn.bw",
+    "persist_conn_is_client_conn": "net/http.persistConn.isClientConn",
+    "transfer_writer_header": "net/http.transferWriter.Header",
     "buffer_buf": "bufio.Writer.buf",
     "buffer_n": "bufio.Writer.n",
     "grpc_attempt_ctx": f"{GRPC}.csAttempt.ctx",
@@ -396,7 +399,7 @@ def pack(program: Program, family: Family, *, write: bool = True) -> bytes:
             **dict.fromkeys(_ADDRESSES, 0) | addresses,
             **{name: program.types.get(of, 0) for name, of in _TYPES.items()},
             **{name: known.get(field, abi.Go.UNKNOWN) for name, field in fields.items()},
-            swiss_maps=program.minor >= 24,
+            swiss_maps=program.swiss_maps,
             writes=_writes(program, sites),
         )
     )

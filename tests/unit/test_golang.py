@@ -76,11 +76,29 @@ def test_the_first_magic_is_known_too(tmp_path: Path) -> None:
         ("go1.28.0", "go1.28.0 is newer than what was tested, go1.27"),
         ("devel go1.28-2f4e", "'devel go1.28-2f4e' is not a release of Go"),
         ("go2.1", "'go2.1' is not a release of Go"),
+        # arguments on the stack; keys beside keys
+        ("go1.22.10 X:noregabiargs", "built with GOEXPERIMENT=noregabiargs, which is not known"),
+        ("go1.27.3 X:jsonv2,mapsplitgroup", "GOEXPERIMENT=mapsplitgroup, which is not known"),
+        ("go1.25.5 X:something", "GOEXPERIMENT=something, which is not known"),
     ],
 )
 def test_other_versions_are_refused(tmp_path: Path, version: str, reason: str) -> None:
     with pytest.raises(UnsupportedError, match=reason):
         look(tmp_path, gofile.build(version))
+
+
+@pytest.mark.parametrize(
+    ("version", "swiss"),
+    [
+        ("go1.23.9", False),
+        ("go1.24.11", True),
+        ("go1.24.11 X:noswissmap", False),
+        ("go1.25.5 X:noswissmap,jsonv2", False),
+        ("go1.27.3 X:nogreenteagc", True),
+    ],
+)
+def test_how_maps_are_laid_out(tmp_path: Path, version: str, swiss: bool) -> None:
+    assert found(tmp_path, gofile.build(version)).swiss_maps is swiss
 
 
 @pytest.mark.parametrize("version", ["go1.22", "go1.22rc1", "go1.22.10 X:boringcrypto", "go1.19.8"])

@@ -19,8 +19,8 @@ from throughline.golang import (
 from throughline.golang.image import Image
 from throughline.golang.moduledata import Module
 from throughline.golang.pclntab import Entry, Table
-from throughline.golang.program import Program, Site, UnsupportedError
-from throughline.golang.wanted import EXTRA, FEATURES, NEWEST_MINOR, OLDEST_MINOR
+from throughline.golang.program import Program, Site, UnsupportedError, experiments
+from throughline.golang.wanted import EXTRA, FEATURES, HARMLESS, NEWEST_MINOR, OLDEST_MINOR
 from throughline.kernel.elf import Elf, MalformedError
 
 _MAX_TABLES = 4
@@ -96,6 +96,9 @@ def _minor(version: str) -> int:
         raise UnsupportedError(f"{version} is older than go1.{OLDEST_MINOR}")
     if minor > NEWEST_MINOR:
         raise UnsupportedError(f"{version} is newer than what was tested, go1.{NEWEST_MINOR}")
+    for experiment in experiments(version):
+        if experiment.removeprefix("no") not in HARMLESS:
+            raise UnsupportedError(f"built with GOEXPERIMENT={experiment}, which is not known")
     return minor
 
 

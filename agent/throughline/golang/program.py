@@ -42,3 +42,14 @@ class Program:
         """22 of go1.22.10."""
         match = re.match(r"go1\.([0-9]+)", self.version)
         return int(match[1]) if match else 0
+
+    @property
+    def swiss_maps(self) -> bool:
+        """Are its maps Swiss tables?"""
+        return self.minor >= 24 and "noswissmap" not in experiments(self.version)
+
+
+def experiments(version: str) -> tuple[str, ...]:
+    """What GOEXPERIMENT was when a program was built, as far as it was not the default."""
+    _, _, said = version.partition(" X:")
+    return tuple(said.split(" ")[0].split(",")) if said else ()

@@ -15,6 +15,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 OLDEST_MINOR, NEWEST_MINOR = 18, 27  # of Go 1
+# What GOEXPERIMENT may be, or "no…" of it, since it changes neither how arguments are passed nor a
+# layout that is not read from the program (internal/goexperiment of Go 1.18 to 1.27). Those of
+# distributors choose who does the cryptography. Not regabi…, and not mapsplitgroup.
+HARMLESS = frozenset(
+    (
+        *("aliastypeparams", "allocheaders", "arenas", "boringcrypto", "cacheprog", "cgocheck2"),
+        *("coverageredesign", "dwarf5", "exectracer2", "fieldtrack", "goroutineleakprofile"),
+        *("greenteagc", "heapminimum512kib", "jsonv2", "loopvar", "newinliner", "pacerredesign"),
+        *("pagetrace", "preemptibleloops", "randomizedheapbase64", "range", "rangefunc"),
+        *("runtimefreegc", "runtimesecret", "simd", "sizespecializedmalloc", "spinbitmutex"),
+        *("staticlockranking", "swissmap", "synchashtriemap", "synctest", "unified"),
+        *("cngcrypto", "opensslcrypto", "strictfipsruntime", "systemcrypto"),
+    )
+)
 GRPC, X_NET = "google.golang.org/grpc", "golang.org/x/net"
 
 Group = tuple[str, ...]
@@ -317,7 +331,11 @@ FEATURES = (
         functions=(("net/http.(*persistConn).roundTrip",),),
         # of what is asked: servers write their answers in another way
         shared=(("net/http.(*transferWriter).writeHeader",),),
-        offsets=(*_each("bufio.Writer.", "buf", "n"), ("net/http.persistConn.bw",)),
+        offsets=(
+            *_each("bufio.Writer.", "buf", "n"),
+            *(("net/http.persistConn.bw",), ("net/http.transferWriter.Header",)),
+        ),
+        types=(("*bufio.Writer",),),
         package="the client of net/http",
     ),
     *_HTTP2_WRITE,
@@ -355,6 +373,8 @@ EXTRA = Feature(
         *_each(f"{_INTERNAL}ClientRequest.", "Method", "URL", "Header", "Host", "Context"),
         *_each("runtime.g.", "parentGoid", "waitreason", "atomicstatus"),
         ("net/http.Response.Request",),
+        # since Go 1.26
+        ("net/http.persistConn.isClientConn",),
         *_of((_BUNDLED, _INTERNAL), "responseWriterState.req", "clientStream.res"),
         *_of((_X,), "responseWriterState.req", "clientStream.res"),
         *_each(f"{_TRANSPORT}", "ServerStream.*Stream", "ClientStream.*Stream"),

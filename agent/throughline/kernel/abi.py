@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 5
+    ABI_VERSION = 6
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
@@ -132,7 +132,8 @@ class Counter(IntEnum):
     GO_WRITE_NO_ROOM = 67
     GO_WRITE_MISMATCH = 68
     GO_WRITE_FAILED = 69
-    COUNTERS = 70
+    GO_CLIENT_CONN = 70
+    COUNTERS = 71
 
 
 class Go(IntEnum):
@@ -270,6 +271,7 @@ class GoBinary(NamedTuple):
     grpc_finish_at: int
     grpc_put_at: int
     write_headers_at: int
+    write_header_at: int
     tcp_conn_type: int
     response_type: int
     tls_conn_type: int
@@ -332,6 +334,8 @@ class GoBinary(NamedTuple):
     grpc_proto_code: int
     wrap_error_err: int
     persist_conn_bw: int
+    persist_conn_is_client_conn: int
+    transfer_writer_header: int
     buffer_buf: int
     buffer_n: int
     framer_w: int
@@ -347,7 +351,7 @@ class GoBinary(NamedTuple):
     writes: int
 
 
-GO_BINARY = Struct("<23Q61H2B4x")
+GO_BINARY = Struct("<24Q63H2B")
 
 
 class GoStartKey(NamedTuple):
