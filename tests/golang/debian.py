@@ -55,7 +55,7 @@ def program(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Prometheus:
-    """`prometheus` scrapes `node-exporter` each second."""
+    """`prometheus` scrapes `node-exporter`."""
 
     port: int
     exporter: int
@@ -93,8 +93,13 @@ class Prometheus:
             time.sleep(0.2)
 
 
-def start_prometheus(traced: Traced, *, certificate: Path | None = None) -> Prometheus:
-    """Over HTTPS where there is a certificate (key and certificate in one file)."""
+def start_prometheus(
+    traced: Traced, *, certificate: Path | None = None, seconds: int = 1
+) -> Prometheus:
+    """It scrapes each so many seconds, and takes no longer for one.
+
+    Over HTTPS where there is a certificate (key and certificate in one file).
+    """
     directory = traced.directory / "prometheus"
     directory.mkdir()
     port, exporter = free_port(), free_port()
@@ -110,7 +115,7 @@ def start_prometheus(traced: Traced, *, certificate: Path | None = None) -> Prom
         web.write_text(json.dumps({"tls_server_config": pair}))
         command.append(f"--web.config.file={web}")
         scraped |= {"scheme": "https", "tls_config": {"ca_file": str(certificate)}}
-    settings = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scraped]}
+    settings = {"global": {"scrape_interval": f"{seconds}s"}, "scrape_configs": [scraped]}
     file.write_text(json.dumps(settings))  # which is YAML
     _start(traced, "node-exporter", command, exporter)
     _start(
