@@ -271,6 +271,13 @@ class GoPrograms:
             self.failures[type(error).__name__.removesuffix("Error").lower()] += 1
             log.warning("a Go program is not followed: %s", error)
             return ()
+        except OSError:
+            raise
+        except Exception as error:
+            # A net: the file is of those who are traced, and must not end the agent.
+            self.failures["failed"] += 1
+            log.exception("a Go program is not followed: %r", error)
+            return ()
 
     def answer(self, probed: Iterable[tuple[int, Sequence[Site]]]) -> None:
         """To be called each second, with all open files that are probed, and where.
@@ -292,6 +299,9 @@ class GoPrograms:
             try:
                 receives = known.functions.receives(start.pc, files[start.binary])
             except (OSError, MalformedError):
+                receives = True
+            except Exception:  # as in `find`
+                self.failures["failed"] += 1
                 receives = True
             libbpf.update(self._starts, key, _RECEIVES if receives else _INHERITS)
             if time.monotonic() > until:

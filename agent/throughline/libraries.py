@@ -219,6 +219,11 @@ class Libraries:
                 self._fail("unreachable", error, mapping.name)
         except MalformedError as error:
             self._fail("malformed", error, mapping.name)
+        except LaterError:
+            raise
+        except Exception as error:
+            # A net: the file is of those who are traced, and must not end the agent.
+            self._fail("failed", error, mapping.name)
         return None
 
     def _look_deleted(self, pid: int, mapping: mappings.Mapping, now: float) -> _Identity | None:
@@ -368,7 +373,8 @@ class Libraries:
         """Counted each time, logged the first time."""
         self.failures[reason] += 1
         if self.failures[reason] == 1:
-            log.warning("%s: %s: %s", reason, what, error)
+            # where a fault of ours is
+            log.warning("%s: %s: %s", reason, what, error, exc_info=reason == "failed")
 
 
 def _dear(sites: Iterable[uprobes.Site]) -> bool:

@@ -183,6 +183,9 @@ SECTIONS = struct.unpack_from("<Q", STATIC, 40)[0]
         pytest.param(patched(GOOD, 32, "<Q", 1 << 40), id="program headers behind the end"),
         pytest.param(patched(GOOD, 32, "<Q", (1 << 64) - 1), id="no such offset"),
         pytest.param(patched(GOOD, 64 + 8, "<Q", 1 << 63), id="segment beyond off_t"),
+        pytest.param(patched(GOOD, 64 + 16, "<Q", (1 << 64) - 8), id="segment far too high"),
+        pytest.param(patched(GOOD, 64 + 32, "<Q", 1 << 63), id="segment that ends too high"),
+        pytest.param(patched(GOOD, 64 + 56, "<I4xQ", 4, 1 << 63), id="notes beyond off_t"),
         pytest.param(patched(GOOD, 64 + 2 * 56 + 8, "<Q", 1 << 33), id="dynamic behind the end"),
         pytest.param(patched(GOOD, TABLE, "<I", 0), id="no bucket"),
         pytest.param(patched(GOOD, TABLE + 8, "<I", 0), id="no bloom word"),
@@ -226,7 +229,7 @@ def test_a_name_without_end_of_copies_is_refused(tmp_path: Path) -> None:
 
 def test_overlapping_segments_lead_nowhere_else(tmp_path: Path) -> None:
     """All of the address space in one segment that is not executable, before the others."""
-    data = patched(GOOD, 64 + 32, "<Q", (1 << 64) - 1)
+    data = patched(GOOD, 64 + 32, "<Q", 1 << 62)
     assert sites(tmp_path, data) == INNER
     # and the other way round: text where the tables are
     data = patched(GOOD, 64 + 56 + 8, "<QQ", 0, 0)

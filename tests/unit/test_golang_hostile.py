@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit import gofile, goprogram
+from throughline import goprograms
 from throughline.golang import UnsupportedError, analyse, image
 from throughline.golang.rtypes import Types
 from throughline.kernel.elf import MalformedError
@@ -87,6 +88,14 @@ def examine(fd: int, size: int) -> float:
         pytest.param(patched(GOOD, (56, "<H", 0xFFFF)), id="65535 segments"),
         pytest.param(patched(GOOD, (64 + 56 + 32, "<Q", 1 << 40)), id="a segment of a terabyte"),
         pytest.param(
+            patched(
+                BARE,
+                (64 + 56 + 16, "<Q", 1 << 63),
+                (gofile.VARIABLES_AT + 0x600 + 8, "<Q", (1 << 63) + 0x6000),
+            ),
+            id="a function table where the kernel is",
+        ),
+        pytest.param(
             patched(BARE, (gofile.VARIABLES_AT + 0x600 + 24, "<Q", TOO_MANY)),
             id="relocations without end",
         ),
@@ -114,6 +123,22 @@ def test_fields_in_a_circle_end(tmp_path: Path) -> None:
         program = analyse(fd)
     assert program is not None
     assert "net.TCPConn.conn.fd" not in program.offsets
+
+
+def test_a_field_that_no_struct_has_room_for_is_missing(tmp_path: Path) -> None:
+    far = 0xFFFF
+    structs: dict[str, gofile.Fields] = {"runtime.g": [("goid", far, ""), ("m", 48, "*")]}
+    data = bytearray(gofile.build(structs=structs))
+    struct.pack_into("<Q", data, TYPES + 0x100, far + 8)  # the struct's size
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with opened(path) as fd:
+        program = analyse(fd)
+    assert program is not None
+    assert "runtime.g.m" in program.offsets
+    assert program.offsets.get("runtime.g.goid") != far
+    for family in goprograms.FAMILIES:
+        goprograms.pack(program, family)
 
 
 def test_a_large_sparse_file_costs_little(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit import gofile
+from throughline import golang
 from throughline.goprograms import FORGET_SECONDS, MAX_WAITING, GoPrograms
 from throughline.kernel import abi, libbpf
 from throughline.kernel.uprobes import Site
@@ -111,6 +113,34 @@ def test_what_cannot_be_followed_is_counted(programs: GoPrograms, tmp_path: Path
     (tmp_path / "sh").write_bytes(b"#!/bin/sh\n")
     assert find(programs, tmp_path / "sh") == ()
     assert programs.failures == {"unsupported": 1}
+
+
+def test_a_fault_of_ours_does_not_end_it(
+    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise struct.error("int too large to convert")
+
+    (tmp_path / "shop").write_bytes(gofile.build())
+    with monkeypatch.context() as patched:
+        patched.setattr(golang, "analyse", fail)
+        assert find(programs, tmp_path / "shop") == ()
+    assert programs.failures == {"failed": 1}
+
+
+def test_a_function_that_cannot_be_looked_at_receives(
+    programs: GoPrograms, told: Told, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shop: int
+) -> None:
+    def fail(*_: object) -> bool:
+        raise struct.error("int too large to convert")
+
+    sites = find(programs, tmp_path / "shop")
+    start = abi.GO_START_KEY.pack(*abi.GoStartKey(pc=gofile.TEXT, binary=1))
+    told[STARTS, start] = bytes([abi.GoStart.NEW])
+    monkeypatch.setattr(golang.Starts, "receives", fail)
+    programs.answer([(shop, sites)])
+    assert told[STARTS, start] == bytes([abi.GoStart.RECEIVES])
+    assert programs.failures == {"failed": 1}
 
 
 def test_a_program_that_nobody_asks_for_is_forgotten(

@@ -65,6 +65,7 @@ class Host:
         self.now = 1000.0
         self.links: list[FakeLink] = []
         self.refusal: OSError | None = None
+        self.fault: Exception | None = None
         self.leases = "granted"
         self.writer_waits = False
         self.given_back = 0
@@ -80,6 +81,8 @@ class Host:
         )
 
     def find(self, fd: int) -> tuple[uprobes.Site, ...]:
+        if self.fault is not None:
+            raise self.fault
         return openssl.sites_of(fd)
 
     def take_lease(self, fd: int) -> FakeLease | None:
@@ -563,3 +566,15 @@ def test_hostile_files_do_not_end_it(host: Host) -> None:
     host.process(10, host.file("a", LIBSSL[:56] + sizes + LIBSSL[58:]), host.file("b", LIBSSL[:70]))
     host.follow()
     assert host.libraries.failures == {"malformed": 2}
+
+
+def test_a_fault_of_ours_does_not_end_it(host: Host) -> None:
+    host.fault = struct.error("int too large to convert")
+    host.process(10, host.file("a"))
+    host.follow()
+    assert (host.paths, host.libraries.failures) == ([], {"failed": 1})
+    assert host.given_back == 1
+    host.fault = None
+    host.process(11, host.file("b"))
+    host.follow()
+    assert len(host.paths) == 1

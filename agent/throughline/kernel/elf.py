@@ -28,6 +28,7 @@ _SHT_SYMTAB = 2
 _STT_FUNC = 2
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
 
+_MAX_OFFSET = 1 << 63  # of off_t, and of the addresses of programs
 _MAX_SEGMENTS = 128
 _MAX_SECTIONS = 1024
 _MAX_DYNAMIC_BYTES = 1 << 14
@@ -78,6 +79,9 @@ class Elf:
         for kind, flags, start, address, _, length, *_ in _SEGMENT.iter_unpack(
             self.read(offset, count * _SEGMENT.size)
         ):
+            if kind in (_PT_LOAD, _PT_DYNAMIC, _PT_NOTE):
+                _check(start, length)
+                _check(address, length)
             if kind == _PT_LOAD:
                 self._segments.append(Segment(start, address, length, bool(flags & _PF_X)))
             elif kind == _PT_DYNAMIC:
@@ -115,8 +119,7 @@ class Elf:
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes of the file."""
-        if offset >= 1 << 63:  # beyond off_t
-            raise MalformedError(f"offset {offset:#x}")
+        _check(offset, size)
         data = os.pread(self._fd, size, offset)
         if len(data) < size:
             raise MalformedError(f"ends before {offset:#x}+{size:#x}")
@@ -284,6 +287,11 @@ class Elf:
                 if count > _MAX_STRINGS:
                     raise MalformedError(f"{wanted!r} is there {count} times")
                 yield offset + at
+
+
+def _check(start: int, size: int) -> None:
+    if start + size > _MAX_OFFSET:
+        raise MalformedError(f"{start:#x}+{size:#x} is no place in a file or in memory")
 
 
 def gnu_hash(name: bytes) -> int:
