@@ -174,11 +174,12 @@ class Agent:
 
     def _probe(self, probing: dict[str, libbpf.Object], kind: uprobes.Kind) -> None:
         finders: list[Callable[[int], tuple[uprobes.Site, ...]]] = []
-        if "tls" in probing:
-            finders.append(openssl.sites_of)
+        # first: a program that is still being analysed is asked for each second
         if "go" in probing:
             self._go = GoPrograms(probing["go"], write="go_write" in probing)
             finders.append(self._go.find)
+        if "tls" in probing:
+            finders.append(openssl.sites_of)
         programs = {p.name: p for loaded in probing.values() for p in loaded.programs()}
         self._libraries = Libraries(
             programs, lambda fd: tuple(site for find in finders for site in find(fd)), kind

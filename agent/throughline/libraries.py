@@ -155,7 +155,7 @@ class Libraries:
         for count, (_, pid) in enumerate(due):
             if count and self._clock() - now > budget:
                 break
-            self._read(pid, now)
+            self._read(pid, now, now + budget)
         self._tend_files(now)
 
     def close(self) -> None:
@@ -175,19 +175,25 @@ class Libraries:
             if not known or known.executable not in (None, mappings.executable(self._proc, pid)):
                 self._processes[pid] = _Process(now)
 
-    def _read(self, pid: int, now: float) -> None:
+    def _read(self, pid: int, now: float, until: float) -> None:
+        """Looks at what a process maps; at one new file in any case, the others may come later."""
         process = self._processes[pid]
         process.due = now + min(LATER_READINGS, SECOND_READING * 2 ** min(process.readings, 8))
         process.readings += 1
         if process.executable is None:
             process.executable = mappings.executable(self._proc, pid)
         mapped: dict[_Key, _Identity | None] = {}
+        looked = False
         try:
             for mapping in mappings.executed(self._proc, pid, self.failures):
                 key = (mapping.device, mapping.name, mapping.deleted)
                 if key in process.mapped:
                     mapped[key] = process.mapped[key]
                     continue
+                if looked and self._clock() > until:
+                    process.due = now
+                    continue
+                looked = True
                 try:
                     mapped[key] = self._look(pid, mapping, now)
                 except LaterError:

@@ -220,11 +220,30 @@ def test_a_name_without_end_of_copies_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MalformedError, match="times"):
         sites(tmp_path, data)
     symbols = struct.pack("<IBBHQQ", 1, 0x11, 0, 1, 0, 0) * 100_000
-    names = b"\0SSL_read\0SSL_write\0"
-    data = patched(STATIC, SECTIONS + 64 + 24, "<QQ", len(STATIC), len(symbols)) + symbols
-    data = patched(data, SECTIONS + 128 + 24, "<QQ", len(data), len(names)) + names
+    data = with_static(symbols, b"\0SSL_read\0SSL_write\0")
     with pytest.raises(MalformedError, match="repeats"):
         sites(tmp_path, data)
+
+
+def with_static(symbols: bytes, strings: bytes) -> bytes:
+    """A program with these tables."""
+    data = patched(STATIC, SECTIONS + 64 + 24, "<QQ", len(STATIC), len(symbols)) + symbols
+    return patched(data, SECTIONS + 128 + 24, "<QQ", len(data), len(strings)) + strings
+
+
+def test_names_and_symbols_without_end_take_a_moment(tmp_path: Path) -> None:
+    """Tables as large as may be: 32 MB of each."""
+    names = (*openssl._READ, *openssl._WRITE, openssl._HANDSHAKE, openssl._FREE)
+    symbols = struct.pack("<IBBHQQ", 1, 0x12, 0, 1, elffile.TEXT_ADDRESS, 16)
+    symbols = symbols.ljust((32 << 20) // 24 * 24, b"\0")
+    path = tmp_path / "file"
+    for times in (10, 60):
+        strings = b"\0" + b"".join(f"{name}\0".encode() * times for name in names)
+        path.write_bytes(with_static(symbols, strings.ljust(32 << 20, b"S")))
+        started = time.process_time()
+        with contextlib.suppress(MalformedError):
+            openssl.sites(path)
+        assert time.process_time() - started < 2
 
 
 def test_overlapping_segments_lead_nowhere_else(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ class Host:
         self.now = 1000.0
         self.links: list[FakeLink] = []
         self.refusal: OSError | None = None
+        self.find_takes = 0.0  # seconds
         self.fault: Exception | None = None
         self.leases = "granted"
         self.writer_waits = False
@@ -83,6 +84,7 @@ class Host:
     def find(self, fd: int) -> tuple[uprobes.Site, ...]:
         if self.fault is not None:
             raise self.fault
+        self.now += self.find_takes
         return openssl.sites_of(fd)
 
     def take_lease(self, fd: int) -> FakeLease | None:
@@ -532,6 +534,23 @@ def test_work_is_spread_over_calls(host: Host, monkeypatch: pytest.MonkeyPatch) 
         host.follow(0.1)
         seen.append(host.libraries.attached[0].processes)
     assert seen == [2, 4, 6, 7]
+
+
+def test_the_files_of_a_process_are_spread_over_calls(host: Host) -> None:
+    """Each takes 15 ms to look at here: two fit into a call. What is known stays known."""
+    host.follow()
+    host.find_takes = 0.015
+    host.process(10, *(host.file(f"{number}.so") for number in range(5)))
+    seen = []
+    for _ in range(3):
+        host.follow(0.1)
+        seen.append([found.processes for found in host.libraries.attached])
+    assert seen == [[1] * 2, [1] * 4, [1] * 5]
+    host.find_takes = 1.0
+    host.process(11, *(host.file(f"again/{number}.so") for number in range(2)))
+    host.follow(0.1)
+    host.follow(0.1)
+    assert len(host.paths) == 7, "one in each call at least"
 
 
 def test_all_is_found_at_the_start(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
