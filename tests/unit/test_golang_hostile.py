@@ -20,7 +20,7 @@ import pytest
 
 from tests.unit import gofile, goprogram
 from throughline import goprograms
-from throughline.golang import UnsupportedError, analyse, image
+from throughline.golang import Starts, UnsupportedError, analyse, image
 from throughline.golang.rtypes import Types
 from throughline.kernel.elf import MalformedError
 
@@ -198,6 +198,25 @@ def test_every_truncation_ends(tmp_path: Path, whole: bytes) -> None:
         os.truncate(path, size)
         with opened(path) as fd:
             assert examine(fd, size) < 0.5
+
+
+@pytest.mark.parametrize("code", [b"\xe8", b"\xe9", b"\xcc"])
+def test_a_function_that_is_nothing_but_calls_counts_as_one_that_waits(
+    tmp_path: Path, code: bytes
+) -> None:
+    size, text = 1 << 16, 0x500000
+    pairs = HEADER + int.from_bytes(GOOD[HEADER + 64 : HEADER + 72], "little")
+    data = patched(
+        GOOD,
+        *((64 + 8, "<Q", len(GOOD)), (64 + 16, "<Q", text), (64 + 32, "<Q", size)),
+        *((MODULE + 22 * 8, "<Q", text), (MODULE + 23 * 8, "<Q", text + size)),
+        (pairs + 16, "<I", size),  # where the last function ends
+    )
+    path = tmp_path / "file"
+    path.write_bytes(data + code * size)
+    with opened(path) as fd:
+        starts = Starts(fd)
+        assert starts.receives(text + gofile.APART, fd) == (code != b"\xcc")
 
 
 VALUES = (0, 1, 8, 0x7F, 0x80, 0xFF)

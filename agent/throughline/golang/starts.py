@@ -34,6 +34,7 @@ _IDLE = ("net/http.(*connReader).backgroundRead",)
 _DEPTH = 2
 _MAX_FUNCTIONS = 256  # looked at for one start
 _MAX_CODE_BYTES = 1 << 16  # of each
+_MAX_CALLS = 1 << 14  # in all of them
 _CALL, _JUMP = 0xE8, 0xE9
 
 
@@ -69,8 +70,16 @@ class Starts:
             return True
         level = [start]
         seen = {start}
+        calls = 0
         for depth in range(_DEPTH + 1):
-            called = {callee for function in level for callee in self._callees(elf, function)}
+            called: set[int] = set()
+            for function in level:
+                for target in self._targets(elf, function):
+                    calls += 1
+                    if calls > _MAX_CALLS:
+                        return True
+                    if self._end(target) is not None:
+                        called.add(target)
             if depth == 0 and called & self._own:
                 return False
             if called & (self._waiting | self._idle):
@@ -88,8 +97,8 @@ class Starts:
             return None
         return self._functions[index + 1]
 
-    def _callees(self, elf: Elf, start: int) -> Iterator[int]:
-        """The functions that one calls: what is no call leads to no start, but by chance."""
+    def _targets(self, elf: Elf, start: int) -> Iterator[int]:
+        """Where a function's calls lead: what is no call leads to no start, but by chance."""
         end = self._end(start)
         size = min((end or start) - start, _MAX_CODE_BYTES)
         code = elf.code(self._text + start, size)
@@ -97,7 +106,5 @@ class Starts:
             at = code.find(opcode)
             while 0 <= at <= len(code) - 5:
                 distance = int.from_bytes(code[at + 1 : at + 5], "little", signed=True)
-                target = start + at + 5 + distance
-                if self._end(target) is not None:
-                    yield target
+                yield start + at + 5 + distance
                 at = code.find(opcode, at + 1)
