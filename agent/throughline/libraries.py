@@ -345,8 +345,14 @@ class Libraries:
         )
         for identity, file in list(self._files.items()):
             file.processes = used[identity]
-            status = os.fstat(file.fd)
-            wanted = file.lease is not None and file.lease.is_wanted()
+            try:
+                status = os.fstat(file.fd)
+                wanted = file.lease is not None and file.lease.is_wanted()
+            except OSError as error:  # its file system is gone: NFS, FUSE
+                self._fail("file_unreadable", error, file.path)
+                self._detach(identity)
+                self._forget(identity, now)
+                continue
             if wanted or _stamp(status) != file.stamp:
                 self.failures["written"] += 1
                 written = "is going to be" if wanted else "was"
@@ -405,5 +411,7 @@ def _destroy(links: Sequence[uprobes.Link]) -> None:
 
 
 def _release(links: Sequence[uprobes.Link], fd: int) -> None:
-    _destroy(links)
-    os.close(fd)
+    try:
+        _destroy(links)
+    finally:
+        os.close(fd)

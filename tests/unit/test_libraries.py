@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import struct
@@ -46,6 +48,8 @@ class FakeLease(Lease):
         self._host = host
 
     def is_wanted(self) -> bool:
+        if self._host.stale is not None:
+            raise self._host.stale
         return self._host.writer_waits
 
     def give_back(self) -> None:
@@ -69,6 +73,7 @@ class Host:
         self.fault: Exception | None = None
         self.leases = "granted"
         self.writer_waits = False
+        self.stale: OSError | None = None
         self.given_back = 0
         self.programs = {name: FakeProgram(name) for name in NAMES}
         self.libraries = Libraries(
@@ -278,6 +283,42 @@ def test_who_writes_waits_until_the_probes_are_gone(host: Host) -> None:
     host.follow()
     host.detached()
     assert (host.paths, host.libraries.failures) == ([], {"written": 1})
+
+
+def test_a_file_whose_file_system_is_gone_is_let_go(host: Host) -> None:
+    host.process(10, host.file("libssl.so"))
+    host.follow()
+    host.stale = OSError(errno.ESTALE, "Stale file handle")
+    host.follow()
+    host.detached()
+    assert (host.paths, host.links) == ([], [])
+    assert host.libraries.failures == {"file_unreadable": 1}
+    host.stale = None
+    host.follow()
+    assert len(host.paths) == 1
+
+
+def test_a_lease_that_the_kernel_took_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object) -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    Lease(-1).give_back()
+
+
+def test_a_probe_that_does_not_go_holds_no_file(host: Host) -> None:
+    class Stuck(FakeLink):
+        def destroy(self) -> None:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    path = host.file("libssl.so")
+    fd = os.open(path, os.O_RDONLY)
+    with pytest.raises(OSError, match="Bad file"):
+        libraries_module._release([Stuck(host, "tl_ssl_free", (0, 0))], fd)
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
 
 
 def test_a_file_that_is_being_written_is_looked_at_later(host: Host) -> None:
