@@ -298,9 +298,7 @@ def test_a_file_whose_file_system_is_gone_is_let_go(host: Host) -> None:
     assert len(host.paths) == 1
 
 
-def test_a_lease_that_the_kernel_took_is_given_back(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_lease_that_the_kernel_took_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
