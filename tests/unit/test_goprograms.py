@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.unit import gofile
 from throughline import golang
-from throughline.goprograms import FORGET_SECONDS, MAX_WAITING, GoPrograms
+from throughline.goanalysis import FORGET_SECONDS, MAX_WAITING
+from throughline.golang import pclntab
+from throughline.golang.image import Image
+from throughline.goprograms import GoPrograms
 from throughline.kernel import abi, libbpf
 from throughline.kernel.uprobes import Site
 from throughline.libraries import LaterError
@@ -143,6 +147,39 @@ def test_a_function_that_cannot_be_looked_at_receives(
     assert programs.failures == {"failed": 1}
 
 
+def test_the_end_does_not_wait_for_the_analysis(
+    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, shop: int
+) -> None:
+    begun = threading.Event()
+
+    def without_end(image: Image, *_: object) -> None:
+        begun.set()
+        while True:
+            image.check_time()
+
+    monkeypatch.setattr(pclntab, "tables", without_end)
+    with pytest.raises(LaterError):
+        programs.find(shop)
+    (waiting,) = programs._analysis._waiting.values()
+    assert begun.wait(10)
+    started = time.monotonic()
+    programs.close()
+    assert time.monotonic() - started < 5
+    with pytest.raises(golang.UnsupportedError, match="given up"):
+        waiting.future.result(0)
+
+
+@pytest.mark.parametrize("read", [golang.analyse, golang.Starts, golang.digest])
+def test_what_nobody_waits_for_is_given_up(
+    read: Callable[[int, threading.Event], object], shop: int
+) -> None:
+    stop = threading.Event()
+    assert read(shop, stop) is not None
+    stop.set()
+    with pytest.raises(golang.UnsupportedError, match="given up"):
+        read(shop, stop)
+
+
 def test_a_program_that_nobody_asks_for_is_forgotten(
     programs: GoPrograms, clock: Clock, shop: int
 ) -> None:
@@ -151,13 +188,13 @@ def test_a_program_that_nobody_asks_for_is_forgotten(
     with pytest.raises(LaterError):
         programs.find(shop)
     programs.answer([])
-    assert len(programs._waiting) == 1
+    assert len(programs._analysis._waiting) == 1
     clock.now += FORGET_SECONDS + 1
     deadline = time.monotonic() + 10
-    while programs._waiting and time.monotonic() < deadline:
+    while programs._analysis._waiting and time.monotonic() < deadline:
         programs.answer([])
         time.sleep(0.01)
-    assert (programs._waiting, descriptors()) == ({}, before)
+    assert (programs._analysis._waiting, descriptors()) == ({}, before)
 
 
 def test_so_many_wait_and_no_more(programs: GoPrograms, tmp_path: Path, shop: int) -> None:
@@ -170,7 +207,7 @@ def test_so_many_wait_and_no_more(programs: GoPrograms, tmp_path: Path, shop: in
         with pytest.raises(LaterError):
             programs.find(fd)
         os.close(fd)
-    assert len(programs._waiting) == MAX_WAITING
+    assert len(programs._analysis._waiting) == MAX_WAITING
     assert descriptors() <= before + MAX_WAITING
 
 
@@ -180,7 +217,7 @@ def test_what_was_found_before_a_write_holds_no_more(
     """The file is written over while it waits for the one who asked."""
     with pytest.raises(LaterError):
         programs.find(shop)
-    (first,) = programs._waiting.values()
+    (first,) = programs._analysis._waiting.values()
     first.future.result(60)
     (tmp_path / "shop").write_bytes(gofile.build(version="go1.17.13"))
     later = time.time_ns() + 1_000_000_000  # some file systems count in hundredths of a second

@@ -60,6 +60,7 @@ class Table:
         """Where each function begins, and where the last one ends, from the start of the text."""
         found = array("I")
         for first in range(0, self.count, _FUNCTIONS):
+            image.check_time()
             count = min(_FUNCTIONS, self.count - first)
             pairs = memoryview(image.exactly(self.functions + first * 8, count * 8)).cast("I")
             found.extend(pairs[::2])

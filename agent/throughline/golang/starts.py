@@ -9,6 +9,7 @@ interfaces and function values), is taken for one of those. Most others do their
 from __future__ import annotations
 
 import bisect
+import threading
 from collections.abc import Iterator
 
 from throughline.golang import analysis, buildinfo
@@ -41,9 +42,9 @@ _CALL, _JUMP = 0xE8, 0xE9
 class Starts:
     """The functions of the Go program behind a descriptor. Raises as `golang.analyse` does."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, stop: threading.Event | None = None) -> None:
         elf = Elf.open(fd)
-        image = Image(elf) if elf is not None else None
+        image = Image(elf, stop) if elf is not None else None
         info = buildinfo.read(image) if image is not None else None
         if elf is None or image is None or info is None:
             raise MalformedError("no Go program any more")
