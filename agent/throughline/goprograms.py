@@ -5,6 +5,7 @@ Each gets entries of tl_go_binaries, whose indices are in the cookies of its pro
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections import Counter
@@ -297,7 +298,9 @@ class GoPrograms:
             if not sites:
                 continue
             packed = pack(program, family, write=self._write)
-            index = self._indices.take(f"{analysed.digest} {number}", packed)
+            # the digest is of something else where the file was written to meanwhile
+            told = hashlib.sha256(packed).hexdigest()
+            index = self._indices.take(f"{analysed.digest} {number} {told}", packed)
             if not index:
                 self.failures["too_many_programs"] += 1
                 continue

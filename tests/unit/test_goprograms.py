@@ -110,6 +110,17 @@ def test_a_program_has_an_index(programs: GoPrograms, told: Told, tmp_path: Path
     assert not programs.failures
 
 
+def test_a_program_that_was_written_to_meanwhile_has_another_index(
+    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a lease the digest may be of what another program has."""
+    monkeypatch.setattr(golang, "digest", lambda *_: "the same")
+    (tmp_path / "one").write_bytes(gofile.build("go1.22.10"))
+    (tmp_path / "other").write_bytes(gofile.build("go1.24.3"))
+    (one,), (other,) = (find(programs, tmp_path / name) for name in ("one", "other"))
+    assert one.cookie != other.cookie
+
+
 def test_what_cannot_be_followed_is_counted(programs: GoPrograms, tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(gofile.build(version="go1.17.13"))
     assert find(programs, tmp_path / "old") == ()
