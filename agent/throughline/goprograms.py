@@ -202,6 +202,7 @@ _WRITES = {
 
 # maps with what an earlier run knew
 _EARLIER = ("tl_go_processes", "tl_go_exchanges", "tl_go_writers", "tl_go_written")
+_MAX_KEPT_BYTES = 64 << 20  # of where functions begin: 4 for each
 BUDGET_SECONDS = 0.02  # for looking at functions, while spans wait
 _NEW = bytes([abi.GoStart.NEW])
 _INHERITS, _RECEIVES = bytes([abi.GoStart.INHERITS]), bytes([abi.GoStart.RECEIVES])
@@ -290,6 +291,11 @@ class GoPrograms:
 
     def _sites(self, analysed: Analysed | None) -> tuple[Site, ...]:
         if analysed is None:
+            return ()
+        kept = {known.digest: known.functions.kept_bytes for known in self._known.values()}
+        kept[analysed.digest] = analysed.functions.kept_bytes
+        if sum(kept.values()) > _MAX_KEPT_BYTES:
+            self.failures["too_many_programs"] += 1
             return ()
         found: list[Site] = []
         program = analysed.program

@@ -20,7 +20,7 @@ import pytest
 
 from tests.unit import gofile, goprogram
 from throughline import goprograms
-from throughline.golang import Starts, UnsupportedError, analyse, image
+from throughline.golang import Starts, UnsupportedError, analyse, image, pclntab
 from throughline.golang.rtypes import Types
 from throughline.kernel.elf import MalformedError
 
@@ -67,7 +67,7 @@ def examine(fd: int, size: int) -> float:
     "data",
     [
         pytest.param(patched(GOOD, (HEADER + 8, "<Q", TOO_MANY)), id="functions without end"),
-        pytest.param(patched(GOOD, (HEADER + 8, "<Q", 1 << 22)), id="four million functions"),
+        pytest.param(patched(GOOD, (HEADER + 8, "<Q", 1 << 20)), id="a million functions"),
         pytest.param(patched(GOOD, (HEADER + 8, "<Q", 0)), id="no function"),
         pytest.param(patched(GOOD, (HEADER + 32, "<Q", TOO_MANY)), id="names behind the end"),
         pytest.param(patched(GOOD, (HEADER + 40, "<Q", 1 << 30)), id="names of a gigabyte"),
@@ -139,6 +139,20 @@ def test_a_field_that_no_struct_has_room_for_is_missing(tmp_path: Path) -> None:
     assert program.offsets.get("runtime.g.goid") != far
     for family in goprograms.FAMILIES:
         goprograms.pack(program, family)
+
+
+@pytest.mark.parametrize("together", [1, 4096])
+@pytest.mark.parametrize("changed", [0, 16])
+def test_functions_that_are_not_in_order_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int, changed: int
+) -> None:
+    """The first one begins behind the second; the last one ends before it begins."""
+    monkeypatch.setattr(pclntab, "_FUNCTIONS", together)
+    pairs = HEADER + int.from_bytes(GOOD[HEADER + 64 : HEADER + 72], "little")
+    path = tmp_path / "file"
+    path.write_bytes(patched(GOOD, (pairs + changed, "<I", 0x50 if changed == 0 else 0x30)))
+    with opened(path) as fd, pytest.raises(MalformedError, match="not in order"):
+        Starts(fd)
 
 
 def test_a_large_sparse_file_costs_little(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit import gofile
-from throughline import golang
+from throughline import golang, goprograms
 from throughline.goanalysis import FORGET_SECONDS, MAX_WAITING
 from throughline.golang import pclntab
 from throughline.golang.image import Image
@@ -119,6 +119,22 @@ def test_a_program_that_was_written_to_meanwhile_has_another_index(
     (tmp_path / "other").write_bytes(gofile.build("go1.24.3"))
     (one,), (other,) = (find(programs, tmp_path / name) for name in ("one", "other"))
     assert one.cookie != other.cookie
+
+
+def test_what_is_kept_of_programs_is_bounded(
+    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Three numbers of four bytes for each."""
+    monkeypatch.setattr(goprograms, "_MAX_KEPT_BYTES", 24)
+    content = gofile.build()
+    for name, more in (("one", b""), ("two", b"2"), ("again", b"")):
+        (tmp_path / name).write_bytes(content + more)
+        assert find(programs, tmp_path / name)
+    (tmp_path / "three").write_bytes(content + b"3")
+    assert find(programs, tmp_path / "three") == ()
+    assert programs.failures == {"too_many_programs": 1}
+    programs.answer([])
+    assert find(programs, tmp_path / "three")
 
 
 def test_what_cannot_be_followed_is_counted(programs: GoPrograms, tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ class Starts:
         self._own = set().union(*(places.get(name, set()) for name in _OWN))
         self._idle = set().union(*(places.get(name, set()) for name in _IDLE))
 
+    @property
+    def kept_bytes(self) -> int:
+        return self._functions.itemsize * len(self._functions)
+
     def receives(self, address: int, fd: int) -> bool:
         """Does a goroutine that begins at this address, as linked, take work from others?
 
