@@ -198,6 +198,9 @@ SECTIONS = struct.unpack_from("<Q", STATIC, 40)[0]
             patched(build(elffile.libssl(), table="sysv"), TABLE + 12, "<7I", *[1] * 7),
             id="chain in a circle",
         ),
+        pytest.param(
+            patched(patched(STATIC, 40, "<Q", 1 << 63), 60, "<H", 0), id="no sections, nowhere"
+        ),
         pytest.param(patched(STATIC, 60, "<H", 0xFFFE), id="65534 sections"),
         pytest.param(patched(STATIC, SECTIONS + 64 + 32, "<Q", 1 << 24), id="symbols too long"),
     ],

@@ -28,7 +28,7 @@ _SHT_SYMTAB = 2
 _STT_FUNC = 2
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
 
-_MAX_OFFSET = 1 << 63  # of off_t, and of the addresses of programs
+_MAX_OFFSET = (1 << 63) - 1  # of off_t, and of the addresses of programs
 _MAX_SEGMENTS = 128
 _MAX_SECTIONS = 1024
 _MAX_DYNAMIC_BYTES = 1 << 14
