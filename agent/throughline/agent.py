@@ -124,6 +124,8 @@ class Agent:
             settings=settings(config, trace_unlisted=self._services.trace_by_default),
         )
         stack.callback(self._programs.close)
+        # After an exception, too: who waits to write to a probed file is answered by nobody else.
+        self._files = stack.enter_context(ExitStack())
         self._pipeline = Pipeline(config.export)
         self._status = StatusWriter(config.agent.status_path)
         self._groups: dict[str, groups.Group] = {}
@@ -174,15 +176,18 @@ class Agent:
 
     def _probe(self, probing: dict[str, libbpf.Object], kind: uprobes.Kind) -> None:
         finders: list[Callable[[int], tuple[uprobes.Site, ...]]] = []
-        if "tls" in probing:
-            finders.append(openssl.sites_of)
+        # first: a program that is still being analysed is asked for each second
         if "go" in probing:
             self._go = GoPrograms(probing["go"], write="go_write" in probing)
+            self._files.callback(self._go.close)
             finders.append(self._go.find)
+        if "tls" in probing:
+            finders.append(openssl.sites_of)
         programs = {p.name: p for loaded in probing.values() for p in loaded.programs()}
         self._libraries = Libraries(
             programs, lambda fd: tuple(site for find in finders for site in find(fd)), kind
         )
+        self._files.callback(self._libraries.close)
 
     def give_up(self) -> None:
         """Removes what this run has pinned; what it found stays as it was."""
@@ -223,10 +228,7 @@ class Agent:
                 self._send_metrics()
             time.sleep(interval)
         notify("STOPPING=1")
-        if self._libraries is not None:
-            self._libraries.close()
-        if self._go is not None:
-            self._go.close()
+        self._files.close()
         self._programs.detach()
         self._drain(ring)
         ring.close()
@@ -258,6 +260,7 @@ class Agent:
         notify("RELOADING=1")
         # execve(2) keeps the mask and resets the handlers: a signal waits for the new ones
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._files.close()  # execve(2) may let go of a lease before the probes
         self._drain(ring)
         ring.close()
         self._pipeline.close()

@@ -1,20 +1,19 @@
 """Go programs among the files that traced processes execute: what go.bpf.o is told of them.
 
-Each gets entries of tl_go_binaries, whose indices are in the cookies of its probes. Programs are
-looked into in a thread of their own: a large one takes a second, in which spans must not wait.
+Each gets entries of tl_go_binaries, whose indices are in the cookies of its probes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from throughline import golang
+from throughline.goanalysis import Analysed, GoAnalysis
 from throughline.goindices import PROCESS_KEY_BYTES, GoIndices
 from throughline.golang import Program
 from throughline.golang.wanted import GRPC
@@ -206,25 +205,10 @@ _WRITES = {
 
 # maps with what an earlier run knew
 _EARLIER = ("tl_go_processes", "tl_go_exchanges", "tl_go_writers", "tl_go_written")
+_MAX_KEPT_BYTES = 64 << 20  # of where functions begin: 4 for each
 BUDGET_SECONDS = 0.02  # for looking at functions, while spans wait
-FORGET_SECONDS = 30.0  # after nobody has asked for a program any more
-MAX_WAITING = 32  # programs to be looked into, each of which is held open
 _NEW = bytes([abi.GoStart.NEW])
 _INHERITS, _RECEIVES = bytes([abi.GoStart.INHERITS]), bytes([abi.GoStart.RECEIVES])
-_Version = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Analysed:
-    program: Program
-    functions: golang.Starts
-    digest: str  # of the file: what it says of itself may be another's
-
-
-@dataclass(slots=True)
-class _Waiting:
-    future: Future[_Analysed | None]
-    asked: float  # when somebody last did
 
 
 class GoPrograms:
@@ -239,7 +223,6 @@ class GoPrograms:
     ) -> None:
         """`write`: the group go_write is on."""
         self._write = write
-        self._clock = clock
         self._starts = loaded.map_fd("tl_go_starts")
         # indices of an earlier run: its programs are found again, under others
         # and what they asked is followed no more
@@ -248,31 +231,24 @@ class GoPrograms:
             for key in list(libbpf.keys(earlier, PROCESS_KEY_BYTES)):
                 libbpf.delete(earlier, key)
         self._indices = GoIndices(loaded)
-        self._known: dict[int, _Analysed] = {}  # by index of tl_go_binaries
-        self._waiting: dict[_Version, _Waiting] = {}
-        self._analysing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="go")
+        self._known: dict[int, Analysed] = {}  # by index of tl_go_binaries
+        self._analysis = GoAnalysis(clock)
         self.failures: Counter[str] = Counter()
 
     def find(self, fd: int) -> tuple[Site, ...]:
         """The sites of a Go program; none in any other file, and in one that is not understood."""
-        version = _version(fd)
-        waiting = self._waiting.get(version)
-        if waiting is None:
-            if not golang.is_go(fd):
-                return ()
-            if len(self._waiting) >= MAX_WAITING:
-                raise LaterError
-            self._waiting[version] = _Waiting(self._analyse(fd), self._clock())
-            raise LaterError
-        waiting.asked = self._clock()
-        if not waiting.future.done():
-            raise LaterError
-        del self._waiting[version]
         try:
-            return self._sites(waiting.future.result())
+            return self._sites(self._analysis.ask(fd))
         except (MalformedError, golang.UnsupportedError) as error:
             self.failures[type(error).__name__.removesuffix("Error").lower()] += 1
             log.warning("a Go program is not followed: %s", error)
+            return ()
+        except (OSError, LaterError):
+            raise
+        except Exception as error:
+            # A net: the file is of those who are traced, and must not end the agent.
+            self.failures["failed"] += 1
+            log.exception("a Go program is not followed: %r", error)
             return ()
 
     def answer(self, probed: Iterable[tuple[int, Sequence[Site]]]) -> None:
@@ -296,6 +272,9 @@ class GoPrograms:
                 receives = known.functions.receives(start.pc, files[start.binary])
             except (OSError, MalformedError):
                 receives = True
+            except Exception:  # as in `find`
+                self.failures["failed"] += 1
+                receives = True
             libbpf.update(self._starts, key, _RECEIVES if receives else _INHERITS)
             if time.monotonic() > until:
                 break
@@ -305,27 +284,21 @@ class GoPrograms:
         return {"version": self._known[_index(sites[0])].program.version}
 
     def close(self) -> None:
-        self._analysing.shutdown(wait=True, cancel_futures=True)
-
-    def _analyse(self, fd: int) -> Future[_Analysed | None]:
-        """Looks into a file, which is held open until that is done or given up."""
-        held = os.dup(fd)
-        future = self._analysing.submit(_analyse, held)
-        future.add_done_callback(lambda _: os.close(held))
-        return future
+        self._analysis.close()
 
     def _forget(self, used: Collection[int]) -> None:
-        now = self._clock()
-        for version, waiting in list(self._waiting.items()):
-            future = waiting.future
-            if now - waiting.asked > FORGET_SECONDS and (future.done() or future.cancel()):
-                del self._waiting[version]
+        self._analysis.forget()
         for index in self._known.keys() - used:
             del self._known[index]
         self._indices.keep(used)
 
-    def _sites(self, analysed: _Analysed | None) -> tuple[Site, ...]:
+    def _sites(self, analysed: Analysed | None) -> tuple[Site, ...]:
         if analysed is None:
+            return ()
+        kept = {known.digest: known.functions.kept_bytes for known in self._known.values()}
+        kept[analysed.digest] = analysed.functions.kept_bytes
+        if sum(kept.values()) > _MAX_KEPT_BYTES:
+            self.failures["too_many_programs"] += 1
             return ()
         found: list[Site] = []
         program = analysed.program
@@ -334,7 +307,9 @@ class GoPrograms:
             if not sites:
                 continue
             packed = pack(program, family, write=self._write)
-            index = self._indices.take(f"{analysed.digest} {number}", packed)
+            # the digest is of something else where the file was written to meanwhile
+            told = hashlib.sha256(packed).hexdigest()
+            index = self._indices.take(f"{analysed.digest} {number} {told}", packed)
             if not index:
                 self.failures["too_many_programs"] += 1
                 continue
@@ -356,13 +331,6 @@ class GoPrograms:
 def _index(site: Site) -> int:
     """Of tl_go_binaries; 0 for what belongs to no Go program."""
     return site.cookie & (abi.Go.BINARIES - 1)
-
-
-def _version(fd: int) -> _Version:
-    """Differs when the file has been written to: what was found in it holds no more."""
-    status = os.fstat(fd)
-    changed = status.st_mtime_ns, status.st_ctime_ns
-    return (status.st_dev, status.st_ino, status.st_size, *changed)
 
 
 def probed(
@@ -403,10 +371,3 @@ def pack(program: Program, family: Family, *, write: bool = True) -> bytes:
             writes=_writes(program, sites),
         )
     )
-
-
-def _analyse(fd: int) -> _Analysed | None:
-    program = golang.analyse(fd)
-    if program is None:
-        return None
-    return _Analysed(program, golang.Starts(fd), golang.digest(fd))

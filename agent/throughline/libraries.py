@@ -155,7 +155,7 @@ class Libraries:
         for count, (_, pid) in enumerate(due):
             if count and self._clock() - now > budget:
                 break
-            self._read(pid, now)
+            self._read(pid, now, now + budget)
         self._tend_files(now)
 
     def close(self) -> None:
@@ -175,19 +175,25 @@ class Libraries:
             if not known or known.executable not in (None, mappings.executable(self._proc, pid)):
                 self._processes[pid] = _Process(now)
 
-    def _read(self, pid: int, now: float) -> None:
+    def _read(self, pid: int, now: float, until: float) -> None:
+        """Looks at what a process maps; at one new file in any case, the others may come later."""
         process = self._processes[pid]
         process.due = now + min(LATER_READINGS, SECOND_READING * 2 ** min(process.readings, 8))
         process.readings += 1
         if process.executable is None:
             process.executable = mappings.executable(self._proc, pid)
         mapped: dict[_Key, _Identity | None] = {}
+        looked = False
         try:
             for mapping in mappings.executed(self._proc, pid, self.failures):
                 key = (mapping.device, mapping.name, mapping.deleted)
                 if key in process.mapped:
                     mapped[key] = process.mapped[key]
                     continue
+                if looked and self._clock() > until:
+                    process.due = now
+                    continue
+                looked = True
                 try:
                     mapped[key] = self._look(pid, mapping, now)
                 except LaterError:
@@ -219,6 +225,11 @@ class Libraries:
                 self._fail("unreachable", error, mapping.name)
         except MalformedError as error:
             self._fail("malformed", error, mapping.name)
+        except LaterError:
+            raise
+        except Exception as error:
+            # A net: the file is of those who are traced, and must not end the agent.
+            self._fail("failed", error, mapping.name)
         return None
 
     def _look_deleted(self, pid: int, mapping: mappings.Mapping, now: float) -> _Identity | None:
@@ -334,8 +345,14 @@ class Libraries:
         )
         for identity, file in list(self._files.items()):
             file.processes = used[identity]
-            status = os.fstat(file.fd)
-            wanted = file.lease is not None and file.lease.is_wanted()
+            try:
+                status = os.fstat(file.fd)
+                wanted = file.lease is not None and file.lease.is_wanted()
+            except OSError as error:  # its file system is gone: NFS, FUSE
+                self._fail("file_unreadable", error, file.path)
+                self._detach(identity)
+                self._forget(identity, now)
+                continue
             if wanted or _stamp(status) != file.stamp:
                 self.failures["written"] += 1
                 written = "is going to be" if wanted else "was"
@@ -368,7 +385,8 @@ class Libraries:
         """Counted each time, logged the first time."""
         self.failures[reason] += 1
         if self.failures[reason] == 1:
-            log.warning("%s: %s: %s", reason, what, error)
+            # where a fault of ours is
+            log.warning("%s: %s: %s", reason, what, error, exc_info=reason == "failed")
 
 
 def _dear(sites: Iterable[uprobes.Site]) -> bool:
@@ -393,5 +411,7 @@ def _destroy(links: Sequence[uprobes.Link]) -> None:
 
 
 def _release(links: Sequence[uprobes.Link], fd: int) -> None:
-    _destroy(links)
-    os.close(fd)
+    try:
+        _destroy(links)
+    finally:
+        os.close(fd)

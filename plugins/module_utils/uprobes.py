@@ -47,10 +47,15 @@ def need(root):
 
 def has_sys_admin(root):
     """Is it there to be dropped?"""
+    return bool(capability_set(root, "CapEff") >> CAPABILITY_BITS["CAP_SYS_ADMIN"] & 1)
+
+
+def capability_set(root, name):
+    """A set of our own capabilities, as bits."""
     for line in (read_text(root, "/proc/self/status") or "").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> CAPABILITY_BITS["CAP_SYS_ADMIN"] & 1)
-    return False
+        if line.startswith(name + ":"):
+            return int(line.split()[1], 16)
+    return 0
 
 
 def attempt():
@@ -78,6 +83,8 @@ def attempt():
 def attempt_without_sys_admin():
     """The same with what the agent has at most, besides CAP_SYS_ADMIN."""
     kept = sum(1 << bit for name, bit in CAPABILITY_BITS.items() if name != "CAP_SYS_ADMIN")
+    # capset(2) refuses what is not permitted, as in a container without CAP_LEASE
+    kept &= capability_set("/", "CapPrm")
     low, high = kept & 0xFFFFFFFF, kept >> 32
     header = ctypes.create_string_buffer(struct.pack("<Ii", CAPABILITY_VERSION, 0), 8)
     sets = struct.pack("<6I", low, low, 0, high, high, 0)  # effective, permitted, inheritable

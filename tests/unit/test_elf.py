@@ -183,6 +183,9 @@ SECTIONS = struct.unpack_from("<Q", STATIC, 40)[0]
         pytest.param(patched(GOOD, 32, "<Q", 1 << 40), id="program headers behind the end"),
         pytest.param(patched(GOOD, 32, "<Q", (1 << 64) - 1), id="no such offset"),
         pytest.param(patched(GOOD, 64 + 8, "<Q", 1 << 63), id="segment beyond off_t"),
+        pytest.param(patched(GOOD, 64 + 16, "<Q", (1 << 64) - 8), id="segment far too high"),
+        pytest.param(patched(GOOD, 64 + 32, "<Q", 1 << 63), id="segment that ends too high"),
+        pytest.param(patched(GOOD, 64 + 56, "<I4xQ", 4, 1 << 63), id="notes beyond off_t"),
         pytest.param(patched(GOOD, 64 + 2 * 56 + 8, "<Q", 1 << 33), id="dynamic behind the end"),
         pytest.param(patched(GOOD, TABLE, "<I", 0), id="no bucket"),
         pytest.param(patched(GOOD, TABLE + 8, "<I", 0), id="no bloom word"),
@@ -194,6 +197,9 @@ SECTIONS = struct.unpack_from("<Q", STATIC, 40)[0]
         pytest.param(
             patched(build(elffile.libssl(), table="sysv"), TABLE + 12, "<7I", *[1] * 7),
             id="chain in a circle",
+        ),
+        pytest.param(
+            patched(patched(STATIC, 40, "<Q", 1 << 63), 60, "<H", 0), id="no sections, nowhere"
         ),
         pytest.param(patched(STATIC, 60, "<H", 0xFFFE), id="65534 sections"),
         pytest.param(patched(STATIC, SECTIONS + 64 + 32, "<Q", 1 << 24), id="symbols too long"),
@@ -217,16 +223,35 @@ def test_a_name_without_end_of_copies_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MalformedError, match="times"):
         sites(tmp_path, data)
     symbols = struct.pack("<IBBHQQ", 1, 0x11, 0, 1, 0, 0) * 100_000
-    names = b"\0SSL_read\0SSL_write\0"
-    data = patched(STATIC, SECTIONS + 64 + 24, "<QQ", len(STATIC), len(symbols)) + symbols
-    data = patched(data, SECTIONS + 128 + 24, "<QQ", len(data), len(names)) + names
+    data = with_static(symbols, b"\0SSL_read\0SSL_write\0")
     with pytest.raises(MalformedError, match="repeats"):
         sites(tmp_path, data)
 
 
+def with_static(symbols: bytes, strings: bytes) -> bytes:
+    """A program with these tables."""
+    data = patched(STATIC, SECTIONS + 64 + 24, "<QQ", len(STATIC), len(symbols)) + symbols
+    return patched(data, SECTIONS + 128 + 24, "<QQ", len(data), len(strings)) + strings
+
+
+def test_names_and_symbols_without_end_take_a_moment(tmp_path: Path) -> None:
+    """Tables as large as may be: 32 MB of each."""
+    names = (*openssl._READ, *openssl._WRITE, openssl._HANDSHAKE, openssl._FREE)
+    symbols = struct.pack("<IBBHQQ", 1, 0x12, 0, 1, elffile.TEXT_ADDRESS, 16)
+    symbols = symbols.ljust((32 << 20) // 24 * 24, b"\0")
+    path = tmp_path / "file"
+    for times in (10, 60):
+        strings = b"\0" + b"".join(f"{name}\0".encode() * times for name in names)
+        path.write_bytes(with_static(symbols, strings.ljust(32 << 20, b"S")))
+        started = time.process_time()
+        with contextlib.suppress(MalformedError):
+            openssl.sites(path)
+        assert time.process_time() - started < 2
+
+
 def test_overlapping_segments_lead_nowhere_else(tmp_path: Path) -> None:
     """All of the address space in one segment that is not executable, before the others."""
-    data = patched(GOOD, 64 + 32, "<Q", (1 << 64) - 1)
+    data = patched(GOOD, 64 + 32, "<Q", 1 << 62)
     assert sites(tmp_path, data) == INNER
     # and the other way round: text where the tables are
     data = patched(GOOD, 64 + 56 + 8, "<QQ", 0, 0)

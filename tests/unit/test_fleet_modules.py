@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -168,6 +169,31 @@ def test_whether_uprobes_ask_for_sys_admin_is_tried(
     monkeypatch.setattr(module, "attempt", lambda: with_all)
     monkeypatch.setattr(module, "attempt_without_sys_admin", lambda: without)
     assert module.need("/") == need
+
+
+def test_only_capabilities_that_are_there_are_kept_for_the_trial(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a container without CAP_LEASE, which has CAP_SYS_ADMIN and CAP_BPF."""
+    module = plugin("module_utils.uprobes")
+    status = tmp_path / "proc/self/status"
+    status.parent.mkdir(parents=True)
+    status.write_text("CapPrm:\t0000008000200000\nCapEff:\t0000000000200000\n")
+    assert module.has_sys_admin(str(tmp_path))
+    asked: list[tuple[int, ...]] = []
+
+    class Libc:
+        @staticmethod
+        def capset(_header: object, sets: bytes) -> int:
+            asked.append(struct.unpack("<6I", bytes(sets)[:24]))
+            return 0
+
+    read = module.read_text
+    monkeypatch.setattr(module, "read_text", lambda root, path: read(str(tmp_path), path))
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda *_, **__: Libc)
+    monkeypatch.setattr(module, "attempt", lambda: errno.EACCES)
+    assert module.attempt_without_sys_admin() == errno.EACCES
+    assert asked == [(0, 0, 0, 1 << 39 - 32, 1 << 39 - 32, 0)]
 
 
 def test_confidentiality_leaves_nothing(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit import gofile, goprogram
-from throughline.golang import UnsupportedError, analyse, image
+from throughline import goprograms
+from throughline.golang import Starts, UnsupportedError, analyse, image, pclntab
 from throughline.golang.rtypes import Types
 from throughline.kernel.elf import MalformedError
 
@@ -66,7 +67,7 @@ def examine(fd: int, size: int) -> float:
     "data",
     [
         pytest.param(patched(GOOD, (HEADER + 8, "<Q", TOO_MANY)), id="functions without end"),
-        pytest.param(patched(GOOD, (HEADER + 8, "<Q", 1 << 22)), id="four million functions"),
+        pytest.param(patched(GOOD, (HEADER + 8, "<Q", 1 << 20)), id="a million functions"),
         pytest.param(patched(GOOD, (HEADER + 8, "<Q", 0)), id="no function"),
         pytest.param(patched(GOOD, (HEADER + 32, "<Q", TOO_MANY)), id="names behind the end"),
         pytest.param(patched(GOOD, (HEADER + 40, "<Q", 1 << 30)), id="names of a gigabyte"),
@@ -86,6 +87,14 @@ def examine(fd: int, size: int) -> float:
         ),
         pytest.param(patched(GOOD, (56, "<H", 0xFFFF)), id="65535 segments"),
         pytest.param(patched(GOOD, (64 + 56 + 32, "<Q", 1 << 40)), id="a segment of a terabyte"),
+        pytest.param(
+            patched(
+                BARE,
+                (64 + 56 + 16, "<Q", 1 << 63),
+                (gofile.VARIABLES_AT + 0x600 + 8, "<Q", (1 << 63) + 0x6000),
+            ),
+            id="a function table where the kernel is",
+        ),
         pytest.param(
             patched(BARE, (gofile.VARIABLES_AT + 0x600 + 24, "<Q", TOO_MANY)),
             id="relocations without end",
@@ -114,6 +123,36 @@ def test_fields_in_a_circle_end(tmp_path: Path) -> None:
         program = analyse(fd)
     assert program is not None
     assert "net.TCPConn.conn.fd" not in program.offsets
+
+
+def test_a_field_that_no_struct_has_room_for_is_missing(tmp_path: Path) -> None:
+    far = 0xFFFF
+    structs: dict[str, gofile.Fields] = {"runtime.g": [("goid", far, ""), ("m", 48, "*")]}
+    data = bytearray(gofile.build(structs=structs))
+    struct.pack_into("<Q", data, TYPES + 0x100, far + 8)  # the struct's size
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with opened(path) as fd:
+        program = analyse(fd)
+    assert program is not None
+    assert "runtime.g.m" in program.offsets
+    assert program.offsets.get("runtime.g.goid") != far
+    for family in goprograms.FAMILIES:
+        goprograms.pack(program, family)
+
+
+@pytest.mark.parametrize("together", [1, 4096])
+@pytest.mark.parametrize("changed", [0, 16])
+def test_functions_that_are_not_in_order_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int, changed: int
+) -> None:
+    """The first one begins behind the second; the last one ends before it begins."""
+    monkeypatch.setattr(pclntab, "_FUNCTIONS", together)
+    pairs = HEADER + int.from_bytes(GOOD[HEADER + 64 : HEADER + 72], "little")
+    path = tmp_path / "file"
+    path.write_bytes(patched(GOOD, (pairs + changed, "<I", 0x50 if changed == 0 else 0x30)))
+    with opened(path) as fd, pytest.raises(MalformedError, match="not in order"):
+        Starts(fd)
 
 
 def test_a_large_sparse_file_costs_little(tmp_path: Path) -> None:
@@ -173,6 +212,25 @@ def test_every_truncation_ends(tmp_path: Path, whole: bytes) -> None:
         os.truncate(path, size)
         with opened(path) as fd:
             assert examine(fd, size) < 0.5
+
+
+@pytest.mark.parametrize("code", [b"\xe8", b"\xe9", b"\xcc"])
+def test_a_function_that_is_nothing_but_calls_counts_as_one_that_waits(
+    tmp_path: Path, code: bytes
+) -> None:
+    size, text = 1 << 16, 0x500000
+    pairs = HEADER + int.from_bytes(GOOD[HEADER + 64 : HEADER + 72], "little")
+    data = patched(
+        GOOD,
+        *((64 + 8, "<Q", len(GOOD)), (64 + 16, "<Q", text), (64 + 32, "<Q", size)),
+        *((MODULE + 22 * 8, "<Q", text), (MODULE + 23 * 8, "<Q", text + size)),
+        (pairs + 16, "<I", size),  # where the last function ends
+    )
+    path = tmp_path / "file"
+    path.write_bytes(data + code * size)
+    with opened(path) as fd:
+        starts = Starts(fd)
+        assert starts.receives(text + gofile.APART, fd) == (code != b"\xcc")
 
 
 VALUES = (0, 1, 8, 0x7F, 0x80, 0xFF)

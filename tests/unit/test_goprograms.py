@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import struct
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.unit import gofile
-from throughline.goprograms import FORGET_SECONDS, MAX_WAITING, GoPrograms
+from throughline import golang, goprograms
+from throughline.goanalysis import FORGET_SECONDS, MAX_WAITING
+from throughline.golang import pclntab
+from throughline.golang.image import Image
+from throughline.goprograms import GoPrograms
 from throughline.kernel import abi, libbpf
 from throughline.kernel.uprobes import Site
 from throughline.libraries import LaterError
@@ -104,6 +110,33 @@ def test_a_program_has_an_index(programs: GoPrograms, told: Told, tmp_path: Path
     assert not programs.failures
 
 
+def test_a_program_that_was_written_to_meanwhile_has_another_index(
+    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a lease the digest may be of what another program has."""
+    monkeypatch.setattr(golang, "digest", lambda *_: "the same")
+    (tmp_path / "one").write_bytes(gofile.build("go1.22.10"))
+    (tmp_path / "other").write_bytes(gofile.build("go1.24.3"))
+    (one,), (other,) = (find(programs, tmp_path / name) for name in ("one", "other"))
+    assert one.cookie != other.cookie
+
+
+def test_what_is_kept_of_programs_is_bounded(
+    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Three numbers of four bytes for each."""
+    monkeypatch.setattr(goprograms, "_MAX_KEPT_BYTES", 24)
+    content = gofile.build()
+    for name, more in (("one", b""), ("two", b"2"), ("again", b"")):
+        (tmp_path / name).write_bytes(content + more)
+        assert find(programs, tmp_path / name)
+    (tmp_path / "three").write_bytes(content + b"3")
+    assert find(programs, tmp_path / "three") == ()
+    assert programs.failures == {"too_many_programs": 1}
+    programs.answer([])
+    assert find(programs, tmp_path / "three")
+
+
 def test_what_cannot_be_followed_is_counted(programs: GoPrograms, tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(gofile.build(version="go1.17.13"))
     assert find(programs, tmp_path / "old") == ()
@@ -111,6 +144,67 @@ def test_what_cannot_be_followed_is_counted(programs: GoPrograms, tmp_path: Path
     (tmp_path / "sh").write_bytes(b"#!/bin/sh\n")
     assert find(programs, tmp_path / "sh") == ()
     assert programs.failures == {"unsupported": 1}
+
+
+def test_a_fault_of_ours_does_not_end_it(
+    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise struct.error("int too large to convert")
+
+    (tmp_path / "shop").write_bytes(gofile.build())
+    with monkeypatch.context() as patched:
+        patched.setattr(golang, "analyse", fail)
+        assert find(programs, tmp_path / "shop") == ()
+    assert programs.failures == {"failed": 1}
+
+
+def test_a_function_that_cannot_be_looked_at_receives(
+    programs: GoPrograms, told: Told, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shop: int
+) -> None:
+    def fail(*_: object) -> bool:
+        raise struct.error("int too large to convert")
+
+    sites = find(programs, tmp_path / "shop")
+    start = abi.GO_START_KEY.pack(*abi.GoStartKey(pc=gofile.TEXT, binary=1))
+    told[STARTS, start] = bytes([abi.GoStart.NEW])
+    monkeypatch.setattr(golang.Starts, "receives", fail)
+    programs.answer([(shop, sites)])
+    assert told[STARTS, start] == bytes([abi.GoStart.RECEIVES])
+    assert programs.failures == {"failed": 1}
+
+
+def test_the_end_does_not_wait_for_the_analysis(
+    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, shop: int
+) -> None:
+    begun = threading.Event()
+
+    def without_end(image: Image, *_: object) -> None:
+        begun.set()
+        while True:
+            image.check_time()
+
+    monkeypatch.setattr(pclntab, "tables", without_end)
+    with pytest.raises(LaterError):
+        programs.find(shop)
+    (waiting,) = programs._analysis._waiting.values()
+    assert begun.wait(10)
+    started = time.monotonic()
+    programs.close()
+    assert time.monotonic() - started < 5
+    with pytest.raises(golang.UnsupportedError, match="given up"):
+        waiting.future.result(0)
+
+
+@pytest.mark.parametrize("read", [golang.analyse, golang.Starts, golang.digest])
+def test_what_nobody_waits_for_is_given_up(
+    read: Callable[[int, threading.Event], object], shop: int
+) -> None:
+    stop = threading.Event()
+    assert read(shop, stop) is not None
+    stop.set()
+    with pytest.raises(golang.UnsupportedError, match="given up"):
+        read(shop, stop)
 
 
 def test_a_program_that_nobody_asks_for_is_forgotten(
@@ -121,13 +215,13 @@ def test_a_program_that_nobody_asks_for_is_forgotten(
     with pytest.raises(LaterError):
         programs.find(shop)
     programs.answer([])
-    assert len(programs._waiting) == 1
+    assert len(programs._analysis._waiting) == 1
     clock.now += FORGET_SECONDS + 1
     deadline = time.monotonic() + 10
-    while programs._waiting and time.monotonic() < deadline:
+    while programs._analysis._waiting and time.monotonic() < deadline:
         programs.answer([])
         time.sleep(0.01)
-    assert (programs._waiting, descriptors()) == ({}, before)
+    assert (programs._analysis._waiting, descriptors()) == ({}, before)
 
 
 def test_so_many_wait_and_no_more(programs: GoPrograms, tmp_path: Path, shop: int) -> None:
@@ -140,7 +234,7 @@ def test_so_many_wait_and_no_more(programs: GoPrograms, tmp_path: Path, shop: in
         with pytest.raises(LaterError):
             programs.find(fd)
         os.close(fd)
-    assert len(programs._waiting) == MAX_WAITING
+    assert len(programs._analysis._waiting) == MAX_WAITING
     assert descriptors() <= before + MAX_WAITING
 
 
@@ -150,7 +244,7 @@ def test_what_was_found_before_a_write_holds_no_more(
     """The file is written over while it waits for the one who asked."""
     with pytest.raises(LaterError):
         programs.find(shop)
-    (first,) = programs._waiting.values()
+    (first,) = programs._analysis._waiting.values()
     first.future.result(60)
     (tmp_path / "shop").write_bytes(gofile.build(version="go1.17.13"))
     later = time.time_ns() + 1_000_000_000  # some file systems count in hundredths of a second

@@ -17,7 +17,7 @@ STAGES = (
     {"services"},
     {"spans", "metrics"},
     {"export"},
-    {"libraries", "mappings", "golang", "goindices", "goprograms"},
+    {"libraries", "mappings", "golang", "goanalysis", "goindices", "goprograms"},
     {"groups"},
     {"status", "doctor", "report"},
     {"agent"},

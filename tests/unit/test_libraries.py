@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import struct
@@ -46,6 +48,8 @@ class FakeLease(Lease):
         self._host = host
 
     def is_wanted(self) -> bool:
+        if self._host.stale is not None:
+            raise self._host.stale
         return self._host.writer_waits
 
     def give_back(self) -> None:
@@ -65,8 +69,11 @@ class Host:
         self.now = 1000.0
         self.links: list[FakeLink] = []
         self.refusal: OSError | None = None
+        self.find_takes = 0.0  # seconds
+        self.fault: Exception | None = None
         self.leases = "granted"
         self.writer_waits = False
+        self.stale: OSError | None = None
         self.given_back = 0
         self.programs = {name: FakeProgram(name) for name in NAMES}
         self.libraries = Libraries(
@@ -80,6 +87,9 @@ class Host:
         )
 
     def find(self, fd: int) -> tuple[uprobes.Site, ...]:
+        if self.fault is not None:
+            raise self.fault
+        self.now += self.find_takes
         return openssl.sites_of(fd)
 
     def take_lease(self, fd: int) -> FakeLease | None:
@@ -273,6 +283,40 @@ def test_who_writes_waits_until_the_probes_are_gone(host: Host) -> None:
     host.follow()
     host.detached()
     assert (host.paths, host.libraries.failures) == ([], {"written": 1})
+
+
+def test_a_file_whose_file_system_is_gone_is_let_go(host: Host) -> None:
+    host.process(10, host.file("libssl.so"))
+    host.follow()
+    host.stale = OSError(errno.ESTALE, "Stale file handle")
+    host.follow()
+    host.detached()
+    assert (host.paths, host.links) == ([], [])
+    assert host.libraries.failures == {"file_unreadable": 1}
+    host.stale = None
+    host.follow()
+    assert len(host.paths) == 1
+
+
+def test_a_lease_that_the_kernel_took_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    Lease(-1).give_back()
+
+
+def test_a_probe_that_does_not_go_holds_no_file(host: Host) -> None:
+    class Stuck(FakeLink):
+        def destroy(self) -> None:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    path = host.file("libssl.so")
+    fd = os.open(path, os.O_RDONLY)
+    with pytest.raises(OSError, match="Bad file"):
+        libraries_module._release([Stuck(host, "tl_ssl_free", (0, 0))], fd)
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
 
 
 def test_a_file_that_is_being_written_is_looked_at_later(host: Host) -> None:
@@ -531,6 +575,23 @@ def test_work_is_spread_over_calls(host: Host, monkeypatch: pytest.MonkeyPatch) 
     assert seen == [2, 4, 6, 7]
 
 
+def test_the_files_of_a_process_are_spread_over_calls(host: Host) -> None:
+    """Each takes 15 ms to look at here: two fit into a call. What is known stays known."""
+    host.follow()
+    host.find_takes = 0.015
+    host.process(10, *(host.file(f"{number}.so") for number in range(5)))
+    seen = []
+    for _ in range(3):
+        host.follow(0.1)
+        seen.append([found.processes for found in host.libraries.attached])
+    assert seen == [[1] * 2, [1] * 4, [1] * 5]
+    host.find_takes = 1.0
+    host.process(11, *(host.file(f"again/{number}.so") for number in range(2)))
+    host.follow(0.1)
+    host.follow(0.1)
+    assert len(host.paths) == 7, "one in each call at least"
+
+
 def test_all_is_found_at_the_start(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the agent says that it is ready, unless that takes seconds."""
     path = host.file("libssl.so")
@@ -563,3 +624,15 @@ def test_hostile_files_do_not_end_it(host: Host) -> None:
     host.process(10, host.file("a", LIBSSL[:56] + sizes + LIBSSL[58:]), host.file("b", LIBSSL[:70]))
     host.follow()
     assert host.libraries.failures == {"malformed": 2}
+
+
+def test_a_fault_of_ours_does_not_end_it(host: Host) -> None:
+    host.fault = struct.error("int too large to convert")
+    host.process(10, host.file("a"))
+    host.follow()
+    assert (host.paths, host.libraries.failures) == ([], {"failed": 1})
+    assert host.given_back == 1
+    host.fault = None
+    host.process(11, host.file("b"))
+    host.follow()
+    assert len(host.paths) == 1

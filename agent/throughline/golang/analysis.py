@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -46,24 +47,25 @@ def is_go(fd: int) -> bool:
         return False
 
 
-def digest(fd: int) -> str:
+def digest(fd: int, stop: threading.Event | None = None) -> str:
     """Equal for files whose content is equal, and for no others. Raises as `analyse` does."""
     elf = Elf.open(fd)
     if elf is None:
         raise MalformedError("no program any more")
-    return buildinfo.digest(elf)
+    return buildinfo.digest(elf, stop)
 
 
-def analyse(fd: int) -> Program | None:
+def analyse(fd: int, stop: threading.Event | None = None) -> Program | None:
     """The Go program in an open file; None when there is none.
 
-    Raises UnsupportedError for one that cannot be read at all, MalformedError for a file that
-    contradicts itself, OSError when it cannot be read. The descriptor stays open.
+    Raises UnsupportedError for one that cannot be read at all, and once `stop` is set,
+    MalformedError for a file that contradicts itself, OSError when it cannot be read. The
+    descriptor stays open.
     """
     elf = Elf.open(fd)
     if elf is None:
         return None
-    image = Image(elf)
+    image = Image(elf, stop)
     info = buildinfo.read(image)
     if info is None:
         return None
@@ -76,7 +78,7 @@ def analyse(fd: int) -> Program | None:
         version=info.version,
         path=info.path,
         modules=info.modules,
-        build_id=buildinfo.build_id(elf),
+        build_id=buildinfo.build_id(elf, stop),
         sites=found.sites,
         offsets=layout.offsets,
         types=layout.types,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from throughline.golang import sections
 from throughline.golang.image import Image
-from throughline.golang.program import UnsupportedError
+from throughline.golang.program import UnsupportedError, check_stop
 from throughline.kernel.elf import Elf, MalformedError
 
 _MAGIC = b"\xff Go buildinf:"
@@ -117,7 +118,7 @@ def _printable(data: bytes) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
-def build_id(elf: Elf) -> str:
+def build_id(elf: Elf, stop: threading.Event | None = None) -> str:
     """The GNU build id, else Go's, else a hash of the file."""
     found: dict[tuple[bytes, int], bytes] = {}
     for segment in elf.notes:
@@ -135,13 +136,14 @@ def build_id(elf: Elf) -> str:
         return gnu.hex()
     if go := found.get((b"Go\0\0", 4)):
         return _printable(go)
-    return f"sha256:{digest(elf)}"
+    return f"sha256:{digest(elf, stop)}"
 
 
-def digest(elf: Elf) -> str:
+def digest(elf: Elf, stop: threading.Event | None = None) -> str:
     """A hash of the whole file: of what the analysis has seen, and of what is probed."""
     hashed = hashlib.sha256()
     size = os.fstat(elf.fd).st_size
     for at in range(0, size, 1 << 20):
+        check_stop(stop)
         hashed.update(elf.read(at, min(1 << 20, size - at)))
     return hashed.hexdigest()

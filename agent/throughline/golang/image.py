@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from throughline.golang.program import UnsupportedError
+from throughline.golang.program import UnsupportedError, check_stop
 from throughline.kernel.elf import Elf, MalformedError, Segment
 
 _DT_RELA, _DT_RELASZ, _DT_RELAENT = 7, 8, 9
@@ -31,11 +32,13 @@ PIECE_BYTES = 1 << 20
 class Image:
     """Reads what is loaded; addresses are as linked.
 
-    Made for one analysis: who reads on and on is stopped by UnsupportedError.
+    Made for one analysis: who reads on and on is stopped by UnsupportedError, and so is who reads
+    when `stop` is set.
     """
 
-    def __init__(self, elf: Elf) -> None:
+    def __init__(self, elf: Elf, stop: threading.Event | None = None) -> None:
         self.elf = elf
+        self._stop = stop
         self._end = time.thread_time() + _MAX_SECONDS
         size = os.fstat(elf.fd).st_size
         if size > _MAX_FILE_BYTES:
@@ -83,6 +86,7 @@ class Image:
             yield at, self.read(at, min(PIECE_BYTES + overlap, start + size - at))
 
     def check_time(self) -> None:
+        check_stop(self._stop)
         if time.thread_time() > self._end:
             raise UnsupportedError(f"not understood within {_MAX_SECONDS:.0f} s")
 

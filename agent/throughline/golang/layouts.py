@@ -18,6 +18,8 @@ from throughline.golang.moduledata import Module
 from throughline.golang.rtypes import Struct, Types
 from throughline.golang.wanted import EXTRA, FEATURES, Feature, Group, split
 
+_END = 1 << 15  # no struct is as large: what is said to lie behind counts as missing
+
 
 @dataclass(slots=True)
 class Layout:
@@ -63,7 +65,7 @@ def _from_types(types: Types, wanted: Collection[Feature], layout: Layout) -> No
     for group in fields:
         for owner, path in map(split, group):
             offset = types.offset(structs[owner], path) if owner in structs else None
-            if offset is not None:
+            if offset is not None and offset < _END:
                 layout.add(group[0], offset, "types")
                 break
     for group in descriptors:
@@ -85,6 +87,6 @@ def _from_dwarf(dwarf: Dwarf, lost: Collection[Group], layout: Layout) -> None:
     found = dwarf.offsets({split(name) for group in lost for name in group})
     for group in lost:
         for name in group:
-            if split(name) in found:
+            if found.get(split(name), _END) < _END:
                 layout.add(group[0], found[split(name)], "dwarf")
                 break

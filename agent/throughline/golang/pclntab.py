@@ -7,6 +7,7 @@ for each of them that C does not do: names are compared as a set, records as an 
 
 from __future__ import annotations
 
+import operator
 import struct
 from array import array
 from collections.abc import Container, Iterable, Iterator
@@ -18,7 +19,7 @@ from throughline.kernel.elf import MalformedError
 
 MAGICS = (0xFFFFFFF0, 0xFFFFFFF1)  # Go 1.18, Go 1.20
 _HEADER = struct.Struct("<IBBBBQQQQQQQQ")
-_MAX_FUNCTIONS = 1 << 22
+_MAX_FUNCTIONS = 1 << 20  # the largest programs have 250,000
 _MAX_TABLE_BYTES = 1 << 31
 _FUNCTIONS = 1 << 12  # looked at together
 _MAX_RECORDS_BYTES = 1 << 22  # of so many functions
@@ -60,10 +61,13 @@ class Table:
         """Where each function begins, and where the last one ends, from the start of the text."""
         found = array("I")
         for first in range(0, self.count, _FUNCTIONS):
+            image.check_time()
             count = min(_FUNCTIONS, self.count - first)
             pairs = memoryview(image.exactly(self.functions + first * 8, count * 8)).cast("I")
             found.extend(pairs[::2])
+            _check_order(found[max(first - 1, 0) :])
         found.frombytes(image.exactly(self.functions + self.count * 8, 4))
+        _check_order(found[-2:])
         return found
 
     def _names(self, image: Image, wanted: set[bytes]) -> dict[int, bytes]:
@@ -107,6 +111,11 @@ class Table:
                 if name in by_name:
                     line = words[(records[index] - low) // 4 + _LINE_WORD]
                     yield Entry(starts[index], starts[index + 1], name, line)
+
+
+def _check_order(starts: array[int]) -> None:
+    if any(map(operator.gt, starts, starts[1:])):
+        raise MalformedError("the function table is not in order")
 
 
 def tables(image: Image, section: Section | None) -> Iterator[Table]:

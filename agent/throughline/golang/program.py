@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 class UnsupportedError(Exception):
     """A Go binary that is too old or too new, or lacks what everything else is found by."""
+
+
+def check_stop(stop: threading.Event | None) -> None:
+    """Raises UnsupportedError when nobody waits for the analysis any more."""
+    if stop is not None and stop.is_set():
+        raise UnsupportedError("given up")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ interfaces and function values), is taken for one of those. Most others do their
 from __future__ import annotations
 
 import bisect
+import threading
 from collections.abc import Iterator
 
 from throughline.golang import analysis, buildinfo
@@ -34,15 +35,16 @@ _IDLE = ("net/http.(*connReader).backgroundRead",)
 _DEPTH = 2
 _MAX_FUNCTIONS = 256  # looked at for one start
 _MAX_CODE_BYTES = 1 << 16  # of each
+_MAX_CALLS = 1 << 14  # in all of them
 _CALL, _JUMP = 0xE8, 0xE9
 
 
 class Starts:
     """The functions of the Go program behind a descriptor. Raises as `golang.analyse` does."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, stop: threading.Event | None = None) -> None:
         elf = Elf.open(fd)
-        image = Image(elf) if elf is not None else None
+        image = Image(elf, stop) if elf is not None else None
         info = buildinfo.read(image) if image is not None else None
         if elf is None or image is None or info is None:
             raise MalformedError("no Go program any more")
@@ -58,6 +60,10 @@ class Starts:
         self._own = set().union(*(places.get(name, set()) for name in _OWN))
         self._idle = set().union(*(places.get(name, set()) for name in _IDLE))
 
+    @property
+    def kept_bytes(self) -> int:
+        return self._functions.itemsize * len(self._functions)
+
     def receives(self, address: int, fd: int) -> bool:
         """Does a goroutine that begins at this address, as linked, take work from others?
 
@@ -69,8 +75,16 @@ class Starts:
             return True
         level = [start]
         seen = {start}
+        calls = 0
         for depth in range(_DEPTH + 1):
-            called = {callee for function in level for callee in self._callees(elf, function)}
+            called: set[int] = set()
+            for function in level:
+                for target in self._targets(elf, function):
+                    calls += 1
+                    if calls > _MAX_CALLS:
+                        return True
+                    if self._end(target) is not None:
+                        called.add(target)
             if depth == 0 and called & self._own:
                 return False
             if called & (self._waiting | self._idle):
@@ -88,8 +102,8 @@ class Starts:
             return None
         return self._functions[index + 1]
 
-    def _callees(self, elf: Elf, start: int) -> Iterator[int]:
-        """The functions that one calls: what is no call leads to no start, but by chance."""
+    def _targets(self, elf: Elf, start: int) -> Iterator[int]:
+        """Where a function's calls lead: what is no call leads to no start, but by chance."""
         end = self._end(start)
         size = min((end or start) - start, _MAX_CODE_BYTES)
         code = elf.code(self._text + start, size)
@@ -97,7 +111,5 @@ class Starts:
             at = code.find(opcode)
             while 0 <= at <= len(code) - 5:
                 distance = int.from_bytes(code[at + 1 : at + 5], "little", signed=True)
-                target = start + at + 5 + distance
-                if self._end(target) is not None:
-                    yield target
+                yield start + at + 5 + distance
                 at = code.find(opcode, at + 1)

@@ -28,12 +28,13 @@ _SHT_SYMTAB = 2
 _STT_FUNC = 2
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
 
+_MAX_OFFSET = (1 << 63) - 1  # of off_t, and of the addresses of programs
 _MAX_SEGMENTS = 128
 _MAX_SECTIONS = 1024
 _MAX_DYNAMIC_BYTES = 1 << 14
 _MAX_CHAIN = 1 << 12
 _MAX_STATIC_BYTES = 1 << 25  # of .symtab, and of its strings
-_MAX_STRINGS = 64  # that end alike
+_MAX_STRINGS = 64  # that end in a name that is asked for
 _PIECE_BYTES = 24 << 15  # whole symbols
 
 
@@ -78,6 +79,9 @@ class Elf:
         for kind, flags, start, address, _, length, *_ in _SEGMENT.iter_unpack(
             self.read(offset, count * _SEGMENT.size)
         ):
+            if kind in (_PT_LOAD, _PT_DYNAMIC, _PT_NOTE):
+                _check(start, length)
+                _check(address, length)
             if kind == _PT_LOAD:
                 self._segments.append(Segment(start, address, length, bool(flags & _PF_X)))
             elif kind == _PT_DYNAMIC:
@@ -115,8 +119,7 @@ class Elf:
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes of the file."""
-        if offset >= 1 << 63:  # beyond off_t
-            raise MalformedError(f"offset {offset:#x}")
+        _check(offset, size)
         data = os.pread(self._fd, size, offset)
         if len(data) < size:
             raise MalformedError(f"ends before {offset:#x}+{size:#x}")
@@ -231,17 +234,13 @@ class Elf:
         if tables is None:
             return {}
         (symbols_at, symbols_size), (strings_at, strings_size) = tables
-        wanted = {
-            offset: name
-            for name in names
-            for offset in self._search(name.encode() + b"\0", strings_at, strings_size)
-        }
+        wanted = self._search(names, strings_at, strings_size)
         found: dict[str, Function] = {}
         looked_at = 0
         for start in range(0, symbols_size if wanted else 0, _PIECE_BYTES):
             piece = self.read(symbols_at + start, min(_PIECE_BYTES, symbols_size - start))
             strings = memoryview(piece).cast("I")[:: _SYMBOL.size // 4].tolist()
-            for index in _indices(strings, wanted):
+            for index in [index for index, string in enumerate(strings) if string in wanted]:
                 looked_at += 1
                 if looked_at > _MAX_CHAIN:
                     raise MalformedError(".symtab repeats a name")
@@ -272,18 +271,26 @@ class Elf:
             _SECTION.iter_unpack(self.read(self._sections_at, self._sections * _SECTION.size))
         )
 
-    def _search(self, wanted: bytes, start: int, size: int) -> Iterator[int]:
-        """Where `wanted` ends a string: linkers let a name share the end of a longer one."""
-        count = 0
+    def _search(self, names: list[str], start: int, size: int) -> dict[int, str]:
+        """Where a name ends a string: linkers let it share the end of a longer one."""
+        found: dict[int, str] = {}
+        overlap = max(map(len, names), default=0)
         for offset in range(0, size, _PIECE_BYTES):
-            length = min(_PIECE_BYTES + len(wanted) - 1, size - offset)
-            at = -1
-            piece = self.read(start + offset, length)
-            while (at := piece.find(wanted, at + 1)) >= 0:
-                count += 1
-                if count > _MAX_STRINGS:
-                    raise MalformedError(f"{wanted!r} is there {count} times")
-                yield offset + at
+            piece = self.read(start + offset, min(_PIECE_BYTES + overlap, size - offset))
+            for name in names:
+                wanted = name.encode() + b"\0"
+                at = piece.find(wanted)
+                while at >= 0:
+                    found[offset + at] = name
+                    if len(found) > _MAX_STRINGS:
+                        raise MalformedError(f"{name!r} and others are there {len(found)} times")
+                    at = piece.find(wanted, at + 1)
+        return found
+
+
+def _check(start: int, size: int) -> None:
+    if start + size > _MAX_OFFSET:
+        raise MalformedError(f"{start:#x}+{size:#x} is no place in a file or in memory")
 
 
 def gnu_hash(name: bytes) -> int:
@@ -299,14 +306,6 @@ def sysv_hash(name: bytes) -> int:
         value = (value << 4) + byte
         value = (value ^ (value & 0xF0000000) >> 24) & 0x0FFFFFFF
     return value
-
-
-def _indices(values: list[int], wanted: Iterable[int]) -> Iterator[int]:
-    for value in wanted:
-        at = -1
-        for _ in range(values.count(value)):
-            at = values.index(value, at + 1)
-            yield at
 
 
 def _function(symbol: bytes) -> Function | None:

@@ -7,6 +7,7 @@ executed is not opened for writing at all (ETXTBSY); renaming and removing a fil
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import signal
 
@@ -22,7 +23,8 @@ class Lease:
         return fcntl.fcntl(self._fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK
 
     def give_back(self) -> None:
-        fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        with contextlib.suppress(OSError):  # EAGAIN: the kernel has waited long enough and took it
+            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def take(fd: int) -> Lease | None:

@@ -1,0 +1,109 @@
+"""What the agent does with the files that it probes: in which order, and at its end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.unit.test_groups import FACTS
+from throughline import agent as agent_module
+from throughline import config, readings
+from throughline.agent import Agent
+from throughline.kernel import libbpf, openssl, uprobes
+from throughline.kernel import programs as kernel
+
+DONE: list[str] = []
+FINDERS: list[Callable[[int], tuple[uprobes.Site, ...]]] = []
+
+
+class Files:
+    """In the place of Libraries and GoPrograms: notes what is asked of it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def close(self) -> None:
+        DONE.append(f"{self._name} closed")
+
+    def find(self, fd: int) -> tuple[uprobes.Site, ...]:
+        DONE.append(f"{self._name} asked")
+        return ()
+
+
+class Anything:
+    """Has whatever is asked for, and does nothing."""
+
+    adopting = False
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: []
+
+
+def libraries(_: object, find: Callable[[int], tuple[uprobes.Site, ...]], __: object) -> Files:
+    FINDERS.append(find)
+    return Files("libraries")
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def agent(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Agent:
+    """One that has attached nothing, and probes files for `tls` and `go`."""
+    DONE.clear()
+    FINDERS.clear()
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
+    monkeypatch.setattr(kernel, "Programs", lambda **_: Anything())
+    monkeypatch.setattr(libbpf, "RingBuffer", lambda *_: Anything())
+    monkeypatch.setattr(agent_module, "GoPrograms", lambda *_, **__: Files("go"))
+    monkeypatch.setattr(agent_module, "Libraries", libraries)
+    monkeypatch.setattr(openssl, "sites_of", Files("openssl").find)
+    (tmp_path / "config.yaml").write_text("export: {otlp: {enabled: false}}\n")
+    settings = config.load(tmp_path / "config.yaml", environment={})
+    made = Agent(settings, FACTS, stack, os.dup(0))
+    loaded = cast(libbpf.Object, Anything())
+    made._probe({"tls": loaded, "go": loaded}, uprobes.Kind.MULTI)
+    return made
+
+
+def test_a_program_of_go_is_looked_into_before_openssl_is_searched_for(agent: Agent) -> None:
+    assert FINDERS[0](-1) == ()
+    assert DONE == ["go asked", "openssl asked"]
+
+
+def test_files_are_let_go_after_an_exception(
+    agent: Agent, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(readings, "TracedCgroups", fail)
+    with pytest.raises(RuntimeError, match="a fault"), stack:
+        agent.loop()
+    assert DONE == ["libraries closed", "go closed"]
+
+
+def test_probes_are_gone_before_another_release_is_executed(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(*_: object) -> None:
+        DONE.append("executed")
+        raise OSError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "execve", execute)
+    monkeypatch.setenv("THROUGHLINE_LAUNCHER", sys.executable)
+    with pytest.raises(OSError, match="No such file"):
+        agent._reload(cast(libbpf.RingBuffer, Anything()))
+    assert DONE == ["libraries closed", "go closed", "executed"]
