@@ -183,7 +183,7 @@ class Libraries:
         if process.executable is None:
             process.executable = mappings.executable(self._proc, pid)
         mapped: dict[_Key, _Identity | None] = {}
-        looked = False
+        looked = later = False
         try:
             for mapping in mappings.executed(self._proc, pid, self.failures):
                 key = (mapping.device, mapping.name, mapping.deleted)
@@ -191,18 +191,21 @@ class Libraries:
                     mapped[key] = process.mapped[key]
                     continue
                 if looked and self._clock() > until:
-                    process.due = now
+                    later = True
                     continue
                 looked = True
                 try:
                     mapped[key] = self._look(pid, mapping, now)
                 except LaterError:
-                    process.due = now
+                    later = True
         except OSError as error:
             if error.errno not in mappings.GONE:
                 self._fail("maps_unreadable", error, f"process {pid}")
             return
         process.mapped = mapped
+        if later:
+            process.due = now
+            process.readings -= 1
 
     # -- files -----------------------------------------------------------------------------------
 
