@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,9 +22,12 @@ SCRAPES = 4
 SCRAPE_SECONDS = 5  # an emulated processor takes more than one for a scrape
 
 
-def joined(traced: Traced, server: str, client: str, count: int) -> list[Span]:
+def joined(traced: Traced, server: str, client: str, count: int, since: int = 0) -> list[Span]:
     """The server spans of a service, which have those of who called it for parents."""
-    spans = traced.wait_spans(count, where=lambda s: (s.service, s.kind) == (server, "SERVER"))
+    spans = traced.wait_spans(
+        count,
+        where=lambda s: (s.service, s.kind) == (server, "SERVER") and s.start_ns > since,
+    )
     calls = {span.span_id: span for span in traced.receiver.spans if span.kind == "CLIENT"}
     for span in spans:
         call = calls[span.parent_span_id]
@@ -38,10 +42,10 @@ def test_prometheus_scrapes_node_exporter(writing: Traced) -> None:
     )
     writing.wait_followed(Path(debian.program("prometheus")))
     writing.wait_followed(Path(debian.program("prometheus-node-exporter")))
-    before = prometheus.wait_scrapes(1)
+    since, before = time.time_ns(), prometheus.wait_scrapes(1)
     assert prometheus.wait_scrapes(before + SCRAPES, seconds=90) >= before + SCRAPES
     assert prometheus.query('min_over_time(up{job="node"}[5m])')[0]["value"][1] == "1"
-    spans = joined(writing, "node-exporter", "prometheus", SCRAPES)
+    spans = joined(writing, "node-exporter", "prometheus", SCRAPES, since)
     assert {span.path for span in spans} == {"/metrics"}
 
 
