@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # of a `follow` for reading mappings and files: while spans wait, and at the start
 BUDGET_SECONDS, FIRST_BUDGET_SECONDS = 0.02, 2.0
+PROCESS_SECONDS = 0.5  # for one process: many small files, or few that take long
 SECOND_READING, LATER_READINGS = 2.0, 30.0  # seconds: twice as long each time, up to the latter
 KEEP_UNUSED_SECONDS = 600.0  # a service that starts again is probed from its first request on
 RETRY_SECONDS = 30.0
@@ -145,7 +146,8 @@ class Libraries:
     def follow(self, cgroup_paths: Iterable[Path]) -> None:
         """To be called each second, with the directories of the cgroups that are traced now.
 
-        What does not fit into its time is done by the next calls, what has waited longest first.
+        What does not fit into its time is done by the next calls, what has waited longest first;
+        one process is looked at in any case.
         The first call has more: who waits for the agent's start takes it that services are seen.
         """
         now = self._clock()
@@ -155,7 +157,7 @@ class Libraries:
         for count, (_, pid) in enumerate(due):
             if count and self._clock() - now > budget:
                 break
-            self._read(pid, now, now + budget)
+            self._read(pid, now, self._clock() + PROCESS_SECONDS)
         self._tend_files(now)
 
     def close(self) -> None:

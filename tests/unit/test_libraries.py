@@ -576,9 +576,9 @@ def test_work_is_spread_over_calls(host: Host, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_files_of_a_process_are_spread_over_calls(host: Host) -> None:
-    """Each takes 15 ms to look at here: two fit into a call. What is known stays known."""
+    """Each takes 0.3 s to look at here: two fit into a call. What is known stays known."""
     host.follow()
-    host.find_takes = 0.015
+    host.find_takes = 0.3
     host.process(10, *(host.file(f"{number}.so") for number in range(5)))
     seen = []
     for _ in range(3):
