@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 # of a `follow` for reading mappings and files: while spans wait, and at the start
 BUDGET_SECONDS, FIRST_BUDGET_SECONDS = 0.02, 2.0
-PROCESS_SECONDS = 0.5  # for one process: many small files, or few that take long
+PROCESS_SECONDS = 0.5  # of it for one process, at least: many files, or few that take long
 SECOND_READING, LATER_READINGS = 2.0, 30.0  # seconds: twice as long each time, up to the latter
 KEEP_UNUSED_SECONDS = 600.0  # a service that starts again is probed from its first request on
 RETRY_SECONDS = 30.0
@@ -157,7 +157,7 @@ class Libraries:
         for count, (_, pid) in enumerate(due):
             if count and self._clock() - now > budget:
                 break
-            self._read(pid, now, self._clock() + PROCESS_SECONDS)
+            self._read(pid, now, self._clock() + max(budget, PROCESS_SECONDS))
         self._tend_files(now)
 
     def close(self) -> None:
