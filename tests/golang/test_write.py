@@ -47,18 +47,25 @@ def test_every_hop_is_in_the_trace(
     writing: Traced, protocol: str, version: str, flags: tuple[str, ...], modules: str
 ) -> None:
     hops = Hops(writing, protocol, version=version, flags=flags, modules=modules, ids=100_000)
-    # the first call of a connection of gRPC finds no buffer where these are shared: docs/go.md
-    calls = hops.load(plans_of(protocol)[0], requests=REQUESTS).calls.total()
-    for plan in plans_of(protocol):
+    # where the buffers of gRPC are shared a long header finds none: docs/go.md
+    shared = PROTOCOLS[protocol].grpc and not modules
+    first, *plans = plans_of(protocol)[0], *plans_of(protocol)
+    warm = hops.load(first, requests=REQUESTS)  # with the first call of each connection
+    calls, none = warm.calls.total(), warm.hops["none"]
+    for plan in plans:
         found = hops.load(plan, requests=REQUESTS)
         assert (found.result["ok"], found.result["failed"]) == (REQUESTS, 0), found.result
         assert len(found.spans) == found.expected
         assert found.wrong == 0
-        assert set(found.calls) == set(found.hops) == set(found.wire) == {"right"}
+        assert set(found.calls) == {"right"}
+        if not shared:
+            assert set(found.hops) == set(found.wire) == {"right"}
         calls += found.calls.total()
+        none += found.hops["none"]
     counters = writing.counters()
     left = {name: total for name, total in counters.items() if name.startswith("go_write_")}
-    first = {"go_write_no_room", "go_write_failed"} if PROTOCOLS[protocol].grpc else set()
-    assert left.keys() <= first
-    assert sum(left.values()) <= len(hops.names) - 1, "one for each connection"
-    assert counters["go_written"] + sum(left.values()) == calls
+    reasons = {"go_write_no_room", "go_write_failed"} if PROTOCOLS[protocol].grpc else set()
+    assert left.keys() <= reasons
+    assert sum(left.values()) == none
+    assert none <= len(hops.names) - 1 + (calls // 50 if shared else 0)
+    assert counters["go_written"] + none == calls
