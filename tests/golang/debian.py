@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -179,12 +181,26 @@ def start_caddy(traced: Traced, *, onward: int, certificate: Path | None = None)
     _start(traced, "caddy", command, secure, HOME=str(directory))
     wait_port(port)
     root = directory / "storage/pki/authorities/local/root.crt"
-    deadline = time.monotonic() + 15
-    while not root.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    _wait_certificate(secure, root)
     if traced.agent is not None:
         traced.wait_followed(Path(program("caddy")))
     return Caddy(port, secure, root)
+
+
+def _wait_certificate(port: int, root: Path, *, seconds: float = 60.0) -> None:
+    """Waits until a service answers with a certificate: it listens before it has made one."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            trust = ssl.create_default_context(cafile=str(root))
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+                trust.wrap_socket(plain, server_hostname="127.0.0.1").close()
+        except OSError:  # of which ssl.SSLError is one
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 @dataclass(frozen=True, slots=True)
