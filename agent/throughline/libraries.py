@@ -146,8 +146,7 @@ class Libraries:
     def follow(self, cgroup_paths: Iterable[Path]) -> None:
         """To be called each second, with the directories of the cgroups that are traced now.
 
-        What does not fit into its time is done by the next calls, what has waited longest first;
-        one process is looked at in any case.
+        What does not fit into its time is done by the next calls, what has waited longest first.
         The first call has more: who waits for the agent's start takes it that services are seen.
         """
         now = self._clock()
@@ -178,7 +177,7 @@ class Libraries:
                 self._processes[pid] = _Process(now)
 
     def _read(self, pid: int, now: float, until: float) -> None:
-        """Looks at what a process maps; at one new file in any case, the others may come later."""
+        """Looks at what a process maps, at one new file in any case."""
         process = self._processes[pid]
         process.due = now + min(LATER_READINGS, SECOND_READING * 2 ** min(process.readings, 8))
         process.readings += 1
@@ -232,8 +231,7 @@ class Libraries:
             self._fail("malformed", error, mapping.name)
         except LaterError:
             raise
-        except Exception as error:
-            # A net: the file is of those who are traced, and must not end the agent.
+        except Exception as error:  # the file is of those who are traced: it must not end the agent
             self._fail("failed", error, mapping.name)
         return None
 
