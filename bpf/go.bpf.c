@@ -881,9 +881,10 @@ int tl_go_h2_call(struct pt_regs *ctx)
 			      connection + binary->h2_client_conn),
 		 false);
 	seen = tl_go_calls_on(binary, ctx->r14, exchange, ctx->bx);
-	writing.span = tl_go_span(exchange);
-	if (binary->writes & TL_GO_WRITES_HTTP2 && tl_go_may_write(&exchange->conn, seen))
+	if (binary->writes & TL_GO_WRITES_HTTP2 && tl_go_may_write(&exchange->conn, seen)) {
+		writing.span = tl_go_span(exchange);
 		tl_go_writes(binary, ctx->r14, &writing);
+	}
 	return 0;
 }
 

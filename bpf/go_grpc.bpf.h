@@ -252,12 +252,13 @@ int tl_go_rpc_call(struct pt_regs *ctx)
 	tl_go_grpc_on(binary, moved, &exchange->conn, connection);
 	if (!again)
 		tl_go_rpc_calls(binary, moved, ctx->r14, exchange, call, ctx->ax);
-	writing.span = tl_go_span(exchange);
-	writing.object = tl_go_word(tl_go_word(call + binary->grpc_call_header) +
-				    binary->grpc_header_method);
-	if (binary->writes & TL_GO_WRITES_GRPC)
+	if (binary->writes & TL_GO_WRITES_GRPC) {
+		writing.span = tl_go_span(exchange);
+		writing.object = tl_go_word(tl_go_word(call + binary->grpc_call_header) +
+					    binary->grpc_header_method);
 		tl_go_writes(binary, ctx->r14,
 			     tl_go_may_write(&exchange->conn, true) ? &writing : NULL);
+	}
 	return 0;
 }
 

@@ -28,6 +28,21 @@ def computed(role: str, variable: str, **given: Any) -> Any:
     return Templar(loader=loader, variables={**variables, **given}).template(variables[variable])
 
 
+def capabilities(
+    preflight: dict[str, Any], wanted: tuple[str, ...], *, consent: bool = False
+) -> set[str]:
+    """What the unit gets on a host that preflight has found so."""
+    return set(
+        computed(
+            "capabilities",
+            "__throughline_capabilities",
+            throughline_groups=list(wanted),
+            throughline_allow_sys_admin=consent,
+            ansible_facts={"throughline_preflight": preflight},
+        )
+    )
+
+
 @pytest.mark.parametrize(
     ("wanted", "uprobes", "lockdown", "consent", "granted"),
     [
@@ -56,27 +71,13 @@ def test_sys_admin_is_granted_where_it_is_asked_for_and_of_use(
     found = verdict(
         tmp_path, wanted=wanted, uprobes=uprobes, lockdown=lockdown, allow_sys_admin=consent
     )
-    capabilities = computed(
-        "capabilities",
-        "__throughline_capabilities",
-        throughline_groups=list(wanted),
-        throughline_allow_sys_admin=consent,
-        ansible_facts={"throughline_preflight": found},
-    )
-    assert set(capabilities) == granted
+    assert capabilities(found, wanted, consent=consent) == granted
 
 
 def test_files_are_not_guarded_where_no_unit_can(tmp_path: Path) -> None:
     """In a container that has everything but CAP_LEASE."""
     found = verdict(tmp_path, capabilities="000001ffefffffff")
-    capabilities = computed(
-        "capabilities",
-        "__throughline_capabilities",
-        throughline_groups=list(DEFAULT),
-        throughline_allow_sys_admin=False,
-        ansible_facts={"throughline_preflight": found},
-    )
-    assert set(capabilities) == NETWORK | PROBES - {"CAP_LEASE"}
+    assert capabilities(found, DEFAULT) == NETWORK | PROBES - {"CAP_LEASE"}
 
 
 @pytest.mark.parametrize(
