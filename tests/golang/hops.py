@@ -157,7 +157,8 @@ class Hops:
         deadline = time.monotonic() + seconds
         each = spans_of(plan) if spans else 0
         step = at_once or max(QUEUE // spans_of(plan), 1)
-        arrived = _Arrived(self._settle(), self.names, self._next_id)
+        ids = range(self._next_id, self._next_id + requests)
+        arrived = _Arrived(self._settle(), self.names, ids)
         results, answers = [], []
         for sent in range(0, requests, step):
             count = min(step, requests - sent)
@@ -280,17 +281,17 @@ class Hops:
 
 
 class _Arrived:
-    """The spans of a load, whose first id is `first`, of those that come behind `seen` others."""
+    """The spans of a load, which has these `ids`, of those that come behind `seen` others."""
 
-    def __init__(self, seen: int, names: Sequence[str], first: int) -> None:
-        self._seen, self._names, self._first = seen, names, first
+    def __init__(self, seen: int, names: Sequence[str], ids: range) -> None:
+        self._seen, self._names, self._ids = seen, names, ids
         self.spans: list[Span] = []
         self.enough = 0
 
     def __call__(self, received: list[Span]) -> bool:
         """Have enough arrived? `received` are all so far."""
         fresh, self._seen = received[self._seen :], len(received)
-        self.spans += [s for s in fresh if s.service in self._names and id_of(s) >= self._first]
+        self.spans += [s for s in fresh if s.service in self._names and id_of(s) in self._ids]
         return len(self.spans) >= self.enough
 
 
