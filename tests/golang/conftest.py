@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
+from tests.golang import tested
 from tests.kernel.traced import Traced
 
 
@@ -24,3 +25,24 @@ def writing() -> Iterator[Traced]:
             pytest.skip(f"go_write is off: {group['reason']}")
         assert group["state"] == "on", group
         yield traced
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keeps for docs/go-versions.md what has passed."""
+    report = yield
+    if call.when == "teardown" or (call.when == "setup" and report.passed):
+        return report
+    noted = tested.take()
+    if not report.skipped:
+        passed = noted if report.passed else []
+        writes = "writing" in getattr(item, "fixturenames", ())
+        tested.kept(item.nodeid, passed, writes=writes)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in tested.to_print:
+        terminalreporter.write_line(line)

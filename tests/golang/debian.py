@@ -13,10 +13,9 @@ import socket
 import ssl
 import subprocess
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,18 +70,10 @@ class Prometheus:
             found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
         return found
 
-    def wait_ready(self, *, seconds: float = 60.0) -> None:
+    def wait_ready(self) -> None:
         """Waits for its storage: it listens before, and refuses until then."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=10).close()
-            except urllib.error.HTTPError as error:
-                if error.code != 503 or time.monotonic() > deadline:
-                    raise
-            else:
-                return
-            time.sleep(0.1)
+        url = f"http://127.0.0.1:{self.port}/-/ready"
+        _retry(lambda: urllib.request.urlopen(url, timeout=10).close())
 
     def wait_scrapes(self, count: int, *, seconds: float = 30.0) -> int:
         """Waits until so many scrapes have succeeded; returns how many have."""
@@ -187,20 +178,15 @@ def start_caddy(traced: Traced, *, onward: int, certificate: Path | None = None)
     return Caddy(port, secure, root)
 
 
-def _wait_certificate(port: int, root: Path, *, seconds: float = 60.0) -> None:
+def _wait_certificate(port: int, root: Path) -> None:
     """Waits until a service answers with a certificate: it listens before it has made one."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            trust = ssl.create_default_context(cafile=str(root))
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
-                trust.wrap_socket(plain, server_hostname="127.0.0.1").close()
-        except OSError:  # of which ssl.SSLError is one
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return
+
+    def greet() -> None:
+        trust = ssl.create_default_context(cafile=str(root))
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+            trust.wrap_socket(plain, server_hostname="127.0.0.1").close()
+
+    _retry(greet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +243,18 @@ def start_etcd(traced: Traced, *, certificate: Path | None = None) -> Etcd:
     ]
     _start(traced, "etcd", command, port)
     return Etcd(traced, endpoint, certificate)
+
+
+def _retry(what: Callable[[], None], *, seconds: float = 60.0) -> None:
+    """Does something until it raises no OSError, of which urllib's and ssl's are, or time is up."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return what()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 def _start(traced: Traced, service: str, command: list[str], port: int, **more: str) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fleet.spans import Span
-from tests.golang import toolchains
+from tests.golang import tested, toolchains
 from tests.golang.build import build
 from tests.golang.judge import Answer, Found, id_of, judge
 from tests.kernel.secure import make_certificate
@@ -120,6 +120,8 @@ class Hops:
             wait_port(port)
             self._port = port
         if traced.agent is not None:
+            if program is None:
+                tested.note(protocol, server, flags)
             traced.wait_followed(server, version=toolchains.release(version))
 
     def learn(self, *plans: str) -> None:

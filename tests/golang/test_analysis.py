@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.golang import debian, offsets
+from tests.golang import debian, offsets, tested
 from tests.golang.build import PIE, RACE, STRIPPED, TRIMMED, build
 from tests.golang.toolchains import NEWEST, OLDEST, RELEASES
 from throughline.golang import Program, analyse, layouts
@@ -74,7 +74,9 @@ def lacks(program: Program, features: set[str]) -> dict[str, str]:
 
 @pytest.mark.parametrize(("release", "flags"), BUILDS, ids=str)
 def test_net_http_of_each_release(release: str, flags: tuple[str, ...]) -> None:
-    program = look(build("chain/server", version=release, flags=flags))
+    path = build("chain/server", version=release, flags=flags)
+    program = look(path)
+    tested.note(tested.ANALYSED, path, flags)
     assert lacks(program, NET_HTTP) == {}
     assert program.version.startswith(f"go{release}")
     assert set(program.sources.values()) == {"types"}
@@ -83,14 +85,18 @@ def test_net_http_of_each_release(release: str, flags: tuple[str, ...]) -> None:
 
 
 def test_the_race_detector_changes_no_layout() -> None:
-    program = look(build("chain/server", flags=RACE))
+    path = build("chain/server", flags=RACE)
+    program = look(path)
+    tested.note(tested.ANALYSED, path, RACE)
     assert lacks(program, NET_HTTP) == {}
     assert program.offsets == look(build("chain/server")).offsets
 
 
 @pytest.mark.parametrize(("release", "name", "modules", "features"), OTHERS)
 def test_modules(release: str, name: str, modules: str, features: set[str]) -> None:
-    program = look(build(name, version=release, modules=modules))
+    path = build(name, version=release, modules=modules)
+    program = look(path)
+    tested.note(tested.ANALYSED, path, ())
     assert lacks(program, features | {"goroutines"}) == {}
     assert not any(site.dear for site in program.sites.values())
 

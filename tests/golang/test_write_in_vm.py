@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.golang import debian, test_write
+from tests.golang import debian, test_write, tested
 from tests.golang.build import build
 from tests.golang.hops import PROTOCOLS
 from tests.kernel.traced import CHECKOUT
@@ -35,6 +35,7 @@ def in_vm(*tests: str) -> None:
         print(run.stdout)
         run = _once(tests)
     print(run.stdout)
+    tested.printed(run.stdout)
     assert run.returncode == 0, run.stdout[-6000:]
     assert " passed" in run.stdout
     assert " skipped" not in run.stdout
@@ -46,6 +47,7 @@ def _once(tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
         "THROUGHLINE_TEST_START_SECONDS": "300",
         "THROUGHLINE_TEST_REQUESTS": str(REQUESTS),
         "THROUGHLINE_TEST_WRITES": "1",
+        tested.PRINT: "1",
     }
     guest = [sys.executable, "-m", "tests.vms.guest", "--kernel", KERNEL, f"--seconds={SECONDS}"]
     given = [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
