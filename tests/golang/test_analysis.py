@@ -75,8 +75,7 @@ def lacks(program: Program, features: set[str]) -> dict[str, str]:
 @pytest.mark.parametrize(("release", "flags"), BUILDS, ids=str)
 def test_net_http_of_each_release(release: str, flags: tuple[str, ...]) -> None:
     path = build("chain/server", version=release, flags=flags)
-    program = look(path)
-    tested.note(tested.ANALYSED, path, flags)
+    program = tested.note(tested.ANALYSED, path, flags)
     assert lacks(program, NET_HTTP) == {}
     assert program.version.startswith(f"go{release}")
     assert set(program.sources.values()) == {"types"}
@@ -86,8 +85,7 @@ def test_net_http_of_each_release(release: str, flags: tuple[str, ...]) -> None:
 
 def test_the_race_detector_changes_no_layout() -> None:
     path = build("chain/server", flags=RACE)
-    program = look(path)
-    tested.note(tested.ANALYSED, path, RACE)
+    program = tested.note(tested.ANALYSED, path, RACE)
     assert lacks(program, NET_HTTP) == {}
     assert program.offsets == look(build("chain/server")).offsets
 
@@ -95,8 +93,7 @@ def test_the_race_detector_changes_no_layout() -> None:
 @pytest.mark.parametrize(("release", "name", "modules", "features"), OTHERS)
 def test_modules(release: str, name: str, modules: str, features: set[str]) -> None:
     path = build(name, version=release, modules=modules)
-    program = look(path)
-    tested.note(tested.ANALYSED, path, ())
+    program = tested.note(tested.ANALYSED, path, ())
     assert lacks(program, features | {"goroutines"}) == {}
     assert not any(site.dear for site in program.sites.values())
 

@@ -5,16 +5,13 @@ A hundred programs are built on a new machine, which takes most of an hour.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from tests.golang import releases, tested, toolchains
 from tests.golang.build import STRIPPED, build
 from tests.golang.hops import Hops
 from tests.kernel.traced import Traced
-from throughline.golang import analyse
+from throughline.golang import Program
 from throughline.golang.wanted import GRPC, MODULES, X_NET
 
 REQUESTS = 256
@@ -25,14 +22,8 @@ GRPC_MINORS = [(1, minor) for minor in range(MODULES[GRPC].oldest[1], MODULES[GR
 pytestmark = pytest.mark.timeout(400)
 
 
-def missing(program: Path, features: set[str]) -> dict[str, str]:
-    fd = os.open(program, os.O_RDONLY)
-    try:
-        found = analyse(fd)
-    finally:
-        os.close(fd)
-    assert found is not None
-    return {name: reason for name, reason in found.missing.items() if name in features}
+def missing(program: Program, features: set[str]) -> dict[str, str]:
+    return {name: reason for name, reason in program.missing.items() if name in features}
 
 
 def assert_every_parent_is_right(
@@ -59,23 +50,35 @@ def test_go(version: str, protocol: str) -> None:
 @pytest.mark.parametrize("minor", GRPC_MINORS, ids=str)
 def test_grpc(minor: tuple[int, int]) -> None:
     modules = releases.modules("grpc", GRPC, minor)
-    program = build("grpc/server", flags=STRIPPED, modules=modules)
-    tested.note(tested.ANALYSED, program, STRIPPED)
+    path = build("grpc/server", flags=STRIPPED, modules=modules)
+    program = tested.note(tested.ANALYSED, path, STRIPPED)
     assert missing(program, {"goroutines", "grpc_client", "grpc_server", "grpc_write"}) == {}
     plans = "unary/unary/answer", "watch/collect/answer"
     assert_every_parent_is_right("grpc", *plans, modules=modules)
 
 
+X_HTTP2, HTTP2 = (
+    {f"{name}_{part}" for part in ("client", "server", "write")} for name in ("x_http2", "http2")
+)
+
+
+def assert_x_net(minor: tuple[int, int], version: str, *features: set[str]) -> None:
+    """One of the sets of features is there, and works."""
+    modules = releases.modules("http2", X_NET, minor)
+    path = build("http2/server", version=version, flags=STRIPPED, modules=modules)
+    program = tested.note(tested.ANALYSED, path, STRIPPED)
+    lacking = [missing(program, one) for one in features]
+    assert {} in lacking, lacking
+    plans = "context/context/answer", "fan-2-2/answer"
+    assert_every_parent_is_right("x/net http/2", *plans, version=version, modules=modules)
+
+
 @pytest.mark.parametrize("minor", X_NET_MINORS, ids=str)
 def test_x_net(minor: tuple[int, int]) -> None:
-    modules = releases.modules("http2", X_NET, minor)
-    program = build("http2/server", flags=STRIPPED, modules=modules)
-    tested.note(tested.ANALYSED, program, STRIPPED)
-    # x/net's HTTP/2 is a cover of net/http's in newer releases
-    both = [
-        missing(program, {f"{name}_{part}" for part in ("client", "server", "write")})
-        for name in ("x_http2", "http2")
-    ]
-    assert {} in both, both
-    plans = "context/context/answer", "fan-2-2/answer"
-    assert_every_parent_is_right("x/net http/2", *plans, modules=modules)
+    """The newest releases are a cover of net/http's HTTP/2 from Go 1.27 on."""
+    assert_x_net(minor, toolchains.NEWEST, X_HTTP2, HTTP2)
+
+
+@pytest.mark.parametrize("minor", X_NET_MINORS[-12:], ids=str)
+def test_x_net_that_is_no_cover(minor: tuple[int, int]) -> None:
+    assert_x_net(minor, "1.26", X_HTTP2)

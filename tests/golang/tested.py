@@ -18,12 +18,13 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tests.golang.build import PIE, RACE, STRIPPED, TRIMMED
 from tests.kernel.traced import CHECKOUT
-from throughline.golang import analyse
+from throughline.golang import Program, analyse
 from throughline.golang.wanted import GRPC, MODULES, NEWEST_MINOR, OLDEST_MINOR, X_NET
 
 KEPT = CHECKOUT / "build/golang/tested.json"
@@ -58,22 +59,22 @@ class Tested:
 
 to_print: list[str] = []
 _noted: list[Tested] = []
-_versions: dict[Path, tuple[str, Mapping[str, str]]] = {}
 
 
-def note(what: str, program: Path, flags: Sequence[str]) -> None:
+def note(what: str, path: Path, flags: Sequence[str]) -> Program:
     """A test is about this program, which was built with these flags."""
-    if program not in _versions:
-        fd = os.open(program, os.O_RDONLY)
-        try:
-            found = analyse(fd)
-        finally:
-            os.close(fd)
-        assert found is not None
-        ours = {name: found.modules[name] for name in MODULES if name in found.modules}
-        _versions[program] = found.version.partition(" ")[0], ours
-    version, modules = _versions[program]
-    _noted.append(Tested(what, version, modules, list(flags)))
+    program = _look(path)
+    ours = {name: program.modules[name] for name in MODULES if name in program.modules}
+    _noted.append(Tested(what, program.version.partition(" ")[0], ours, list(flags)))
+    return program
+
+
+@cache
+def _look(path: Path) -> Program:
+    with path.open("rb") as file:
+        program = analyse(file.fileno())
+    assert program is not None
+    return program
 
 
 def take() -> list[Tested]:
