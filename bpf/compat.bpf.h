@@ -47,6 +47,47 @@ static __always_inline void tl_give_back(__u32 *lock)
 	__sync_fetch_and_add(lock, -1);
 }
 
+/*
+ * Uprobes run with preemption off where each processor has one stack for all that run a program on it: from
+ * Linux 6.13 on (a76ab5731e32). Tasks preempt each other in the middle of a uprobe, and would write into
+ * each other's variables (docs/decisions/0010-preemption.md).
+ *
+ * The program itself needs no stack, and so has none that is shared. Linux 6.13 and 6.14 refuse global
+ * functions where preemption is off: there they are not loaded, which is better than without.
+ */
+extern void bpf_preempt_disable(void) __ksym __weak;
+extern void bpf_preempt_enable(void) __ksym __weak;
+
+enum priv_stack_mode___tl {
+	TL_PRIV_STACK_MODE = 1,
+};
+
+#ifdef TL_LEGACY
+#define TL_STACK_IS_SHARED false
+#else
+#define TL_STACK_IS_SHARED bpf_core_type_exists(enum priv_stack_mode___tl)
+#endif
+
+#define TL_ALONE(name)                                           \
+	int name(struct pt_regs *ctx); /* which SEC() is of */   \
+	static __noinline int name##_alone(struct pt_regs *ctx); \
+	int name(struct pt_regs *ctx)                            \
+	{                                                        \
+		int result;                                      \
+                                                                 \
+		if (TL_STACK_IS_SHARED)                          \
+			bpf_preempt_disable();                   \
+		result = name##_alone(ctx);                      \
+		if (TL_STACK_IS_SHARED)                          \
+			bpf_preempt_enable();                    \
+		return result;                                   \
+	}                                                        \
+	static __noinline int
+
+#define TL_UPROBE(name) TL_ALONE(name) name##_alone(struct pt_regs *ctx)
+#define TL_UPROBE_OF(name, args...) TL_ALONE(name) BPF_KPROBE(name##_alone, ##args)
+#define TL_URETPROBE(name, args...) TL_ALONE(name) BPF_KRETPROBE(name##_alone, ##args)
+
 #ifdef TL_LEGACY
 #define TL_SOCKET_MAP(of)                     \
 	__uint(type, BPF_MAP_TYPE_HASH);      \

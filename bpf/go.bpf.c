@@ -127,7 +127,7 @@ static __always_inline bool tl_go_inherits(const struct tl_go_binary *binary, __
  * goroutine gets the next number of those that its P has in store, or the first of 16 that it fetches.
  */
 SEC("uprobe")
-int tl_go_starts_another(struct pt_regs *ctx)
+TL_UPROBE(tl_go_starts_another)
 {
 	const struct tl_go_binary *binary;
 	struct tl_goroutine *parent, child = {};
@@ -542,7 +542,7 @@ static __always_inline void tl_go_serves(const struct tl_go_binary *binary, __u6
 
 /* serverHandler.ServeHTTP(handler, rw ResponseWriter, req *Request); rw is a *response or of HTTP/2 */
 SEC("uprobe")
-int tl_go_serve(struct pt_regs *ctx)
+TL_UPROBE(tl_go_serve)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
@@ -574,7 +574,7 @@ int tl_go_serve(struct pt_regs *ctx)
 
 /* (*response).finishRequest(w), of plaintext, too: what was not said is 200 */
 SEC("uprobe")
-int tl_go_served(struct pt_regs *ctx)
+TL_UPROBE(tl_go_served)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
@@ -593,7 +593,7 @@ int tl_go_served(struct pt_regs *ctx)
 
 /* (*serverConn).runHandler(sc, rw *responseWriter, req *Request, handler), in a goroutine for each */
 SEC("uprobe")
-int tl_go_h2_serve(struct pt_regs *ctx)
+TL_UPROBE(tl_go_h2_serve)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
@@ -617,7 +617,7 @@ int tl_go_h2_serve(struct pt_regs *ctx)
 
 /* (*responseWriter).handlerDone(w): its state is given up then */
 SEC("uprobe")
-int tl_go_h2_served(struct pt_regs *ctx)
+TL_UPROBE(tl_go_h2_served)
 {
 	const struct tl_go_binary *binary;
 	__u32 index, status;
@@ -781,7 +781,7 @@ static __always_inline bool tl_go_calls_on(const struct tl_go_binary *binary, __
 
 /* (*persistConn).roundTrip(pc, req *transportRequest), which begins with its *Request */
 SEC("uprobe")
-int tl_go_round_trip(struct pt_regs *ctx)
+TL_UPROBE(tl_go_round_trip)
 {
 	struct tl_go_call call = { .fresh = 1 };
 	const struct tl_go_binary *binary;
@@ -839,7 +839,7 @@ int tl_go_round_trip(struct pt_regs *ctx)
 
 /* readTransfer(msg any, r *bufio.Reader): of the answer to a call, or of a request that came */
 SEC("uprobe")
-int tl_go_answered(struct pt_regs *ctx)
+TL_UPROBE(tl_go_answered)
 {
 	const struct tl_go_binary *binary;
 	__u32 index, status;
@@ -855,7 +855,7 @@ int tl_go_answered(struct pt_regs *ctx)
 
 /* (*clientStream).writeRequest(cs, req *Request, …), in a goroutine that the caller has started */
 SEC("uprobe")
-int tl_go_h2_call(struct pt_regs *ctx)
+TL_UPROBE(tl_go_h2_call)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_writing writing = { .kind = TL_GO_WRITING_STREAM };
@@ -899,7 +899,7 @@ static __always_inline __u16 tl_go_status(const char *digits)
  * a slice of a name and a value each; those that begin with a colon come first
  */
 SEC("uprobe")
-int tl_go_h2_answer(struct pt_regs *ctx)
+TL_UPROBE(tl_go_h2_answer)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
@@ -923,7 +923,7 @@ int tl_go_h2_answer(struct pt_regs *ctx)
 
 /* (*clientStream).cleanupWriteRequest(cs, err): the end, in whichever way */
 SEC("uprobe")
-int tl_go_h2_called(struct pt_regs *ctx)
+TL_UPROBE(tl_go_h2_called)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;

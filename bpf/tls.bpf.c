@@ -505,51 +505,51 @@ static __always_inline int tl_tls_has_written(int result)
 }
 
 SEC("uprobe")
-int BPF_KPROBE(tl_ssl_read, __u64 ssl, __u64 buffer, int length)
+TL_UPROBE_OF(tl_ssl_read, __u64 ssl, __u64 buffer, int length)
 {
 	tl_tls_enter(ssl, buffer, length, 0, true);
 	return 0;
 }
 
 SEC("uprobe")
-int BPF_KPROBE(tl_ssl_read_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
+TL_UPROBE_OF(tl_ssl_read_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
 {
 	tl_tls_enter(ssl, buffer, length, length_at, true);
 	return 0;
 }
 
 SEC("uretprobe")
-int BPF_KRETPROBE(tl_ssl_has_read, int result)
+TL_URETPROBE(tl_ssl_has_read, int result)
 {
 	return tl_tls_has_read(result);
 }
 
 SEC("uprobe")
-int BPF_KPROBE(tl_ssl_write, __u64 ssl, __u64 buffer, int length)
+TL_UPROBE_OF(tl_ssl_write, __u64 ssl, __u64 buffer, int length)
 {
 	return length > 0 ? tl_tls_writes(ssl, buffer, length, 0) : 0;
 }
 
 SEC("uprobe")
-int BPF_KPROBE(tl_ssl_write_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
+TL_UPROBE_OF(tl_ssl_write_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
 {
 	return tl_tls_writes(ssl, buffer, length, length_at);
 }
 
 SEC("uprobe")
-int BPF_KPROBE(tl_ssl_write_x2, __u64 ssl, __u64 buffer, __u64 length, __u64 flags, __u64 length_at)
+TL_UPROBE_OF(tl_ssl_write_x2, __u64 ssl, __u64 buffer, __u64 length, __u64 flags, __u64 length_at)
 {
 	return tl_tls_writes(ssl, buffer, length, length_at);
 }
 
 SEC("uretprobe")
-int BPF_KRETPROBE(tl_ssl_has_sent, int result)
+TL_URETPROBE(tl_ssl_has_sent, int result)
 {
 	return tl_tls_has_written(result);
 }
 
 SEC("uprobe")
-int BPF_KPROBE(tl_ssl_shake, __u64 ssl)
+TL_UPROBE_OF(tl_ssl_shake, __u64 ssl)
 {
 	struct tl_tls_thread *thread;
 	__u32 tid = tl_current_tid();
@@ -565,7 +565,7 @@ int BPF_KPROBE(tl_ssl_shake, __u64 ssl)
 }
 
 SEC("uretprobe")
-int BPF_KRETPROBE(tl_ssl_shaken, int result)
+TL_URETPROBE(tl_ssl_shaken, int result)
 {
 	struct tl_tls_thread *thread;
 	__u32 tid = tl_current_tid();
@@ -577,7 +577,7 @@ int BPF_KRETPROBE(tl_ssl_shaken, int result)
 }
 
 SEC("uprobe")
-int BPF_KPROBE(tl_ssl_free, __u64 ssl)
+TL_UPROBE_OF(tl_ssl_free, __u64 ssl)
 {
 	__u64 key = tl_tls_key(ssl);
 	struct tl_http *response;
