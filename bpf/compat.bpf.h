@@ -48,45 +48,30 @@ static __always_inline void tl_give_back(__u32 *lock)
 }
 
 /*
- * Uprobes run with preemption off where each processor has one stack for all that run a program on it: from
- * Linux 6.13 on (a76ab5731e32). Tasks preempt each other in the middle of a uprobe, and would write into
- * each other's variables (docs/decisions/0010-preemption.md).
+ * A uprobe keeps its variables on the stack of its task (docs/decisions/0010-preemption.md).
  *
- * The program itself needs no stack, and so has none that is shared. Linux 6.13 and 6.14 refuse global
- * functions where preemption is off: there they are not loaded, which is better than without.
+ * Linux 6.13 (a76ab5731e32), and Debian's 6.12, give programs of its type one stack for each processor: for
+ * programs that nobody comes in between. A uprobe may be preempted, by a task that comes to the same
+ * one. A program with a tail call in it, be it one that is never made, has no such stack.
  */
-extern void bpf_preempt_disable(void) __ksym __weak;
-extern void bpf_preempt_enable(void) __ksym __weak;
-
-enum priv_stack_mode___tl {
-	TL_PRIV_STACK_MODE = 1,
-};
-
 #ifdef TL_LEGACY
-#define TL_STACK_IS_SHARED false
+#define tl_own_stack(ctx) ((void)(ctx))
 #else
-#define TL_STACK_IS_SHARED bpf_core_type_exists(enum priv_stack_mode___tl)
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} tl_nowhere SEC(".maps");
+
+static const volatile bool tl_goes_nowhere = false;
+
+static __always_inline void tl_own_stack(void *ctx)
+{
+	if (tl_goes_nowhere)
+		bpf_tail_call(ctx, &tl_nowhere, 0);
+}
 #endif
-
-#define TL_ALONE(name)                                           \
-	int name(struct pt_regs *ctx); /* which SEC() is of */   \
-	static __noinline int name##_alone(struct pt_regs *ctx); \
-	int name(struct pt_regs *ctx)                            \
-	{                                                        \
-		int result;                                      \
-                                                                 \
-		if (TL_STACK_IS_SHARED)                          \
-			bpf_preempt_disable();                   \
-		result = name##_alone(ctx);                      \
-		if (TL_STACK_IS_SHARED)                          \
-			bpf_preempt_enable();                    \
-		return result;                                   \
-	}                                                        \
-	static __noinline int
-
-#define TL_UPROBE(name) TL_ALONE(name) name##_alone(struct pt_regs *ctx)
-#define TL_UPROBE_OF(name, args...) TL_ALONE(name) BPF_KPROBE(name##_alone, ##args)
-#define TL_URETPROBE(name, args...) TL_ALONE(name) BPF_KRETPROBE(name##_alone, ##args)
 
 #ifdef TL_LEGACY
 #define TL_SOCKET_MAP(of)                     \

@@ -127,7 +127,7 @@ static __always_inline bool tl_go_inherits(const struct tl_go_binary *binary, __
  * goroutine gets the next number of those that its P has in store, or the first of 16 that it fetches.
  */
 SEC("uprobe")
-TL_UPROBE(tl_go_starts_another)
+int tl_go_starts_another(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	struct tl_goroutine *parent, child = {};
@@ -542,7 +542,7 @@ static __always_inline void tl_go_serves(const struct tl_go_binary *binary, __u6
 
 /* serverHandler.ServeHTTP(handler, rw ResponseWriter, req *Request); rw is a *response or of HTTP/2 */
 SEC("uprobe")
-TL_UPROBE(tl_go_serve)
+int tl_go_serve(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
@@ -574,7 +574,7 @@ TL_UPROBE(tl_go_serve)
 
 /* (*response).finishRequest(w), of plaintext, too: what was not said is 200 */
 SEC("uprobe")
-TL_UPROBE(tl_go_served)
+int tl_go_served(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
@@ -593,7 +593,7 @@ TL_UPROBE(tl_go_served)
 
 /* (*serverConn).runHandler(sc, rw *responseWriter, req *Request, handler), in a goroutine for each */
 SEC("uprobe")
-TL_UPROBE(tl_go_h2_serve)
+int tl_go_h2_serve(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
@@ -617,7 +617,7 @@ TL_UPROBE(tl_go_h2_serve)
 
 /* (*responseWriter).handlerDone(w): its state is given up then */
 SEC("uprobe")
-TL_UPROBE(tl_go_h2_served)
+int tl_go_h2_served(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	__u32 index, status;
@@ -781,7 +781,7 @@ static __always_inline bool tl_go_calls_on(const struct tl_go_binary *binary, __
 
 /* (*persistConn).roundTrip(pc, req *transportRequest), which begins with its *Request */
 SEC("uprobe")
-TL_UPROBE(tl_go_round_trip)
+int tl_go_round_trip(struct pt_regs *ctx)
 {
 	struct tl_go_call call = { .fresh = 1 };
 	const struct tl_go_binary *binary;
@@ -839,7 +839,7 @@ TL_UPROBE(tl_go_round_trip)
 
 /* readTransfer(msg any, r *bufio.Reader): of the answer to a call, or of a request that came */
 SEC("uprobe")
-TL_UPROBE(tl_go_answered)
+int tl_go_answered(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	__u32 index, status;
@@ -855,7 +855,7 @@ TL_UPROBE(tl_go_answered)
 
 /* (*clientStream).writeRequest(cs, req *Request, …), in a goroutine that the caller has started */
 SEC("uprobe")
-TL_UPROBE(tl_go_h2_call)
+int tl_go_h2_call(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_writing writing = { .kind = TL_GO_WRITING_STREAM };
@@ -899,7 +899,7 @@ static __always_inline __u16 tl_go_status(const char *digits)
  * a slice of a name and a value each; those that begin with a colon come first
  */
 SEC("uprobe")
-TL_UPROBE(tl_go_h2_answer)
+int tl_go_h2_answer(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
@@ -923,7 +923,7 @@ TL_UPROBE(tl_go_h2_answer)
 
 /* (*clientStream).cleanupWriteRequest(cs, err): the end, in whichever way */
 SEC("uprobe")
-TL_UPROBE(tl_go_h2_called)
+int tl_go_h2_called(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;

@@ -84,6 +84,7 @@ static __always_inline const struct tl_go_binary *tl_go_enter(struct pt_regs *ct
 	__u32 *known, again;
 	__u64 process;
 
+	tl_own_stack(ctx);
 	if (!traced || !*traced)
 		return NULL;
 	*index = bpf_get_attach_cookie(ctx);

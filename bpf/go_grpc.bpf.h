@@ -137,7 +137,7 @@ static __always_inline __u32 tl_go_grpc_error(const struct tl_go_binary *binary,
  * worker. Below a server of net/http the transport is another one, and the call has a span of HTTP/2.
  */
 SEC("uprobe")
-TL_UPROBE(tl_go_rpc_serve)
+int tl_go_rpc_serve(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
@@ -170,7 +170,7 @@ TL_UPROBE(tl_go_rpc_serve)
 
 /* (*http2Server).writeStatus(t, stream, status) */
 SEC("uprobe")
-TL_UPROBE(tl_go_rpc_reply)
+int tl_go_rpc_reply(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	__u32 index;
@@ -220,7 +220,7 @@ static __always_inline void tl_go_rpc_calls(const struct tl_go_binary *binary, _
 
 /* (*csAttempt).newStream(a), in the goroutine that makes the call: a.cs is the call */
 SEC("uprobe")
-TL_UPROBE(tl_go_rpc_call)
+int tl_go_rpc_call(struct pt_regs *ctx)
 {
 	struct tl_go_writing writing = { .kind = TL_GO_WRITING_CALL };
 	__u64 moved, call, connection, transport[2] = {};
@@ -264,7 +264,7 @@ TL_UPROBE(tl_go_rpc_call)
 
 /* (*clientStream).finish(cs, err error): once or more often, of which the first counts */
 SEC("uprobe")
-TL_UPROBE(tl_go_rpc_end)
+int tl_go_rpc_end(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	__u32 index;

@@ -135,7 +135,7 @@ static __always_inline __u32 tl_go_store_lines(__u64 at, __u64 room,
  * of its own an answer. So it has to be the header that was looked at, and a *bufio.Writer.
  */
 SEC("uprobe")
-TL_UPROBE(tl_go_write_h1)
+int tl_go_write_h1(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
@@ -301,7 +301,7 @@ static __always_inline __u32 tl_go_place(const struct tl_go_binary *binary, __u6
 
 /* (*Framer).WriteHeaders(f, p HeadersFrameParam), by clients and by servers, of HTTP/2 and of gRPC */
 SEC("uprobe")
-TL_UPROBE(tl_go_write_h2)
+int tl_go_write_h2(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
 	struct tl_go_exchange *exchange;
@@ -387,7 +387,7 @@ static __always_inline bool tl_go_fields_lack_ours(const struct tl_go_slice *fie
  * for fields of this address is over.
  */
 SEC("uprobe")
-TL_UPROBE(tl_go_write_put)
+int tl_go_write_put(struct pt_regs *ctx)
 {
 	struct tl_go_writing fields_of = { .kind = TL_GO_WRITING_FIELDS };
 	const struct tl_go_binary *binary;
@@ -432,7 +432,7 @@ TL_UPROBE(tl_go_write_put)
 
 /* (*loopyWriter).writeHeader(l, streamID, endStream, hf, onWrite): WriteHeaders follows */
 SEC("uprobe")
-TL_UPROBE(tl_go_write_rpc)
+int tl_go_write_rpc(struct pt_regs *ctx)
 {
 	struct tl_go_writing frame = { .kind = TL_GO_WRITING_FRAME }, writing;
 	const struct tl_go_binary *binary;

@@ -505,55 +505,63 @@ static __always_inline int tl_tls_has_written(int result)
 }
 
 SEC("uprobe")
-TL_UPROBE_OF(tl_ssl_read, __u64 ssl, __u64 buffer, int length)
+int BPF_KPROBE(tl_ssl_read, __u64 ssl, __u64 buffer, int length)
 {
+	tl_own_stack(ctx);
 	tl_tls_enter(ssl, buffer, length, 0, true);
 	return 0;
 }
 
 SEC("uprobe")
-TL_UPROBE_OF(tl_ssl_read_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
+int BPF_KPROBE(tl_ssl_read_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
 {
+	tl_own_stack(ctx);
 	tl_tls_enter(ssl, buffer, length, length_at, true);
 	return 0;
 }
 
 SEC("uretprobe")
-TL_URETPROBE(tl_ssl_has_read, int result)
+int BPF_KRETPROBE(tl_ssl_has_read, int result)
 {
+	tl_own_stack(ctx);
 	return tl_tls_has_read(result);
 }
 
 SEC("uprobe")
-TL_UPROBE_OF(tl_ssl_write, __u64 ssl, __u64 buffer, int length)
+int BPF_KPROBE(tl_ssl_write, __u64 ssl, __u64 buffer, int length)
 {
+	tl_own_stack(ctx);
 	return length > 0 ? tl_tls_writes(ssl, buffer, length, 0) : 0;
 }
 
 SEC("uprobe")
-TL_UPROBE_OF(tl_ssl_write_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
+int BPF_KPROBE(tl_ssl_write_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
 {
+	tl_own_stack(ctx);
 	return tl_tls_writes(ssl, buffer, length, length_at);
 }
 
 SEC("uprobe")
-TL_UPROBE_OF(tl_ssl_write_x2, __u64 ssl, __u64 buffer, __u64 length, __u64 flags, __u64 length_at)
+int BPF_KPROBE(tl_ssl_write_x2, __u64 ssl, __u64 buffer, __u64 length, __u64 flags, __u64 length_at)
 {
+	tl_own_stack(ctx);
 	return tl_tls_writes(ssl, buffer, length, length_at);
 }
 
 SEC("uretprobe")
-TL_URETPROBE(tl_ssl_has_sent, int result)
+int BPF_KRETPROBE(tl_ssl_has_sent, int result)
 {
+	tl_own_stack(ctx);
 	return tl_tls_has_written(result);
 }
 
 SEC("uprobe")
-TL_UPROBE_OF(tl_ssl_shake, __u64 ssl)
+int BPF_KPROBE(tl_ssl_shake, __u64 ssl)
 {
 	struct tl_tls_thread *thread;
 	__u32 tid = tl_current_tid();
 
+	tl_own_stack(ctx);
 	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
 	if (thread && thread->key == tl_tls_key(ssl))
 		return 0; /* BoringSSL: SSL_read calls it */
@@ -565,11 +573,12 @@ TL_UPROBE_OF(tl_ssl_shake, __u64 ssl)
 }
 
 SEC("uretprobe")
-TL_URETPROBE(tl_ssl_shaken, int result)
+int BPF_KRETPROBE(tl_ssl_shaken, int result)
 {
 	struct tl_tls_thread *thread;
 	__u32 tid = tl_current_tid();
 
+	tl_own_stack(ctx);
 	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
 	if (thread && thread->handshake)
 		thread->key = 0;
@@ -577,13 +586,14 @@ TL_URETPROBE(tl_ssl_shaken, int result)
 }
 
 SEC("uprobe")
-TL_UPROBE_OF(tl_ssl_free, __u64 ssl)
+int BPF_KPROBE(tl_ssl_free, __u64 ssl)
 {
 	__u64 key = tl_tls_key(ssl);
 	struct tl_http *response;
 	struct tl_conn *conn;
 	bool complete;
 
+	tl_own_stack(ctx);
 	conn = tl_tls_find(key);
 	if (!conn)
 		return 0;

@@ -19,6 +19,7 @@ from tests.golang.hops import PROTOCOLS
 from tests.kernel.traced import CHECKOUT
 
 KERNEL = "6.12"
+PREEMPTS = "newest"  # tasks in the middle of a probe: docs/decisions/0010-preemption.md
 REQUESTS = 46
 SECONDS = 1200
 # old and new releases of Go, of each protocol one, the others by `make test-go`
@@ -29,11 +30,11 @@ NO_GUEST = 125
 pytestmark = pytest.mark.timeout(2 * (SECONDS + 300))
 
 
-def in_vm(*tests: str) -> None:
-    run = _once(tests)
+def in_vm(*tests: str, kernel: str = KERNEL) -> None:
+    run = _once(tests, kernel)
     if run.returncode == NO_GUEST:
         print(run.stdout)
-        run = _once(tests)
+        run = _once(tests, kernel)
     print(run.stdout)
     tested.printed(run.stdout)
     assert run.returncode == 0, run.stdout[-6000:]
@@ -41,7 +42,7 @@ def in_vm(*tests: str) -> None:
     assert " skipped" not in run.stdout
 
 
-def _once(tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _once(tests: Sequence[str], kernel: str) -> subprocess.CompletedProcess[str]:
     environment = {
         "PYTHONPATH": str(CHECKOUT / "agent"),
         "THROUGHLINE_TEST_START_SECONDS": "300",
@@ -49,7 +50,7 @@ def _once(tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
         "THROUGHLINE_TEST_WRITES": "1",
         tested.PRINT: "1",
     }
-    guest = [sys.executable, "-m", "tests.vms.guest", "--kernel", KERNEL, f"--seconds={SECONDS}"]
+    guest = [sys.executable, "-m", "tests.vms.guest", "--kernel", kernel, f"--seconds={SECONDS}"]
     given = [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
     command = ["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--timeout={SECONDS}"]
     return subprocess.run(
@@ -65,12 +66,21 @@ def _once(tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_protocol() -> None:
-    for protocol, version, flags, modules in BUILDS:  # a VM has no package registry
+def every_hop(builds: Sequence[tuple[str, str, tuple[str, ...], str]], *, kernel: str) -> None:
+    for protocol, version, flags, modules in builds:  # a VM has no package registry
         build(f"{PROTOCOLS[protocol].client}/client")
         build(f"{PROTOCOLS[protocol].module}/server", version=version, flags=flags, modules=modules)
-    ids = ["-".join(map(str, one)) for one in BUILDS]
-    in_vm(*(f"tests/golang/test_write.py::test_every_hop_is_in_the_trace[{one}]" for one in ids))
+    ids = ["-".join(map(str, one)) for one in builds]
+    test = "tests/golang/test_write.py::test_every_hop_is_in_the_trace"
+    in_vm(*(f"{test}[{one}]" for one in ids), kernel=kernel)
+
+
+def test_every_protocol() -> None:
+    every_hop(BUILDS, kernel=KERNEL)
+
+
+def test_a_kernel_that_preempts() -> None:
+    every_hop(BUILDS[-1:], kernel=PREEMPTS)
 
 
 def test_peers() -> None:
