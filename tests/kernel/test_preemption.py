@@ -56,7 +56,7 @@ def test_every_uprobe_has_a_tail_call(name: str) -> None:
     path = CHECKOUT / f"build/bpf/{name}.bpf.o"
     command = ["llvm-objdump", "--disassemble", "--no-show-raw-insn", str(path)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = []
+    found: list[tuple[str, str]] = []
     for section in re.split(r"^Disassembly of section ", text, flags=re.MULTILINE)[1:]:
         if section.startswith(("uprobe", "uretprobe")):
             parts = re.split(r"^[0-9a-f]+ <(tl_\w+)>:\n", section, flags=re.MULTILINE)
