@@ -2,9 +2,9 @@
 
     python -m tests.golang.tested       reads build/golang/tested.json, writes docs/go-versions.md
 
-A test notes the programs that it is about; once it has passed they are kept, with the day and the
-kernel, in place of what was kept of it before, and forgotten once it has failed. In a VM, whose
-files are gone with it, they are printed (`PRINTED`), and whoever has started it keeps them.
+A test notes the programs that it is about. Once it has passed they are kept, with the day, in place
+of what was kept of it on that kernel, and forgotten once it has failed there. In a VM, whose files
+are gone with it, they are printed (`PRINTED`), and whoever has started it keeps them.
 """
 
 from __future__ import annotations
@@ -92,10 +92,11 @@ def kept(test: str, passed: Collection[Tested], *, writes: bool) -> None:
         "writes": writes,
         "programs": [asdict(one) for one in passed],
     }
+    found = {f"{test} on Linux {entry['kernel']}": entry}
     if os.environ.get(PRINT):
-        to_print.append(f"{PRINTED}{json.dumps({test: entry})}")
+        to_print.append(f"{PRINTED}{json.dumps(found)}")
     else:
-        merge({test: entry})
+        merge(found)
 
 
 def printed(text: str) -> None:
