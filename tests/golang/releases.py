@@ -1,6 +1,6 @@
 """Sets of dependencies with one release of a module, for `build(modules=…)`.
 
-    build("grpc/server", modules=releases.modules("grpc", GRPC, minor=60))
+    build("grpc/server", modules=releases.modules("grpc", GRPC, (1, 60)))
 
 A set begins from that of services/MODULE/*.mod which is next below, and is written where programs
 are kept; the newest patch release is what the Go module proxy has.

@@ -6,7 +6,6 @@ layouts are those of the release, and every feature that the program has is on.
 
 from __future__ import annotations
 
-import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -15,8 +14,9 @@ import pytest
 
 from tests.golang import debian, offsets, tested
 from tests.golang.build import PIE, RACE, STRIPPED, TRIMMED, build
+from tests.golang.look import lacks, look
 from tests.golang.toolchains import NEWEST, OLDEST, RELEASES
-from throughline.golang import Program, analyse, layouts
+from throughline.golang import layouts
 from throughline.golang.rtypes import Types
 from throughline.golang.wanted import EXTRA, FEATURES
 
@@ -56,20 +56,6 @@ OTHERS = (
     (NEWEST, "http2/client", "", {"http2_client", "http2_write"}),
     (NEWEST, "http2/server", "", {"http2_server"}),
 )
-
-
-def look(path: Path) -> Program:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        program = analyse(fd)
-    finally:
-        os.close(fd)
-    assert program is not None
-    return program
-
-
-def lacks(program: Program, features: set[str]) -> dict[str, str]:
-    return {name: reason for name, reason in program.missing.items() if name in features}
 
 
 @pytest.mark.parametrize(("release", "flags"), BUILDS, ids=str)

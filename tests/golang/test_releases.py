@@ -10,8 +10,8 @@ import pytest
 from tests.golang import releases, tested, toolchains
 from tests.golang.build import STRIPPED, build
 from tests.golang.hops import Hops
+from tests.golang.look import lacks
 from tests.kernel.traced import Traced
-from throughline.golang import Program
 from throughline.golang.wanted import GRPC, MODULES, X_NET
 
 REQUESTS = 256
@@ -20,10 +20,6 @@ X_NET_MINORS = [(0, minor) for minor in range(1, MODULES[X_NET].newest[1] + 1)]
 GRPC_MINORS = [(1, minor) for minor in range(MODULES[GRPC].oldest[1], MODULES[GRPC].newest[1] + 1)]
 
 pytestmark = pytest.mark.timeout(400)
-
-
-def missing(program: Program, features: set[str]) -> dict[str, str]:
-    return {name: reason for name, reason in program.missing.items() if name in features}
 
 
 def assert_every_parent_is_right(
@@ -52,7 +48,7 @@ def test_grpc(minor: tuple[int, int]) -> None:
     modules = releases.modules("grpc", GRPC, minor)
     path = build("grpc/server", flags=STRIPPED, modules=modules)
     program = tested.note(tested.ANALYSED, path, STRIPPED)
-    assert missing(program, {"goroutines", "grpc_client", "grpc_server", "grpc_write"}) == {}
+    assert lacks(program, {"goroutines", "grpc_client", "grpc_server", "grpc_write"}) == {}
     plans = "unary/unary/answer", "watch/collect/answer"
     assert_every_parent_is_right("grpc", *plans, modules=modules)
 
@@ -67,7 +63,7 @@ def assert_x_net(minor: tuple[int, int], version: str, *features: set[str]) -> N
     modules = releases.modules("http2", X_NET, minor)
     path = build("http2/server", version=version, flags=STRIPPED, modules=modules)
     program = tested.note(tested.ANALYSED, path, STRIPPED)
-    lacking = [missing(program, one) for one in features]
+    lacking = [lacks(program, one) for one in features]
     assert {} in lacking, lacking
     plans = "context/context/answer", "fan-2-2/answer"
     assert_every_parent_is_right("x/net http/2", *plans, version=version, modules=modules)

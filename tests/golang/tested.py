@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.golang.build import PIE, RACE, STRIPPED, TRIMMED
+from tests.golang.look import look
 from tests.kernel.traced import CHECKOUT
-from throughline.golang import Program, analyse
+from throughline.golang import Program
 from throughline.golang.wanted import GRPC, MODULES, NEWEST_MINOR, OLDEST_MINOR, X_NET
 
 KEPT = CHECKOUT / "build/golang/tested.json"
@@ -59,21 +60,14 @@ class Tested:
 
 to_print: list[str] = []
 _noted: list[Tested] = []
+_looked = cache(look)
 
 
 def note(what: str, path: Path, flags: Sequence[str]) -> Program:
     """A test is about this program, which was built with these flags."""
-    program = _look(path)
+    program = _looked(path)
     ours = {name: program.modules[name] for name in MODULES if name in program.modules}
     _noted.append(Tested(what, program.version.partition(" ")[0], ours, list(flags)))
-    return program
-
-
-@cache
-def _look(path: Path) -> Program:
-    with path.open("rb") as file:
-        program = analyse(file.fileno())
-    assert program is not None
     return program
 
 

@@ -7,12 +7,14 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 KINDS = ("prog", "map", "link")
 Ids = dict[str, set[int]]
 
 
-def _bpftool(*arguments: str) -> list[dict[str, object]]:
+def bpftool(*arguments: str) -> list[dict[str, Any]]:
+    """What it says, as JSON."""
     run = subprocess.run(["bpftool", "-j", *arguments], capture_output=True, text=True, timeout=20)
     found = json.loads(run.stdout or "[]")
     return found if isinstance(found, list) else []
@@ -20,7 +22,7 @@ def _bpftool(*arguments: str) -> list[dict[str, object]]:
 
 def existing() -> Ids:
     """Ids of all programs, maps and links of this kernel."""
-    return {kind: {int(str(item["id"])) for item in _bpftool(kind, "show")} for kind in KINDS}
+    return {kind: {int(str(item["id"])) for item in bpftool(kind, "show")} for kind in KINDS}
 
 
 def held_by(pid: int) -> Ids:

@@ -6,7 +6,6 @@ What comes of it otherwise shows only on kernels that preempt: tests/golang/test
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import platform
 import re
@@ -15,36 +14,27 @@ import subprocess
 
 import pytest
 
-from tests.kernel.kernel_objects import held_by
+from tests.kernel.kernel_objects import bpftool, held_by
 from tests.kernel.traced import CHECKOUT, Traced
+from throughline.kernel import prototypes
 
 # add %gs:this_cpu_off, %r9: how a function of the JIT of x86 comes to a stack of its processor
 OF_THE_PROCESSOR = bytes.fromhex("654c030c25")
-
-
-SYS_BPF, GET_FD_BY_ID, GET_INFO = 321, 13, 15  # of x86
-INFO = struct.Struct("=II8sIIQQ")  # type, id, tag, lengths and places of machine code and program
-
-
-def bpf(command: int, attributes: bytes) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    found = int(libc.syscall(SYS_BPF, command, buffer, len(attributes)))
-    assert found >= 0, os.strerror(ctypes.get_errno())
-    return found
+# struct bpf_prog_info: type, id, tag, lengths of machine code and program, place of machine code
+INFO = struct.Struct("=II8sIIQ")
 
 
 def machine_code(number: int) -> bytes:
     """Of all functions of a program."""
-    fd = bpf(GET_FD_BY_ID, struct.pack("=III", number, 0, 0))
+    lib = prototypes.library()
+    fd = prototypes.check(lib.bpf_prog_get_fd_by_id(number), "bpf_prog_get_fd_by_id")
     try:
-        length, code = 0, ctypes.create_string_buffer(1)
-        for _ in range(2):  # how long it is, and then what it is
-            code = ctypes.create_string_buffer(length or 1)
-            place = ctypes.addressof(code) if length else 0
-            info = ctypes.create_string_buffer(INFO.pack(0, 0, b"", length, 0, place, 0), INFO.size)
-            bpf(GET_INFO, struct.pack("=IIQ", fd, INFO.size, ctypes.addressof(info)))
-            length = INFO.unpack(info.raw)[3]
+        code = ctypes.create_string_buffer(prototypes.info(fd)[4])
+        place = ctypes.addressof(code)
+        info = ctypes.create_string_buffer(INFO.pack(0, 0, b"", len(code), 0, place), INFO.size)
+        size = ctypes.c_uint32(INFO.size)
+        said = lib.bpf_obj_get_info_by_fd(fd, info, ctypes.byref(size))
+        prototypes.check(said, "bpf_obj_get_info_by_fd")
     finally:
         os.close(fd)
     assert any(code.raw), "the kernel does not show it"
@@ -69,9 +59,8 @@ def test_every_uprobe_has_a_tail_call(name: str) -> None:
 def test_no_uprobe_has_a_stack_of_its_processor() -> None:
     with Traced() as traced:
         assert traced.agent is not None
-        shown = subprocess.run(["bpftool", "-j", "prog"], check=True, capture_output=True).stdout
         ours = held_by(traced.agent.pid)["prog"]
-        programs = [one for one in json.loads(shown) if one["id"] in ours]
+        programs = [one for one in bpftool("prog", "show") if one["id"] in ours]
         code = {one["name"]: machine_code(one["id"]) for one in programs}
         probes = {one["name"] for one in programs if one["type"] == "kprobe"}
     assert {"tl_go_serve", "tl_ssl_write"} <= probes

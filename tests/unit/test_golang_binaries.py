@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.golang.look import look
 from tests.unit import goprogram
-from throughline.golang import Program, analyse, layouts
+from throughline.golang import layouts
 from throughline.golang.rtypes import Types
 from throughline.golang.wanted import FEATURES, split
 from throughline.kernel.elf import Elf
@@ -29,16 +30,6 @@ KNOWN = (
     "http_write",
     "http2_write",
 )
-
-
-def look(path: Path) -> Program:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        program = analyse(fd)
-    finally:
-        os.close(fd)
-    assert program is not None
-    return program
 
 
 @pytest.fixture(scope="module")
