@@ -11,7 +11,7 @@
 #define THROUGHLINE_ABI_H
 
 enum tl_abi {
-	TL_ABI_VERSION = 6,
+	TL_ABI_VERSION = 7,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
