@@ -18,6 +18,7 @@ enum tl_abi {
 	TL_TRACESTATE_MAX = 512,
 	TL_BUCKETS = 15, /* 14 bounds, those of the OpenTelemetry HTTP conventions */
 	TL_TRACEPARENT_BYTES = 70, /* `traceparent: ` + 55 + CR LF */
+	TL_ENDED_AT_ONCE = 8, /* requests that one run of tl_end_requests ends */
 };
 
 enum tl_kind {
@@ -61,7 +62,8 @@ struct tl_settings {
 	__u8 parent_based; /* an incoming sampled flag decides */
 	__u8 trace_unlisted; /* trace cgroups that are not in tl_cgroups */
 	__u8 packets; /* read contexts from TCP options of peers */
-	__u8 _pad[4];
+	__u8 ticks; /* ends of an event loop's ticks are seen: without, threads prove nothing */
+	__u8 _pad[3];
 };
 
 /*
@@ -347,6 +349,12 @@ enum tl_go_start {
 	TL_GO_START_RECEIVES, /* it takes work from others, as workers of a pool do */
 };
 
+enum tl_request_flags {
+	TL_REQUEST_SETTLED = 1 << 0, /* has made a call or begun to answer: see tl_thread.open */
+	TL_REQUEST_ANSWERING = 1 << 1, /* has begun to answer */
+	TL_REQUEST_PROBED = 1 << 2, /* its end is seen only while there are probes in its process */
+};
+
 /* A request that is being served: what its calls inherit. */
 struct tl_request {
 	__u64 start_ns;
@@ -356,7 +364,7 @@ struct tl_request {
 	__u32 reader; /* thread that read it, 0: none yet */
 	__u32 fanout;
 	__u8 trace_flags;
-	__u8 flags;
+	__u8 flags; /* enum tl_request_flags */
 	__u16 tracestate_len;
 	__u32 _pad;
 };

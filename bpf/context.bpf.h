@@ -216,11 +216,14 @@ static __always_inline int tl_parent_refused(const struct tl_request *request)
 static __always_inline struct tl_request *tl_thread_request(struct tl_thread *thread, __u64 *key,
 							    int *refused)
 {
+	const struct tl_settings *settings;
 	struct tl_request *request;
 	__s32 others;
 
+	settings = tl_settings_now();
 	*refused = TL_ROOT_NO_CONTEXT;
-	if (!thread || !thread->current)
+	/* an event loop whose ticks are not seen to end looks like a thread that serves one request */
+	if (!thread || !thread->current || !settings || !settings->ticks)
 		return NULL;
 	*key = thread->current;
 	request = bpf_map_lookup_elem(&tl_requests, key);

@@ -5,8 +5,9 @@
  *
  *   sock_ops             a thread connects: remember for which request; enrol the socket
  *   sk_msg               each send of an enrolled socket: find the header block, insert
- *   iter/sockmap         takes sockets out of the sockhash for which FIONREAD would lie to their
- *                        process: see docs/decisions/0002-fionread.md
+ *
+ * Where FIONREAD of a socket in the sockhash is broken, sockets of processes that call it are taken out again, here
+ * when a packet is acknowledged, and by the agent: see docs/decisions/0002-fionread.md.
  *
  * Rules: parse every byte that is sent, so that a body that looks like a request is known as a
  * body; insert at the end of a header block only when all of it was seen and no traceparent stood
@@ -338,9 +339,16 @@ static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *
 	}
 	conn->out.next_seq = ops->snd_nxt;
 	cookie = bpf_get_socket_cookie(ops);
+	if (tl_config.fionread_broken &&
+	    bpf_map_update_elem(&tl_members, &cookie, &conn->pid, BPF_ANY)) {
+		tl_count(TL_ENROL_FAILED);
+		return;
+	}
 	error = bpf_sock_hash_update(ops, &tl_socks, &cookie, BPF_NOEXIST);
 	if (error) {
 		tl_count(error == -TL_ERRNO_EBUSY ? TL_ENROL_BUSY : TL_ENROL_FAILED);
+		if (tl_config.fionread_broken)
+			bpf_map_delete_elem(&tl_members, &cookie);
 		return;
 	}
 	conn->flags |= TL_CONN_ENROLLED;
@@ -376,6 +384,8 @@ static __always_inline void tl_acknowledged(struct bpf_sock_ops *ops, struct bpf
 		conn->flags &= ~TL_CONN_ENROLLED;
 		if (!bpf_map_delete_elem(&tl_socks, &cookie))
 			tl_count(leaves ? TL_EVICTED_FIONREAD : TL_EVICTED);
+		if (tl_config.fionread_broken)
+			bpf_map_delete_elem(&tl_members, &cookie);
 	}
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
 }
@@ -399,25 +409,4 @@ int tl_sockops(struct bpf_sock_ops *ops)
 		break;
 	}
 	return 1;
-}
-
-/* Lets go of the sockets of processes that were seen to call FIONREAD; run by the agent. */
-SEC("iter/sockmap")
-int tl_release(struct bpf_iter__sockmap *ctx)
-{
-	struct sock *sk = ctx->sk;
-	struct tl_conn *conn;
-	__u64 *key = ctx->key;
-	__u64 cookie;
-
-	if (!sk || !key)
-		return 0;
-	cookie = *key;
-	conn = TL_CONN_FIND(sk, cookie);
-	if (!conn || !bpf_map_lookup_elem(&tl_fionread, &conn->pid))
-		return 0;
-	conn->flags &= ~TL_CONN_ENROLLED;
-	if (!bpf_map_delete_elem(&tl_socks, &cookie))
-		tl_count(TL_EVICTED_FIONREAD);
-	return 0;
 }

@@ -8,10 +8,29 @@
  *   tcp_rcv_space_adjust a thread has read a socket
  *   inet_sock_set_state  a connection ends
  *   sys_enter            a thread waits for several descriptors: the tick of its event loop ends
+ *   (BPF_PROG_RUN)       the agent ends requests whose end nobody has seen
  */
 #include "exchange.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/*
+ * Is the socket in the sockhash? Where FIONREAD is broken, user space takes sockets out, which cannot change what
+ * we keep of them: that one is no member any more tells.
+ */
+static __always_inline bool tl_is_enrolled(struct tl_conn *conn)
+{
+	__u64 socket = conn->socket;
+
+	if (!(conn->flags & TL_CONN_ENROLLED))
+		return false;
+	if (!tl_config.fionread_broken || bpf_map_lookup_elem(&tl_members, &socket))
+		return true;
+	conn->flags &= ~TL_CONN_ENROLLED;
+	/* what it has sent until now sk_msg has parsed, up to next_seq */
+	conn->out.flags |= TL_HTTP_SYNCED;
+	return false;
+}
 
 /* A TCP segment with payload. */
 struct tl_segment {
@@ -412,7 +431,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	} else {
 		if (direction == TL_OUT) {
 			/* sk_msg saw these bytes already, before the insertion */
-			if (conn->flags & TL_CONN_ENROLLED)
+			if (tl_is_enrolled(conn))
 				return 1;
 		} else {
 			/* a server that speaks first does not speak HTTP */
@@ -567,6 +586,8 @@ static __always_inline void tl_closes(struct tl_conn *conn, struct tl_text *text
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 {
+	struct tl_conn *conn;
+	__u64 socket;
 #ifdef TL_LEGACY
 	__u64 cookie = TL_COOKIE(sk);
 #else
@@ -577,7 +598,13 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 #endif
 	if (newstate != BPF_TCP_CLOSE && oldstate != BPF_TCP_ESTABLISHED)
 		return 0;
-	tl_closes(TL_CONN_FIND(sk, cookie), TL_TEXT_FIND(sk, cookie), newstate);
+	conn = TL_CONN_FIND(sk, cookie);
+	tl_closes(conn, TL_TEXT_FIND(sk, cookie), newstate);
+	if (tl_config.fionread_broken && newstate == BPF_TCP_CLOSE && conn &&
+	    conn->flags & TL_CONN_ENROLLED) {
+		socket = conn->socket;
+		bpf_map_delete_elem(&tl_members, &socket);
+	}
 #ifdef TL_LEGACY
 	if (newstate == BPF_TCP_CLOSE) {
 		bpf_map_delete_elem(&tl_conns, &cookie);
@@ -675,35 +702,23 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 }
 
 /*
- * A request whose end only a probe in its process can see, which it may not: the process was killed, or
- * the agent was, and its probes went with it. One that never ends keeps its thread ambiguous.
+ * Ends requests whose end nobody has seen: the agent walks tl_requests and names them here, by BPF_PROG_RUN. Attached
+ * nowhere. A raw tracepoint, since that can be run in this way from Linux 5.10 on (1b4d60ec162f), and iterators are
+ * refused on some kernels. A key of 0 names none.
  */
-static __always_inline int tl_sweep_request(struct bpf_iter__bpf_map_elem *ctx, __u64 age)
+SEC("raw_tp")
+int tl_end_requests(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct tl_request *request;
-	__u64 *at = ctx->key;
-	__u64 key;
+	__u64 keys[TL_ENDED_AT_ONCE];
+	__u32 i;
 
-	if (!at)
-		return 0;
-	key = *at;
-	request = bpf_map_lookup_elem(&tl_requests, &key);
-	if (request && request->flags & TL_REQUEST_PROBED &&
-	    bpf_ktime_get_ns() - request->start_ns >= age)
-		tl_request_end(key);
+	/* the verifier wants constant offsets into the context */
+#pragma unroll
+	for (i = 0; i < TL_ENDED_AT_ONCE; i++)
+		keys[i] = ctx->args[i];
+	for (i = 0; i < TL_ENDED_AT_ONCE; i++) {
+		if (keys[i])
+			tl_request_end(keys[i]);
+	}
 	return 0;
-}
-
-/* Those of an earlier agent, before the first probe of this one is attached. */
-SEC("iter/bpf_map_elem")
-int tl_sweep(struct bpf_iter__bpf_map_elem *ctx)
-{
-	return tl_sweep_request(ctx, 0);
-}
-
-/* Those that are too old to be a parent. */
-SEC("iter/bpf_map_elem")
-int tl_sweep_old(struct bpf_iter__bpf_map_elem *ctx)
-{
-	return tl_sweep_request(ctx, TL_AGE_MAX_NS);
 }

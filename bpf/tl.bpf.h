@@ -50,6 +50,7 @@ struct tl_abi_types {
 	enum tl_go go;
 	enum tl_go_start go_start;
 	enum tl_go_writes go_writes;
+	enum tl_request_flags request_flags;
 };
 const struct tl_abi_types *tl_abi_types __attribute__((unused));
 
@@ -210,12 +211,6 @@ struct tl_conn {
 	struct tl_http out;
 };
 
-enum tl_request_flags {
-	TL_REQUEST_SETTLED = 1 << 0, /* has made a call or begun to answer: see tl_thread.open */
-	TL_REQUEST_ANSWERING = 1 << 1, /* has begun to answer */
-	TL_REQUEST_PROBED = 1 << 2, /* its end is seen only while there are probes in its process */
-};
-
 struct tl_tracestate {
 	char text[TL_TRACESTATE_MAX];
 };
@@ -324,6 +319,19 @@ struct {
 	__type(value, __u8);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_fionread SEC(".maps");
+
+/*
+ * Where FIONREAD is broken: what is in the sockhash, by socket cookie, and the process that made the connection. Ends
+ * with the connection, or when the socket leaves the sockhash. Whatever is not in it, sk_msg does not see any more.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_members SEC(".maps");
 
 /* Always zero: what new entries that are too large for the stack start from. */
 struct {

@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 from throughline import __version__, events, groups, readings, report, status
 from throughline import config as configuration
@@ -23,11 +25,12 @@ from throughline.config import Config
 from throughline.export.pipeline import Pipeline
 from throughline.goprograms import GoPrograms
 from throughline.host import host_attributes
-from throughline.kernel import abi, facts, libbpf, lock, openssl, pins, uprobes
+from throughline.kernel import facts, libbpf, lock, openssl, pins, uprobes
 from throughline.kernel import programs as kernel
 from throughline.libraries import Libraries
 from throughline.services import Service, Services, agent_service, attach_roots
 from throughline.status import StatusWriter, notify
+from throughline.steps import Steps
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +41,6 @@ ROOTS_SECONDS = 5.0  # between looks for new top-level cgroups where that means 
 GROUP_TIMEOUT = "EXTEND_TIMEOUT_USEC=60000000"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BATCH = 512
-
-
-def settings(config: Config, *, trace_unlisted: bool) -> kernel.Settings:
-    """The sampler's standard names as the kernel's settings."""
-    name = config.sampling.sampler
-    root = name.removeprefix("parentbased_")
-    return kernel.Settings(
-        sampler=abi.Sampler[{"traceidratio": "RATIO"}.get(root, root.upper())],
-        ratio=config.sampling.arg,
-        parent_based=name.startswith("parentbased_"),
-        trace_unlisted=trace_unlisted,
-        # at once, so that what an earlier run has read goes on being read
-        packets=config.propagation.packets and bool(config.propagation.peers),
-    )
 
 
 def run(config: Config) -> int:
@@ -112,6 +101,7 @@ class Agent:
         self._facts = found
         self._cgroup2 = found.cgroup2
         self._lock = held
+        self._steps = Steps()
         self._started = time.time()
         self._host = host_attributes()
         self._own_cgroup = facts.own_cgroup(found.cgroup2)
@@ -121,7 +111,7 @@ class Agent:
             bpffs=config.agent.bpffs,
             cgroup2=found.cgroup2,
             roots=self._roots,
-            settings=settings(config, trace_unlisted=self._services.trace_by_default),
+            settings=kernel.Settings.of(config, trace_unlisted=self._services.trace_by_default),
         )
         stack.callback(self._programs.close)
         # After an exception, too: who waits to write to a probed file is answered by nobody else.
@@ -164,7 +154,7 @@ class Agent:
     def attach(self) -> bool:
         """Attaches every wanted group; False when one that is required cannot work."""
         outcome = groups.attach(
-            self._programs, self._config, self._facts, before=lambda: notify(GROUP_TIMEOUT)
+            self._programs, self._config, self._facts, before=lambda: self._notify(GROUP_TIMEOUT)
         )
         self._groups = outcome.groups
         if outcome.kind is not None and outcome.probing:
@@ -172,13 +162,23 @@ class Agent:
         for name, group in self._groups.items():
             if group.wanted and group.state == "off":
                 log.error("group %s is off: %s; fix: %s", name, group.reason, group.fix)
+            for program in group.without:
+                log.warning(
+                    "group %s is without %s: no %s (%s)",
+                    *(name, program.program, program.gives, program.reason),
+                )
         return self._groups["observe"].state == "on"
 
     def _probe(self, probing: dict[str, libbpf.Object], kind: uprobes.Kind) -> None:
         finders: list[Callable[[int], tuple[uprobes.Site, ...]]] = []
         # first: a program that is still being analysed is asked for each second
         if "go" in probing:
-            self._go = GoPrograms(probing["go"], write="go_write" in probing)
+            left_out = [*self._programs.left_out("go"), *self._programs.left_out("go_write")]
+            self._go = GoPrograms(
+                probing["go"],
+                write="go_write" in probing,
+                without=[program.program for program in left_out],
+            )
             self._files.callback(self._go.close)
             finders.append(self._go.find)
         if "tls" in probing:
@@ -194,21 +194,22 @@ class Agent:
         self._programs.give_up()
 
     def loop(self) -> int:
-        """Drains until a signal comes."""
+        """Drains until a signal comes. No error of one step ends it: see `Steps`."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         ring = libbpf.RingBuffer(self._programs.map_fd("tl_spans"), self._on_record)
         self._cgroups = readings.TracedCgroups(self._programs.map_fd("tl_cgroups"))
-        self._sync_cgroups()
-        self._follow_files_and_packets(time.monotonic())
+        steps = self._steps
+        steps.run("sync_cgroups", self._sync_cgroups)
+        self._follow(time.monotonic())
         self._write_status()
-        notify("READY=1")
+        self._notify("READY=1")
         log.info("attached to %s", ", ".join(f"/{root}" for root in self._roots) or "no cgroup")
         self._pipeline.start()
         interval = self._config.agent.drain_interval
         next_tick = time.monotonic() + TICK_SECONDS
         next_metrics = time.monotonic() + self._config.export.metrics_interval
         while True:
-            self._drain(ring)
+            steps.run("drain", partial(self._drain, ring))
             now = time.monotonic()
             if self._stop == signal.SIGHUP:
                 self._stop = 0
@@ -217,27 +218,30 @@ class Agent:
                 break
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
-                self._follow_roots(now)
-                self._services.refresh()
-                self._sync_cgroups()
-                self._follow_files_and_packets(now)
+                steps.run("follow_roots", partial(self._follow_roots, now))
+                steps.run("name_services", self._services.refresh)
+                steps.run("sync_cgroups", self._sync_cgroups)
+                self._follow(now)
                 self._write_status()
-                self._release_sockets()
+                steps.run("release_sockets", self._release_sockets)
             if self._config.export.metrics_enabled and now >= next_metrics:
                 next_metrics = now + self._config.export.metrics_interval
-                self._send_metrics()
+                steps.run("metrics", self._send_metrics)
             time.sleep(interval)
-        notify("STOPPING=1")
-        self._files.close()
+        self._notify("STOPPING=1")
+        steps.run("detach", self._files.close)
         self._programs.detach()
-        self._drain(ring)
+        steps.run("drain", partial(self._drain, ring))
         ring.close()
         if self._config.export.metrics_enabled:
-            self._send_metrics(from_cache=True)
+            steps.run("metrics", lambda: self._send_metrics(from_cache=True))
         self._pipeline.close()
         self._status.remove()
         log.info("detached")
         return 0
+
+    def _notify(self, message: str) -> None:
+        self._steps.run("notify", lambda: notify(message))
 
     def _on_signal(self, number: int, _frame: object) -> None:
         # an end is not undone by a reload that comes behind it
@@ -257,7 +261,7 @@ class Agent:
         if not os.access(program, os.X_OK):
             log.error("not reloaded: %s cannot be executed by this user", program)
             return
-        notify("RELOADING=1")
+        self._notify("RELOADING=1")
         # execve(2) keeps the mask and resets the handlers: a signal waits for the new ones
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._files.close()  # execve(2) may let go of a lease before the probes
@@ -306,24 +310,34 @@ class Agent:
         if full:
             self._failures["full_cgroups"] += full
 
-    def _follow_files_and_packets(self, now: float) -> None:
-        """Files to probe and network interfaces that have come or gone."""
+    def _follow(self, now: float) -> None:
+        """Files and network interfaces that have come or gone; requests that nobody ends."""
+        steps = self._steps
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_SECONDS
+            steps.run("sweep", self._sweep)
         if self._libraries is not None:
-            self._libraries.follow(self._services.traced_paths())
-            if now >= self._next_sweep:
-                self._next_sweep = now + SWEEP_SECONDS
-                self._programs.sweep()
+            files = self._libraries
+            steps.run("follow_files", lambda: files.follow(self._services.traced_paths()))
             if self._go is not None:
-                self._go.answer(self._libraries.probed)
+                go = self._go
+                steps.run("follow_go", lambda: go.answer(files.probed))
         if self._programs.interfaces is not None:
-            self._programs.interfaces.follow()
+            steps.run("follow_interfaces", self._programs.interfaces.follow)
+
+    def _sweep(self) -> None:
+        swept = self._programs.sweep()
+        if swept:
+            self._failures["requests_swept"] += swept
 
     def _release_sockets(self) -> None:
         """A process was seen to call FIONREAD, where that is broken: its sockets leave."""
-        learned = self._last[1]["fionread_learned"]
+        learned = self._last[1].get("fionread_learned", 0)
         if learned != self._learned:
+            released = self._programs.release_sockets()
             self._learned = learned
-            self._programs.release_sockets()
+            if released:
+                self._failures["evicted_by_agent"] += released
 
     def _follow_roots(self, now: float) -> None:
         """Attaches to cgroups that come, or come again, while we run."""
@@ -349,6 +363,7 @@ class Agent:
 
     def _snapshot(self) -> tuple[list[events.DurationRow], dict[str, int]]:
         counters = readings.counters(self._programs.map_fd("tl_counters")) | self._failures
+        counters |= self._steps.failures
         counters["undecodable"] = self._undecodable
         counters["unresolved_cgroup"] = self._services.unresolved
         if self._programs.interfaces is not None:
@@ -380,11 +395,15 @@ class Agent:
         self._pipeline.submit_metrics(metrics.metrics_data(parts))
 
     def _write_status(self) -> None:
+        self._steps.run("status", lambda: self._status.write(self._describe()))
+
+    def _describe(self) -> dict[str, Any]:
+        """The content of the status file; see docs/troubleshooting.md."""
         rows, counters = self._last = self._snapshot()
         missing = self._programs.missing()
         wanted_off = [n for n, g in self._groups.items() if g.wanted and g.state != "on"]
         absent = [f"/{root}" for root in self._roots if not (self._cgroup2 / root).is_dir()]
-        content = {
+        return {
             "version": __version__,
             "pid": os.getpid(),
             "started_unix": self._started,
@@ -397,9 +416,7 @@ class Agent:
             "legacy_programs": self._programs.objects.variant != "",
             "groups": {name: asdict(group) for name, group in self._groups.items()},
             "attached": {"programs": [a.as_json() for a in self._programs.attached]},
-            "packets": report.packets(
-                self._programs.interfaces, peers=self._config.propagation.peers, roots=self._roots
-            ),
+            "packets": self._describe_packets(),
             "tls": report.probed(
                 self._libraries if self._groups["tls"].state == "on" else None, "tl_ssl_"
             ),
@@ -408,9 +425,12 @@ class Agent:
             "services": report.services(rows, lookup=self._services.lookup, sampled=self._sampled),
             "export": self._pipeline.status().as_json(),
         }
-        try:
-            self._status.write(content)
-        except OSError as error:  # a full /run must not end the tracing
-            if not self._failures["status_unwritten"]:
-                log.warning("status cannot be written: %s: %s", self._status.path, error.strerror)
-            self._failures["status_unwritten"] += 1
+
+    def _describe_packets(self) -> dict[str, Any] | None:
+        if self._groups["packets"].state != "on":
+            return None
+        return report.packets(
+            self._programs.interfaces,
+            peers=self._config.propagation.peers,
+            cgroups=[a.where for a in self._programs.attached if a.name == "tl_packets_ops"],
+        )

@@ -145,6 +145,9 @@ def format_text(found: dict[str, Any]) -> str:
         lines.append(f"{name:<10} {group['state']:<6} {reason}")
         if group["fix"]:
             lines.append(f"{'':<10} {'':<6} fix: {group['fix']}")
+        for program in group.get("without", ()):
+            without = f"without {program['program']}: no {program['gives']}"
+            lines.append(f"{'':<10} {'':<6} {without} ({program['reason']})")
     lines += ["", f"mode: {found['mode']}"]
     lines += [f"note: {note}" for note in found["notes"]]
     return "\n".join(lines)

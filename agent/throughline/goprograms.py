@@ -219,10 +219,12 @@ class GoPrograms:
         loaded: libbpf.Object,
         *,
         write: bool,
+        without: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`write`: the group go_write is on."""
+        """`write`: the group go_write is on. `without`: programs that this kernel refuses."""
         self._write = write
+        self._without = frozenset(without)
         self._starts = loaded.map_fd("tl_go_starts")
         # indices of an earlier run: its programs are found again, under others
         # and what they asked is followed no more
@@ -303,10 +305,10 @@ class GoPrograms:
         found: list[Site] = []
         program = analysed.program
         for number, family in enumerate(FAMILIES):
-            sites = dict(probed(program, family, write=self._write))
+            sites = dict(probed(program, family, write=self._write, without=self._without))
             if not sites:
                 continue
-            packed = pack(program, family, write=self._write)
+            packed = pack(program, family, write=self._write, without=self._without)
             # the digest is of something else where the file was written to meanwhile
             told = hashlib.sha256(packed).hexdigest()
             index = self._indices.take(f"{analysed.digest} {number} {told}", packed)
@@ -334,11 +336,18 @@ def _index(site: Site) -> int:
 
 
 def probed(
-    program: Program, family: Family, *, write: bool = True
+    program: Program, family: Family, *, write: bool = True, without: Collection[str] = ()
 ) -> Iterator[tuple[str, golang.Site]]:
-    """What is attached where in a program, of the features that it has."""
+    """What is attached where in a program, of the features that it has.
+
+    A feature of which one program is among `without` is not followed at all: half of it would be
+    wrong.
+    """
+    refused = {feature for probe, (feature, _) in family.probes.items() if probe in without}
     for probe, (feature, functions) in family.probes.items():
-        if feature not in program.missing and (write or not probe.startswith(_WRITING)):
+        if feature in program.missing or feature in refused:
+            continue
+        if write or not probe.startswith(_WRITING):
             for function in functions:
                 if function in program.sites:
                     yield probe, program.sites[function]
@@ -351,9 +360,11 @@ def _writes(program: Program, probes: Collection[str]) -> int:
     return writes if "x_http2_write" not in program.missing else writes & ~abi.GoWrites.GRPC
 
 
-def pack(program: Program, family: Family, *, write: bool = True) -> bytes:
+def pack(
+    program: Program, family: Family, *, write: bool = True, without: Collection[str] = ()
+) -> bytes:
     """struct tl_go_binary of a program."""
-    sites = dict(probed(program, family, write=write))
+    sites = dict(probed(program, family, write=write, without=without))
     addresses = {name: sites[probe].address for name, probe in _ADDRESSES.items() if probe in sites}
     known = program.offsets
     own = f"{family.request}Method" in known and family.request != "net/http.Request."

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from throughline.config import Config
 from throughline.kernel import facts, libbpf, objects, uprobes
+from throughline.kernel.features import LeftOut
 from throughline.kernel.programs import Programs
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,14 @@ class Group:
 
     `wanted` and off is something to mend: the agent is degraded by it. A group that is off because
     nobody asked for it, or because it is `auto` and this host cannot give it, is not `wanted`.
+    `without`: programs that this kernel refuses and that the group does without; no fault either.
     """
 
     state: str  # "on" | "off"
     wanted: bool
     reason: str
     fix: str
+    without: tuple[LeftOut, ...] = ()
 
 
 _GO_IS_OFF = Group("off", False, "go is off", "see go")
@@ -85,7 +88,7 @@ def attach(
         nonlocal kind
         if kind is None:
             kind = uprobes.trial()
-            programs.sweep(old=False)
+            _sweep(programs)
         probing[name] = load(kind)
 
     def attempt(name: str, attach: Callable[[], None]) -> Group:
@@ -103,7 +106,7 @@ def attach(
                 return refused
             return Group("off", True, *explain(error, found, adopting=programs.adopting))
         log.info("group %s is on", name)
-        return Group("on", True, "", "")
+        return Group("on", True, "", "", programs.left_out(name))
 
     steps: dict[str, Callable[[], None]] = {
         "headers": programs.attach_headers,
@@ -125,6 +128,14 @@ def attach(
         if groups["observe"].state == "on" and groups[name].state == "off":
             _withdraw(programs, name)
     return Outcome(groups, probing, kind)
+
+
+def _sweep(programs: Programs) -> None:
+    """Requests inside of an earlier run's probes: their threads would be ambiguous for minutes."""
+    try:
+        programs.sweep(earlier=True)
+    except OSError as error:
+        log.warning("requests of an earlier run: %s", error.strerror)
 
 
 def _withdraw(programs: Programs, name: str) -> None:
@@ -302,6 +313,12 @@ def explain(error: OSError, found: facts.Facts, *, adopting: bool = False) -> tu
             f"{reason}; lockdown=confidentiality keeps programs from reading memory, by which they "
             "tell goroutines from threads",
             "boot with lockdown=integrity, or without lockdown",
+        )
+    if error.errno == errno.EOPNOTSUPP and "FIONREAD" in reason:
+        return (
+            reason,
+            "boot a kernel whose FIONREAD is right (docs/decisions/0002-fionread.md), or one that "
+            "is built with CONFIG_FTRACE_SYSCALLS=y",
         )
     lacking = [name for name in NETWORK_CAPABILITIES if name not in found.capabilities]
     if error.errno in (errno.EPERM, errno.EACCES) and lacking:

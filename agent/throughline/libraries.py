@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import stat
 import time
@@ -316,12 +317,15 @@ class Libraries:
         return True
 
     def _attach(self, file: _File, now: float) -> None:
+        off = sorted({site.program for site in file.sites} - self._programs.keys())
+        if off:  # half of a file would be followed wrongly
+            self.failures["no_program"] += 1
+            file.refused = f"this kernel refuses {', '.join(off)}"
+            file.retry_at = math.inf
+            return
         # the end of a call is awaited before the first call is seen to begin
         for site in sorted(file.sites, key=lambda site: not site.returns):
-            program = self._programs.get(site.program)
-            if program is None:
-                self.failures["no_program"] += 1
-                continue
+            program = self._programs[site.program]
             try:
                 link = self._attach_site(
                     program,

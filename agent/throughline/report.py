@@ -44,16 +44,16 @@ def packets(
     interfaces: Interfaces | None,
     *,
     peers: Iterable[IPv4Network | IPv6Network],
-    roots: Sequence[str],
-) -> dict[str, Any] | None:
-    """Who writes the option on which connections; None while the group is off."""
-    if interfaces is None:
-        return None
+    cgroups: Sequence[str],
+) -> dict[str, Any]:
+    """Who writes the option on which connections: on new ones the program at `cgroups`."""
     return {
         "peers": [str(peer) for peer in peers],
-        "new_connections": [f"/{root}" for root in roots],
-        "older_connections": [place.as_json() for place in interfaces.attached],
-        "refused": interfaces.refused,
+        "new_connections": list(cgroups),
+        "older_connections": [place.as_json() for place in interfaces.attached]
+        if interfaces
+        else [],
+        "refused": interfaces.refused if interfaces else {},
     }
 
 

@@ -23,9 +23,14 @@ class StatusWriter:
     def write(self, status: Mapping[str, Any]) -> None:
         """Write `status` (see docs for its shape); raises OSError."""
         partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(json.dumps(status, separators=(",", ":")), encoding="utf-8")
-        partial.chmod(0o644)
-        partial.replace(self.path)
+        text = json.dumps(status, separators=(",", ":"))
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.chmod(0o644)
+            partial.replace(self.path)
+        except OSError as error:
+            where = f"status cannot be written: {self.path}"
+            raise OSError(error.errno, f"{where}: {error.strerror}") from error
 
     def remove(self) -> None:
         """The agent has stopped; OSError only when the file is there and cannot be removed."""
@@ -69,7 +74,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def notify(message: str) -> None:
-    """sd_notify(3): tells systemd, when it listens."""
+    """sd_notify(3): tells systemd, when it listens. Raises OSError."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -140,6 +145,8 @@ def _group_rows(groups: Mapping[str, Any]) -> list[tuple[str, str]]:
         state = group.get("state", "?") if isinstance(group, Mapping) else str(group)
         reason = group.get("reason") if isinstance(group, Mapping) else None
         rows.append((name, f"{state} ({reason})" if reason else state))
+        without = group.get("without", ()) if isinstance(group, Mapping) else ()
+        rows += [("", f"without {p['program']}: no {p['gives']} ({p['reason']})") for p in without]
     return rows
 
 

@@ -33,7 +33,8 @@ def test_doctor_without_an_agent(host: Operated) -> None:
     assert report["mode"] == "network"
     assert report["agent"] == {"running": False, "pid": None}
     for name in ("observe", "headers"):
-        assert report["groups"][name] == {"state": "on", "wanted": True, "reason": "", "fix": ""}
+        group = report["groups"][name]
+        assert group == {"state": "on", "wanted": True, "reason": "", "fix": "", "without": []}
     found = report["host"]
     assert found["bpffs"] == str(host.bpffs) and found["cgroup2"] == str(host.cgroup.parent)
     assert found["btf"] is True and "CAP_BPF" in found["capabilities"]

@@ -517,12 +517,16 @@ def test_a_refused_attachment_is_tried_again(host: Host) -> None:
     assert host.libraries.attached[0].refused == ""
 
 
-def test_a_program_that_the_object_lacks_is_counted(host: Host) -> None:
+def test_a_file_that_needs_a_refused_program_is_not_followed_by_half(host: Host) -> None:
     host.programs.pop("tl_ssl_free")
     host.process(10, host.file("libssl.so"))
     host.follow()
-    assert len(host.links) == 4
+    assert host.links == []
     assert host.libraries.failures == {"no_program": 1}
+    (found,) = host.libraries.attached
+    assert found.refused == "this kernel refuses tl_ssl_free"
+    host.follow(600)
+    assert host.libraries.failures == {"no_program": 1}, "it is not tried again: nothing changes"
 
 
 def test_what_is_no_file_is_passed_over(host: Host) -> None:

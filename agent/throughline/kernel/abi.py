@@ -13,6 +13,7 @@ class Abi(IntEnum):
     TRACESTATE_MAX = 512
     BUCKETS = 15
     TRACEPARENT_BYTES = 70
+    ENDED_AT_ONCE = 8
 
 
 class Kind(IntEnum):
@@ -155,6 +156,12 @@ class GoWrites(IntEnum):
     GRPC = 4
 
 
+class RequestFlags(IntEnum):
+    REQUEST_SETTLED = 1
+    REQUEST_ANSWERING = 2
+    REQUEST_PROBED = 4
+
+
 class Config(NamedTuple):
     abi_version: int
     fionread_broken: int
@@ -169,9 +176,10 @@ class Settings(NamedTuple):
     parent_based: int
     trace_unlisted: int
     packets: int
+    ticks: int
 
 
-SETTINGS = Struct("<Q4B4x")
+SETTINGS = Struct("<Q5B3x")
 
 
 class Span(NamedTuple):

@@ -36,6 +36,7 @@ _ENUMS = (
     "tl_go",
     "tl_go_start",
     "tl_go_writes",
+    "tl_request_flags",
 )
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 

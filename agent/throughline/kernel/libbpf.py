@@ -8,9 +8,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
-import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from throughline.kernel.prototypes import (
@@ -43,6 +42,7 @@ class Object:
 
     def __init__(self, path: Path, *, pin_root: Path) -> None:
         self.path = path
+        self._left_out: set[str] = set()
         # The largest that old kernels take; a page of it costs memory only once it is written.
         self._log_pages = mmap.mmap(-1, _LOG_BYTES)
         self._log = (ctypes.c_char * _LOG_BYTES).from_buffer(self._log_pages)
@@ -75,9 +75,18 @@ class Object:
             raise error
 
     def programs(self) -> Iterator[Program]:
+        """All programs but those that were left out."""
         handle = None
         while handle := library().bpf_object__next_program(self._handle, handle):
-            yield Program(handle)
+            program = Program(handle)
+            if program.name not in self._left_out:
+                yield program
+
+    def leave_out(self, name: str) -> None:
+        """Before the load: as if the object did not have this program."""
+        program = self.program(name)
+        check(library().bpf_program__set_autoload(program.handle, False), "set_autoload")
+        self._left_out.add(name)
 
     def program(self, name: str) -> Program:
         for program in self.programs():
@@ -130,56 +139,36 @@ class Program:
     """A program of an object that is still open."""
 
     def __init__(self, handle: int) -> None:
-        self._handle = handle
+        self.handle = handle
 
     @property
     def name(self) -> str:
-        return str(library().bpf_program__name(self._handle).decode())
+        return str(library().bpf_program__name(self.handle).decode())
 
     @property
     def section(self) -> str:
-        return str(library().bpf_program__section_name(self._handle).decode())
+        return str(library().bpf_program__section_name(self.handle).decode())
 
     @property
     def fd(self) -> int:
-        return check(library().bpf_program__fd(self._handle), f"program {self.name}")
-
-    def set_autoload(self, load: bool) -> None:
-        check(library().bpf_program__set_autoload(self._handle, load), "set_autoload")
+        return check(library().bpf_program__fd(self.handle), f"program {self.name}")
 
     def set_expected_attach_type(self, kind: int) -> None:
         """One of enum bpf_attach_type, before the load."""
-        result = library().bpf_program__set_expected_attach_type(self._handle, kind)
+        result = library().bpf_program__set_expected_attach_type(self.handle, kind)
         check(result, "set_expected_attach_type")
 
     def attach(self) -> Link:
-        """Attaches a tracepoint, raw tracepoint or iterator by its section name."""
-        handle = library().bpf_program__attach(self._handle)
+        """Attaches a tracepoint or raw tracepoint by its section name."""
+        handle = library().bpf_program__attach(self.handle)
         if not handle:
             raise failure(f"bpf_program__attach {self.name}")
         return Link(handle, self.name)
 
     def attach_cgroup(self, cgroup_fd: int) -> Link:
-        handle = library().bpf_program__attach_cgroup(self._handle, cgroup_fd)
+        handle = library().bpf_program__attach_cgroup(self.handle, cgroup_fd)
         if not handle:
             raise failure(f"bpf_program__attach_cgroup {self.name}")
-        return Link(handle, self.name)
-
-    def attach_map_iterator(self, map_fd: int) -> Link:
-        """Attaches an iter/sockmap program to one map (union bpf_iter_link_info is its fd)."""
-
-        class _Opts(ctypes.Structure):
-            _fields_ = [("sz", ctypes.c_size_t), ("info", POINTER), ("len", ctypes.c_uint32)]
-
-        info = ctypes.c_uint32(map_fd)
-        options = _Opts(
-            sz=ctypes.sizeof(_Opts),
-            info=ctypes.cast(ctypes.byref(info), POINTER),
-            len=ctypes.sizeof(info),
-        )
-        handle = library().bpf_program__attach_iter(self._handle, ctypes.byref(options))
-        if not handle:
-            raise failure(f"bpf_program__attach_iter {self.name}")
         return Link(handle, self.name)
 
 
@@ -214,11 +203,33 @@ class Link:
             self._handle = None
 
 
-def run_iterator(link: Link) -> bytes:
-    """Runs an iterator program once over its map; returns what it printed."""
-    fd = check(library().bpf_iter_create(link.fd), "bpf_iter_create")
-    with os.fdopen(fd, "rb", buffering=0) as stream:
-        return stream.read() or b""
+def run(program_fd: int, arguments: Sequence[int]) -> None:
+    """Runs a raw tracepoint program once, with up to 12 arguments of 64 bits (Linux 5.10)."""
+
+    class _Opts(ctypes.Structure):
+        """struct bpf_test_run_opts (libbpf 1.0)."""
+
+        _fields_ = [
+            ("sz", ctypes.c_size_t),
+            ("data_in", POINTER),
+            ("data_out", POINTER),
+            ("data_sizes", ctypes.c_uint32 * 2),
+            ("ctx_in", POINTER),
+            ("ctx_out", POINTER),
+            ("ctx_size_in", ctypes.c_uint32),
+            ("rest", ctypes.c_uint32 * 7),
+        ]
+
+    context = (ctypes.c_uint64 * 12)(*arguments)
+    options = _Opts(
+        sz=ctypes.sizeof(_Opts),
+        ctx_in=ctypes.cast(context, POINTER),
+        ctx_size_in=ctypes.sizeof(context),
+    )
+    check(
+        library().bpf_prog_test_run_opts(program_fd, ctypes.byref(options)),
+        "bpf_prog_test_run_opts",
+    )
 
 
 def attach_map(program_fd: int, map_fd: int, kind: int) -> None:
@@ -313,6 +324,36 @@ def keys(fd: int, key_size: int) -> Iterator[bytes]:
         check(result, "bpf_map_get_next_key")
         current = following.raw
         yield current
+
+
+def entries(
+    fd: int, key_size: int, value_size: int, *, chunk: int = 4096
+) -> Iterator[tuple[bytes, bytes]]:
+    """All entries of a hash map, `chunk` for each system call (Linux 5.6).
+
+    For per-CPU maps `value_size` is that of all CPUs together. Entries that appear or vanish
+    meanwhile may be missed.
+    """
+    keys_of = ctypes.create_string_buffer(chunk * key_size)
+    values = ctypes.create_string_buffer(chunk * value_size)
+    position = ctypes.create_string_buffer(max(8, key_size))
+    start: ctypes.Array[ctypes.c_char] | None = None
+    while True:
+        count = ctypes.c_uint32(chunk)
+        result = library().bpf_map_lookup_batch(
+            fd, start, position, keys_of, values, ctypes.byref(count), None
+        )
+        if result != -errno.ENOENT:
+            check(result, "bpf_map_lookup_batch")
+        found, data = keys_of.raw, values.raw
+        for n in range(count.value):
+            yield (
+                found[n * key_size : (n + 1) * key_size],
+                data[n * value_size : (n + 1) * value_size],
+            )
+        if result == -errno.ENOENT:
+            return
+        start = position
 
 
 class RingBuffer:

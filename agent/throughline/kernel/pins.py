@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from throughline.kernel import abi, tc
+from throughline.kernel import abi, features, tc
 
 NAME = f"abi{abi.Abi.ABI_VERSION}"
 TC_PROGRAM = "tl_packets_out"
 
-# What a group pins, apart from maps that others use, too: prefixes of its links, and its own maps.
-_OF_GROUP: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "headers": (("tl_sockops",), ("tl_socks",)),
-    "packets": (("tl_packets_",), ()),
-    "tls": ((), ()),
-    "go": ((), ()),
-    "go_write": ((), ()),
-}
+# Maps that only one group uses. tl_members says which sockets are in tl_socks.
+_MAPS = {"headers": ("tl_socks", "tl_members")}
 
 
 def of_cgroup(program: str, root: str) -> str:
@@ -34,15 +28,21 @@ def of_cgroup(program: str, root: str) -> str:
 
 def withdraw(bpffs: Path, group: str) -> None:
     """Takes away a group that an earlier run left, when it is not wanted any more or cannot be."""
-    links, maps = _OF_GROUP[group]
-    for pins in bpffs.glob(f"{NAME}*"):
-        for prefix in links:
-            for pin in (pins / "links").glob(f"{prefix}*"):
-                pin.unlink(missing_ok=True)
-        for name in maps:
-            (pins / name).unlink(missing_ok=True)
+    for program in features.programs_of(group):
+        withdraw_links(bpffs, program.name)
+    for directory in bpffs.glob(f"{NAME}*"):
+        for name in _MAPS.get(group, ()):
+            (directory / name).unlink(missing_ok=True)
     if group == "packets":
         tc.remove_all(bpffs, name=TC_PROGRAM)
+
+
+def withdraw_links(bpffs: Path, program: str) -> None:
+    """Takes away the links of one program, wherever it is attached."""
+    for links in bpffs.glob(f"{NAME}*/links"):
+        (links / program).unlink(missing_ok=True)
+        for pin in links.glob(f"{program}@*"):
+            pin.unlink(missing_ok=True)
 
 
 def detach_all(bpffs: Path) -> None:

@@ -8,6 +8,7 @@ The groups `tls`, `go` and `go_write` are not pinned: which files to probe is kn
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,35 +17,25 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from throughline.kernel import abi, fionread, libbpf, peers, pins, tc, uprobes
+from throughline.kernel import (
+    features,
+    fionread,
+    libbpf,
+    objects,
+    peers,
+    pins,
+    sweep,
+    tc,
+    uprobes,
+)
 from throughline.kernel.objects import Objects
+from throughline.kernel.settings import Settings
+
+__all__ = ["Attached", "Programs", "Settings"]
 
 log = logging.getLogger(__name__)
 
 _CGROUP_TYPES = {"cgroup_skb/ingress", "cgroup_skb/egress", "sockops"}
-_UPROBE_TYPES = {"uprobe", "uretprobe"}
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the programs are told; see struct tl_settings in bpf/abi.h."""
-
-    sampler: abi.Sampler
-    ratio: float
-    parent_based: bool
-    trace_unlisted: bool
-    packets: bool = False  # read contexts from TCP options of peers
-
-    def pack(self) -> bytes:
-        bound = round(self.ratio * 2**64)
-        settings = abi.Settings(
-            ratio_bound=min(bound, 2**64 - 1),
-            sampler=self.sampler,
-            parent_based=self.parent_based,
-            trace_unlisted=self.trace_unlisted,
-            packets=self.packets,
-        )
-        return abi.SETTINGS.pack(*settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +71,7 @@ class Programs:
         self._roots = list(roots)
         self._settings = settings
         self.objects = Objects(bpffs=bpffs, map_sizes=map_sizes or {})
+        self._refused: dict[str, OSError] = {}  # loaded, but not attached
         self._links: list[libbpf.Link] = []
         self.attached: list[Attached] = []
         self.interfaces: tc.Interfaces | None = None  # of the group `packets`
@@ -110,22 +102,34 @@ class Programs:
         self.objects.fionread_broken = fionread.is_broken()
         loaded = self.objects.load_first("observe")
         self._tell_settings()
-        self._attach_all(loaded, skip=("tl_sweep", "tl_sweep_old"))
-        # before Linux 6.3: answers of databases do not tell whose request goes on
-        if self.objects.has("restore"):
-            try:
-                self._attach_all(self.objects.load("restore"), skip=())
-            except OSError as error:
-                log.info("without the tracepoint sock_send_length: %s", error)
+        self._attach_all(loaded)
+        if self.is_off("tl_tick"):
+            self._tell_settings(ticks=False)
+        self._attach_restore()
         self._remove_other_pins()
+
+    def _attach_restore(self) -> None:
+        """An object of its own, since Linux before 6.3 does not have the tracepoint."""
+        try:
+            if not self.objects.has("restore"):
+                raise OSError(errno.ENOENT, "the programs for kernels before 5.15 do not have it")
+            self._attach_all(self.objects.load("restore"))
+        except OSError as error:
+            self._leave_out("tl_sent", error)
 
     def attach_headers(self) -> None:
         """Group `headers`: insertion into plaintext requests. After `attach_observe`."""
+        if self.objects.fionread_broken and self.is_off("tl_tick"):
+            raise OSError(
+                errno.EOPNOTSUPP,
+                "FIONREAD of a socket in a sockhash says 0 on this kernel, and tl_tick is off, "
+                "which finds the processes that call it",
+            )
         loaded = self.objects.load("headers")
         program = loaded.program("tl_send")
         libbpf.attach_map(program.fd, loaded.map_fd("tl_socks"), libbpf.SK_MSG_VERDICT)
         self._note(program, "tl_socks", program.fd)
-        self._attach_all(loaded, skip=("tl_send", "tl_release"))
+        self._attach_all(loaded)
 
     def attach_packets(
         self,
@@ -142,7 +146,11 @@ class Programs:
         loaded = self.objects.load("packets")
         peers.tell(loaded.map_fd("tl_peers"), networks)
         self._tell_settings(packets=True)
-        self._attach_all(loaded, skip=(pins.TC_PROGRAM,))
+        self._attach_all(loaded)
+        if self.is_off(pins.TC_PROGRAM):
+            if self.is_off("tl_packets_ops"):
+                raise self._refused["tl_packets_ops"]
+            return
         program = loaded.program(pins.TC_PROGRAM)
         self.interfaces = tc.Interfaces(
             program.fd,
@@ -154,21 +162,47 @@ class Programs:
         self.interfaces.follow(only=only_interface)
         self._note(program, "egress of interfaces", program.fd)
 
-    def sweep(self, *, old: bool = True) -> None:
-        """Ends requests whose end no probe has seen: those that are too old to be a parent, or all.
+    # -- what is refused ---------------------------------------------------------------------------
 
-        All of an earlier run, that is, before the first probe of this one.
+    def is_off(self, program: str) -> bool:
+        """Does the kernel refuse this optional program?"""
+        return program in self.objects.refused or program in self._refused
+
+    def left_out(self, group: str) -> tuple[features.LeftOut, ...]:
+        """The programs of a group that the kernel refuses, and that the group does without."""
+        refused = self.objects.refused | self._refused
+        return tuple(
+            features.LeftOut(p.name, p.gives, refused[p.name].strerror or str(refused[p.name]))
+            for p in features.programs_of(group)
+            if p.name in refused
+        )
+
+    def _leave_out(self, program: str, error: OSError) -> None:
+        """Goes on without an optional program; one of an earlier run goes, too."""
+        self._refused[program] = error
+        self._links = _destroy(self._links, program)
+        self.attached = [a for a in self.attached if a.name != program]
+        pins.withdraw_links(self._bpffs, program)
+
+    # -- housekeeping ------------------------------------------------------------------------------
+
+    def sweep(self, *, earlier: bool = False) -> int:
+        """Ends requests whose end nobody has seen and that are too old to be a parent; counts them.
+
+        With `earlier` those whose end only probes of an earlier run could have seen, however old:
+        before the first probe of this one.
         """
         observe = self.objects.get("observe")
         if observe is None:
-            return
-        program = observe.program("tl_sweep_old" if old else "tl_sweep")
-        for _ in range(2):  # one that is removed may hide the next from the iterator
-            link = program.attach_map_iterator(observe.map_fd("tl_requests"))
-            try:
-                libbpf.run_iterator(link)
-            finally:
-                link.destroy()
+            return 0
+        program = None if self.is_off("tl_end_requests") else observe.program("tl_end_requests").fd
+        return sweep.requests(
+            observe.map_fd("tl_requests"),
+            observe.map_fd("tl_tracestates"),
+            program,
+            only_probed=earlier,
+            older_than=0.0 if earlier else sweep.TOO_OLD_SECONDS,
+        )
 
     def attach_tls(self, kind: uprobes.Kind) -> libbpf.Object:
         """Group `tls`, apart from its uprobes: whoever finds files to probe attaches them.
@@ -176,10 +210,7 @@ class Programs:
         After `attach_observe`.
         """
         loaded = self.objects.load("tls", prepare=lambda opened: uprobes.prepare(opened, kind))
-        for program in loaded.programs():
-            if program.section.partition("/")[0] not in _UPROBE_TYPES:
-                self._links.append(program.attach())
-                self._note(program, program.section.partition("/")[2], program.fd)
+        self._attach_all(loaded, pin=False)
         return loaded
 
     def attach_go(self, kind: uprobes.Kind) -> libbpf.Object:
@@ -190,18 +221,20 @@ class Programs:
         """Group `go_write`, which is uprobes only. After `attach_go`, whose maps it shares."""
         return self.objects.load("go_write", prepare=lambda opened: uprobes.prepare(opened, kind))
 
-    def _tell_settings(self, *, packets: bool | None = None) -> None:
+    def _tell_settings(self, *, packets: bool | None = None, ticks: bool | None = None) -> None:
         if packets is not None:
             self._settings = replace(self._settings, packets=packets)
+        if ticks is not None:
+            self._settings = replace(self._settings, ticks=ticks)
         libbpf.update(self.map_fd("tl_settings"), bytes(4), self._settings.pack())
 
     def withdraw(self, group: str) -> None:
         """Takes away what this run or an earlier one has of a group that is off."""
         loaded = self.objects.get(group)
         if loaded is not None:
-            for name in {program.name for program in loaded.programs()}:
-                self._links = _destroy(self._links, name)
-                self.attached = [a for a in self.attached if a.name != name]
+            for program in features.programs_of(group):
+                self._links = _destroy(self._links, program.name)
+                self.attached = [a for a in self.attached if a.name != program.name]
             self.objects.drop(group)
         if group == "packets":
             if self.interfaces is not None:
@@ -217,27 +250,43 @@ class Programs:
         """Where links are pinned."""
         return self.objects.pins / "links"
 
-    def _attach_all(self, loaded: libbpf.Object, *, skip: Sequence[str]) -> None:
-        directory = self._directory
-        directory.mkdir(mode=0o700, exist_ok=True)
+    def _attach_all(self, loaded: libbpf.Object, *, pin: bool = True) -> None:
+        """Attaches what the table says is attached here, without optional ones that are refused."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        legacy = self.objects.variant != ""
         for program in loaded.programs():
-            if program.name in skip:
+            entry = features.PROGRAMS[program.name]
+            if not entry.attached:
                 continue
-            if program.section in _CGROUP_TYPES:
-                for root in self._roots:
-                    self._attach_cgroup(
-                        program, root, directory / pins.of_cgroup(program.name, root)
-                    )
-                self._drop_links(program.name, keep=self._roots)
-            else:
-                pin = directory / program.name
-                link = program.attach()
-                # both run for a moment: seeing an event twice does no harm, missing one would
-                pin.unlink(missing_ok=True)
-                link.pin(pin)
-                self._links.append(link)
-                where = program.section.partition("/")[2]
-                self._note(program, where, program.fd, pin=program.name)
+            try:
+                self._attach(program, pin=pin)
+            except OSError as error:
+                if features.is_required(program.name, legacy=legacy):
+                    raise
+                self._leave_out(program.name, error)
+        for entry in features.PROGRAMS.values():
+            if entry.name in self.objects.refused:
+                pins.withdraw_links(self._bpffs, entry.name)
+
+    def _attach(self, program: libbpf.Program, *, pin: bool) -> None:
+        if objects.refuses(f"attach:{program.name}"):
+            raise OSError(errno.EPERM, f"attach {program.name}: {os.strerror(errno.EPERM)}")
+        if program.section in _CGROUP_TYPES:
+            for root in self._roots:
+                self._attach_cgroup(
+                    program, root, self._directory / pins.of_cgroup(program.name, root)
+                )
+            self._drop_links(program.name, keep=self._roots)
+            return
+        link = program.attach()
+        self._links.append(link)
+        where = program.section.partition("/")[2]
+        if pin:
+            path = self._directory / program.name
+            # both run for a moment: seeing an event twice does no harm, missing one would
+            path.unlink(missing_ok=True)
+            link.pin(path)
+        self._note(program, where, program.fd, pin=program.name if pin else None)
 
     def _attach_cgroup(self, program: libbpf.Program, root: str, pin: Path) -> None:
         link: libbpf.Link | None = None
@@ -295,7 +344,7 @@ class Programs:
         for root in fresh:
             for loaded in self.objects:
                 for program in loaded.programs():
-                    if program.section not in _CGROUP_TYPES:
+                    if program.section not in _CGROUP_TYPES or self.is_off(program.name):
                         continue
                     pin = self._directory / pins.of_cgroup(program.name, root)
                     # what was attached to the cgroup of this name went with it
@@ -341,18 +390,16 @@ class Programs:
             return sorted(expected)
         return sorted(expected - present)
 
-    # -- detaching ---------------------------------------------------------------------------------
-
-    def release_sockets(self) -> None:
-        """Takes sockets out of the sockhash whose process calls FIONREAD: decision 0002."""
+    def release_sockets(self) -> int:
+        """Takes sockets of processes that call FIONREAD out of the sockhash: decision 2."""
         headers = self.objects.get("headers")
         if headers is None:
-            return
-        link = headers.program("tl_release").attach_map_iterator(headers.map_fd("tl_socks"))
-        try:
-            libbpf.run_iterator(link)
-        finally:
-            link.destroy()
+            return 0
+        return sweep.members(
+            headers.map_fd("tl_members"), headers.map_fd("tl_socks"), headers.map_fd("tl_fionread")
+        )
+
+    # -- detaching ---------------------------------------------------------------------------------
 
     def give_up(self) -> None:
         """Removes what this run has pinned. What it found, of whatever ABI, serves on."""

@@ -46,13 +46,11 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__set_autoload": (ctypes.c_int, (POINTER, ctypes.c_bool)),
     "bpf_program__attach": (POINTER, (POINTER,)),
     "bpf_program__attach_cgroup": (POINTER, (POINTER, ctypes.c_int)),
-    "bpf_program__attach_iter": (POINTER, (POINTER, POINTER)),
     "bpf_link__fd": (ctypes.c_int, (POINTER,)),
     "bpf_link__pin": (ctypes.c_int, (POINTER, ctypes.c_char_p)),
     "bpf_link__destroy": (ctypes.c_int, (POINTER,)),
     "bpf_link__open": (POINTER, (ctypes.c_char_p,)),
     "bpf_link_update": (ctypes.c_int, (ctypes.c_int, ctypes.c_int, POINTER)),
-    "bpf_iter_create": (ctypes.c_int, (ctypes.c_int,)),
     "bpf_prog_attach": (ctypes.c_int, (*(ctypes.c_int,) * 3, ctypes.c_uint)),
     "bpf_prog_load": (
         ctypes.c_int,
@@ -69,6 +67,11 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_update_elem": (ctypes.c_int, (ctypes.c_int, POINTER, POINTER, ctypes.c_uint64)),
     "bpf_map_delete_elem": (ctypes.c_int, (ctypes.c_int, POINTER)),
     "bpf_map_get_next_key": (ctypes.c_int, (ctypes.c_int, POINTER, POINTER)),
+    "bpf_map_lookup_batch": (
+        ctypes.c_int,
+        (ctypes.c_int, *(POINTER,) * 4, ctypes.POINTER(ctypes.c_uint32), POINTER),
+    ),
+    "bpf_prog_test_run_opts": (ctypes.c_int, (ctypes.c_int, POINTER)),
     "bpf_obj_get": (ctypes.c_int, (ctypes.c_char_p,)),
     "bpf_obj_pin": (ctypes.c_int, (ctypes.c_int, ctypes.c_char_p)),
     "bpf_obj_get_info_by_fd": (

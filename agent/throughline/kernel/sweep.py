@@ -1,0 +1,70 @@
+"""Housekeeping in the maps: entries whose end no program has seen, found by a walk from user space.
+
+BPF iterators could do this inside the kernel, but some kernels refuse them. A walk reads a map in a
+few system calls (`libbpf.entries`); what has to change together in the kernel is done there, by a
+program that is run once for up to eight requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from throughline.kernel import abi, libbpf
+
+log = logging.getLogger(__name__)
+
+TOO_OLD_SECONDS = 300.0  # TL_AGE_MAX_NS of bpf/tl.bpf.h: older requests are no parents
+
+
+def requests(
+    table: int,
+    tracestates: int,
+    program: int | None,
+    *,
+    only_probed: bool,
+    older_than: float,
+) -> int:
+    """Ends requests of the map `tl_requests` that are older (in seconds); returns how many.
+
+    `program` is tl_end_requests, which also tells the thread that has read the request. Without it
+    the entries are only removed: then the thread is taken to have one request more than it has, and
+    its calls may have no parent. `only_probed`: those whose end only a probe sees.
+    """
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(older_than * 1e9)
+    stale: list[int] = []
+    for key, value in libbpf.entries(table, 8, abi.REQUEST.size):
+        request = abi.Request(*abi.REQUEST.unpack(value))
+        probed = bool(request.flags & abi.RequestFlags.REQUEST_PROBED)
+        # 0: an entry that is being made
+        if 0 < request.start_ns <= before and (probed or not only_probed):
+            stale.append(int.from_bytes(key, "little"))
+    at_once = abi.Abi.ENDED_AT_ONCE
+    for start in range(0, len(stale), at_once):
+        some = stale[start : start + at_once]
+        if program is not None:
+            try:
+                libbpf.run(program, some)
+                continue
+            except OSError as error:
+                log.warning(
+                    "requests are removed without telling their threads: %s", error.strerror
+                )
+                program = None
+        for key in (request.to_bytes(8, "little") for request in some):
+            libbpf.delete(tracestates, key)
+            libbpf.delete(table, key)
+    return len(stale)
+
+
+def members(table: int, sockhash: int, learned: int) -> int:
+    """Takes sockets of processes in the map `tl_fionread` out of the sockhash; returns how many."""
+    count = 0
+    processes = set(libbpf.keys(learned, 4))
+    for key, process in list(libbpf.entries(table, 8, 4)):
+        if process in processes:
+            # in this order: what is no member any more is read by tl_egress
+            if libbpf.delete(sockhash, key):
+                count += 1
+            libbpf.delete(table, key)
+    return count
