@@ -67,11 +67,12 @@ def checked_members(archive):
     return members
 
 
-def unpack(bundle, run, *, sha256, base):
+def unpack(bundle, run, *, sha256, base, for_trial=False):
     """Unpack a bundle below base/releases, verified twice: the archive's hash, then each file's.
 
     The release appears under its name only when it is complete. Returns its manifest. Raises
-    ValueError for a wrong hash, archive or manifest, OSError when the disk is full.
+    ValueError for a wrong hash, archive or manifest, OSError when the disk is full. A release
+    `for_trial` is verified, but not compiled, since it is run once.
     """
     found = file_sha256(bundle)
     if found != sha256:
@@ -90,7 +91,7 @@ def unpack(bundle, run, *, sha256, base):
                 member.uname = member.gname = "root"
                 member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
                 archive.extract(member, work, **extraction_filter())
-        _changed, problem = make_ready(work, run)
+        _changed, problem = make_ready(work, run, check=for_trial)
         if problem:
             raise ValueError(problem)
         final = releases / sha256
