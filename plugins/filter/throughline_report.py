@@ -3,35 +3,31 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ansible_collections.throughline.fleet.plugins.module_utils.printable import printable
 
 GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
 MODES = ("write", "network", "observe", "none", "unknown")
 HOST = ("kernel", "arch", "python", "systemd", "lockdown", "cgroup_layout", "btf")
 
 
-# What moves a cursor, changes colours, or is no character at all (Unicode's general categories):
-# controls, format characters such as those that turn the direction of writing, surrogates.
-UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+LONGEST = 4000  # characters of one text
 
 
-def printable(value: Any) -> Any:
+def harmless(value: Any) -> Any:
     """What a host said, fit for a terminal: each text in one line, without control characters.
 
     A host may be in other hands than the operator's: it can say whatever it likes.
     """
     if isinstance(value, str):
-        return "".join(
-            ascii(char)[1:-1] if unicodedata.category(char) in UNPRINTABLE else char
-            for char in " ".join(value.splitlines())
-        )
+        return printable(" ".join(value[:LONGEST].splitlines()))
     if isinstance(value, Mapping):
-        return {printable(str(key)): printable(content) for key, content in value.items()}
+        return {harmless(str(key)): harmless(content) for key, content in value.items()}
     if isinstance(value, Sequence):
-        return [printable(content) for content in value]
+        return [harmless(content) for content in value]
     return value
 
 
@@ -42,10 +38,10 @@ def verdict_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         reachable = not result.get("unreachable", False)
         said = str(result.get("module_stderr", "")).strip().splitlines()
         message = ": ".join([str(result.get("msg", "no answer")).strip(), *said[-1:]])
-        message = printable(message)
+        message = harmless(message)
         return {"name": name, "reachable": reachable, "error": message, "mode": "unknown"}
     try:
-        return entry_of(name, printable(verdict))
+        return entry_of(name, harmless(verdict))
     except (AttributeError, KeyError, TypeError, ValueError):
         message = "what it answered is no verdict of throughline_preflight"
         return {"name": name, "reachable": True, "error": message, "mode": "unknown"}

@@ -83,6 +83,7 @@ def unpack(bundle, run, *, sha256, base, for_trial=False):
     releases = Path(base) / "releases"
     releases.mkdir(mode=0o755, parents=True, exist_ok=True)
     work = releases / f".{sha256}.{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
     try:
         work.mkdir(mode=0o755)
         with tarfile.open(bundle, "r:gz") as archive:
@@ -125,6 +126,8 @@ def point(base, name, release):
         link.unlink()
         return True
     work = Path(base) / f".{name}.{os.getpid()}"
+    if work.is_symlink():  # of a run that was killed
+        work.unlink()
     work.symlink_to(Path("releases") / release)
     work.rename(link)
     return True

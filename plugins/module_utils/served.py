@@ -170,6 +170,8 @@ def write_file(path, text, *, mode=0o644):
 
 def write_new(work, text, path, mode):
     """The file that is to take the place of `path`, with its owner and mode where it is there."""
+    if work.exists():  # of a run that was killed, in a directory that only root may write to
+        work.unlink()
     descriptor = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)

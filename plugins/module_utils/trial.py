@@ -104,7 +104,13 @@ def ask(release, *, capabilities, wanted, timeout):
     """(what the release's doctor says, None) or (None, problem)."""
     config = PLACE / "config.yaml"
     config.write_text(json.dumps(configuration(wanted)), encoding="utf-8")  # JSON is YAML, too
-    launcher = str(release / "bin/throughline")
+    return ask_as_service(
+        str(release / "bin/throughline"), config, capabilities=capabilities, timeout=timeout
+    )
+
+
+def ask_as_service(launcher, config, *, capabilities, timeout, uid=NOBODY, gid=NOBODY):
+    """(what doctor --json says to a user with these capabilities, None) or (None, problem)."""
 
     def start(*arguments):
         return subprocess.Popen(
@@ -114,7 +120,7 @@ def ask(release, *, capabilities, wanted, timeout):
             stderr=subprocess.PIPE,
             env={"PATH": PATH, "LANG": "C.UTF-8"},
             cwd="/",
-            preexec_fn=lambda: become_service(capabilities),  # says on stderr why it cannot
+            preexec_fn=lambda: become_service(capabilities, uid=uid, gid=gid),
         )
 
     doctor = start("doctor", "--json")
@@ -128,7 +134,8 @@ def ask(release, *, capabilities, wanted, timeout):
         except subprocess.TimeoutExpired:
             doctor.kill()
             doctor.communicate()
-            start("detach").communicate(timeout=SECONDS_TO_TIDY_UP)
+            if uid == NOBODY:  # an installed agent tidies up after itself when it starts
+                start("detach").communicate(timeout=SECONDS_TO_TIDY_UP)
         return None, f"throughline doctor gave no answer in {timeout} s"
     try:
         return json.loads(out.decode()), None
@@ -138,11 +145,13 @@ def ask(release, *, capabilities, wanted, timeout):
         return None, f"throughline doctor ended with {doctor.returncode} and said: {end}"
 
 
-def become_service(capabilities):
+def become_service(capabilities, *, uid, gid):
     """For a child before exec: becomes what the unit makes of the agent, or ends with a message."""
+    if capabilities is None:
+        return  # as whoever asks
     try:
         raise_memlock()
-        drop_privileges([CAPABILITY_BITS[name] for name in capabilities])
+        drop_privileges([CAPABILITY_BITS[name] for name in capabilities], uid=uid, gid=gid)
     except (OSError, ValueError) as error:
         os.write(2, f"the service's privileges could not be taken on: {error}".encode())
         os._exit(1)
@@ -158,16 +167,16 @@ def raise_memlock():
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
 
 
-def drop_privileges(bits):
-    """User nobody with these capabilities, ambient ones, and no way to others."""
+def drop_privileges(bits, *, uid, gid):
+    """A user with these capabilities, ambient ones, and no way to others."""
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
     for bit in range(last + 1):
         if bit not in bits:
             call("prctl", PR_CAPBSET_DROP, bit, 0, 0, 0)
     call("prctl", PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
     kept = sum(1 << bit for bit in bits)
     low, high = kept & 0xFFFFFFFF, kept >> 32
     # effective, permitted and inheritable, first the lower half of each

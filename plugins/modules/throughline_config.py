@@ -69,6 +69,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.throughline.fleet.plugins.module_utils.credentials import hide, scrub
+from ansible_collections.throughline.fleet.plugins.module_utils.printable import printable
 from ansible_collections.throughline.fleet.plugins.module_utils.release import name_release
 from ansible_collections.throughline.fleet.plugins.module_utils.served import (
     keep_replaced,
@@ -107,6 +108,8 @@ def make_directory(path, *, gid):
 def write_draft(path, content, *, gid):
     """The text beside the file, as the file is to be."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
+    if draft.exists():  # of a run that was killed, in a directory that only root may write to
+        draft.unlink()
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         os.fchown(descriptor, 0, gid)
@@ -127,7 +130,7 @@ def put_in_place(module, path, content, *, gid):
         )
         if code:
             said = scrub((err or out).strip(), content) or f"exit code {code}"
-            said = said.replace(str(draft), str(path))
+            said = printable(said.replace(str(draft), str(path)), keep="\n")
             module.fail_json(
                 msg=f"Found a configuration that {name_release(base, release)} refuses, required"
                 f" one that it accepts. {path} was not touched.\n{said}\n"

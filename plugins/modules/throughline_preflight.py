@@ -43,7 +43,9 @@ options:
     type: bool
     default: false
   doctor:
-    description: Ask the installed agent (C(throughline doctor --json)) where there is one.
+    description:
+      - Ask the installed agent (C(throughline doctor --json)) where there is one, as its own user
+        and with the capabilities of its unit.
     type: bool
     default: false
   bundle:
@@ -109,16 +111,21 @@ ansible_facts:
           observe: {state: "on", wanted: true, possible: true, reason: "", fix: ""}
 """
 
-import json
 import os
+import pwd
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.throughline.fleet.plugins.module_utils.host import (
+    CAPABILITY_BITS,
+    UNIT,
     describe_host,
     installed_agent,
     read_kernel_options,
 )
-from ansible_collections.throughline.fleet.plugins.module_utils.trial import try_release
+from ansible_collections.throughline.fleet.plugins.module_utils.trial import (
+    ask_as_service,
+    try_release,
+)
 from ansible_collections.throughline.fleet.plugins.module_utils.uprobes import need
 from ansible_collections.throughline.fleet.plugins.module_utils.verdict import (
     GROUPS,
@@ -134,19 +141,40 @@ FACT = "throughline_preflight"
 NO_BUNDLE = "no bundle was given (throughline_bundle)"
 
 
-def ask_doctor(run):
-    """(doctor --json of the installed agent or None, why not); (None, None) without an agent."""
+def ask_doctor(run, timeout):
+    """(doctor --json of the installed agent or None, why not); (None, None) without an agent.
+
+    It runs as the agent does, so that one which is stopped is not tried with more than it has.
+    """
     launcher = "/opt/throughline/current/bin/throughline"
     config = "/etc/throughline/config.yaml"
     if not os.access(launcher, os.X_OK):
         return None, None
-    _code, out, err = run([launcher, "doctor", "--json", "--config", config])
+    account, capabilities = service_account(run)
+    answer, problem = ask_as_service(
+        launcher,
+        config,
+        capabilities=capabilities,
+        timeout=timeout,
+        uid=account.pw_uid if account else os.geteuid(),
+        gid=account.pw_gid if account else os.getegid(),
+    )
+    if problem is None and not is_answer(answer):
+        return None, "its answer has another shape"
+    return answer, problem
+
+
+def service_account(run):
+    """(account, capabilities) of the agent's unit; where it has none, (None, what we have)."""
+    _code, out, _err = run(["systemctl", "show", UNIT, "--property=AmbientCapabilities"])
+    names = out.strip().partition("=")[2].upper().split()
     try:
-        answer = json.loads(out)
-    except ValueError:
-        said = (err or out).strip().splitlines()
-        return None, said[-1][-300:] if said else "it printed nothing"
-    return (answer, None) if is_answer(answer) else (None, "its answer has another shape")
+        account = pwd.getpwnam("throughline")
+    except KeyError:
+        account = None
+    if account is None or os.geteuid() != 0 or not set(names) & set(CAPABILITY_BITS):
+        return None, None
+    return account, [name for name in names if name in CAPABILITY_BITS]
 
 
 def is_answer(answer):
@@ -257,7 +285,7 @@ def main():
     }
     answer, problem = None, None
     if module.params["doctor"]:
-        answer, problem = ask_doctor(module.run_command)
+        answer, problem = ask_doctor(module.run_command, module.params["timeout"])
     if answer:
         verdict.update(merge(verdict, answer), source="doctor")
     elif problem:

@@ -118,6 +118,7 @@ from ansible_collections.throughline.fleet.plugins.module_utils.health import (
     group_state,
 )
 from ansible_collections.throughline.fleet.plugins.module_utils.host import UNIT
+from ansible_collections.throughline.fleet.plugins.module_utils.printable import printable
 from ansible_collections.throughline.fleet.plugins.module_utils.release import (
     linked_release,
     name_release,
@@ -185,7 +186,7 @@ def refusal(module, base, release):
     if not Path(config).is_file():
         return None
     code, out, err = ask(module.run_command, base / "releases" / release, "config", "check", config)
-    said = scrub((err or out).strip(), read_file(config))
+    said = printable(scrub((err or out).strip(), read_file(config)), keep="\n")
     return said or f"exit code {code}" if code else None
 
 

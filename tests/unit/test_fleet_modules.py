@@ -619,6 +619,35 @@ def test_a_failure_comes_with_the_doctors_advice() -> None:
     assert text == "Message.\ndoctor: headers is off: A. Remedy: B.\njournal:\nline"
 
 
+def test_what_a_release_has_logged_reaches_no_terminal_raw() -> None:
+    describe = plugin("module_utils.health").describe_failure
+    doctor = {"groups": {"tls": {"state": "off", "wanted": True, "reason": "\x1b[2J", "fix": "B"}}}
+    for text in (
+        describe("Message.", json.dumps(doctor), "one \x1b]0;owned\x07\ntwo \udcff\n"),
+        describe("Message.", "no JSON \x1b[2J", ""),
+    ):
+        assert all(char.isprintable() or char == "\n" for char in text), text
+        assert r"\x1b[2J" in text
+
+
+def test_what_a_killed_run_left_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process id comes back one day."""
+    release, served = plugin("module_utils.release"), plugin("module_utils.served")
+    path, sha256 = bundle(tmp_path, "x = 1\n")
+    base = tmp_path / "opt"
+    monkeypatch.setattr("os.getpid", lambda: 4711)
+    (base / f"releases/.{sha256}.4711/bin").mkdir(parents=True)
+    (base / ".current.4711").symlink_to("nowhere")
+    (base / ".served.json.4711").write_text("{", encoding="utf-8")
+    install(base, path, sha256)
+    assert release.point(base, "current", sha256)
+    served.note_served(base, sha256, {"previous": None})
+    assert sorted(entry.name for entry in base.iterdir()) == ["current", "releases", "served.json"]
+    assert [entry.name for entry in (base / "releases").iterdir()] == [sha256]
+
+
 def test_the_report_names_every_host_and_why(tmp_path: Path) -> None:
     reports = plugin("filter.throughline_report")
     found = {"source": "preflight", "version": None, **verdict(tmp_path, kernel="5.4.0")}
@@ -787,7 +816,7 @@ def test_what_a_trial_makes_of_the_doctor(
 ) -> None:
     trial = plugin("module_utils.trial")
     monkeypatch.setattr(trial, "PLACE", tmp_path)
-    monkeypatch.setattr(trial, "become_service", lambda capabilities: None)
+    monkeypatch.setattr(trial, "become_service", lambda capabilities, **ids: None)
     launcher = tmp_path / "bin/throughline"
     launcher.parent.mkdir()
     launcher.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
