@@ -23,6 +23,7 @@ pytestmark = [
 
 NAME = "creds"
 FIRST, SECOND, THIRD = (f"Bearer {word}-0123456789" for word in ("first", "second", "third"))
+NUMBER = 987654321012
 CONFIG = "/etc/throughline/config.yaml"
 SEARCH = """
 grep -rl '{0}' /etc /opt /root /home /run /tmp /var 2>/dev/null
@@ -43,11 +44,13 @@ def fleet() -> Iterator[Fleet]:
         yield running
 
 
-def site(fleet: Fleet, bundle: Path, token: str | None, *options: str, **other: object) -> str:
+def site(
+    fleet: Fleet, bundle: Path, token: str | int | None, *options: str, **other: object
+) -> str:
     """Rolls a configuration out with this token and returns all that Ansible says of it."""
-    otlp = {"endpoint": "http://127.0.0.1:4318", "timeout": 2}
+    otlp: dict[str, object] = {"endpoint": "http://127.0.0.1:4318", "timeout": 2}
     if token is not None:
-        otlp = {**otlp, "headers": {"authorization": token, "x-tenant": 7654321}}
+        otlp = {**otlp, "headers": {"authorization": token, "x-tenant": "7654321"}}
     return playbook.run(
         fleet,
         playbook.SITE,
@@ -67,7 +70,7 @@ def told(output: str) -> list[str]:
         for word in words
         for skipped in range(3)
     ]
-    wanted = [*words, *encoded, "7654321"]
+    wanted = [*words, *encoded, "7654321", str(NUMBER)]
     return [line for line in output.splitlines() if any(word in line for word in wanted)]
 
 
@@ -104,6 +107,15 @@ def test_a_rollout_that_fails_brings_the_old_credential_back(
     assert "Rolled back: " in failed.value.output
     assert told(failed.value.output) == []
     assert (left(fleet, SECOND), left(fleet, THIRD)) == (CONFIG, "")
+
+
+def test_a_credential_that_is_refused_is_not_shown(fleet: Fleet, bundle: Path) -> None:
+    """YAML reads it as a number, which is no header value."""
+    with pytest.raises(PlaybookError) as failed:
+        site(fleet, bundle, NUMBER)
+    assert "headers.authorization: found " in failed.value.output
+    assert told(failed.value.output) == []
+    assert left(fleet, SECOND) == CONFIG
 
 
 def test_what_somebody_has_edited_is_not_shown(fleet: Fleet, bundle: Path) -> None:
