@@ -79,8 +79,12 @@ def left(fleet: Fleet, token: str) -> str:
     return fleet.run(fleet.hosts[0], SEARCH.format(token.split()[-1])).stdout.strip()
 
 
-def test_no_output_shows_a_credential_and_an_old_one_is_gone(fleet: Fleet, bundle: Path) -> None:
-    outputs = [site(fleet, bundle, FIRST, "--check"), site(fleet, bundle, FIRST)]
+def test_no_output_shows_a_credential_and_an_old_one_is_gone(
+    fleet: Fleet, bundle: Path, tmp_path: Path
+) -> None:
+    """Also where it was the one of the previous release, which stays to be gone back to."""
+    earlier = releases.make(bundle, tmp_path, version="0.0.9")
+    outputs = [site(fleet, earlier, FIRST, "--check"), site(fleet, earlier, FIRST)]
     assert left(fleet, FIRST) == CONFIG
     outputs += [site(fleet, bundle, SECOND, "--check"), site(fleet, bundle, SECOND)]
     assert "authorization: (hidden, changed)" in outputs[-1]

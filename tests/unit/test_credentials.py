@@ -214,6 +214,21 @@ def test_a_rotated_credential_is_gone_once_the_new_one_is_healthy(base: Path) ->
 
 
 @needs_root
+def test_the_entry_of_the_previous_release_has_no_credential_either(base: Path) -> None:
+    release, served = plugin("module_utils.release"), plugin("module_utils.served")
+    put(base, written(NEW), release="r2")
+    release.point(base, "previous", "r1")
+    release.point(base, "current", "r2")
+    serve(base, "r2")
+    record = served.read_served(base)
+    assert sorted(record["releases"]) == ["r1", "r2"]
+    assert "old-0123456789" not in on_disk(base)
+    # an operator goes back: it gets what it was healthy with, and the credentials of today
+    text, lost = served.config_text(base, record["releases"]["r1"])
+    assert (yaml.safe_load(text), lost) == (yaml.safe_load(written(NEW)), None)
+
+
+@needs_root
 def test_headers_that_are_removed_are_not_shown(base: Path) -> None:
     result = put(base, written(None), _ansible_check_mode=True, _ansible_diff=True)
     assert "old-0123456789" not in result["said"]
