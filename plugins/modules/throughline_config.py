@@ -78,7 +78,8 @@ from ansible_collections.throughline.fleet.plugins.module_utils.served import (
 )
 from ansible_collections.throughline.fleet.plugins.module_utils.unit import ask
 
-DIRECTORY_MODE, FILE_MODE = 0o750, 0o640
+DIRECTORY_MODE = 0o750
+FILE_MODE = 0o640
 
 
 def group_id(name):
