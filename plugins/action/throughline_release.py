@@ -3,49 +3,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
-from ansible import constants
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible_collections.throughline.fleet.plugins.module_utils.release import file_sha256
-
-PATTERN = "throughline-*-linux-*.tar.gz"
-
-
-def find_bundle(path: Path) -> Path:
-    """The bundle itself, or the newest in a directory. Raises FileNotFoundError with the remedy."""
-    if path.is_file():
-        return path
-    bundles = sorted(path.glob(PATTERN), key=lambda bundle: bundle.stat().st_mtime)
-    if not bundles:
-        raise FileNotFoundError(
-            f"Found no bundle at {path}, required a file or a directory with {PATTERN}."
-            " Remedy: run `make bundle`, or set throughline_bundle."
-        )
-    return bundles[-1]
-
-
-def hash_once(bundle: Path) -> str:
-    """SHA-256 of the bundle, computed once per ansible-playbook run and not once per host.
-
-    Hosts are served by forked workers; they share the run's own temporary directory.
-    """
-    status = bundle.stat()
-    key = f"{bundle}:{status.st_size}:{status.st_mtime_ns}"
-    cache = Path(constants.DEFAULT_LOCAL_TMP) / "throughline-bundle.json"
-    if cache.is_file():
-        known: dict[str, str] = json.loads(cache.read_text(encoding="utf-8"))
-        if key in known:
-            return known[key]
-    sha256 = str(file_sha256(bundle))
-    work = cache.with_suffix(f".{os.getpid()}")
-    work.write_text(json.dumps({key: sha256}), encoding="utf-8")
-    work.rename(cache)
-    return sha256
+from ansible_collections.throughline.fleet.plugins.plugin_utils.bundle import (
+    find_bundle,
+    hash_once,
+)
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -68,7 +34,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if result.get("failed") or not result.pop("missing", False) or self._task.check_mode:
             return result
         try:
-            directory = self._make_tmp_path()
+            # without pipelining the first execution has made one, which a second would orphan
+            directory = self._connection._shell.tmpdir or self._make_tmp_path()
             src = self._connection._shell.join_path(directory, "bundle.tar.gz")
             self._transfer_file(str(bundle), src)
             return self._run({**arguments, "src": src}, task_vars)

@@ -4,11 +4,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ansible_collections.throughline.fleet.plugins.module_utils.printable import printable
 
 GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
 MODES = ("write", "network", "observe", "none", "unknown")
+HOST = ("kernel", "arch", "python", "systemd", "lockdown", "cgroup_layout", "btf")
+
+
+LONGEST = 4000  # characters of one text
+
+
+def harmless(value: Any) -> Any:
+    """What a host said, fit for a terminal: each text in one line, without control characters.
+
+    A host may be in other hands than the operator's: it can say whatever it likes.
+    """
+    if isinstance(value, str):
+        return printable(" ".join(value[:LONGEST].splitlines()))
+    if isinstance(value, Mapping):
+        return {harmless(str(key)): harmless(content) for key, content in value.items()}
+    if isinstance(value, Sequence):
+        return [harmless(content) for content in value]
+    return value
 
 
 def verdict_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,17 +38,32 @@ def verdict_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         reachable = not result.get("unreachable", False)
         said = str(result.get("module_stderr", "")).strip().splitlines()
         message = ": ".join([str(result.get("msg", "no answer")).strip(), *said[-1:]])
+        message = harmless(message)
         return {"name": name, "reachable": reachable, "error": message, "mode": "unknown"}
+    try:
+        return entry_of(name, harmless(verdict))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        message = "what it answered is no verdict of throughline_preflight"
+        return {"name": name, "reachable": True, "error": message, "mode": "unknown"}
+
+
+def entry_of(name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a host with a verdict. Raises what a verdict of another shape raises."""
+    if not isinstance(verdict["groups"], Mapping):
+        raise TypeError("groups")
     groups = {group: cell(verdict, group) for group in GROUPS if group in verdict["groups"]}
+    host = {key: verdict["host"][key] for key in HOST}
     return {
         "name": name,
         "reachable": True,
         "error": verdict.get("doctor_error"),
         "source": verdict["source"],
         "version": verdict["version"],
+        "tried_version": verdict.get("tried_version"),
+        "untried": verdict.get("untried", ""),
         "release": verdict.get("agent", {}).get("release"),
-        "mode": verdict["mode"],
-        "host": verdict["host"],
+        "mode": verdict["mode"] if verdict["mode"] in MODES else "unknown",
+        "host": {**verdict["host"], **host},
         "groups": groups,
         "reasons": reasons(groups),
     }
@@ -37,19 +72,26 @@ def verdict_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
 def cell(verdict: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One group on one host, with a word for the table.
 
-    on: works now. ready: will work once the agent is installed. possible: could work, but nobody
-    wants it (throughline_groups, the agent's configuration). off: cannot work, or does not.
+    on: works now, says the agent. works: was tried on the host, by the doctor of a release.
+    untried: no obstacle is known, and nothing was tried. possible: the same of a group that nobody
+    wants (throughline_groups, the agent's configuration). off: cannot work, or does not.
     """
     group = verdict["groups"][name]
     idle = not group["wanted"] and not group["fix"]  # switched off, which nothing is to cure
-    if group["state"] == "on" and (verdict["source"] == "doctor" or group["wanted"]):
-        word = "on" if verdict["source"] == "doctor" else "ready"
+    state = group["state"]
+    if state == "on" and verdict["source"] == "doctor":
+        # an agent that is installed and does not run: its doctor has tried
+        word = "on" if verdict.get("agent", {}).get("running", True) else "works"
+    elif state == "on" and verdict["source"] == "trial":
+        word = "works"
+    elif state == "on" and group["wanted"]:
+        word = state = "untried"
     elif idle and group.get("possible"):
         word = "possible"
     else:
         word = "off"
     why = group["reason"] if word == "off" else group.get("note", "")
-    return {**group, "word": word, "why": why}
+    return {**group, "state": state, "word": word, "why": why}
 
 
 def reasons(groups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -64,9 +106,20 @@ def reasons(groups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def mode_of(host: Mapping[str, Any]) -> str:
+    """The host's mode; with a question mark where it follows from facts and nothing was tried."""
+    return f"{host['mode']}?" if host["untried"] else str(host["mode"])
+
+
 def agent_of(host: Mapping[str, Any]) -> str:
     """The installed agent's version; '?' where it is installed but does not say."""
     return str(host["version"] or ("?" if host["release"] else "-"))
+
+
+def word_of(host: Mapping[str, Any], group: str) -> str:
+    """The word for the table; '-' for a group that the installed release does not know."""
+    found = host["groups"].get(group)
+    return str(found["word"]) if found else "-"
 
 
 def throughline_report(results: Mapping[str, Mapping[str, Any]], generated: str) -> dict[str, Any]:
@@ -91,10 +144,12 @@ def throughline_table(report: Mapping[str, Any]) -> list[str]:
             rows.append([host["name"], state, "-", *("-" for _ in report["groups"])])
             notes.append(f"{host['name']}: {state}: {host['error']}")
             continue
-        words = [host["groups"][name]["word"] for name in report["groups"]]
-        rows.append([host["name"], host["mode"], agent_of(host), *words])
+        words = [word_of(host, name) for name in report["groups"]]
+        rows.append([host["name"], mode_of(host), agent_of(host), *words])
         if host["error"]:
             notes.append(f"{host['name']}: doctor gave no answer: {host['error']}")
+        elif host["untried"]:
+            notes.append(f"{host['name']}: nothing was tried: {host['untried']}")
         notes += [
             f"{host['name']}: {', '.join(entry['groups'])} {entry['word']}: {entry['why']}"
             + (f" -> {entry['fix']}" if entry["fix"] else "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 
+from .printable import printable
+
 
 def group_state(value):
     """'on' or 'off' from a group of status or doctor, which may be a word or an object."""
@@ -73,4 +75,4 @@ def describe_failure(message, doctor, journal):
             lines.append("doctor: every wanted group works on this host.")
     if journal.strip():
         lines.append("journal:\n" + journal.strip())
-    return "\n".join(lines)
+    return printable("\n".join(lines), keep="\n")

@@ -67,11 +67,12 @@ def checked_members(archive):
     return members
 
 
-def unpack(bundle, run, *, sha256, base):
+def unpack(bundle, run, *, sha256, base, for_trial=False):
     """Unpack a bundle below base/releases, verified twice: the archive's hash, then each file's.
 
     The release appears under its name only when it is complete. Returns its manifest. Raises
-    ValueError for a wrong hash, archive or manifest, OSError when the disk is full.
+    ValueError for a wrong hash, archive or manifest, OSError when the disk is full. A release
+    `for_trial` is verified, but not compiled, since it is run once.
     """
     found = file_sha256(bundle)
     if found != sha256:
@@ -82,6 +83,7 @@ def unpack(bundle, run, *, sha256, base):
     releases = Path(base) / "releases"
     releases.mkdir(mode=0o755, parents=True, exist_ok=True)
     work = releases / f".{sha256}.{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
     try:
         work.mkdir(mode=0o755)
         with tarfile.open(bundle, "r:gz") as archive:
@@ -90,7 +92,7 @@ def unpack(bundle, run, *, sha256, base):
                 member.uname = member.gname = "root"
                 member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
                 archive.extract(member, work, **extraction_filter())
-        _changed, problem = make_ready(work, run)
+        _changed, problem = make_ready(work, run, check=for_trial)
         if problem:
             raise ValueError(problem)
         final = releases / sha256
@@ -124,6 +126,8 @@ def point(base, name, release):
         link.unlink()
         return True
     work = Path(base) / f".{name}.{os.getpid()}"
+    if work.is_symlink():  # of a run that was killed
+        work.unlink()
     work.symlink_to(Path("releases") / release)
     work.rename(link)
     return True

@@ -6,7 +6,14 @@ from __future__ import annotations
 import time
 
 from .release import linked_release, name_release, point
-from .served import read_file, serving_entry, write_file
+from .served import (
+    config_text,
+    drop_replaced,
+    is_config_in_place,
+    read_file,
+    serving_entry,
+    write_file,
+)
 from .unit import UNIT_FILE, UnitError, replace, systemctl, wait_until_healthy
 
 # However little a new release gets: nothing is won by giving up what served before.
@@ -27,6 +34,7 @@ def presumed(base, release):
         "rolled_back_from": None,
         "groups": ["observe"],
         "files": {str(UNIT_FILE): unit},
+        "config": None,
     }
     return {"serving": current, "releases": {current: entry}}
 
@@ -34,19 +42,35 @@ def presumed(base, release):
 def is_in_place(base, record):
     """True when links and files are those that were healthy last."""
     entry = serving_entry(record)
-    return linked_release(base, "current") == record["serving"] and all(
-        read_file(path) == text for path, text in entry["files"].items()
+    return (
+        linked_release(base, "current") == record["serving"]
+        and all(read_file(path) == text for path, text in entry["files"].items())
+        and is_config_in_place(entry)
     )
+
+
+def restore_config(base, entry):
+    """Brings the configuration of an entry back: what to add about it, "" where all is in place."""
+    if not is_config_in_place(entry):
+        text, problem = config_text(base, entry)
+        if problem is not None:
+            return f" But the configuration is the new one: {problem}."
+        write_file(entry["config"]["path"], text)
+    drop_replaced(base)
+    if is_config_in_place(entry):
+        return ""
+    return " The configuration has the credentials of the new one."
 
 
 def roll_back(run, base, record, *, timeout):
     """Bring it back and wait: (whether it is healthy, what was done in a sentence)."""
     release, entry = record["serving"], serving_entry(record)
     name = name_release(base, release)
-    begin = time.time()
+    begin, remark = time.time(), ""
     try:
         for path, text in entry["files"].items():
             write_file(path, text)
+        remark = restore_config(base, entry)
         point(base, "current", release)
         point(base, "previous", entry["previous"])
         systemctl(run, "daemon-reload")
@@ -63,11 +87,12 @@ def roll_back(run, base, record, *, timeout):
     if problem is None:
         return True, (
             f"Rolled back: {name} serves again and is healthy after {time.time() - begin:.0f} s,"
-            " with the unit, capabilities and configuration that it had."
+            f" with the unit, capabilities and configuration that it had.{remark}"
         )
     return False, (
-        f"THE ROLLBACK FAILED TOO: {name} {problem}. Links, unit, capabilities and configuration"
-        " are as they were, as far as they could be written; pinned programs go on propagating."
+        f"THE ROLLBACK FAILED TOO: {name} {problem}.{remark} Links, unit, capabilities and"
+        " configuration are as they were, as far as they could be written; pinned programs go on"
+        " propagating."
         " Remedy: cure the reason (systemctl status throughline, throughline doctor), then run"
         " site.yml again; or take the agent off with uninstall.yml."
     )

@@ -76,7 +76,7 @@ def running_release(pid):
     except OSError:
         return None
     paths = (re.search(rb"/releases/([^/]+)/lib/start\.py$", word) for word in words)
-    return next((match.group(1).decode() for match in paths if match), None)
+    return next((match.group(1).decode(errors="replace") for match in paths if match), None)
 
 
 def tell(run, action):

@@ -13,6 +13,7 @@ ARCHITECTURES = ("x86_64",)
 MODES = ("none", "observe", "network", "write")
 GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
 NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
+PROBING_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE")
 
 
 def dotted(version):
@@ -208,6 +209,22 @@ def judge(host, options, *, wanted, allow_sys_admin=False):
     if groups["go_write"]["possible"] and not host["securityfs"]:
         groups["go_write"]["note"] = "securityfs is not mounted and no lockdown was found"
     return groups
+
+
+def granted_capabilities(host, groups, *, allow_sys_admin=False):
+    """What the role `capabilities` grants to the agent on this host; a test keeps the two alike."""
+    granted = {name for name, group in groups.items() if group["wanted"] and group["possible"]}
+    found = set()
+    if granted & {"observe", "headers", "packets"}:
+        found.update(NETWORK_CAPABILITIES)
+    if granted & {"tls", "go", "go_write"}:
+        found.update(PROBING_CAPABILITIES)
+    if granted & {"tls", "go"}:
+        found.update({"CAP_LEASE"}.intersection(host["capabilities"]))
+    for_uprobes = allow_sys_admin and host["uprobes"] == "admin" and granted & {"tls", "go"}
+    if "go_write" in granted or for_uprobes:
+        found.add("CAP_SYS_ADMIN")
+    return sorted(found)
 
 
 def mode_of(groups):

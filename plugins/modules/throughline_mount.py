@@ -78,6 +78,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.throughline.fleet.plugins.module_utils.host import read_mounts
+from ansible_collections.throughline.fleet.plugins.module_utils.served import read_file
 
 MOUNT = """\
 # Written by throughline_mount (throughline.fleet); removed by uninstall.yml.
@@ -158,7 +159,7 @@ def mounted(module, path, fstype, file, text):
             msg=f"Found {taken} mounted at {path}, required {fstype}."
             " It is not ours and stays as it is. Remedy: unmount it, then run again."
         )
-    before = file.read_text(encoding="utf-8") if ours else ""
+    before = (read_file(file) or "") if ours else ""
     enabled = (file.parent / "local-fs.target.wants" / file.name).is_symlink()
     changed = before != text or not is_mounted or not enabled
     if changed and not module.check_mode:
@@ -180,7 +181,7 @@ def mounted(module, path, fstype, file, text):
 
 def absent(module, path, file):
     """Stop and remove our unit, and unmount what is ours by its place: (changed, diff)."""
-    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    before = (read_file(file) or "") if file.is_file() else ""
     if before and not module.check_mode:
         systemctl(module, "disable", "--quiet", "--now", file.name)
         file.unlink()

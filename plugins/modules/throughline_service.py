@@ -29,7 +29,8 @@ options:
   state:
     description:
       - V(release) runs O(release). V(previous) goes back to the release before the one that serves,
-        and keeps the configuration if that release accepts it, else brings its own back.
+        and keeps the configuration if that release accepts it, else brings its own back, with the
+        present one's credentials.
       - Going back is done once. Afterwards there is no previous release, and a second run changes
         nothing.
     type: str
@@ -66,7 +67,7 @@ attributes:
     description: Says what it would do; waits for nothing.
     support: full
   diff_mode:
-    description: Shows the unit and the links.
+    description: Shows the unit, the links, and a configuration without its credentials.
     support: full
 """
 
@@ -111,11 +112,13 @@ import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.throughline.fleet.plugins.module_utils.credentials import hide, scrub
 from ansible_collections.throughline.fleet.plugins.module_utils.health import (
     describe_failure,
     group_state,
 )
 from ansible_collections.throughline.fleet.plugins.module_utils.host import UNIT
+from ansible_collections.throughline.fleet.plugins.module_utils.printable import printable
 from ansible_collections.throughline.fleet.plugins.module_utils.release import (
     linked_release,
     name_release,
@@ -128,6 +131,11 @@ from ansible_collections.throughline.fleet.plugins.module_utils.rollback import 
     roll_back,
 )
 from ansible_collections.throughline.fleet.plugins.module_utils.served import (
+    REPLACED,
+    config_text,
+    described,
+    drop_replaced,
+    keep_replaced,
     note_served,
     read_file,
     read_served,
@@ -178,7 +186,8 @@ def refusal(module, base, release):
     if not Path(config).is_file():
         return None
     code, out, err = ask(module.run_command, base / "releases" / release, "config", "check", config)
-    return (err or out).strip() or f"exit code {code}" if code else None
+    said = printable(scrub((err or out).strip(), read_file(config)), keep="\n")
+    return said or f"exit code {code}" if code else None
 
 
 def wanted_files(module, base, record, release):
@@ -198,13 +207,20 @@ def wanted_files(module, base, record, release):
     if problem is None:
         return files
     kept = record["releases"].get(release)
+    lost = None
     if module.params["state"] == "previous" and kept:
         files.update((Path(path), text) for path, text in kept["files"].items())
-        return files
+        if kept["config"] is None:
+            return files
+        text, lost = config_text(base, kept)
+        if lost is None:
+            return {**files, Path(kept["config"]["path"]): text}
     return module.fail_json(
         msg=f"Found a configuration that {name_release(base, release)} refuses, required one that"
-        f" it accepts. The agent was not touched.\n{problem}\nRemedy: change throughline_config"
-        " and run site.yml with this bundle, which brings both at once."
+        f" it accepts. The agent was not touched.\n{problem}\n"
+        + (f"The configuration that it had cannot be brought back: {lost}.\n" if lost else "")
+        + "Remedy: change throughline_config and run site.yml with this bundle, which brings both"
+        " at once."
     )
 
 
@@ -249,6 +265,8 @@ def choose_action(module, base, properties, record, *, release, unit_changed):
 
 def apply(module, base, properties, plan):
     """Carry the plan out. Raises UnitError and OSError."""
+    if Path(module.params["config"]) in plan["files"]:
+        keep_replaced(base, read_served(base))
     written = [write_file(path, text) for path, text in plan["files"].items()]
     for name, release in plan["links"].items():
         point(base, name, release)
@@ -287,7 +305,8 @@ def ask_about_failure(module, base, release, *, since):
     _code, out, err = ask(module.run_command, directory, "doctor", "--json", "--config", config)
     command = ["journalctl", "--unit", UNIT, f"--since=@{since}", "--lines=15", "--no-pager"]
     _code, journal, _err = module.run_command([*command, "--output=cat"])
-    return out or err, journal
+    texts = [read_file(path) for path in (config, base / REPLACED)]
+    return scrub(out or err, *texts), scrub(journal, *texts)
 
 
 def fail(module, base, record, plan, problem, *, since):
@@ -314,14 +333,16 @@ def note(module, base, record, plan):
         origin = serving_entry(record)["rolled_back_from"]
     elif module.params["state"] == "previous":
         origin = name_release(base, before)
-    paths = (UNIT_FILE, DROP_IN, Path(module.params["config"]))
+    config = module.params["config"]
     entry = {
         "previous": plan["links"]["previous"],
         "rolled_back_from": origin,
         "groups": plan["groups"],
-        "files": {str(path): read_file(path) for path in paths},
+        "files": {str(path): read_file(path) for path in (UNIT_FILE, DROP_IN)},
+        "config": described(config, read_file(config)),
     }
     note_served(base, release, entry)
+    drop_replaced(base)
 
 
 def came_from(base, record, release, *, going_back):
@@ -377,9 +398,8 @@ def main():
         + came_from(base, record, release, going_back=going_back),
         "diff": [
             *(
-                {"before": present[path] or "", "after": text or "", "after_header": str(path)}
+                shown(path, present[path] or "", text or "", config=module.params["config"])
                 for path, text in files.items()
-                if path != Path(module.params["config"])  # which may hold credentials
             ),
             {"before": show_links(base, links_before), "after": show_links(base, links)},
         ],
@@ -396,6 +416,13 @@ def main():
     note(module, base, record, plan)
     result["pruned"] = prune(base)
     module.exit_json(**result)
+
+
+def shown(path, before, after, *, config):
+    """The change of a file as a diff has it, without the configuration's credentials."""
+    if path == Path(config):
+        before, after = hide(before), hide(after, before=before)
+    return {"before": before, "after": after, "after_header": str(path)}
 
 
 def show_links(base, links):

@@ -12,6 +12,7 @@ from tests.fleet.hosts import Fleet
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SERVICES = Path(__file__).with_name("services.yml")
+CHECK = REPOSITORY / "playbooks" / "check.yml"
 SITE = REPOSITORY / "playbooks" / "site.yml"
 UPGRADE = REPOSITORY / "playbooks" / "upgrade.yml"
 ROLLBACK = REPOSITORY / "playbooks" / "rollback.yml"

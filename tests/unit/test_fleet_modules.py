@@ -16,7 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
+
+from throughline import config
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "ansible_collections.throughline.fleet.plugins"
@@ -616,6 +619,35 @@ def test_a_failure_comes_with_the_doctors_advice() -> None:
     assert text == "Message.\ndoctor: headers is off: A. Remedy: B.\njournal:\nline"
 
 
+def test_what_a_release_has_logged_reaches_no_terminal_raw() -> None:
+    describe = plugin("module_utils.health").describe_failure
+    doctor = {"groups": {"tls": {"state": "off", "wanted": True, "reason": "\x1b[2J", "fix": "B"}}}
+    for text in (
+        describe("Message.", json.dumps(doctor), "one \x1b]0;owned\x07\ntwo \udcff\n"),
+        describe("Message.", "no JSON \x1b[2J", ""),
+    ):
+        assert all(char.isprintable() or char == "\n" for char in text), text
+        assert r"\x1b[2J" in text
+
+
+def test_what_a_killed_run_left_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process id comes back one day."""
+    release, served = plugin("module_utils.release"), plugin("module_utils.served")
+    path, sha256 = bundle(tmp_path, "x = 1\n")
+    base = tmp_path / "opt"
+    monkeypatch.setattr("os.getpid", lambda: 4711)
+    (base / f"releases/.{sha256}.4711/bin").mkdir(parents=True)
+    (base / ".current.4711").symlink_to("nowhere")
+    (base / ".served.json.4711").write_text("{", encoding="utf-8")
+    install(base, path, sha256)
+    assert release.point(base, "current", sha256)
+    served.note_served(base, sha256, {"previous": None})
+    assert sorted(entry.name for entry in base.iterdir()) == ["current", "releases", "served.json"]
+    assert [entry.name for entry in (base / "releases").iterdir()] == [sha256]
+
+
 def test_the_report_names_every_host_and_why(tmp_path: Path) -> None:
     reports = plugin("filter.throughline_report")
     found = {"source": "preflight", "version": None, **verdict(tmp_path, kernel="5.4.0")}
@@ -646,6 +678,164 @@ def test_the_report_names_every_host_and_why(tmp_path: Path) -> None:
         line.startswith("old: observe, headers, packets, tls, go off: kernel is 5.4.0")
         for line in lines
     )
+
+
+def doctors(**states: str) -> dict[str, Any]:
+    """What doctor --json prints where everything works that is not named here."""
+    groups = {
+        name: {"state": "on", "wanted": True, "reason": "", "fix": ""} for name in EVERYTHING[:5]
+    }
+    groups["go_write"] = {
+        "state": "off",
+        "wanted": False,
+        "fix": "",
+        "reason": "instrumentation.go_write is off",
+    }
+    for name, reason in states.items():
+        groups[name] = {"state": "off", "wanted": True, "reason": reason, "fix": "mend it"}
+    return {"version": "0.1.0", "mode": "network", "host": {"bpffs": "/tmp/bpf"}, "groups": groups}
+
+
+def report_of(**verdicts: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The report on hosts with these verdicts, and its lines for a terminal."""
+    reports = plugin("filter.throughline_report")
+    results = {
+        name: {"ansible_facts": {"throughline_preflight": found}}
+        for name, found in verdicts.items()
+    }
+    report = reports.throughline_report(results, "now")
+    return report, reports.throughline_table(report)
+
+
+def test_a_trial_says_what_works_and_what_does_not(tmp_path: Path) -> None:
+    ours = preflight(verdict(tmp_path, lockdown=UNLOCKED))
+    wanted = EVERYTHING[:5]
+    module = plugin("modules.throughline_preflight")
+    answer = doctors(headers="bpf_object__load headers: EPERM")
+    tried = {**ours, **module.merge_trial(ours, answer, wanted=wanted)}
+    report, lines = report_of(web=tried)
+    (web,) = report["hosts"]
+    words = {name: group["word"] for name, group in web["groups"].items()}
+    assert words == {
+        **dict.fromkeys(wanted, "works"),
+        "headers": "off",
+        "go_write": "possible",
+    }
+    assert web["mode"] == "observe", "what the kernel refused does not count"
+    assert web["host"]["bpffs"] is None, "the trial's own is no fact of the host"
+    assert web["version"] is None and web["tried_version"] == "0.1.0"
+    assert "web: headers off: bpf_object__load headers: EPERM -> mend it" in lines
+
+
+def test_facts_alone_claim_nothing(tmp_path: Path) -> None:
+    ours = {**preflight(verdict(tmp_path)), "untried": "Found no bundle at dist"}
+    report, lines = report_of(web=ours)
+    groups = report["hosts"][0]["groups"]
+    assert {groups[name]["word"] for name in EVERYTHING[:5]} == {"untried"}
+    assert {groups[name]["state"] for name in EVERYTHING[:5]} == {"untried"}
+    assert lines[2].split()[:4] == ["web", "network?", "-", "untried"]
+    assert "web: nothing was tried: Found no bundle at dist" in lines
+
+
+def test_an_agent_that_does_not_run_serves_nothing(tmp_path: Path) -> None:
+    module = plugin("modules.throughline_preflight")
+    for running, word in ((True, "on"), (False, "works")):
+        ours = preflight(verdict(tmp_path))
+        answer = {**doctors(), "agent": {"running": running, "pid": None}}
+        found = {**ours, **module.merge(ours, answer), "source": "doctor"}
+        report, _lines = report_of(web=found)
+        assert report["hosts"][0]["groups"]["observe"]["word"] == word
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J<script>alert(1)</script>\u202e\udcff\nweb2  network  on"
+
+
+def hostile(tree: Path) -> dict[str, Any]:
+    """The verdict of a host that is in other hands: every text in it is an attack."""
+    found = preflight(verdict(tree))
+    found.update(version=HOSTILE, doctor_error=HOSTILE, untried=HOSTILE, tried_version=HOSTILE)
+    found["host"] = {
+        key: HOSTILE if isinstance(value, str) else value for key, value in found["host"].items()
+    }
+    for group in found["groups"].values():
+        group.update(state="off", wanted=True, reason=HOSTILE, fix=HOSTILE, note=HOSTILE)
+    return found
+
+
+def test_what_a_host_says_reaches_no_terminal_and_no_browser_raw(tmp_path: Path) -> None:
+    report, lines = report_of(evil=hostile(tmp_path))
+    away = plugin("filter.throughline_report").verdict_of(
+        "away", {"unreachable": True, "msg": HOSTILE, "module_stderr": HOSTILE}
+    )
+    assert all(char.isprintable() for line in [*lines, away["error"]] for char in line)
+    assert any(r"\x1b]0;owned\x07" in line for line in lines), "it is shown, and harmless"
+    report["hosts"].append(away)
+    json.dumps(report).encode()
+    source = (ROOT / "playbooks/templates/report.html.j2").read_text(encoding="utf-8")
+    for kind in ("doctor", "trial", "preflight"):
+        report["hosts"][0]["source"] = kind
+        page = jinja2.Template(source).render(__throughline_report=report)
+        assert "<script" not in page
+        assert "&lt;script&gt;" in page
+        assert all(char.isprintable() or char == "\n" for char in page)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": None},
+        {"groups": {"observe": "on"}},
+        {"groups": []},
+        {"host": "x"},
+        {"mode": {"a": 1}},
+        {"host": {}},
+    ],
+)
+def test_an_answer_of_another_shape_ends_no_report(tmp_path: Path, change: dict[str, Any]) -> None:
+    good = {**preflight(verdict(tmp_path)), "untried": "no bundle"}
+    report, lines = report_of(evil={**good, **change}, web=good)
+    assert report["hosts"][0]["mode"] == "unknown"
+    assert any(line.startswith("web  ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("script", "timeout", "problem"),
+    [
+        ("echo '{\"groups\": {}}'", 10, None),
+        ("echo no Python >&2; exit 2", 10, "ended with 2 and said: no Python"),
+        ("printf '\\377\\033[2J' >&2; exit 3", 10, "ended with 3 and said: "),
+        ("exec sleep 60", 0.2, "gave no answer in 0.2 s"),
+    ],
+)
+def test_what_a_trial_makes_of_the_doctor(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    timeout: float,
+    problem: str | None,
+) -> None:
+    trial = plugin("module_utils.trial")
+    monkeypatch.setattr(trial, "PLACE", tmp_path)
+    monkeypatch.setattr(trial, "become_service", lambda capabilities, **ids: None)
+    launcher = tmp_path / "bin/throughline"
+    launcher.parent.mkdir()
+    launcher.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    launcher.chmod(0o755)
+    answer, found = trial.ask(tmp_path, capabilities=[], wanted=["observe"], timeout=timeout)
+    assert (answer is not None, found is None) == (problem is None, problem is None)
+    assert problem is None or problem in found
+
+
+def test_a_trial_has_the_configuration_that_the_agent_would_have(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    trial = plugin("module_utils.trial")
+    for wanted in (("observe", "headers"), EVERYTHING):
+        path.write_text(json.dumps(trial.configuration(wanted)), encoding="utf-8")
+        found = config.load(path, environment={})
+        assert found.propagation.headers
+        assert found.propagation.packets == ("packets" in wanted)
+        assert found.propagation.peers
+        assert found.instrumentation == set(wanted) & {"tls", "go", "go_write"}
 
 
 @pytest.mark.parametrize(

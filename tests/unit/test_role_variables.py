@@ -9,7 +9,13 @@ import pytest
 from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped]
 from ansible.template import Templar  # type: ignore[import-untyped]
 
-from tests.unit.test_fleet_modules import EVERYTHING, UNLOCKED, collection_is_importable, verdict
+from tests.unit.test_fleet_modules import (
+    EVERYTHING,
+    UNLOCKED,
+    collection_is_importable,
+    plugin,
+    verdict,
+)
 
 __all__ = ["collection_is_importable"]  # a fixture that each test here uses
 
@@ -72,12 +78,24 @@ def test_sys_admin_is_granted_where_it_is_asked_for_and_of_use(
         tmp_path, wanted=wanted, uprobes=uprobes, lockdown=lockdown, allow_sys_admin=consent
     )
     assert capabilities(found, wanted, consent=consent) == granted
+    assert tried_with(found, consent=consent) == granted
+
+
+def tried_with(preflight: dict[str, Any], *, consent: bool = False) -> set[str]:
+    """What the trial of check.yml gives to the doctor there."""
+    judging = plugin("module_utils.verdict")
+    return set(
+        judging.granted_capabilities(
+            preflight["host"], preflight["groups"], allow_sys_admin=consent
+        )
+    )
 
 
 def test_files_are_not_guarded_where_no_unit_can(tmp_path: Path) -> None:
     """In a container that has everything but CAP_LEASE."""
     found = verdict(tmp_path, capabilities="000001ffefffffff")
     assert capabilities(found, DEFAULT) == NETWORK | PROBES - {"CAP_LEASE"}
+    assert tried_with(found) == NETWORK | PROBES - {"CAP_LEASE"}
 
 
 @pytest.mark.parametrize(

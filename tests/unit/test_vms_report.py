@@ -70,7 +70,7 @@ def test_what_is_asked_for() -> None:
     assert platform().asked == {"throughline_groups": list(expected.GROUPS)}
     plain = platform("6.1-hybrid", asks=())
     assert (plain.asked, "go_write" in plain.wanted) == ({}, False)
-    assert plain.word("go") == "ready"
+    assert plain.word("go") == "works"
     off = platform(state="off", asks=())
     assert (off.word("go_write"), off.word("go")) == ("possible", "off")
     page = report.render([Result(platform(), RUN, seen()), Result(plain, RUN, seen())])

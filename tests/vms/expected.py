@@ -78,7 +78,7 @@ class Platform:
     def word(self, name: str) -> str:
         """What check.yml says of a group on the bare host."""
         if self.groups[name] == "on":
-            return "ready"
+            return "works"
         return "possible" if name not in self.wanted and self.mode == "write" else "off"
 
 

@@ -1,0 +1,218 @@
+# Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
+"""Runs the doctor of a release on a host without an agent, as the agent would run, leaving nothing.
+
+A child process has a mount namespace of its own, in which /tmp is a tmpfs with the release, a bpffs
+and a configuration. The kernel removes all of it, programs and pins included, when the last process
+of that namespace has ended, also if it was killed. So no name below the host's /tmp is used at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import struct
+import subprocess
+from pathlib import Path
+
+from .host import CAPABILITY_BITS, find_mount, read_mounts
+from .release import unpack
+from .uprobes import CAPABILITY_VERSION
+
+# As PrivateTmp= has it. Every host has that directory, and what is in it is not looked at.
+PLACE = Path("/tmp")  # noqa: S108
+NOBODY = 65534
+SECONDS_TO_TIDY_UP = 30
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # that of a systemd unit
+CLONE_NEWNS = 0x20000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 18
+PR_SET_KEEPCAPS, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 8, 24, 38, 47
+PR_CAP_AMBIENT_RAISE = 2
+SWITCHES = {  # where the agent's configuration turns a group off
+    "headers": "propagation",
+    "packets": "propagation",
+    "tls": "instrumentation",
+    "go": "instrumentation",
+    "go_write": "instrumentation",
+}
+
+
+def try_release(bundle, *, sha256, capabilities, wanted, timeout):
+    """(doctor --json of the release in a bundle, None), or (None, why it could not be asked)."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(ours)
+            try:
+                with open(bundle, "rb") as file:  # noqa: PTH123 (its descriptor is what is wanted)
+                    release = prepare(file, sha256)
+                answer = ask(release, capabilities=capabilities, wanted=wanted, timeout=timeout)
+            except OSError as error:
+                answer = None, f"{error.filename or 'trial'}: {error.strerror or error}"
+            except ValueError as error:
+                answer = None, str(error)
+            with os.fdopen(theirs, "wb") as pipe:
+                pipe.write(json.dumps(answer).encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    try:
+        found, problem = json.loads(text.decode())
+    except ValueError:
+        return None, "the trial ended without an answer"
+    return found, problem
+
+
+def prepare(bundle, sha256):
+    """A private mount namespace with the unpacked release; returns its directory."""
+    call("unshare", CLONE_NEWNS)
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    mount("tmpfs", PLACE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=512m")
+    os.umask(0o022)
+    bpffs = PLACE / "bpf"
+    bpffs.mkdir()
+    mount("bpf", bpffs, "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    os.chown(bpffs, NOBODY, NOBODY)
+    bpffs.chmod(0o700)
+    security = Path("/sys/kernel/security")
+    if security.is_dir() and find_mount(read_mounts("/"), "securityfs") is None:
+        with contextlib.suppress(OSError):  # the doctor then says what it does not know
+            mount("securityfs", security, "securityfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    # the path of the bundle may lead into the /tmp that is covered now
+    unpack(f"/proc/self/fd/{bundle.fileno()}", run, sha256=sha256, base=PLACE, for_trial=True)
+    return PLACE / "releases" / sha256
+
+
+def configuration(wanted):
+    """The agent's configuration for the wanted groups, with this host as its only peer."""
+    found = {
+        "propagation": {"peers": ["127.0.0.0/8", "::1/128"]},
+        "instrumentation": {},
+        "agent": {"bpffs": str(PLACE / "bpf"), "runtime_directory": str(PLACE / "run")},
+    }
+    for name, section in SWITCHES.items():
+        found[section][name] = "auto" if name in wanted else "off"
+    return found
+
+
+def ask(release, *, capabilities, wanted, timeout):
+    """(what the release's doctor says, None) or (None, problem)."""
+    config = PLACE / "config.yaml"
+    config.write_text(json.dumps(configuration(wanted)), encoding="utf-8")  # JSON is YAML, too
+    return ask_as_service(
+        str(release / "bin/throughline"), config, capabilities=capabilities, timeout=timeout
+    )
+
+
+def ask_as_service(launcher, config, *, capabilities, timeout, uid=NOBODY, gid=NOBODY):
+    """(what doctor --json says to a user with these capabilities, None) or (None, problem)."""
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [launcher, *arguments, "--config", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={"PATH": PATH, "LANG": "C.UTF-8"},
+            cwd="/",
+            preexec_fn=lambda: become_service(capabilities, uid=uid, gid=gid),
+        )
+
+    doctor = start("doctor", "--json")
+    try:
+        out, err = doctor.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        # A TC filter on a kernel without tcx does not end with the namespace: let it tidy up.
+        doctor.send_signal(signal.SIGINT)
+        try:
+            doctor.communicate(timeout=SECONDS_TO_TIDY_UP)
+        except subprocess.TimeoutExpired:
+            doctor.kill()
+            doctor.communicate()
+            if uid == NOBODY:  # an installed agent tidies up after itself when it starts
+                start("detach").communicate(timeout=SECONDS_TO_TIDY_UP)
+        return None, f"throughline doctor gave no answer in {timeout} s"
+    try:
+        return json.loads(out.decode()), None
+    except ValueError:
+        said = (err or out).decode(errors="replace").strip().splitlines()
+        end = said[-1][-300:] if said else "nothing"
+        return None, f"throughline doctor ended with {doctor.returncode} and said: {end}"
+
+
+def become_service(capabilities, *, uid, gid):
+    """For a child before exec: becomes what the unit makes of the agent, or ends with a message."""
+    if capabilities is None:
+        return  # as whoever asks
+    try:
+        raise_memlock()
+        drop_privileges([CAPABILITY_BITS[name] for name in capabilities], uid=uid, gid=gid)
+    except (OSError, ValueError) as error:
+        os.write(2, f"the service's privileges could not be taken on: {error}".encode())
+        os._exit(1)
+
+
+def raise_memlock():
+    """LimitMEMLOCK=infinity, or as close to it as this host allows, which is what systemd does."""
+    infinity = resource.RLIM_INFINITY
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (infinity, infinity))
+    except ValueError:  # without CAP_SYS_RESOURCE
+        _soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+
+
+def drop_privileges(bits, *, uid, gid):
+    """A user with these capabilities, ambient ones, and no way to others."""
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
+    for bit in range(last + 1):
+        if bit not in bits:
+            call("prctl", PR_CAPBSET_DROP, bit, 0, 0, 0)
+    call("prctl", PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    kept = sum(1 << bit for bit in bits)
+    low, high = kept & 0xFFFFFFFF, kept >> 32
+    # effective, permitted and inheritable, first the lower half of each
+    sets = struct.pack("<6I", low, low, low, high, high, high)
+    call("capset", struct.pack("<Ii", CAPABILITY_VERSION, 0), sets)
+    for bit in bits:
+        call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, bit, 0, 0)
+    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def run(command):
+    """(exit code, output, errors), as AnsibleModule.run_command has it."""
+    environment = {"PATH": PATH, "LANG": "C.UTF-8"}
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
+    return done.returncode, *(text.decode(errors="replace") for text in (done.stdout, done.stderr))
+
+
+def mount(source, target, kind, flags, options=None):
+    """mount(2)."""
+    words = (str(word).encode() if word is not None else None for word in (source, target, kind))
+    data = options.encode() if options else None
+    call("mount", *words, flags, data, what=f"mount {kind or 'private'} at {target}")
+
+
+def call(name, *arguments, what=None):
+    """A function of the C library that returns 0. Raises OSError."""
+    converted = (ctypes.c_ulong(word) if isinstance(word, int) else word for word in arguments)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*converted):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what or name)

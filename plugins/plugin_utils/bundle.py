@@ -1,0 +1,45 @@
+# Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
+"""The bundle on the controller: which one is meant, and its SHA-256, computed once for a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ansible import constants
+from ansible_collections.throughline.fleet.plugins.module_utils.release import file_sha256
+
+PATTERN = "throughline-*-linux-*.tar.gz"
+
+
+def find_bundle(path: Path) -> Path:
+    """The bundle itself, or the newest in a directory. Raises FileNotFoundError with the remedy."""
+    if path.is_file():
+        return path
+    bundles = sorted(path.glob(PATTERN), key=lambda bundle: bundle.stat().st_mtime)
+    if not bundles:
+        raise FileNotFoundError(
+            f"Found no bundle at {path}, required a file or a directory with {PATTERN}."
+            " Remedy: run `make bundle`, or set throughline_bundle."
+        )
+    return bundles[-1]
+
+
+def hash_once(bundle: Path) -> str:
+    """SHA-256 of the bundle, computed once per ansible-playbook run and not once per host.
+
+    Hosts are served by forked workers; they share the run's own temporary directory.
+    """
+    status = bundle.stat()
+    key = f"{bundle}:{status.st_size}:{status.st_mtime_ns}"
+    cache = Path(constants.DEFAULT_LOCAL_TMP) / "throughline-bundle.json"
+    if cache.is_file():
+        known: dict[str, str] = json.loads(cache.read_text(encoding="utf-8"))
+        if key in known:
+            return known[key]
+    sha256 = str(file_sha256(bundle))
+    work = cache.with_suffix(f".{os.getpid()}")
+    work.write_text(json.dumps({key: sha256}), encoding="utf-8")
+    work.rename(cache)
+    return sha256
