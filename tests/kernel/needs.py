@@ -2,20 +2,23 @@
 
     needs.any_uprobes()  # returns the way that works here
     needs.write_user()
+    needs.program("tl_sent")
 
-Each asks by a trial, with a program of its own that does nothing else, as the agent does. So a
-kernel that refuses is told from programs of ours that are wrong, for which a test still fails; and
-the skip says the kernel's own words.
+Each asks by a trial, as the agent does, and the skip says the kernel's own words. The first two
+load a program that does nothing else, so that a kernel that refuses is told from a program of ours
+that is wrong.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from functools import cache
 
 import pytest
 
+from tests.kernel.operated import Operated
 from throughline.kernel import libbpf, uprobes
 
 _KPROBE = 2  # enum bpf_prog_type
@@ -31,9 +34,8 @@ def any_uprobes() -> uprobes.Kind:
 
 def write_user() -> None:
     """The helper bpf_probe_write_user: for the group go_write."""
-    refused = _write_user()
-    if refused:
-        pytest.skip(f"this kernel refuses bpf_probe_write_user: {refused}")
+    if reason := _write_user():
+        pytest.skip(f"this kernel refuses bpf_probe_write_user: {reason}")
 
 
 @cache
@@ -57,6 +59,21 @@ def _write_user() -> str:
     except OSError as error:
         return _words(error)
     return ""
+
+
+def program(name: str) -> None:
+    """A program of ours that its group can do without."""
+    if reason := refused().get(name):
+        pytest.skip(f"this kernel refuses {name}: {reason}")
+
+
+@cache
+def refused() -> dict[str, str]:
+    """The programs that their groups do without here, and why, as `doctor` says."""
+    with Operated({"propagation": {"peers": ["127.0.0.0/8"]}}, start=False) as host:
+        said = host.command("doctor", "--json")
+    groups = json.loads(said.stdout)["groups"].values()
+    return {one["program"]: one["reason"] for group in groups for one in group.get("without", ())}
 
 
 def _words(error: OSError) -> str:

@@ -120,8 +120,15 @@ class Traced:
 
     @property
     def environment(self) -> dict[str, str]:
+        # modules are compiled once, and not by each of hundreds of agents
+        unwanted = ("OTEL_", "THROUGHLINE_", "PYTHONDONTWRITEBYTECODE")
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(unwanted) or name.startswith("THROUGHLINE_TEST_")
+        }
         return {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "THROUGHLINE_"))},
+            **kept,
             "THROUGHLINE_BPFFS": str(self.bpffs),
             "THROUGHLINE_RUNTIME_DIRECTORY": str(self.directory),
             "THROUGHLINE_SPOOL_DIRECTORY": str(self.directory / "spool"),
