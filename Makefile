@@ -38,7 +38,7 @@ BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_x86 -std=gnu11 \
 .PHONY: help
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
-		awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+		awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: ## Install what is missing: Debian packages and the Python environment .venv (root)
@@ -96,18 +96,37 @@ $(BUNDLE): $(BUNDLE_INPUTS) $(BPF_OBJECTS) build/abi.stamp build/bundle.inputs
 demo: bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the joined trace (root)
 	@$(PYTHON) -m tests.fleet.demo
 
-# Those that need three releases of Go. The others need ten, and an hour on a new machine.
-GO_TESTS := judge sources parents protocols processes debian write write_debian write_peers write_in_vm
-
-.PHONY: test-go
-test-go: bundle ## Run all tests with Go services, of ten releases of Go (root)
-	@$(PYTHON) -m pytest tests/golang
+# Tests wait for the kernel and for each other's processes more than they compute, so that two run at
+# a time: whole files, each with hosts, agents and ports of its own. The longest files come first.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# Those of Go that need three of its releases. The others need ten, and an hour on a new machine.
+GO_TESTS := judge sources parents protocols debian write write_debian write_peers
+GO_LONGER := processes write_in_vm
 
 .PHONY: test
-test: bundle ## Run the unit, kernel and fleet tests, then the Molecule scenario (root)
-	@$(PYTHON) -m pytest $(wildcard tests/unit tests/kernel) $(GO_TESTS:%=tests/golang/test_%.py) \
-		$(wildcard tests/fleet)
-	@$(if $(wildcard molecule/default),molecule test --scenario-name default)
+test: bundle ## Run the unit, kernel and fleet tests (root)
+	@failed=0; \
+	$(PYTHON) -m pytest -m 'not alone and not long' $(PARALLEL) tests/fleet tests/kernel tests/unit || failed=1; \
+	$(PYTHON) -m pytest -m 'alone and not long' tests/fleet tests/kernel tests/unit || failed=1; \
+	exit $$failed
+
+.PHONY: test-molecule
+test-molecule: bundle ## Run the Molecule scenario: the roles on two systemd hosts (root)
+	@molecule test --scenario-name default
+
+.PHONY: test-go
+test-go: bundle ## Run the tests with Go services that need three releases of Go (root)
+	@$(PYTHON) -m pytest -m 'not long' $(GO_TESTS:%=tests/golang/test_%.py)
+
+.PHONY: test-all
+test-all: bundle ## Run every test: what is long, all releases of Go, the kernel matrix; hours (root)
+	@failed=0; \
+	$(PYTHON) -m pytest -m 'not alone' $(PARALLEL) tests/fleet tests/kernel tests/unit || failed=1; \
+	$(PYTHON) -m pytest -m alone tests/fleet tests/kernel tests/unit || failed=1; \
+	$(PYTHON) -m pytest tests/golang || failed=1; \
+	$(MAKE) test-molecule || failed=1; \
+	$(MAKE) test-kernels || failed=1; \
+	exit $$failed
 
 .PHONY: boxes
 boxes: setup ## Build the Vagrant boxes with their kernels, where they are missing (root)

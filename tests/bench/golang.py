@@ -313,7 +313,7 @@ def main() -> int:
         print(f"bench: {time.monotonic() - started:4.0f} s  {what}", file=sys.stderr, flush=True)
 
     with ExitStack() as stack:
-        bench = Bench(stack.enter_context(Traced(start=False)), stack)
+        bench = Bench(stack.enter_context(Traced(start=False, quick=False)), stack)
         chosen = (arguments.rounds, arguments.seconds, arguments.connections)
         print(bench.measure(*chosen, say=say).json())
     return 0

@@ -76,7 +76,7 @@ def _measure(parts: Sequence[str], say: measure.Say) -> str:
     results = measure.Results(load_before=os.getloadavg()[0], others=load.agents())
     with ExitStack() as stack:
         # nginx behind the agent ends after the agent, which sends to it
-        traced = stack.enter_context(Traced(start=False))
+        traced = stack.enter_context(Traced(start=False, quick=False))
         bench = measure.Bench(traced, stack, say)
         for part in parts:
             getattr(bench, part)(results)
@@ -88,7 +88,7 @@ def _measure_go(parts: Sequence[str], say: measure.Say) -> None:
         if part == "go":
             signal.alarm(LONGEST_SECONDS)
             with ExitStack() as stack:
-                traced = stack.enter_context(Traced(start=False))
+                traced = stack.enter_context(Traced(start=False, quick=False))
                 results = golang.Bench(traced, stack).measure(say=say)
             signal.alarm(0)
         else:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.kernel.traced import CHECKOUT, Traced
-from throughline.kernel import libbpf
 
 
 class Operated(Traced):
@@ -76,21 +74,6 @@ class Operated(Traced):
             timeout=60,
             **options,
         )
-
-    def _wait_cgroup_known(self) -> None:
-        """Waits until the agent has told the kernel of every cgroup here; not long without one."""
-        wanted = {path.stat().st_ino for path in self.cgroup.glob("*/")}
-        deadline = time.monotonic() + 1.3
-        for pin in self.bpffs.glob("abi*/tl_cgroups"):
-            table = libbpf.get_pinned(pin)
-            try:
-                while time.monotonic() < deadline:
-                    known = {struct.unpack("<Q", key)[0] for key in libbpf.keys(table, 8)}
-                    if wanted <= known:
-                        return
-                    time.sleep(0.02)
-            finally:
-                os.close(table)
 
     def end_services(self) -> None:
         """Ends all services and waits for the last of their processes."""

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel import needs
 from tests.kernel.traced import Traced, free_port, wait_port
 
 SERVICES = Path(__file__).with_name("services")
@@ -189,6 +190,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 def test_the_answer_of_a_cache_restores_the_request(
     traced: Traced, redis: int, tmp_path: Path
 ) -> None:
+    needs.program("tl_sent")
     command = ["node", str(SERVICES / "cached.js"), "{port}", "{next}", str(redis), "pool"]
     result = measure(traced, "redis-alone", command, tmp_path, requests=300, concurrent=1)
     assert result["wrong"] == 0

@@ -8,7 +8,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -132,11 +132,15 @@ def _point_to(port: int) -> dict[str, Any]:
     }
 
 
-def _export(traced: Operated) -> dict[str, Any]:
-    status = traced.status()
-    assert status is not None
-    found: dict[str, Any] = status["export"]
-    return found
+def _export(traced: Operated, what: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """What status says of the export, once `what` is true of it."""
+    deadline = time.monotonic() + 20
+    while True:
+        found: dict[str, Any] = (traced.status() or {}).get("export", {})
+        if found and what(found):
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
 
 
 def _send(traced: Operated, chain: Chain) -> int:
@@ -163,11 +167,8 @@ def test_a_collector_that_is_away_gets_everything_after_a_restart(traced: Operat
     assert traced.stop_agent() == 0
     traced.start_agent()
     sent += _send(traced, chain)
-    time.sleep(2.5)
-    found = _export(traced)
-    assert (
-        found["state"] == "down" and found["spool_batches"] > 0 and "refused" in found["last_error"]
-    )
+    found = _export(traced, lambda said: said["state"] == "down" and said["spool_batches"] > 0)
+    assert "refused" in found["last_error"]
     status = traced.status()
     assert status is not None and status["healthy"], "the Collector is not the host's health"
     with Receiver(socket.create_server(("127.0.0.1", port))) as receiver:
@@ -179,8 +180,7 @@ def test_a_collector_that_answers_503_then_400_then_takes_them(traced: Operated)
     chain = start_chain(traced)
     traced.receiver.refuse_with = 503
     sent = _send(traced, chain)
-    time.sleep(1.5)
-    assert "503" in _export(traced)["last_error"]
+    _export(traced, lambda said: "503" in said["last_error"])
     traced.receiver.refuse_with = 0
     _arrive(traced.receiver, sent)
     traced.receiver.refuse_with = 400
@@ -200,8 +200,7 @@ def test_a_collector_that_hangs_holds_nothing_up(traced: Operated) -> None:
         traced.reload()
         chain = start_chain(traced)
         sent = _send(traced, chain)
-        time.sleep(3.0)
-        assert _export(traced)["state"] == "down"
+        _export(traced, lambda said: said["state"] == "down")
         stopping = time.monotonic()
         assert traced.stop_agent() == 0
         assert time.monotonic() - stopping < 8
@@ -221,10 +220,9 @@ def test_a_full_disk_keeps_spans_in_memory(traced: Operated) -> None:
         traced.start_agent()
         chain = start_chain(traced)
         sent = _send(traced, chain) + _send(traced, chain)
-        time.sleep(2.5)
-        found = _export(traced)
-        assert f"spool {spool}: No space left on device" in traced.log()
-        assert found["queued_spans"] > 0 and found["dropped_spans"] == 0
+        traced.wait_log(f"spool {spool}: No space left on device")
+        found = _export(traced, lambda said: said["queued_spans"] > 0)
+        assert found["dropped_spans"] == 0
         assert traced.command("status").returncode == 0
         with Receiver(socket.create_server(("127.0.0.1", port))) as receiver:
             _arrive(receiver, sent)

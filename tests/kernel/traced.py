@@ -11,10 +11,13 @@ Everything is below names of its own and is gone afterwards: processes, cgroups,
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -30,17 +33,28 @@ import yaml
 from tests.fleet import cgroups
 from tests.fleet.receiver import Receiver
 from tests.fleet.spans import Span
-from throughline.kernel import facts
+from throughline.kernel import facts, libbpf
 
 CHECKOUT = Path(__file__).parents[2]
 # An emulated machine needs longer.
 START_SECONDS = float(os.environ.get("THROUGHLINE_TEST_START_SECONDS", "20"))
+# Ports of the tests are below those that the kernel gives to clients (32768 and higher), and each
+# worker of pytest-xdist has its own: nobody else takes a port between its choice and its use.
+_PORTS_EACH = 2_500
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+_next_port = random.randrange(_PORTS_EACH)
 
 
 def free_port() -> int:
-    """A TCP port of loopback that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """A TCP port of loopback that nothing uses, another one at each call."""
+    global _next_port
+    for _ in range(_PORTS_EACH):
+        port = 10_000 + _PORTS_EACH * _WORKER + _next_port
+        _next_port = (_next_port + 1) % _PORTS_EACH
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(errno.EADDRINUSE, "no port of the tests is free")
 
 
 def wait_port(port: int, *, host: str = "127.0.0.1", seconds: float = START_SECONDS) -> None:
@@ -58,10 +72,16 @@ def wait_port(port: int, *, host: str = "127.0.0.1", seconds: float = START_SECO
 
 
 class Traced:
-    """See the module. `config` is merged over the defaults of the tests."""
+    """See the module. `config` is merged over the defaults of the tests.
 
-    def __init__(self, config: dict[str, Any] | None = None, *, start: bool = True) -> None:
+    The agent is `quick` (quick.py) unless a test is about its pace, or the machine is emulated.
+    """
+
+    def __init__(
+        self, config: dict[str, Any] | None = None, *, start: bool = True, quick: bool = True
+    ) -> None:
         self._stack = ExitStack()
+        self._module = "tests.kernel.quick" if quick and START_SECONDS <= 20 else "throughline"
         self._config = config or {}
         self._start = start
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -100,8 +120,15 @@ class Traced:
 
     @property
     def environment(self) -> dict[str, str]:
+        # modules are compiled once, and not by each of hundreds of agents
+        unwanted = ("OTEL_", "THROUGHLINE_", "PYTHONDONTWRITEBYTECODE")
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(unwanted) or name.startswith("THROUGHLINE_TEST_")
+        }
         return {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "THROUGHLINE_"))},
+            **kept,
             "THROUGHLINE_BPFFS": str(self.bpffs),
             "THROUGHLINE_RUNTIME_DIRECTORY": str(self.directory),
             "THROUGHLINE_SPOOL_DIRECTORY": str(self.directory / "spool"),
@@ -141,7 +168,7 @@ class Traced:
                     *prefix,
                     sys.executable,
                     "-m",
-                    "throughline",
+                    self._module,
                     "run",
                     "--config",
                     str(self.directory / "config.yaml"),
@@ -184,12 +211,17 @@ class Traced:
             return None
         return found
 
-    def counters(self, *, settle: float = 1.3) -> dict[str, int]:
-        """Counters that are not 0, once the status has been written anew."""
-        time.sleep(settle)
-        status = self.status()
-        assert status is not None, self.log()
-        return {name: total for name, total in status["counters"].items() if total}
+    def counters(self) -> dict[str, int]:
+        """Counters that are not 0, once the agent has read them again."""
+        # the status is written after the counters are read, and the kernel may be at work still
+        since = time.time() + 0.2
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            status = self.status()
+            if status is not None and status["updated_unix"] >= since:
+                return {name: total for name, total in status["counters"].items() if total}
+            assert time.monotonic() < deadline, f"no status is written:\n{self.log()}"
+            time.sleep(0.02)
 
     def wait_counter(self, name: str, total: int, *, seconds: float = 10.0) -> int:
         """Waits until a counter has reached `total`; returns what it says at the end."""
@@ -249,8 +281,22 @@ class Traced:
         return process
 
     def _wait_cgroup_known(self) -> None:
-        """The agent learns of new cgroups within a second; wait for that."""
-        time.sleep(1.2)
+        """Waits until the agent has told the kernel of every cgroup here.
+
+        Not much longer than it takes: an agent that has ended or traces something else never does.
+        """
+        wanted = {path.stat().st_ino for path in self.cgroup.rglob("*") if path.is_dir()}
+        deadline = time.monotonic() + 1.3 * max(1.0, START_SECONDS / 20)
+        for pin in self.bpffs.glob("abi*/tl_cgroups"):
+            table = libbpf.get_pinned(pin)
+            try:
+                while time.monotonic() < deadline:
+                    known = {struct.unpack("<Q", key)[0] for key in libbpf.keys(table, 8)}
+                    if wanted <= known:
+                        return
+                    time.sleep(0.02)
+            finally:
+                os.close(table)
 
     @contextlib.contextmanager
     def inside(self, service: str) -> Iterator[None]:
