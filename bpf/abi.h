@@ -104,6 +104,9 @@ enum tl_counter {
 	TL_LOST_BUSY, /* two processors handled one connection at once */
 	TL_LOST_NOT_HTTP, /* server connection whose bytes are not HTTP/1 */
 	TL_LOST_EARLY, /* request in the segment that made its connection, before Linux 5.15 */
+	TL_EARLY_READ, /* requests in segments that came to a listener: anybody can send them */
+	TL_EARLY_TAKEN, /* of these, the first of a connection that its segment made */
+	TL_SKIP_OUT_OF_WINDOW, /* segments that TCP will not take: not looked at */
 	TL_ENROLLED,
 	TL_ENROL_BUSY, /* another program owns the socket (EBUSY) */
 	TL_ENROL_FAILED,

@@ -267,6 +267,12 @@ __noinline int tl_begin_server(TL_EXCHANGE)
 
 	if (!conn || !text)
 		return 0;
+	if (conn->flags & TL_CONN_EARLY) {
+		/* nothing is kept for a segment that may be anybody's: tl_take_early() goes on */
+		conn->early_header = conn->in.flags;
+		conn->flags |= TL_CONN_ACTIVE | TL_CONN_USED;
+		return 0;
+	}
 	conn->in.method = tl_method_code(text);
 	conn->start_ns = bpf_ktime_get_ns();
 	conn->pid = 0;

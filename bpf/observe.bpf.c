@@ -14,6 +14,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+#define TL_WINDOW_GROWS (1 << 20) /* bytes that a window may grow by while we look */
 /*
  * Is the socket in the sockhash? Where FIONREAD is broken, user space takes sockets out, which cannot change what
  * we keep of them: that one is no member any more tells.
@@ -247,53 +248,71 @@ static __always_inline int tl_sender_address(struct __sk_buff *skb, __u8 *out)
 }
 
 #ifndef TL_LEGACY
-/* Who sends the segment. */
-static __always_inline int tl_sender(struct __sk_buff *skb, __u32 ip_len, struct tl_early_key *key)
-{
-	__u16 ports[2];
+/*
+ * The hook runs for the listener when a segment makes its connection, since the connection's own socket
+ * does not exist yet, and it runs before TCP has looked at the segment: it may be anybody's. TCP makes
+ * the connection at once, on this processor, or not at all. So each processor keeps the last one only, and
+ * nothing of it goes into any other map before there is a connection.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tl_early);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_early SEC(".maps");
 
-	if (tl_sender_address(skb, key->peer_addr))
+/* From whom to whom the segment is, and its numbers. */
+static __always_inline int tl_early_ends(struct __sk_buff *skb, const struct tl_segment *segment,
+					 struct tl_early *early)
+{
+	__u32 *local = (__u32 *)early->local_addr;
+	struct tcphdr tcp;
+
+	if (tl_sender_address(skb, early->peer_addr) ||
+	    bpf_skb_load_bytes(skb, segment->ip_len, &tcp, sizeof(tcp)))
 		return -1;
-	if (bpf_skb_load_bytes(skb, ip_len, ports, sizeof(ports)))
-		return -1;
-	key->peer_port = bpf_ntohs(ports[0]);
-	key->local_port = bpf_ntohs(ports[1]);
-	return 0;
+	early->local_port = bpf_ntohs(tcp.dest);
+	early->peer_port = bpf_ntohs(tcp.source);
+	early->seq = segment->seq;
+	early->acknowledges = bpf_ntohl(tcp.ack_seq);
+	if (skb->protocol != bpf_htons(0x0800))
+		return bpf_skb_load_bytes(skb, 24, local, 16);
+	local[2] = bpf_htonl(0xffff);
+	return bpf_skb_load_bytes(skb, 16, &local[3], 4);
 }
 
-/* The segment came to a listener: parses it into tl_early, for the connection that it makes. */
+/* The segment came to a listener: parses it, for the connection that TCP may make of it. */
 static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_segment *segment)
 {
-	struct tl_early_key key = {};
-	struct tl_early *early, *nothing;
+	struct tl_early *early;
+	const void *nothing;
 	__u32 zero = 0;
 	__u64 cgroup_id;
 
+	early = bpf_map_lookup_elem(&tl_early, &zero);
+	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
+	if (!early || !nothing)
+		return;
+	early->waits = 0;
 	if (!tl_looks_like_request(skb, segment))
 		return;
 	cgroup_id = bpf_skb_cgroup_id(skb);
 	if (!tl_traced(cgroup_id))
 		return;
-	key.seq = segment->seq;
-	if (tl_sender(skb, segment->ip_len, &key))
-		return;
-	early = bpf_map_lookup_elem(&tl_early, &key);
-	if (early) {
-		/* sent again, since the accept queue was full: parsed already */
-		return;
-	}
-	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
-	if (!nothing || bpf_map_update_elem(&tl_early, &key, nothing, BPF_NOEXIST))
-		return;
-	early = bpf_map_lookup_elem(&tl_early, &key);
-	if (!early)
+	bpf_map_update_elem(&tl_early, &zero, nothing, BPF_ANY);
+	if (tl_early_ends(skb, segment, early))
 		return;
 	early->conn.cgroup_id = cgroup_id;
 	early->conn.role = TL_ROLE_SERVER;
-	__builtin_memcpy(early->conn.peer_addr, key.peer_addr, 16);
-	early->conn.peer_port = key.peer_port;
-	early->conn.local_port = key.local_port;
+	early->conn.flags = TL_CONN_EARLY;
+	__builtin_memcpy(early->conn.local_addr, early->local_addr, 16);
+	__builtin_memcpy(early->conn.peer_addr, early->peer_addr, 16);
+	early->conn.local_port = early->local_port;
+	early->conn.peer_port = early->peer_port;
+	tl_count(TL_EARLY_READ);
 	tl_stream(skb, &early->conn, &early->text, segment, TL_IN);
+	early->waits = 1;
 }
 #else
 /* There is no cookie yet to keep it by: the request is not seen. */
@@ -323,6 +342,17 @@ static __always_inline __u32 tl_find_option(const __u8 *options, __u32 len)
 	return 0;
 }
 
+static __always_inline void tl_option_keep(struct tl_incoming *incoming,
+					   const struct tl_option *option)
+{
+	__builtin_memcpy(incoming->trace_id, option->trace_id, 16);
+	__builtin_memcpy(incoming->span_id, option->span_id, 8);
+	incoming->trace_flags = option->len == TL_OPTION_BYTES ?
+					option->trace_flags & (TL_FLAG_SAMPLED | TL_FLAG_RANDOM) :
+					TL_FLAG_SAMPLED;
+	incoming->fresh = 1;
+}
+
 /*
  * Reads the context that a segment carries, if it does. `lengths`: of the IP header (upper half) and
  * of the TCP header. A function of its own, so that the verifier walks it once.
@@ -334,6 +364,10 @@ __noinline int tl_option_in(struct __sk_buff *skb, __u64 lengths)
 	struct bpf_sock *sk = skb->sk;
 	struct bpf_tcp_sock *tcp;
 	struct tl_option *option;
+#ifndef TL_LEGACY
+	struct tl_early *early;
+	__u32 zero = 0;
+#endif
 	__u8 options[64 + sizeof(*option)] = {};
 	__u8 address[16] = {};
 	__u32 ip_len = lengths >> 32;
@@ -362,6 +396,16 @@ __noinline int tl_option_in(struct __sk_buff *skb, __u64 lengths)
 		tl_count(TL_OPTION_STRANGER);
 		return 0;
 	}
+#ifndef TL_LEGACY
+	if (sk->state == BPF_TCP_LISTEN) {
+		early = bpf_map_lookup_elem(&tl_early, &zero);
+		if (early && early->waits)
+			tl_option_keep(&early->incoming, option);
+		else
+			tl_count(TL_OPTION_STALE);
+		return 0;
+	}
+#endif
 	tcp = sk->state == BPF_TCP_LISTEN ? NULL : bpf_tcp_sock(sk);
 	if (!tcp || bpf_skb_load_bytes(skb, ip_len + 4, &seq, 4)) {
 		tl_count(TL_OPTION_STALE);
@@ -383,14 +427,27 @@ __noinline int tl_option_in(struct __sk_buff *skb, __u64 lengths)
 			return 0;
 		}
 	}
-	__builtin_memcpy(incoming->trace_id, option->trace_id, 16);
-	__builtin_memcpy(incoming->span_id, option->span_id, 8);
-	incoming->trace_flags = option->len == TL_OPTION_BYTES ?
-					option->trace_flags & (TL_FLAG_SAMPLED | TL_FLAG_RANDOM) :
-					TL_FLAG_SAMPLED;
-	incoming->fresh = 1;
+	tl_option_keep(incoming, option);
 	tl_count(TL_OPTION_READ);
 	return 0;
+}
+
+/*
+ * The hook runs before TCP looks at the sequence number, so that anybody who knows the addresses and ports of a
+ * connection can send to it. Can TCP take the segment? What lies beyond the window that the socket has offered
+ * it drops, and what the peer knows to have arrived is not new. The window may be growing at this moment.
+ */
+static __always_inline bool tl_in_window(struct bpf_sock *sk, const struct tl_segment *segment)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	__u32 start, end;
+
+	if (!tcp)
+		return true;
+	start = tcp->rcv_wup;
+	end = start + tcp->rcv_wnd + TL_WINDOW_GROWS;
+	return (__s32)(segment->seq + segment->len - start) >= 0 &&
+	       (__s32)(segment->seq - end) <= 0;
 }
 
 static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction direction)
@@ -400,6 +457,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	struct tl_text *text;
 	struct tl_http *http;
 	struct tl_segment segment = {};
+	bool listens;
 	__u32 len;
 
 	if (!sk)
@@ -410,11 +468,19 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	len = tl_payload(skb, &segment);
 	if (!len)
 		return 1;
-	if (direction == TL_IN && segment.off - segment.ip_len >= 20 + TL_OPTION_SPACE)
-		tl_option_in(skb, (__u64)segment.ip_len << 32 | (segment.off - segment.ip_len));
-	if (!conn && direction == TL_IN && sk->state == BPF_TCP_LISTEN) {
-		tl_early_packet(skb, &segment);
-		return 1;
+	if (direction == TL_IN) {
+		listens = sk->state == BPF_TCP_LISTEN;
+		if (listens) {
+			tl_early_packet(skb, &segment);
+		} else if (!tl_in_window(sk, &segment)) {
+			tl_count(TL_SKIP_OUT_OF_WINDOW);
+			return 1;
+		}
+		if (segment.off - segment.ip_len >= 20 + TL_OPTION_SPACE)
+			tl_option_in(skb,
+				     (__u64)segment.ip_len << 32 | (segment.off - segment.ip_len));
+		if (listens)
+			return 1;
 	}
 	if (!conn) {
 		conn = tl_new_conn(skb, sk, &segment,
@@ -533,33 +599,66 @@ int BPF_PROG(tl_read, struct sock *sk)
 }
 
 #ifndef TL_LEGACY
-/* A connection was accepted: what its first segment held, if that made it, becomes its own. */
+/* Did the segment that this processor has parsed for a listener make the connection? */
+static __always_inline bool tl_is_early(const struct tl_early *early, struct sock *sk,
+					const struct tcp_sock *tcp)
+{
+	const __u64 *a = (const __u64 *)early->local_addr, *b = (const __u64 *)early->peer_addr;
+	__u64 local[2], peer[2];
+
+	if (!early->waits || early->seq != tcp->rcv_nxt || early->acknowledges != tcp->snd_una ||
+	    early->peer_port != bpf_ntohs(sk->__sk_common.skc_dport) ||
+	    early->local_port != sk->__sk_common.skc_num)
+		return false;
+	tl_copy_address((__u8 *)local, sk->__sk_common.skc_family, sk->__sk_common.skc_rcv_saddr,
+			&sk->__sk_common.skc_v6_rcv_saddr);
+	tl_copy_address((__u8 *)peer, sk->__sk_common.skc_family, sk->__sk_common.skc_daddr,
+			&sk->__sk_common.skc_v6_daddr);
+	return a[0] == local[0] && a[1] == local[1] && b[0] == peer[0] && b[1] == peer[1];
+}
+
+/* A connection was made: what its first segment held, if that made it, becomes its own. */
 static __always_inline void tl_take_early(struct sock *sk)
 {
-	struct tl_early_key key = {};
-	struct tl_early *early;
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct tl_early *early;
 	struct tl_conn *conn;
+	struct tl_text *text;
+	__u32 zero = 0;
+	__u64 socket;
+	__u16 flags;
 
-	if (!tcp)
+	early = bpf_map_lookup_elem(&tl_early, &zero);
+	if (!tcp || !early || !tl_is_early(early, sk, tcp))
 		return;
-	key.seq = tcp->rcv_nxt;
-	key.peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
-	key.local_port = sk->__sk_common.skc_num;
-	tl_copy_address(key.peer_addr, sk->__sk_common.skc_family, sk->__sk_common.skc_daddr,
-			&sk->__sk_common.skc_v6_daddr);
-	early = bpf_map_lookup_elem(&tl_early, &key);
-	if (!early)
-		return;
+	early->waits = 0;
 	conn = bpf_sk_storage_get(&tl_conns, sk, &early->conn, BPF_SK_STORAGE_GET_F_CREATE);
-	if (conn) {
-		tl_copy_address(conn->local_addr, sk->__sk_common.skc_family,
-				sk->__sk_common.skc_rcv_saddr, &sk->__sk_common.skc_v6_rcv_saddr);
-		bpf_sk_storage_get(&tl_texts, sk, &early->text, BPF_SK_STORAGE_GET_F_CREATE);
-	} else {
+	text = bpf_sk_storage_get(&tl_texts, sk, &early->text, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!conn || !text) {
 		tl_count(TL_FULL_STORAGE);
+		if (conn)
+			conn->role = TL_ROLE_OFF;
+		return;
 	}
-	bpf_map_delete_elem(&tl_early, &key);
+	tl_count(TL_EARLY_TAKEN);
+	socket = bpf_get_socket_cookie(sk);
+	if (early->incoming.fresh) {
+		tl_count(TL_OPTION_READ);
+		if (bpf_map_update_elem(&tl_incoming, &socket, &early->incoming, BPF_ANY))
+			tl_count(TL_FULL_INCOMING);
+	}
+	conn->socket = socket;
+	conn->flags &= ~TL_CONN_EARLY;
+	if (!(conn->flags & TL_CONN_ACTIVE))
+		return; /* the header block goes on in the next segment */
+	if (conn->role != TL_ROLE_SERVER) {
+		conn->flags &= ~TL_CONN_ACTIVE;
+		return;
+	}
+	flags = conn->in.flags;
+	conn->in.flags = conn->early_header;
+	tl_begin_server(conn, text);
+	conn->in.flags = flags;
 }
 #endif
 

@@ -25,15 +25,6 @@ struct tl_option {
 	__u8 trace_flags;
 } __attribute__((packed));
 
-/* What came last with the segments of a connection. */
-struct tl_incoming {
-	__u8 trace_id[16];
-	__u8 span_id[8];
-	__u8 trace_flags;
-	__u8 fresh; /* no request has begun since it came */
-	__u8 _pad[6];
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);

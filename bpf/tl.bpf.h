@@ -177,6 +177,7 @@ enum tl_conn_flags {
 	TL_CONN_CALLED = 1 << 11, /* TLS: a call for it was seen before */
 	TL_CONN_GO = 1 << 12, /* one exchange of a Go program, told by the program */
 	TL_CONN_GRPC = 1 << 13, /* a call of gRPC */
+	TL_CONN_EARLY = 1 << 14, /* in tl_early: there is no connection yet, perhaps never */
 };
 
 /* One connection, from the first bytes that concern us to its end. */
@@ -206,7 +207,7 @@ struct tl_conn {
 	__u8 trace_flags;
 	__u8 http_major; /* 0: 1 */
 	__u16 flags; /* enum tl_conn_flags */
-	__u16 _pad2;
+	__u16 early_header; /* TL_CONN_EARLY: enum tl_http_flags of the request, once it has begun */
 	struct tl_http in;
 	struct tl_http out;
 };
@@ -285,31 +286,32 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_threads SEC(".maps");
 
-/*
- * What a request's first segment held when it also completed the handshake (the bare ACK was lost,
- * or the accept queue was full): cgroup_skb then runs for the listener, since the connection's own
- * socket does not exist yet. The sequence number, which is random, tells hosts of equal address
- * apart.
- */
-struct tl_early_key {
-	__u8 peer_addr[16];
-	__u16 peer_port;
-	__u16 local_port;
-	__u32 seq; /* of the first byte */
+/* What came last in a TCP option with the segments of a connection: see option.bpf.h. */
+struct tl_incoming {
+	__u8 trace_id[16];
+	__u8 span_id[8];
+	__u8 trace_flags;
+	__u8 fresh; /* no request has begun since it came */
+	__u8 _pad[6];
 };
 
+/*
+ * A request in the segment that also completes the handshake (the bare ACK was lost or never sent, or
+ * the accept queue was full): see observe.bpf.c. The random numbers in it tell the connection that TCP makes
+ * of the segment from any other.
+ */
 struct tl_early {
+	__u8 local_addr[16];
+	__u8 peer_addr[16];
+	__u16 local_port;
+	__u16 peer_port;
+	__u32 seq; /* of the first byte */
+	__u32 acknowledges;
+	__u32 waits; /* no connection has taken it */
+	struct tl_incoming incoming;
 	struct tl_conn conn;
 	struct tl_text text;
 };
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, struct tl_early_key);
-	__type(value, struct tl_early);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} tl_early SEC(".maps");
 
 /* Processes (thread groups) that were seen to call FIONREAD; kept only where that is broken. */
 struct {

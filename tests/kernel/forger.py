@@ -1,4 +1,4 @@
-"""TCP segments made by hand, for a connection that stands: its kernel does not know of them."""
+"""TCP segments made by hand: for a connection that stands, and for none at all."""
 
 from __future__ import annotations
 
@@ -51,9 +51,56 @@ class Forger:
 
     def _checksum(self, segment: bytes) -> int:
         addresses = b"".join(socket.inet_pton(self._family, a) for a in self._addresses)
+        return checksum(addresses + struct.pack(">II", len(segment), socket.IPPROTO_TCP) + segment)
+
+
+class Stranger:
+    """Writes segments that belong to no connection, from any address of loopback's network.
+
+    Checksums are right, so that nothing but TCP itself can tell what they are.
+    """
+
+    def __init__(self, port: int, *, destination: str = "127.0.0.1") -> None:
+        self._raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        self._port = port
+        self._destination = destination
+        self._packed = socket.inet_aton(destination)
+
+    def __enter__(self) -> Stranger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._raw.close()
+
+    def send(
+        self,
+        payload: bytes,
+        *,
+        source: str,
+        port: int,
+        seq: int = 23,
+        acknowledged: int = 42,
+        options: bytes = b"",
+    ) -> None:
+        """One data segment with ACK, as from a connection that stands."""
+        header = struct.pack(
+            ">HHIIBBHHH",
+            *(port, self._port, seq % 2**32, acknowledged % 2**32),
+            *((20 + len(options)) // 4 << 4, 0x18, 512, 0, 0),
+        )
+        segment = header + options + payload
+        addresses = socket.inet_aton(source) + self._packed
         data = addresses + struct.pack(">II", len(segment), socket.IPPROTO_TCP) + segment
-        data += bytes(len(data) % 2)
-        total = sum(struct.unpack(f">{len(data) // 2}H", data))
-        while total >> 16:
-            total = (total & 0xFFFF) + (total >> 16)
-        return ~total & 0xFFFF
+        segment = segment[:16] + struct.pack(">H", checksum(data)) + segment[18:]
+        # the kernel fills in length, identification and checksum (raw(7))
+        packet = struct.pack(">BBHHHBBH", 0x45, 0, 0, 0, 0, 64, socket.IPPROTO_TCP, 0) + addresses
+        self._raw.sendto(packet + segment, (self._destination, 0))
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    data += bytes(len(data) % 2)
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
