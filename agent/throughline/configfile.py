@@ -6,6 +6,7 @@ are seen, and `off` is still the word the operator wrote.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from throughline import settings
 from throughline.settings import SETTINGS, Kind, Setting
 
+_QUOTED = re.compile(r"'[^'<][^']+'")  # but no single character, and no <token> of YAML
 _BY_KEY = {setting.key: setting for setting in SETTINGS}
 
 
@@ -65,6 +67,8 @@ class Reader:
             mark = getattr(error, "problem_mark", None)
             where = f":{mark.line + 1}" if mark is not None else ""
             what = getattr(error, "problem", None) or str(error).splitlines()[0]
+            # an unquoted value that begins with * or ! is quoted there, and may be a credential
+            what = _QUOTED.sub("…", what)
             self.problems.append(f"{self.path}{where}: not valid YAML: {what}")
             return
         except RecursionError:
@@ -75,7 +79,8 @@ class Reader:
 
     def _section(self, node: yaml.Node, prefix: str) -> None:
         allowed = _children(prefix)
-        for name, value, key_node in self._pairs(node, prefix, sorted(allowed)):
+        kind = settings.SECRET if prefix.startswith("export.otlp.") else None
+        for name, value, key_node in self._pairs(node, prefix, sorted(allowed), kind=kind):
             key = f"{prefix}{name}"
             if name not in allowed:
                 self.complain(key_node, key, "unknown key", f"one of {', '.join(sorted(allowed))}")
@@ -87,17 +92,19 @@ class Reader:
                 self._section(value, f"{key}.")
 
     def _pairs(
-        self, node: yaml.Node, key: str, allowed: list[str]
+        self, node: yaml.Node, key: str, allowed: list[str], *, kind: Kind | None = None
     ) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
             expected = f"a mapping with keys {', '.join(allowed)}" if allowed else "a mapping"
-            self.complain(node, key.rstrip(".") or "the file", f"found {_describe(node)}", expected)
+            found = f"found {_describe(node, kind)}"
+            self.complain(node, key.rstrip(".") or "the file", found, expected)
             return
         seen: set[str] = set()
-        for key_node, value_node in node.value:
+        for number, (key_node, value_node) in enumerate(node.value):
             name = key_node.value if isinstance(key_node, yaml.ScalarNode) else _describe(key_node)
             if name in seen:
-                self.complain(key_node, f"{key}{name}", "given twice", "each key once")
+                shown = _shown_key(key, name, number, kind)
+                self.complain(key_node, shown, "given twice", "each key once")
                 continue
             seen.add(name)
             yield name, value_node, key_node
@@ -114,25 +121,27 @@ class Reader:
             return self._list(node, key, kind, kind.items)
         tag = node.tag.rpartition(":")[2]
         if not isinstance(node, yaml.ScalarNode) or tag not in kind.tags:
-            self.complain(node, key, f"found {_describe(node)}", kind.expects)
+            self.complain(node, key, f"found {_describe(node, kind)}", kind.expects)
             return None
         try:
             return kind.parse(node.value)
         except ValueError as error:
-            self.complain(node, key, f"found {_describe(node)}", _expected(kind, error))
+            self.complain(node, key, f"found {_describe(node, kind)}", _expected(kind, error))
             return None
 
     def _mapping(self, node: yaml.Node, key: str, kind: Kind) -> dict[str, str] | None:
         pairs: dict[str, str] = {}
-        for name, value, _ in self._pairs(node, f"{key}.", []):
-            text = self._typed(value, f"{key}.{name}", settings.TEXT)
+        items = settings.SECRET if kind is settings.HEADERS else settings.TEXT
+        for number, (name, value, _) in enumerate(self._pairs(node, f"{key}.", [], kind=kind)):
+            shown = _shown_key(f"{key}.", name, number, kind)
+            text = self._typed(value, shown, items)
             if text is None:
                 continue
             if kind is settings.HEADERS:
                 try:
                     settings.check_header(name, text)
                 except ValueError as error:
-                    self.complain(value, f"{key}.{name}", str(error), "a valid HTTP header")
+                    self.complain(value, shown, str(error), "a valid HTTP header")
                 name = name.lower()
             pairs[name] = text
         return pairs
@@ -212,7 +221,11 @@ class Reader:
                     if variable in wrong:  # one variable can be for two settings
                         break
                     wrong.add(variable)
-                    shown = "its value" if kind is settings.HEADERS else f"found {text!r}"
+                    shown = f"found {text!r}"
+                    if kind is settings.HEADERS:
+                        shown = "its value"
+                    elif kind is settings.ENDPOINT:
+                        shown = f"found {settings.shown_endpoint(text)!r}"
                     self.problems.append(
                         f"environment variable {variable} ({setting.key}): {shown}; "
                         f"expected {_expected(kind, error)}"
@@ -233,14 +246,28 @@ def _is_null(node: yaml.Node) -> bool:
     return node.tag.endswith(":null")
 
 
-def _describe(node: yaml.Node) -> str:
+def _shown_key(prefix: str, name: str, number: int, kind: Kind | None) -> str:
+    """A key path. What is no header name may be a header with its value, so its place stands."""
+    if kind is settings.HEADERS and not settings.is_header_name(name):
+        return f"{prefix.removesuffix('.')}[{number}]"
+    return f"{prefix}{name}"
+
+
+def _describe(node: yaml.Node, kind: Kind | None = None) -> str:
+    """What was found; `kind` is what was expected: values of headers are not shown."""
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
         return "a list"
-    kind = {"str": "text", "int": "integer", "float": "number", "bool": "boolean"}
+    names = {"str": "text", "int": "integer", "float": "number", "bool": "boolean"}
     tag = node.tag.rpartition(":")[2]
-    return "nothing" if tag == "null" else f"{node.value!r} ({kind.get(tag, tag)})"
+    if tag == "null":
+        return "nothing"
+    name = names.get(tag, "other")
+    if kind in (settings.HEADERS, settings.SECRET):
+        return f"a value ({name}) that is not shown"
+    value = settings.shown_endpoint(node.value) if kind is settings.ENDPOINT else node.value
+    return f"{value!r} ({name})"
 
 
 def _expected(kind: Kind, error: ValueError) -> str:

@@ -102,7 +102,10 @@ def parse_size(text: str) -> int:
 
 
 def _endpoint(text: str) -> str:
-    url = urlsplit(text if "://" in text else f"//{text}")
+    try:
+        url = urlsplit(text if "://" in text else f"//{text}")
+    except ValueError:  # which says what it has found
+        raise ValueError from None
     if url.scheme not in ("http", "https", "") or not url.hostname or url.query or url.fragment:
         raise ValueError
     if not url.scheme and (url.path or url.port is None):  # host:port, for grpc only
@@ -177,18 +180,43 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _headers(text: str) -> dict[str, str]:
-    pairs = _pairs(text)
+    try:
+        pairs = _pairs(text)
+    except ValueError:  # which says what it has found
+        raise ValueError("a part of it is not key=value") from None
     for name, value in pairs.items():
         check_header(name, value)
     return {name.lower(): value for name, value in pairs.items()}
 
 
 def check_header(name: str, value: str) -> None:
-    """ValueError unless `name: value` can stand in an HTTP header (RFC 9110 section 5)."""
-    if not _HEADER_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not a header name")
+    """ValueError unless `name: value` can stand in an HTTP header (RFC 9110 section 5).
+
+    The message holds nothing that could be a credential: no value, and no name that is none. What
+    the exporters would refuse is refused here, since they say the whole header.
+    """
+    if not is_header_name(name):
+        raise ValueError("a name in it is not a header name")
     if any(ord(c) < 32 or ord(c) == 127 for c in value):
         raise ValueError(f"the value of {name} has control characters")
+    if not value.isascii():
+        raise ValueError(f"the value of {name} has characters that are not ASCII")
+    if value != value.strip():
+        raise ValueError(f"the value of {name} begins or ends with white space")
+
+
+def is_header_name(name: str) -> bool:
+    return _HEADER_NAME.fullmatch(name) is not None
+
+
+def shown_endpoint(text: str) -> str:
+    """An endpoint that cannot be used, without what could be credentials in it."""
+    start, separator, rest = text.rpartition("@")
+    if separator:
+        scheme = start.partition("://")[0] + "://" if "://" in start else ""
+        text = f"{scheme}(hidden)@{rest}"
+    address = re.split(r"[?#]", text, maxsplit=1)[0]
+    return address if address == text else f"{address}?(hidden)"
 
 
 def _choice(*allowed: str) -> Kind:
@@ -214,6 +242,7 @@ SIZE = Kind("a size of at least 64KiB such as 64MiB or 67108864", ("int", "str")
 ENDPOINT = Kind("an http:// or https:// URL (for grpc also host:port)", ("str",), _endpoint)
 PATH = Kind("an absolute path", ("str",), _path)
 TEXT = Kind("a text (quote it if it looks like a number or a boolean)", ("str",), _text)
+SECRET = Kind("a text (quote it)", ("str",), _text)  # is not shown in complaints
 HEADERS = Kind("a mapping of header names to texts", ("map",), _headers)
 ATTRIBUTES = Kind("a mapping of attribute names to texts", ("map",), _pairs)
 

@@ -153,11 +153,17 @@ def test_every_key(tmp_path: Path) -> None:
         ("export: {otlp: {endpoint: 'x:4317'}}", "expected http:// or https:// in front"),
         ("export: {otlp: {protocol: http/json}}", "expected one of http/protobuf, grpc"),
         ("export: {otlp: {timeout: 0}}", "expected seconds, a number from 0.1 to 600"),
-        ("export: {otlp: {headers: {a: 1}}}", "1: export.otlp.headers.a: found '1' (integer)"),
-        ("export: {otlp: {headers: {'a b': x}}}", "'a b' is not a header name"),
+        (
+            "export: {otlp: {headers: {a: 1}}}",
+            "1: export.otlp.headers.a: found a value (integer) that is not shown",
+        ),
+        (
+            "export: {otlp: {headers: {'a b': x}}}",
+            "1: export.otlp.headers[0]: a name in it is not a header name",
+        ),
         (
             "export: {otlp: {headers: a=b}}",
-            "1: export.otlp.headers: found 'a=b' (text); expected a",
+            "1: export.otlp.headers: found a value (text) that is not shown; expected a",
         ),
         ("export: {otlp: {certificate: /no/such}}", "export.otlp.certificate: /no/such cannot be"),
         ("export: {otlp: {client_key: /etc/hostname}}", "client_certificate and client_key"),
@@ -275,6 +281,58 @@ def test_grpc_endpoint(
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
     found = load(tmp_path, FULL)
     assert "secret" not in str(found.effective)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "export: {otlp: {headers: {x-key: 7345678}}}",
+        "export: {otlp: {headers: {x-key: 7345678.5}}}",
+        "export: {otlp: {headers: {x-key: 73-45-678}}}\nx: 1",
+        "export: {otlp: {headers: {x-key: !mine 7345678}}}",
+        "export: {otlp: {headers: {x-key: *a7345678}}}",
+        "export: {otlp: {headers: {x-key: !<a7345678}}}",
+        "export: {otlp: {headers: {x-key: '7345678\u00e9'}}}",
+        "export: {otlp: {headers: {x-key: ' 7345678'}}}",
+        'export: {otlp: {headers: {x-key: "7345678\\n"}}}',
+        "export: {otlp: {headers: {'x-key: 7345678': }}}",
+        "export: {otlp: {headers: {'x-key: 7345678': a, 'x-key: 7345678': a}}}",
+        "export: {otlp: {headers: 'x-key=7345678'}}",
+        "export: {otlp: {headers: [x-key=7345678]}}",
+        "export: {otlp: {traces: {headers: {x-key: 7345678}}}}",
+        "export: {otlp: 'x-key=7345678'}",
+        "export: {otlp: {endpoint: 'http://me:7345678@x'}}",
+        "export: {otlp: {endpoint: 'http://me:7345678/@a@x'}}",
+        "export: {otlp: {endpoint: 'http://x?token=7345678'}}",
+        "export: {otlp: {endpoint: 'me:7345678@x'}}",
+        "export: {otlp: {endpoint: 'http://me:7345678@x\u2100'}}",
+        "export: {otlp: {metrics: {endpoint: 'ftp://me:7345678@x'}}}",
+    ],
+)
+def test_a_complaint_shows_no_credentials(tmp_path: Path, text: str) -> None:
+    found = problems(tmp_path, text)
+    assert found
+    assert not any("345" in problem or "678" in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HEADERS", "7345678"),
+        ("HEADERS", "x-key 7345678=,a=b"),
+        ("HEADERS", "x-key=7345678%0a"),
+        ("TRACES_HEADERS", "x-key=%207345678"),
+        ("ENDPOINT", "http://me:7345678@x"),
+        ("METRICS_ENDPOINT", "http://x/#7345678"),
+        ("ENDPOINT", "http://me:7345678@x\u2100"),
+    ],
+)
+def test_a_complaint_of_the_environment_shows_no_credentials(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    found = problems(tmp_path, "", **{f"OTEL_EXPORTER_OTLP_{name}": value})
+    assert found
+    assert not any("345678" in problem for problem in found), found
 
 
 def test_a_missing_file_is_an_error_where_it_was_named(tmp_path: Path) -> None:
