@@ -15,6 +15,7 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define TL_WINDOW_GROWS (1 << 20) /* bytes that a window may grow by while we look */
+
 /*
  * Is the socket in the sockhash? Where FIONREAD is broken, user space takes sockets out, which cannot change what
  * we keep of them: that one is no member any more tells.
