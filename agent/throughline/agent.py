@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import struct
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,13 +18,13 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from throughline import __version__, events, groups, readings, report, status
+from throughline import __version__, events, groups, readings, release, report, status
 from throughline import config as configuration
 from throughline.config import Config
 from throughline.export.pipeline import Pipeline
 from throughline.goprograms import GoPrograms
 from throughline.host import host_attributes
-from throughline.kernel import facts, libbpf, lock, openssl, pins, uprobes
+from throughline.kernel import facts, libbpf, lock, openssl, uprobes
 from throughline.kernel import programs as kernel
 from throughline.libraries import Libraries
 from throughline.services import Service, Services, agent_service, attach_roots
@@ -72,18 +71,6 @@ def run(config: Config) -> int:
             agent.give_up()
             return 3
         return agent.loop()
-
-
-def detach(config: Config) -> None:
-    """Removes programs, links and pins that a killed agent left."""
-    bpffs = config.agent.bpffs
-    if facts.is_bpffs(bpffs) is None:
-        return
-    held = lock.acquire(bpffs)
-    try:
-        pins.detach_all(bpffs)
-    finally:
-        os.close(held)
 
 
 class Agent:
@@ -256,8 +243,7 @@ class Agent:
             for problem in error.problems:
                 log.error("not reloaded: %s", problem)
             return
-        launcher = os.environ.get("THROUGHLINE_LAUNCHER")
-        program = launcher or sys.executable
+        program = release.program()
         if not os.access(program, os.X_OK):
             log.error("not reloaded: %s cannot be executed by this user", program)
             return
@@ -268,12 +254,7 @@ class Agent:
         self._drain(ring)
         ring.close()
         self._pipeline.close()
-        environment = {**os.environ, **lock.hand_over(self._lock)}
-        named = ["--config", str(self._config.path)] if self._config.path.exists() else []
-        sys.stdout.flush()
-        sys.stderr.flush()
-        module = [] if launcher else ["-m", "throughline"]
-        os.execve(program, [program, *module, "run", *named], environment)  # noqa: S606
+        release.execute(program, self._config.path, lock.hand_over(self._lock))
 
     # -- records -----------------------------------------------------------------------------------
 

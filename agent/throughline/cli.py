@@ -58,9 +58,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _detach(options: argparse.Namespace) -> int:
-    from throughline import agent
+    from throughline.kernel import earlier
 
-    agent.detach(_load(options))
+    earlier.detach(_load(options).agent.bpffs)
     return 0
 
 

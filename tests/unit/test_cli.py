@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -133,13 +131,10 @@ def test_the_systems_errors_become_codes_and_hints(
 ) -> None:
     """The kernel's refusal is raised where the agent would meet it."""
 
-    def detach(config: Any) -> None:
+    def detach(bpffs: Path) -> None:
         raise error
 
-    agent = ModuleType("throughline.agent")
-    agent.detach = detach  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "throughline.agent", agent)
-    monkeypatch.setattr("throughline.agent", agent, raising=False)
+    monkeypatch.setattr("throughline.kernel.earlier.detach", detach)
     monkeypatch.delenv("THROUGHLINE_CONFIG", raising=False)
     assert cli.main(["detach"]) == code
     said = capsys.readouterr().err

@@ -11,7 +11,7 @@ PACKAGE = Path(throughline.__file__).parent
 
 # A module imports only from stages before its own, or from its own.
 STAGES = (
-    {"throughline", "settings", "configfile", "config", "host", "steps"},
+    {"throughline", "settings", "configfile", "config", "host", "release", "steps"},
     {"kernel"},
     {"events", "readings"},
     {"services"},

@@ -7,7 +7,8 @@ what only it gives. `tests/kernel/test_trial.py` compares the table with the com
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,20 @@ class LeftOut:
     program: str
     gives: str  # completes "without it there is no …"
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """One attached program, for status and doctor."""
+
+    name: str
+    type: str
+    where: str
+    id: int
+    pin: str | None = field(default=None)  # the name of its link's, if it has one
+
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name, "type": self.type, "where": self.where, "id": self.id}
 
 
 GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")

@@ -12,10 +12,9 @@ import errno
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Any
 
 from throughline.kernel import (
     features,
@@ -28,6 +27,7 @@ from throughline.kernel import (
     tc,
     uprobes,
 )
+from throughline.kernel.features import Attached
 from throughline.kernel.objects import Objects
 from throughline.kernel.settings import Settings
 
@@ -36,20 +36,6 @@ __all__ = ["Attached", "Programs", "Settings"]
 log = logging.getLogger(__name__)
 
 _CGROUP_TYPES = {"cgroup_skb/ingress", "cgroup_skb/egress", "sockops"}
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """One attached program, for status and doctor."""
-
-    name: str
-    type: str
-    where: str
-    id: int
-    pin: str | None = field(default=None)  # the name of its link's, if it has one
-
-    def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "type": self.type, "where": self.where, "id": self.id}
 
 
 class Programs:
