@@ -145,6 +145,12 @@ enum tl_counter {
 	TL_GO_WRITE_MISMATCH, /* what was to be written is not what was expected */
 	TL_GO_WRITE_FAILED, /* the kernel refused a write: nothing was changed */
 	TL_GO_CLIENT_CONN, /* a call that may wait for its connection: not followed */
+	TL_TLS_BEGUN, /* requests and calls seen inside TLS, and */
+	TL_TLS_ENDED, /* those of them that have ended: the rest is open, or was lost */
+	TL_TLS_GAVE_WAY, /* TLS connections that made room for others while a call was under way */
+	TL_GO_BEGUN, /* the same of Go programs */
+	TL_GO_ENDED,
+	TL_GO_GAVE_WAY, /* requests served by Go programs that made room for others before they ended */
 	TL_COUNTERS,
 };
 

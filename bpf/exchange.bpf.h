@@ -65,6 +65,22 @@ static __always_inline void tl_copy_address(__u8 *out, __u16 family, __u32 ip4,
 	address[3] = ip6->in6_u.u6_addr32[3];
 }
 
+/* May one more series of the cgroup be measured? Whoever answers it must not use up the room of others. */
+static __always_inline bool tl_series_left(__u64 cgroup_id)
+{
+	__u32 *series = bpf_map_lookup_elem(&tl_series, &cgroup_id);
+	__u32 one = 1;
+
+	if (!series) {
+		bpf_map_update_elem(&tl_series, &cgroup_id, &one, BPF_NOEXIST);
+		return true;
+	}
+	if (*series >= TL_SERIES_MAX)
+		return false;
+	__sync_fetch_and_add(series, 1);
+	return true;
+}
+
 /* Adds one finished request to the duration histograms, sampled or not. */
 static __always_inline void tl_measure(struct tl_conn *conn, __u8 kind, __u8 method, __u8 minor,
 				       __u16 status, __u64 duration)
@@ -88,7 +104,7 @@ static __always_inline void tl_measure(struct tl_conn *conn, __u8 kind, __u8 met
 		__u32 zero = 0;
 
 		nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
-		if (nothing)
+		if (nothing && tl_series_left(conn->cgroup_id))
 			bpf_map_update_elem(&tl_durations, &key, nothing, BPF_NOEXIST);
 		value = bpf_map_lookup_elem(&tl_durations, &key);
 		if (!value) {
@@ -141,6 +157,26 @@ static __always_inline void tl_fill_span(struct tl_span *span, struct tl_conn *c
 	__builtin_memcpy(span->target, text->target, TL_TARGET_MAX);
 }
 
+/*
+ * Exchanges that only probes see are kept in maps of which the oldest entries give way. What has begun and does
+ * not end was lost: it gave way, or its process has died.
+ */
+static __always_inline void tl_probed_begins(const struct tl_conn *conn)
+{
+	if (conn->flags & TL_CONN_GO)
+		tl_count(TL_GO_BEGUN);
+	else if (conn->flags & TL_CONN_TLS)
+		tl_count(TL_TLS_BEGUN);
+}
+
+static __always_inline void tl_probed_ends(const struct tl_conn *conn)
+{
+	if (conn->flags & TL_CONN_GO)
+		tl_count(TL_GO_ENDED);
+	else if (conn->flags & TL_CONN_TLS)
+		tl_count(TL_TLS_ENDED);
+}
+
 #define TL_SPAN_SHORT __builtin_offsetof(struct tl_span, tracestate)
 
 /* Ends the exchange: measures it, sends its span when sampled, forgets the request. */
@@ -154,6 +190,7 @@ __noinline int tl_finish(TL_EXCHANGE, __u32 status, __u32 end)
 	if (!conn || !text || !(conn->flags & TL_CONN_ACTIVE))
 		return 0;
 	conn->flags &= ~(TL_CONN_ACTIVE | TL_CONN_RESPONDING);
+	tl_probed_ends(conn);
 	if (conn->role == TL_ROLE_SERVER) {
 		kind = TL_KIND_SERVER;
 		method = conn->in.method;
@@ -209,6 +246,7 @@ static __always_inline bool tl_pipelined(struct tl_conn *conn, struct tl_text *t
 		return false;
 	}
 	tl_count(TL_SKIP_PIPELINED);
+	tl_probed_ends(conn);
 	if (conn->role == TL_ROLE_SERVER)
 		tl_request_end(conn->request);
 	conn->request = 0;
@@ -273,6 +311,7 @@ __noinline int tl_begin_server(TL_EXCHANGE)
 		conn->flags |= TL_CONN_ACTIVE | TL_CONN_USED;
 		return 0;
 	}
+	tl_probed_begins(conn);
 	conn->in.method = tl_method_code(text);
 	conn->start_ns = bpf_ktime_get_ns();
 	conn->pid = 0;
@@ -333,6 +372,7 @@ static __always_inline void tl_begin_client(struct tl_conn *conn, struct tl_text
 	__u64 own;
 	int flags;
 
+	tl_probed_begins(conn);
 	conn->out.method = tl_method_code(text);
 	conn->start_ns = bpf_ktime_get_ns();
 	if (conn->flags & TL_CONN_USED)

@@ -28,10 +28,12 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define TL_GO_CONTEXTS_MAX 16 /* contexts between that of a call and that of its request */
+#define TL_GO_STARTS_MAX 2048 /* entries of tl_go_starts for each binary */
 #define TL_GO_NUMBERS 16 /* of goroutines that a P fetches at once: _GoidCacheBatch */
 #define TL_GO_GROUPS_MAX 8 /* of a map of headers, of eight pairs each */
 #define TL_GO_CONNECTIONS_MAX 4 /* that hold one another */
 #define TL_GRPC_UNKNOWN 2 /* the status code of what is not known */
+#define TL_GRPC_LAST 16 /* UNAUTHENTICATED */
 
 /* A request's context.Context, by its address -> key of tl_requests. */
 struct {
@@ -61,6 +63,14 @@ struct {
 	__type(key, struct tl_go_start_key);
 	__type(value, __u8);
 } tl_go_starts SEC(".maps");
+
+/* How many of tl_go_starts are a binary's: no program is to use up the room of others. Reset by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TL_GO_BINARIES);
+	__type(key, __u32);
+	__type(value, __u32);
+} tl_go_started SEC(".maps");
 
 /*
  * A goroutine without an entry: is it the first of its P's numbers, which could not be told when it began?
@@ -108,13 +118,18 @@ static __always_inline bool tl_go_inherits(const struct tl_go_binary *binary, __
 {
 	struct tl_go_start_key key = { .binary = index };
 	__u8 fresh = TL_GO_START_NEW;
+	__u32 *started;
 	__u8 *start;
 
 	key.pc = tl_go_word(function) - (here - binary->newproc_at);
 	start = bpf_map_lookup_elem(&tl_go_starts, &key);
 	if (!start) {
-		if (bpf_map_update_elem(&tl_go_starts, &key, &fresh, BPF_NOEXIST))
+		started = bpf_map_lookup_elem(&tl_go_started, &index);
+		if (!started || *started >= TL_GO_STARTS_MAX ||
+		    bpf_map_update_elem(&tl_go_starts, &key, &fresh, BPF_NOEXIST))
 			tl_count(TL_FULL_GO_STARTS);
+		else
+			__sync_fetch_and_add(started, 1);
 		return false;
 	}
 	if (*start == TL_GO_START_RECEIVES)
@@ -494,6 +509,38 @@ static __always_inline void tl_go_finish(__u64 key, __u32 status, __u32 end)
 		tl_go_end(exchange, key, status, end);
 }
 
+/*
+ * A goroutine has served a request, of which there is no exchange. If it gave way to others, the request itself is
+ * still there, and ends.
+ */
+static __always_inline void tl_go_gave_way(const struct tl_go_binary *binary, __u64 goroutine)
+{
+	struct tl_goroutine *known = tl_go_works(binary, goroutine);
+	struct tl_request *request;
+	__u64 key;
+
+	if (!known || known->depth)
+		return;
+	key = known->request;
+	request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (!request || !(request->flags & TL_REQUEST_PROBED))
+		return;
+	tl_count(TL_GO_GAVE_WAY);
+	tl_request_end(key);
+}
+
+/* The current goroutine has served what stands at `key`. */
+static __always_inline void tl_go_has_served(const struct tl_go_binary *binary, __u64 goroutine,
+					     __u64 key, __u32 status)
+{
+	struct tl_go_exchange *exchange = tl_go_find(key);
+
+	if (exchange)
+		tl_go_end(exchange, key, status, TL_END_COMPLETE);
+	else
+		tl_go_gave_way(binary, goroutine);
+}
+
 /* The context leads to the request `of`. */
 static __always_inline void tl_go_give_context(__u64 context, __u64 of)
 {
@@ -577,17 +624,13 @@ SEC("uprobe")
 int tl_go_served(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
-	struct tl_go_exchange *exchange;
 	__u32 index, status;
-	__u64 key;
 
 	binary = tl_go_enter(ctx, &index);
-	key = tl_go_object_key(ctx->ax);
-	exchange = binary ? tl_go_find(key) : NULL;
-	if (!exchange)
+	if (!binary)
 		return 0;
 	status = tl_go_word(ctx->ax + binary->response_status);
-	tl_go_end(exchange, key, status ? status : 200, TL_END_COMPLETE);
+	tl_go_has_served(binary, ctx->r14, tl_go_object_key(ctx->ax), status ? status : 200);
 	return 0;
 }
 
@@ -628,7 +671,7 @@ int tl_go_h2_served(struct pt_regs *ctx)
 		return 0;
 	state = tl_go_word(ctx->ax + binary->h2_writer_state);
 	status = tl_go_word(state + binary->h2_state_status);
-	tl_go_finish(tl_go_object_key(state), status ? status : 200, TL_END_COMPLETE);
+	tl_go_has_served(binary, ctx->r14, tl_go_object_key(state), status ? status : 200);
 	return 0;
 }
 

@@ -87,7 +87,8 @@ static __always_inline __u32 tl_go_grpc_code(const struct tl_go_binary *binary, 
 {
 	__u32 code = proto ? (__u32)tl_go_word(proto + binary->grpc_proto_code) : 0;
 
-	return code <= 0xffff ? code : TL_GRPC_UNKNOWN;
+	/* what is no code of gRPC counts as this one (its doc/statuscodes.md); a peer may have made it up */
+	return code <= TL_GRPC_LAST ? code : TL_GRPC_UNKNOWN;
 }
 
 /* That of a *status.Status. */
@@ -177,8 +178,8 @@ int tl_go_rpc_reply(struct pt_regs *ctx)
 
 	binary = tl_go_enter(ctx, &index);
 	if (binary)
-		tl_go_finish(tl_go_object_key(ctx->bx), tl_go_grpc_status(binary, ctx->cx),
-			     TL_END_COMPLETE);
+		tl_go_has_served(binary, ctx->r14, tl_go_object_key(ctx->bx),
+				 tl_go_grpc_status(binary, ctx->cx));
 	return 0;
 }
 

@@ -14,6 +14,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+#define TL_SOCK_STREAM 1
 #define TL_WINDOW_GROWS (1 << 20) /* bytes that a window may grow by while we look */
 
 /*
@@ -463,6 +464,10 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 
 	if (!sk)
 		return 1;
+	/* raw sockets may send TCP, and get copies of what connections get */
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->type != TL_SOCK_STREAM)
+		return 1;
 	conn = TL_CONN_FIND(sk, bpf_get_socket_cookie(skb));
 	if (conn && conn->role == TL_ROLE_OFF)
 		return 1;
@@ -683,14 +688,28 @@ static __always_inline void tl_closes(struct tl_conn *conn, struct tl_text *text
 	}
 }
 
+/* What any group keeps by the cookie of a socket ends with the socket. */
+static __always_inline void tl_socket_ends(__u64 cookie)
+{
+	if (!cookie)
+		return;
+	bpf_map_delete_elem(&tl_incoming, &cookie);
+	bpf_map_delete_elem(&tl_socket_outs, &cookie);
+	bpf_map_delete_elem(&tl_go_calls, &cookie);
+	if (tl_config.fionread_broken)
+		bpf_map_delete_elem(&tl_members, &cookie);
+#ifdef TL_LEGACY
+	bpf_map_delete_elem(&tl_conns, &cookie);
+	bpf_map_delete_elem(&tl_texts, &cookie);
+#endif
+}
+
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 {
-	struct tl_conn *conn;
-	__u64 socket;
-#ifdef TL_LEGACY
 	__u64 cookie = TL_COOKIE(sk);
-#else
+
+#ifndef TL_LEGACY
 	if (oldstate == BPF_TCP_SYN_RECV && newstate == BPF_TCP_ESTABLISHED) {
 		tl_take_early(sk);
 		return 0;
@@ -698,19 +717,9 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 #endif
 	if (newstate != BPF_TCP_CLOSE && oldstate != BPF_TCP_ESTABLISHED)
 		return 0;
-	conn = TL_CONN_FIND(sk, cookie);
-	tl_closes(conn, TL_TEXT_FIND(sk, cookie), newstate);
-	if (tl_config.fionread_broken && newstate == BPF_TCP_CLOSE && conn &&
-	    conn->flags & TL_CONN_ENROLLED) {
-		socket = conn->socket;
-		bpf_map_delete_elem(&tl_members, &socket);
-	}
-#ifdef TL_LEGACY
-	if (newstate == BPF_TCP_CLOSE) {
-		bpf_map_delete_elem(&tl_conns, &cookie);
-		bpf_map_delete_elem(&tl_texts, &cookie);
-	}
-#endif
+	tl_closes(TL_CONN_FIND(sk, cookie), TL_TEXT_FIND(sk, cookie), newstate);
+	if (newstate == BPF_TCP_CLOSE)
+		tl_socket_ends(cookie);
 	return 0;
 }
 

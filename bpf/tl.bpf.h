@@ -23,6 +23,7 @@
 #define TL_CHUNKS_MAX 160 /* per packet or send: 20 KB, more than the 16 KB of a header block */
 #define TL_HEADER_BYTES_MAX 16384
 #define TL_FANOUT_MAX 1024
+#define TL_SERIES_MAX 1024 /* entries of tl_durations for each cgroup */
 #define TL_AGE_MAX_NS (300ULL * 1000 * 1000 * 1000)
 #define TL_DEFERRED_NS (60ULL * 1000 * 1000 * 1000)
 
@@ -377,6 +378,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_durations SEC(".maps");
 
+/* cgroup id -> how many entries of tl_durations are its: servers choose statuses, and clients methods. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_series SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 << 20);
@@ -420,6 +430,9 @@ static __always_inline struct tl_http *tl_http_of(struct tl_conn *conn, __u32 di
 	return direction == TL_IN ? &conn->in : &conn->out;
 }
 
+/* A socket's cookie in a program that may follow its fields; 0 while nobody has asked for it. */
+#define TL_COOKIE(sk) ((sk)->__sk_common.skc_cookie.counter)
+
 /*
  * What we keep of a socket. And the arguments of functions that the verifier walks once, whoever
  * calls them: it trusts a pointer only as far as its type goes, and older ones trust none, so
@@ -450,7 +463,6 @@ static __always_inline struct tl_conn *tl_make_conn(__u64 cookie)
 	return conn;
 }
 
-#define TL_COOKIE(sk) ((sk)->__sk_common.skc_cookie.counter)
 #define TL_CONN_FIND(sk, cookie) tl_kept(&TL_CONNS, cookie, false)
 #define TL_CONN_MAKE(sk, cookie) tl_make_conn(cookie)
 #define TL_TEXT_FIND(sk, cookie) tl_kept(&TL_TEXTS, cookie, false)

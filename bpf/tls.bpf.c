@@ -398,8 +398,10 @@ static __always_inline struct tl_conn *tl_tls_enter(__u64 ssl, __u64 buffer, __u
 	thread->deferred = 0;
 	thread->handshake = 0;
 	conn = tl_tls_make(thread->key);
-	if (!conn)
+	if (!conn) {
+		thread->key = 0;
 		return NULL;
+	}
 	if (thread->socket)
 		tl_tls_handed_over(conn, thread, takes);
 	conn->flags |= TL_CONN_CALLED;
@@ -449,6 +451,8 @@ static __always_inline int tl_tls_has_read(int result)
 	conn = tl_tls_find(key);
 	if (conn)
 		tl_tls_read(conn, thread->buffer, length);
+	else
+		tl_count(TL_TLS_GAVE_WAY);
 	return 0;
 }
 
@@ -481,8 +485,10 @@ static __always_inline int tl_tls_has_written(int result)
 	if (!thread)
 		return 0;
 	conn = tl_tls_find(key);
-	if (!conn)
+	if (!conn) {
+		tl_count(TL_TLS_GAVE_WAY);
 		return 0;
+	}
 	length = tl_tls_length(thread, result);
 	if (thread->deferred) {
 		if (length)

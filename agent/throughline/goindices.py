@@ -17,6 +17,7 @@ class GoIndices:
         self._binaries = loaded.map_fd("tl_go_binaries")
         self._processes = loaded.map_fd("tl_go_processes")
         self._starts = loaded.map_fd("tl_go_starts")
+        self._started = loaded.map_fd("tl_go_started")
         self._of: dict[str, int] = {}
         # what was given back longest ago is taken first: its probes take a moment to go
         self._free = deque(range(1, abi.Go.BINARIES))
@@ -47,3 +48,4 @@ class GoIndices:
         for key in list(libbpf.keys(self._starts, abi.GO_START_KEY.size)):
             if abi.GoStartKey(*abi.GO_START_KEY.unpack(key)).binary == index:
                 libbpf.delete(self._starts, key)
+        libbpf.update(self._started, wanted, bytes(4))

@@ -163,12 +163,12 @@ def test_segments_that_a_connection_cannot_take_disturb_it_in_nothing(
                 raw = socket.socket(client.family, socket.SOCK_RAW, socket.IPPROTO_TCP)
             with raw:
                 forger = Forger(client, raw)
-                for _ in range(23):
+                for _ in range(7):  # answers are never acknowledged: no more than 10 would leave
                     for _ in range(3):
                         forger.send(REQUEST.replace(b"/23", b"/no"), ahead=ahead)
                     forger.send(REQUEST)
                     (span,) = served(packets, server)
                     assert span.target.startswith(b"/23")
         counters = packets.counters
-    assert counters["skip_out_of_window"] == 3 * 23
+    assert counters["skip_out_of_window"] == 3 * 7
     assert "lost_gap" not in counters

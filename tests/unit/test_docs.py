@@ -240,6 +240,18 @@ def test_counters_of_the_other_pages_exist() -> None:
         assert {code for code in found if code.startswith(prefixes)} <= counters(), path.name
 
 
+def test_what_ends_the_entries_of_each_map_is_documented() -> None:
+    """A map that nobody thought about has no row."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bpf").glob("*.[ch]"))
+    known = set(re.findall(r"^\} (tl_\w+) SEC\(\"\.maps\"\);", sources, re.MULTILINE))
+    assert len(known) > 25
+    page = DOCS / "state.md"
+    assert {code for code in CODE.findall(prose(page)) if code in known} == known
+    for row in rows(page):
+        if row[0].startswith("`tl_"):
+            assert all(row[1:3]), row[0]
+
+
 def test_limits_of_maps_are_documented() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bpf").glob("*.[ch]"))
     maps = re.compile(

@@ -27,10 +27,10 @@ class Maps:
 
     def map_fd(self, name: str) -> int:
         known = {"tl_go_binaries": BINARIES, "tl_go_starts": STARTS, "tl_go_processes": PROCESSES}
-        return known.get(name, -1)
+        return {**known, "tl_go_started": STARTED}.get(name, -1)
 
 
-BINARIES, STARTS, PROCESSES = 1001, 1002, 1003
+BINARIES, STARTS, PROCESSES, STARTED = 1001, 1002, 1003, 1004
 Told = dict[tuple[int, bytes], bytes]
 
 
@@ -104,7 +104,9 @@ def test_a_program_has_an_index(programs: GoPrograms, told: Told, tmp_path: Path
     (site,) = find(programs, path)
     assert (site.program, site.offset) == ("tl_go_starts_another", gofile.TEXT_AT + 4)
     assert site.cookie == 1 | abi.Go.RESTARTS
-    assert set(told) == {(BINARIES, (1).to_bytes(4, "little"))}
+    first = (1).to_bytes(4, "little")
+    assert set(told) == {(BINARIES, first), (STARTED, first)}
+    assert told[STARTED, first] == bytes(4), "as many functions as any other has room"
     assert programs.describe([site])["version"].startswith("go1.")
     assert find(programs, path) == (site,), "the same program has the same index"
     assert not programs.failures

@@ -137,7 +137,13 @@ class Counter(IntEnum):
     GO_WRITE_MISMATCH = 71
     GO_WRITE_FAILED = 72
     GO_CLIENT_CONN = 73
-    COUNTERS = 74
+    TLS_BEGUN = 74
+    TLS_ENDED = 75
+    TLS_GAVE_WAY = 76
+    GO_BEGUN = 77
+    GO_ENDED = 78
+    GO_GAVE_WAY = 79
+    COUNTERS = 80
 
 
 class Go(IntEnum):

@@ -28,6 +28,7 @@ BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
 # enum bpf_prog_type and enum bpf_attach_type (include/uapi/linux/bpf.h)
 SK_MSG = 16
 SK_MSG_VERDICT = 7
+LRU_HASH = 9  # enum bpf_map_type
 
 
 def possible_cpus() -> int:
@@ -99,6 +100,19 @@ class Object:
         if not handle:
             raise failure(f"bpf_object__find_map_by_name {name}")
         return check(library().bpf_map__fd(handle), "bpf_map__fd")
+
+    def lru_maps(self) -> dict[str, int]:
+        """The sizes of maps in which the entry that was unused for longest gives way to a new one.
+
+        By name.
+        """
+        found = {}
+        handle = None
+        while handle := library().bpf_object__next_map(self._handle, handle):
+            if library().bpf_map__type(handle) == LRU_HASH:
+                name = library().bpf_map__name(handle).decode()
+                found[name] = library().bpf_map__max_entries(handle)
+        return found
 
     def set_max_entries(self, name: str, entries: int) -> None:
         """Changes a map's size before the load; does nothing where the object lacks the map."""

@@ -19,6 +19,9 @@ from throughline.kernel import abi, features, libbpf, pins
 # Objects made of one source, in the order in which they are tried; the second is for kernels before
 # 5.15 (bpf/compat.bpf.h).
 VARIANTS = ("", "-legacy")
+# Each processor sets so many free entries of an LRU map aside for itself, and has others give way
+# when it finds fewer (LOCAL_FREE_TARGET, kernel/bpf/bpf_lru_list.c): a map needs so many more.
+_RESERVED_BY_CPU = 128
 # What no other program of an object, and no other variant, would change.
 _NOT_BY_PROGRAM = {
     None,  # the dynamic linker
@@ -178,7 +181,9 @@ class Objects:
             )
         config = found._replace(fionread_broken=self.fionread_broken)
         opened.set_rodata(".rodata.config", abi.CONFIG.pack(*config))
-        for map_name, entries in self._map_sizes.items():
+        reserved = _RESERVED_BY_CPU * libbpf.possible_cpus()
+        sizes = {name: size + reserved for name, size in opened.lru_maps().items()}
+        for map_name, entries in {**sizes, **self._map_sizes}.items():
             opened.set_max_entries(map_name, entries)
         return opened
 
