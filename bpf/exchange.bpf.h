@@ -189,6 +189,8 @@ __noinline int tl_finish(TL_EXCHANGE, __u32 status, __u32 end)
 
 	if (!conn || !text || !(conn->flags & TL_CONN_ACTIVE))
 		return 0;
+	if (conn->flags & TL_CONN_EARLY)
+		return 0; /* of a segment that may be anybody's nothing has begun */
 	conn->flags &= ~(TL_CONN_ACTIVE | TL_CONN_RESPONDING);
 	tl_probed_ends(conn);
 	if (conn->role == TL_ROLE_SERVER) {
