@@ -63,7 +63,8 @@ struct tl_settings {
 	__u8 trace_unlisted; /* trace cgroups that are not in tl_cgroups */
 	__u8 packets; /* read contexts from TCP options of peers */
 	__u8 ticks; /* ends of an event loop's ticks are seen: without, threads prove nothing */
-	__u8 _pad[3];
+	__u8 limits; /* leave requests alone that our lines would carry over a usual limit */
+	__u8 _pad[2];
 };
 
 /*
@@ -100,6 +101,8 @@ enum tl_counter {
 	TL_SKIP_NOT_ENROLLED, /* outgoing request on a socket outside the sockhash */
 	TL_SKIP_NOT_HTTP, /* client connection that does not speak HTTP/1 */
 	TL_SKIP_TUNNEL, /* CONNECT or protocol upgrade */
+	TL_SKIP_NEAR_LIMIT, /* our lines would carry it over a usual limit of servers */
+	TL_SKIP_MPTCP, /* outgoing request on a Multipath TCP socket */
 	TL_LOST_GAP, /* segments missed or out of order inside a message */
 	TL_LOST_BUSY, /* two processors handled one connection at once */
 	TL_LOST_NOT_HTTP, /* server connection whose bytes are not HTTP/1 */

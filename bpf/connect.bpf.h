@@ -38,6 +38,19 @@ static __always_inline __u64 tl_cgroup_of(struct task_struct *task)
 #endif
 }
 
+/* Since Linux 5.6, where the kernel is built with it. */
+struct tcp_sock___mptcp {
+	bool is_mptcp;
+} __attribute__((preserve_access_index));
+
+/* Is the socket a path of a Multipath TCP socket, which the application has? */
+static __always_inline bool tl_is_mptcp(struct tcp_sock *tcp)
+{
+	struct tcp_sock___mptcp *path = (void *)tcp;
+
+	return bpf_core_field_exists(path->is_mptcp) && path->is_mptcp;
+}
+
 /*
  * The current thread connects. Each group that is there calls this, in either order: the first finds
  * the request, since finding it settles it.
@@ -67,6 +80,8 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	if (conn->flags & TL_CONN_CONNECTED && conn->out.next_seq == tcp->write_seq)
 		return;
 	conn->flags |= TL_CONN_CONNECTED;
+	if (tl_is_mptcp(tcp))
+		conn->flags |= TL_CONN_MPTCP;
 	conn->out.next_seq = tcp->write_seq;
 	conn->socket = bpf_get_socket_cookie(ops);
 	conn->role = TL_ROLE_CLIENT;

@@ -30,6 +30,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define TL_GO_CONTEXTS_MAX 16 /* contexts between that of a call and that of its request */
 #define TL_GO_STARTS_MAX 2048 /* entries of tl_go_starts for each binary */
 #define TL_GO_NUMBERS 16 /* of goroutines that a P fetches at once: _GoidCacheBatch */
+#define TL_GO_OWN_LEAST 1 /* fields that Go adds to those of a header: Host, or what HTTP/2 has */
+#define TL_GO_OWN_MOST 8 /* and User-Agent, Accept-Encoding, Content-Length, Connection, … */
 #define TL_GO_GROUPS_MAX 8 /* of a map of headers, of eight pairs each */
 #define TL_GO_CONNECTIONS_MAX 4 /* that hold one another */
 #define TL_GRPC_UNKNOWN 2 /* the status code of what is not known */
@@ -334,14 +336,16 @@ static __always_inline void tl_go_value(struct tl_conn *conn, struct tl_text *te
 static __always_inline __u32 tl_go_header(struct tl_conn *conn, struct tl_text *text, __u64 key,
 					  __u64 value)
 {
+	struct tl_http *http = tl_http_of(conn, conn->role == TL_ROLE_SERVER ? TL_IN : TL_OUT);
 	__u32 names = 0, length = tl_go_name(key, &names);
 	__u64 values[2] = {};
 
-	if (!length)
-		return names;
+	if (!names)
+		return 0;
 	if (bpf_probe_read_user(values, sizeof(values), (void *)value))
 		return 0;
-	if (values[1])
+	http->fields += values[1] < TL_LIMIT_FIELDS ? values[1] : TL_LIMIT_FIELDS;
+	if (length && values[1])
 		tl_go_value(conn, text, length, values[0], values[1] == 1);
 	return names;
 }
@@ -769,6 +773,8 @@ static __always_inline void tl_go_calls_with(const struct tl_go_binary *binary, 
  */
 static __always_inline bool tl_go_may_write(const struct tl_conn *conn, bool seen)
 {
+	__s32 fields = conn->out.fields;
+
 	if (conn->out.flags & TL_HTTP_HAS_TRACEPARENT)
 		return false;
 	if (!seen) {
@@ -781,6 +787,12 @@ static __always_inline bool tl_go_may_write(const struct tl_conn *conn, bool see
 	}
 	if (conn->out.method == TL_METHOD_CONNECT) {
 		tl_count(TL_SKIP_TUNNEL);
+		return false;
+	}
+	/* how many bytes its values have is not looked at */
+	if (tl_limits_matter() &&
+	    tl_reaches(fields + TL_GO_OWN_LEAST, fields + TL_GO_OWN_MOST + 2, TL_LIMIT_FIELDS)) {
+		tl_count(TL_SKIP_NEAR_LIMIT);
 		return false;
 	}
 	return true;

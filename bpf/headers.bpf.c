@@ -37,6 +37,7 @@ struct {
 __noinline int tl_request_out(TL_EXCHANGE)
 {
 	TL_TAKE_EXCHANGE(conn, text);
+	__u32 bytes = TL_TRACEPARENT_BYTES, lines = 1;
 	struct tl_request *parent;
 	struct tl_http *http;
 	__u64 key = 0;
@@ -79,9 +80,15 @@ __noinline int tl_request_out(TL_EXCHANGE)
 		return 0;
 	}
 	tl_inherit_tracestate(text, parent, key);
-	if (text->tracestate_len && text->tracestate_len <= TL_TRACESTATE_MAX)
-		return TL_TRACEPARENT_BYTES + 14 + text->tracestate_len;
-	return TL_TRACEPARENT_BYTES;
+	if (text->tracestate_len && text->tracestate_len <= TL_TRACESTATE_MAX) {
+		bytes += 14 + text->tracestate_len;
+		lines++;
+	}
+	if (tl_near_limit(http, text, bytes, lines)) {
+		tl_count(TL_SKIP_NEAR_LIMIT);
+		return 0;
+	}
+	return bytes;
 }
 
 /*
@@ -331,6 +338,9 @@ static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *
 	if (!conn || conn->role != TL_ROLE_CLIENT)
 		return;
 	tl_set_addresses(conn, sk);
+	/* what is sent on it does not come to sk_msg; tl_egress counts its requests */
+	if (conn->flags & TL_CONN_MPTCP)
+		return;
 	if (ops->data_segs_out) {
 		/* TCP Fast Open: the request left with the SYN, before anyone could look at it */
 		tl_count(TL_SKIP_NOT_ENROLLED);

@@ -20,6 +20,8 @@ enum tl_feed {
 
 #define TL_NAME_MAX 24
 #define TL_MEMBER_PART_MAX 256 /* key or value of a tracestate member */
+#define TL_PROXY_LINE_MAX 107 /* bytes of the PROXY protocol's first version, with CR LF */
+#define TL_PROXY_SIGNATURE_BYTES 12 /* that its second version begins with */
 
 /* In a value, tl_http.names has no names to tell apart: */
 enum tl_value_flags {
@@ -30,6 +32,7 @@ enum tl_value_flags {
 
 /* not static: libbpf places only global variables of .rodata */
 const char tl_version[8] = "HTTP/1.";
+const __u8 tl_proxy_signature[16] = "\r\n\r\n\0\r\nQUIT\n";
 const char tl_names[TL_HEADERS][TL_NAME_MAX] = {
 	[TL_HEADER_TRACEPARENT] = "traceparent",
 	[TL_HEADER_TRACESTATE] = "tracestate",
@@ -316,15 +319,83 @@ static __always_inline void tl_http_begin_value(struct tl_http *http, struct tl_
 	}
 }
 
-/* Makes the parser ready for the next message of its direction. */
-static __always_inline void tl_http_restart(struct tl_http *http)
+/* Makes the parser ready for the message that comes next in its direction. */
+static __always_inline void tl_http_begin(struct tl_http *http)
 {
 	http->state = TL_HTTP_START;
-	http->flags &= TL_HTTP_SYNCED | TL_HTTP_RESPONSE;
 	http->remain = 0;
 	http->header_bytes = 0;
 	http->pos = 0;
 	http->empty_lines = 0;
+	http->fields = 0;
+}
+
+/* The same behind another message: what comes next is not the first of the connection. */
+static __always_inline void tl_http_restart(struct tl_http *http)
+{
+	http->flags &= TL_HTTP_SYNCED | TL_HTTP_RESPONSE;
+	http->flags |= TL_HTTP_LATER;
+	tl_http_begin(http);
+}
+
+/*
+ * The PROXY protocol of HAProxy: a proxy tells the server whom it speaks for, in front of the first
+ * request of a connection. Version 1 is a line, `PROXY TCP4 …`; version 2 begins with a signature.
+ */
+static __always_inline bool tl_proxy_may_begin(const struct tl_http *http)
+{
+	return !(http->flags & (TL_HTTP_LATER | TL_HTTP_RESPONSE));
+}
+
+/* `PROXY ` was taken for a method, and `c` follows. */
+static __always_inline bool tl_is_proxy_line(const struct tl_http *http, const struct tl_text *text,
+					     __u8 c)
+{
+	return !http->pos && (c == 'T' || c == 'U') && text->method_len == 5 &&
+	       (*(const __u64 *)text->method & 0xffffffffffULL) == 0x59584f5250ULL &&
+	       tl_proxy_may_begin(http);
+}
+
+/*
+ * One byte of version 2, from the end of its signature on; `pos` counts. False: it is none.
+ * Behind the signature: version and command, family, length of what follows.
+ */
+static __always_inline bool tl_proxy_binary(struct tl_http *http, __u8 c)
+{
+	__u32 at = http->pos;
+
+	http->pos++;
+	if (at < TL_PROXY_SIGNATURE_BYTES)
+		return c == tl_proxy_signature[at & 15];
+	switch (at) {
+	case 12:
+		return c >> 4 == 2;
+	case 13:
+		return true;
+	case 14:
+		http->remain = (__u32)c << 8;
+		return true;
+	}
+	http->remain |= c;
+	if (http->remain)
+		http->state = TL_HTTP_PROXY_DATA;
+	else
+		tl_http_begin(http);
+	return true;
+}
+
+/* May bytes be the start of version 2? */
+static __always_inline bool tl_begins_proxy(const __u8 *start, __u32 n)
+{
+	__u32 i;
+
+	for (i = 0; i < TL_PROXY_SIGNATURE_BYTES; i++) {
+		if (i >= n)
+			break;
+		if (start[i] != tl_proxy_signature[i])
+			return false;
+	}
+	return true;
 }
 
 /* Counts bytes of a body or chunk, for tl_http_back(). */
@@ -476,7 +547,8 @@ __noinline int tl_http_turns(TL_STREAM)
 			chunk->pos = pos;
 			continue;
 		}
-		if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) {
+		if (http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA ||
+		    http->state == TL_HTTP_PROXY_DATA) {
 			left = chunk->len - pos;
 			if (left > http->remain)
 				left = http->remain;
@@ -487,6 +559,10 @@ __noinline int tl_http_turns(TL_STREAM)
 				continue;
 			if (http->state == TL_HTTP_CHUNK_DATA) {
 				http->state = TL_HTTP_CHUNK_END;
+				continue;
+			}
+			if (http->state == TL_HTTP_PROXY_DATA) {
+				tl_http_begin(http);
 				continue;
 			}
 			return TL_FEED_MESSAGE;
@@ -522,6 +598,11 @@ __noinline int tl_http_turns(TL_STREAM)
 			text->host_len = 0;
 			text->tracestate_len = 0;
 			http->members = 0;
+			if (!c && http->empty_lines == 4 && tl_proxy_may_begin(http)) {
+				http->pos = 5; /* CR LF CR LF and this byte */
+				http->state = TL_HTTP_PROXY_BINARY;
+				continue;
+			}
 			if (!tl_is_token(c))
 				return tl_http_lost(http);
 			text->method[0] = c;
@@ -555,6 +636,10 @@ __noinline int tl_http_turns(TL_STREAM)
 			}
 			if (c < 0x21 || c == 0x7f || http->header_bytes > TL_HEADER_BYTES_MAX)
 				return tl_http_lost(http);
+			if (tl_is_proxy_line(http, text, c)) {
+				http->state = TL_HTTP_PROXY_LINE;
+				continue;
+			}
 			at = http->pos;
 			if (at < TL_TARGET_MAX)
 				text->target[at] = c;
@@ -621,6 +706,7 @@ __noinline int tl_http_turns(TL_STREAM)
 				http->state = TL_HTTP_SKIP;
 				continue;
 			}
+			http->fields++;
 			http->header = TL_HEADER_NONE;
 			http->pos = 1;
 			http->state = TL_HTTP_NAME;
@@ -773,6 +859,18 @@ chunk_begins:
 				return tl_http_lost(http);
 			return TL_FEED_MESSAGE;
 
+		case TL_HTTP_PROXY_LINE:
+			if (c == '\n')
+				tl_http_begin(http);
+			else if (http->header_bytes >= TL_PROXY_LINE_MAX)
+				return tl_http_lost(http);
+			continue;
+
+		case TL_HTTP_PROXY_BINARY:
+			if (!tl_proxy_binary(http, c))
+				return tl_http_lost(http);
+			continue;
+
 		default:
 			return tl_http_lost(http);
 		}
@@ -832,6 +930,56 @@ static __always_inline __u8 tl_method_code(const struct tl_text *text)
 		return TL_METHOD_PATCH;
 	}
 	return TL_METHOD_OTHER;
+}
+
+/*
+ * Limits that servers have unless their operators chose others. Our lines must not carry a request over
+ * one of them (docs/propagation.md#limits-of-servers).
+ */
+enum tl_limit {
+	TL_LIMIT_FIELDS = 100, /* many; http.server of Python takes 99 */
+	TL_LIMIT_8K = 8192, /* Tomcat, Jetty, Netty, lighttpd */
+	TL_LIMIT_HAPROXY = 15360, /* tune.bufsize - tune.maxrewrite */
+	TL_LIMIT_16K = 16384, /* Node.js, h11 */
+};
+
+#define TL_HAPROXY_FIELD 4 /* bytes that HAProxy needs beside those of a line, */
+#define TL_HAPROXY_HEAD 80 /* and of the header block */
+
+static __always_inline bool tl_limits_matter(void)
+{
+	const struct tl_settings *settings = tl_settings_now();
+
+	return settings && settings->limits;
+}
+
+/* Is a limit kept by what is counted as `least` without our lines, and reached by `most`, with them? */
+static __always_inline bool tl_reaches(__s32 least, __s32 most, enum tl_limit limit)
+{
+	return least <= (__s32)limit && most >= (__s32)limit;
+}
+
+/*
+ * Would `lines` more header lines, of `bytes`, carry the header block over a limit that it keeps without
+ * them? Servers do not count the same bytes: what separates names, values and lines counts or not
+ * (Node.js), and so does the request line (Netty). So a range is compared with a limit.
+ */
+static __always_inline bool tl_near_limit(const struct tl_http *http, const struct tl_text *text,
+					  __u32 bytes, __u32 lines)
+{
+	__s32 first = text->method_len + 12; /* of the request line all but the target */
+	__s32 between = 4 * http->fields + 2; /* `: ` and CR LF of each field, and the empty line */
+	__s32 least = http->header_bytes - first - between;
+	__s32 most = http->header_bytes + bytes;
+	__s32 haproxy = TL_HAPROXY_FIELD * (http->fields + lines) + TL_HAPROXY_HEAD;
+
+	return tl_limits_matter() &&
+	       (tl_reaches(http->fields, http->fields + lines, TL_LIMIT_FIELDS) ||
+		tl_reaches(least, most, TL_LIMIT_8K) ||
+		tl_reaches(least - text->target_len, most - first - text->target_len,
+			   TL_LIMIT_8K) ||
+		tl_reaches(least, most + haproxy, TL_LIMIT_HAPROXY) ||
+		tl_reaches(least, most, TL_LIMIT_16K));
 }
 
 /*

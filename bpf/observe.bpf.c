@@ -54,10 +54,22 @@ static __always_inline bool tl_looks_like_request(struct __sk_buff *skb,
 	return tl_begins_request(start, n);
 }
 
+/* Does a connection begin here: with a request, or with the PROXY protocol in front of one? */
+static __always_inline bool tl_looks_like_start(struct __sk_buff *skb,
+						const struct tl_segment *segment)
+{
+	__u32 n = segment->len < 16 ? segment->len : 16;
+	__u8 start[16] = {};
+
+	if (n < 1 || bpf_skb_load_bytes(skb, segment->off, start, tl_length(n, 16)))
+		return false;
+	return tl_begins_request(start, n < 4 ? n : 4) || tl_begins_proxy(start, n);
+}
+
 /* A request of a socket that sk_msg does not see: its thread is not known here. */
 static __always_inline void tl_call_of_nobody(struct tl_conn *conn, struct tl_text *text)
 {
-	tl_count(TL_SKIP_NOT_ENROLLED);
+	tl_count(conn->flags & TL_CONN_MPTCP ? TL_SKIP_MPTCP : TL_SKIP_NOT_ENROLLED);
 	tl_begin_client(conn, text, NULL, 0, TL_EVIDENCE_NONE);
 }
 
@@ -219,7 +231,7 @@ static __always_inline struct tl_conn *tl_new_conn(struct __sk_buff *skb, struct
 	struct tl_conn *conn;
 	__u64 cgroup_id;
 
-	if (!tl_looks_like_request(skb, segment))
+	if (!tl_looks_like_start(skb, segment))
 		return NULL;
 	cgroup_id = bpf_skb_cgroup_id(skb);
 	if (!tl_traced(cgroup_id))
@@ -297,7 +309,7 @@ static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_seg
 	if (!early || !nothing)
 		return;
 	early->waits = 0;
-	if (!tl_looks_like_request(skb, segment))
+	if (!tl_looks_like_start(skb, segment))
 		return;
 	cgroup_id = bpf_skb_cgroup_id(skb);
 	if (!tl_traced(cgroup_id))
@@ -320,7 +332,7 @@ static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_seg
 /* There is no cookie yet to keep it by: the request is not seen. */
 static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_segment *segment)
 {
-	if (tl_looks_like_request(skb, segment) && tl_traced(bpf_skb_cgroup_id(skb)))
+	if (tl_looks_like_start(skb, segment) && tl_traced(bpf_skb_cgroup_id(skb)))
 		tl_count(TL_LOST_EARLY);
 }
 #endif

@@ -76,6 +76,9 @@ enum tl_http_state {
 	TL_HTTP_TRAILER_START,
 	TL_HTTP_TRAILER,
 	TL_HTTP_TRAILER_BLANK,
+	TL_HTTP_PROXY_LINE, /* the PROXY protocol's header in front of the first request: a line */
+	TL_HTTP_PROXY_BINARY, /* its second version: signature, version, family and length */
+	TL_HTTP_PROXY_DATA, /* `remain` bytes of it */
 	TL_HTTP_UNTIL_CLOSE, /* the body ends with the connection */
 	TL_HTTP_TUNNEL, /* CONNECT or an upgrade: no HTTP any more */
 	TL_HTTP_LOST, /* bytes were missed, or they are not HTTP */
@@ -103,6 +106,7 @@ enum tl_http_flags {
 	TL_HTTP_BLANK_SEEN = 1 << 8, /* blank_at is valid for the current send */
 	TL_HTTP_SYNCED = 1 << 9, /* next_seq is valid */
 	TL_HTTP_RESPONSE = 1 << 10, /* this direction carries responses */
+	TL_HTTP_LATER = 1 << 11, /* not the first message of the connection */
 };
 
 /* Resumable parser of one direction. */
@@ -124,7 +128,7 @@ struct tl_http {
 	__u8 members; /* of tracestate */
 	__u8 member; /* enum tl_member: where in a tracestate member */
 	__u8 empty_lines;
-	__u8 _pad[2];
+	__u16 fields; /* header lines of the message */
 };
 
 enum tl_member {
@@ -179,6 +183,7 @@ enum tl_conn_flags {
 	TL_CONN_GO = 1 << 12, /* one exchange of a Go program, told by the program */
 	TL_CONN_GRPC = 1 << 13, /* a call of gRPC */
 	TL_CONN_EARLY = 1 << 14, /* in tl_early: there is no connection yet, perhaps never */
+	TL_CONN_MPTCP = 1 << 15, /* client: Multipath TCP, whose sends sk_msg does not see */
 };
 
 /* One connection, from the first bytes that concern us to its end. */

@@ -32,6 +32,7 @@ class Propagation:
     """How context leaves with what a traced service sends."""
 
     headers: bool
+    limits: bool  # requests that would be carried over a usual limit of servers are left alone
     packets: bool
     peers: tuple[Network, ...]  # who gets a TCP option, and from whom one is believed
     tc_priority: int  # 1..65535, of the filter where the kernel has no tcx
@@ -146,6 +147,7 @@ def _assemble(reader: Reader) -> Config:
         services=tuple(reader.rules),
         propagation=Propagation(
             headers=get("propagation.headers") == "auto",
+            limits=get("propagation.limits") == "respect",
             packets=get("propagation.packets") == "auto",
             peers=get("propagation.peers"),
             tc_priority=get("propagation.tc.priority"),

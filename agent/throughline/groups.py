@@ -23,6 +23,7 @@ NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
 # Those that follow `observe`, whose maps they share, in the order in which they are attached.
 FOLLOWING = ("headers", "packets", "tls", "go", "go_write")
 PROBING = ("tls", "go", "go_write")  # those that put uprobes into files
+RETURNING = ("tls",)  # those of them that probe where functions return
 _LOCKED = ("integrity", "confidentiality")
 _UNREADABLE = "what lockdown says is not known, since securityfs is not mounted"
 LOOPBACK = 1  # its interface index in every network namespace
@@ -89,6 +90,8 @@ def attach(
         if kind is None:
             kind = uprobes.trial()
             _sweep(programs)
+        if name in RETURNING:
+            uprobes.try_returns(kind)
         probing[name] = load(kind)
 
     def attempt(name: str, attach: Callable[[], None]) -> Group:
@@ -98,7 +101,9 @@ def attach(
             attach()
         except OSError as error:
             refused = None
-            if name in PROBING:
+            if isinstance(error, uprobes.ReturnsRefusedError):
+                refused = without_returns(error)
+            elif name in PROBING:
                 refused = without_uprobes(name, error, found)
             if name == "go_write" and refused is None:
                 refused = without_write(error, found)
@@ -276,6 +281,19 @@ def without_uprobes(name: str, error: OSError, found: facts.Facts) -> Group | No
             f"(throughline_allow_sys_admin: true), or leave it: instrumentation.{name}: off",
         )
     return None
+
+
+def without_returns(error: uprobes.ReturnsRefusedError) -> Group:
+    """A kernel whose return probes kill services with a seccomp filter: `tls` is off."""
+    reason = "return probes kill processes that have a seccomp filter on this kernel"
+    if error.errno != errno.EFAULT:
+        reason = "whether return probes kill processes that have a seccomp filter is not known"
+    return Group(
+        "off",
+        False,
+        f"{reason} ({error.strerror})",
+        "boot Linux 6.12.14, 6.13.3 or 6.14, or later ones, or leave it: instrumentation.tls: off",
+    )
 
 
 def prerequisites(config: Config, found: facts.Facts) -> Group | None:

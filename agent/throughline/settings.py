@@ -293,6 +293,7 @@ def _exporters(name: str) -> Kind:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("propagation.headers", _choice("auto", "off"), "auto"),
+    Setting("propagation.limits", _choice("respect", "ignore"), "respect"),
     Setting("propagation.packets", _choice("auto", "off"), "auto"),
     Setting("propagation.peers", NETWORKS, ()),
     Setting("propagation.tc.priority", PRIORITY, 49152),

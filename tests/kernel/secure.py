@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.kernel.traced import START_SECONDS, Traced, free_port, wait_port
@@ -98,8 +99,13 @@ class Secure:
         finally:
             self._environment.pop("CACHE", None)
 
-    def nginx(self, service: str, *, onward: int = 9, http2: bool = False) -> int:
-        """A proxy, and what is in `files` below DIRECTORY/SERVICE as /files/."""
+    def nginx(
+        self, service: str, *, onward: int = 9, http2: bool = False, prefix: Sequence[str] = ()
+    ) -> int:
+        """A proxy, and what is in `files` below DIRECTORY/SERVICE as /files/.
+
+        `prefix` is a command that runs it.
+        """
         port = free_port()
         directory = self._traced.directory / service
         (directory / "files").mkdir(parents=True, exist_ok=True)
@@ -114,7 +120,7 @@ class Secure:
             )
         )
         log = str(directory / "nginx.log")
-        self._traced.spawn(service, ["nginx", "-e", log, "-c", str(file)])
+        self._traced.spawn(service, [*prefix, "nginx", "-e", log, "-c", str(file)])
         wait_port(port)
         return port
 

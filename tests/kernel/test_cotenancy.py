@@ -132,6 +132,41 @@ def test_packet_programs_of_others_run_beside_ours(host: Operated, foreign: Fore
     assert foreign.counts()[PACKETS_IN] > counts[PACKETS_IN], "ours took only its own away"
 
 
+def test_packet_filters_that_systemd_swaps_under_load(host: Operated, compiled: Path) -> None:
+    """IPAddressDeny= of a unit and of its slice: filters come and go by BPF_F_ALLOW_MULTI.
+
+    systemd attaches the new one and detaches the old one whenever the unit is loaded anew.
+    """
+    host.start_agent()
+    chain = start_chain(host)
+    kept = host.bpffs / "filters"
+    subprocess.run(["bpftool", "prog", "loadall", str(compiled), str(kept)], check=True)
+    filters = {"ingress": kept / "foreign_in", "egress": kept / "foreign_out"}
+    below = [host.cgroup, *(host.cgroup / service for service in ("front", "back"))]
+
+    def change(what: str, cgroup: Path, way: str, *flags: str) -> None:
+        command = ["bpftool", "cgroup", what, str(cgroup), way, "pinned", str(filters[way]), *flags]
+        subprocess.run(command, check=True, timeout=20)
+
+    try:
+        with Load(chain) as load:
+            load.wait(0.3)
+            for _ in range(5):
+                for what, flags in (("attach", ("multi",)), ("detach", ())):
+                    for cgroup in below:
+                        for way in filters:
+                            change(what, cgroup, way, *flags)
+            load.wait(0.3)
+    finally:
+        for pin in kept.iterdir():
+            pin.unlink()
+        kept.rmdir()
+    assert not load.failures and not load.untraced()
+    assert len(host.wait_spans(3 * len(load.answers))) == 3 * len(load.answers)
+    status = host.status()
+    assert status is not None and status["healthy"] and not status["missing"]
+
+
 def test_a_cgroup_that_allows_no_second_program(host: Operated) -> None:
     """bpf_prog_attach without BPF_F_ALLOW_MULTI, as an old tool does it: nobody else may attach."""
     pin = host.bpffs / "exclusive"

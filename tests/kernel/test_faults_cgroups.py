@@ -135,6 +135,37 @@ def test_a_link_that_somebody_detached_is_missed(traced: Operated) -> None:
     _all_traced(traced, start_chain(traced))
 
 
+@pytest.mark.parametrize(
+    ("program", "kind"),
+    [("tl_ingress", "ingress"), ("tl_egress", "egress"), ("tl_sockops", "sock_ops")],
+)
+def test_a_program_that_somebody_detaches_under_load(
+    traced: Operated, program: str, kind: str
+) -> None:
+    """`bpftool cgroup detach` is refused for a link, `bpftool link detach` is not: none fails."""
+    pin = next(traced.bpffs.glob(f"abi*/links/{program}@*"))
+    attached = (traced.status() or {})["attached"]["programs"]
+    number = next(str(one["id"]) for one in attached if one["name"] == program)
+    chain = start_chain(traced)
+    with Load(chain) as load:
+        load.wait(0.5)
+        detach = ["bpftool", "cgroup", "detach", str(traced.cgroup), kind, "id", number]
+        refused = subprocess.run(detach, capture_output=True, text=True, timeout=20)
+        if refused.returncode:
+            load.wait(1.5)
+            status = traced.status()
+            assert status is not None and status["healthy"], refused.stderr
+            assert not load.untraced()
+            subprocess.run(["bpftool", "link", "detach", "pinned", str(pin)], check=True)
+        _wait_status(traced, "healthy", False)
+        load.wait(0.5)
+        assert (traced.status() or {})["missing"] == [pin.name]
+        assert traced.stop_agent() == 0
+        load.wait(0.3)
+    assert not load.failures
+    assert traced.pins() == []
+
+
 def test_a_pin_that_somebody_removed_is_missed(traced: Operated) -> None:
     pin = next(traced.bpffs.glob("abi*/links/tl_ingress@*"))
     pin.unlink()

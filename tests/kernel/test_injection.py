@@ -160,6 +160,28 @@ def test_existing_traceparent_is_left_alone(far_listener: socket.socket, line: s
         assert send_alone(far_listener, [head(*lines)]) == Context()
 
 
+def test_two_different_traceparents_are_left_alone(
+    world: tuple[Traced, Service, Outside], far_listener: socket.socket
+) -> None:
+    """Whose they are cannot be told: nothing is written, and neither is taken for the span."""
+    traced = world[0]
+    count = Counting(traced)
+    other = PARENT[::-1]
+    for flags in ("00", "01"):
+        lines = [f"traceparent: 00-{TRACE}-{PARENT}-01", f"Traceparent: 00-{TRACE}-{other}-{flags}"]
+        with pair(far_listener) as (near, far):
+            near.sendall(text := head(*lines, "tracestate: a=1", target=f"/two-different/{flags}"))
+            assert read_block(far) == text
+            far.sendall(OK)
+            read_exactly(near, len(OK))
+    assert count("restarted_traceparent", 2) == 2
+    for name in ("adopted_header", "injected"):
+        assert count(name, 0) == 0, name
+    spans = traced.wait_spans(2, where=lambda s: s.path.startswith("/two-different/"))
+    assert len(spans) == 2
+    assert TRACE not in {span.trace_id for span in spans}
+
+
 def test_existing_traceparent_is_adopted(world: tuple[Traced, Service, Outside]) -> None:
     traced, _, outside = world
     with outside.listen() as listener, pair(listener) as (near, far):
@@ -269,6 +291,68 @@ def test_sendfile_bodies(far_listener: socket.socket) -> None:
     assert inserted(text + body, received).trace_id
 
 
+@pytest.mark.parametrize("size", [1, 90, 4000])
+def test_writev_of_forty_pieces(far_listener: socket.socket, size: int) -> None:
+    """More pieces than a message of the kernel has places (17); the connection stays in step."""
+    lines = [f"X-{number}: ".ljust(size, "y") for number in range(20)]
+    first = head(f"Content-Length: {19 * size}", method="POST")
+    pieces = [first[:-2], *(f"{line}\r\n".encode() for line in lines), b"\r\n"]
+    pieces = [*pieces[:20], b"".join(pieces[20:]), *[b"z" * size] * 19]
+    assert len(pieces) == 40
+    text = b"".join(pieces)
+    with pair(far_listener) as (near, far):
+        for _ in range(3):
+            sender = threading.Thread(target=send_pieces, args=(near, pieces))
+            sender.start()
+            over = sum(map(len, pieces[:21])) > 16384  # of headers: untouched
+            received = read_exactly(far, len(text) + (0 if over else 70))
+            sender.join()
+            assert bool(inserted(text, received).trace_id) != over
+            far.sendall(OK)
+            read_exactly(near, len(OK))
+            if over:
+                break  # what is so long is not followed
+
+
+def send_pieces(near: socket.socket, pieces: list[bytes]) -> None:
+    """One writev, and what it did not take."""
+    sent = os.writev(near.fileno(), pieces)
+    near.sendall(b"".join(pieces)[sent:])
+
+
+@pytest.mark.parametrize("cork", [True, False], ids=["cork", "plain"])
+@pytest.mark.parametrize("what", ["body", "all", "head-and-body"])
+def test_sendfile_under_cork(far_listener: socket.socket, what: str, cork: bool) -> None:
+    """As nginx and Apache upload: the header, then a file; or all of it from a file."""
+    with tempfile.TemporaryFile() as file, pair(far_listener) as (near, far):
+        for size in (10, 3000, 60_000):
+            body = (DECOY * (size // len(DECOY) + 1))[:size]
+            text = head(f"Content-Length: {size}", method="PUT")
+            from_file = {"body": body, "all": text + body, "head-and-body": text[-40:] + body}[what]
+            file.seek(0)
+            file.truncate()
+            file.write(from_file)
+            file.flush()
+            before = (text + body)[: -len(from_file)]
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, cork)
+            if before:
+                near.sendall(before)
+            sender = threading.Thread(target=send_file, args=(near, file.fileno(), len(from_file)))
+            sender.start()
+            received = read_exactly(far, len(text + body) + 70)
+            sender.join()
+            assert inserted(text + body, received).trace_id, size
+            far.sendall(OK)
+            read_exactly(near, len(OK))
+
+
+def send_file(near: socket.socket, file: int, size: int) -> None:
+    at = 0
+    while at < size:
+        at += os.sendfile(near.fileno(), file, at, size - at)
+    near.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+
+
 @pytest.mark.parametrize("size", [1000, 1100, 4000, 4200, 8000, 16000])
 def test_long_request_line(far_listener: socket.socket, size: int) -> None:
     for text in (head(target="/" + "x" * size), head("X: " + "x" * size)):
@@ -277,7 +361,7 @@ def test_long_request_line(far_listener: socket.socket, size: int) -> None:
 
 
 def test_many_header_lines(far_listener: socket.socket) -> None:
-    for lines in (50, 100, 160):
+    for lines in (50, 100, 140):
         text = head(*[f"X-{i}: {'y' * 90}" for i in range(lines)])
         assert len(text) <= 16384
         assert send_alone(far_listener, [text]).trace_id, lines

@@ -191,6 +191,47 @@ def test_aborted_exchanges(
         assert span.error
 
 
+@pytest.mark.parametrize("sent", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Le"])
+def test_reset_after_the_status_line(
+    world: tuple[Traced, Service, Outside], far_listener: socket.socket, sent: bytes
+) -> None:
+    """The client goes away inside the answer: one span each, of an exchange without an answer."""
+    traced, service, outside = world
+    path = f"/reset/{len(sent)}"
+    for _ in range(COUNT):
+        with outside.connect(service.front) as client, accept(service.front) as server:
+            client.sendall(request(path + "/server"))
+            read_block(server)
+            server.sendall(sent)
+            read_exactly(client, len(sent))
+            reset(client)
+            with pytest.raises(ConnectionError):
+                server.recv(1)
+        with pair(far_listener) as (near, far):
+            near.sendall(request(path + "/client"))
+            read_block(far)
+            far.sendall(sent)
+            read_exactly(near, len(sent))
+            reset(near)
+            with pytest.raises(ConnectionError):
+                far.recv(1)
+    spans = traced.wait_spans(2 * COUNT, where=lambda s: s.path.startswith(path))
+    assert sorted((s.path, s.kind) for s in spans) == sorted(
+        [(path + "/client", "CLIENT"), (path + "/server", "SERVER")] * COUNT
+    )
+    assert {(s.status, s.attributes["throughline.end"]) for s in spans} == {(None, "closed")}
+    assert all(s.error for s in spans)
+    # the thread is free again: its next call has no ended request for a parent
+    served = service.serve([request(path + "/next")], path + "/call")
+    assert served.trace_id not in {s.trace_id for s in spans}
+
+
+def reset(connection: socket.socket) -> None:
+    """Closes with a RST."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
 def test_incoming_pipelining(world: tuple[Traced, Service, Outside]) -> None:
     traced, service, outside = world
     before = traced.counters().get("skip_pipelined", 0)

@@ -17,6 +17,7 @@ class Settings:
     parent_based: bool
     trace_unlisted: bool
     packets: bool = False  # read contexts from TCP options of peers
+    limits: bool = True  # leave requests alone that our lines would carry over a usual limit
     ticks: bool = True  # ends of an event loop's ticks are seen
 
     @classmethod
@@ -31,6 +32,7 @@ class Settings:
             trace_unlisted=trace_unlisted,
             # at once, so that what an earlier run has read goes on being read
             packets=config.propagation.packets and bool(config.propagation.peers),
+            limits=config.propagation.limits,
         )
 
     def pack(self) -> bytes:
@@ -42,5 +44,6 @@ class Settings:
             trace_unlisted=self.trace_unlisted,
             packets=self.packets,
             ticks=self.ticks,
+            limits=self.limits,
         )
         return abi.SETTINGS.pack(*settings)

@@ -15,7 +15,11 @@ import enum
 import errno
 import fcntl
 import os
+import platform
+import select
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +43,43 @@ class Kind(enum.Enum):
     PERF = "perf"
 
 
+class ReturnsRefusedError(OSError):
+    """Return probes would kill processes that have a seccomp filter, or that is not known."""
+
+
+# A process that denies itself the calls by which probes of x86 enter the kernel, as filters do that
+# list what they allow, and then returns from a function with a return probe.
+_DENIED = (335, 336)  # uretprobe (Linux 6.11), uprobe (6.18)
+_FILTERED = """
+import ctypes, os, struct, sys
+fd, denied = int(sys.argv[1]), [int(number) for number in sys.argv[2:]]
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+READ_EXEC, PRIVATE = 5, 2
+page = libc.mmap(None, 4096, READ_EXEC, PRIVATE, fd, 0)
+assert page != ctypes.c_void_p(-1).value, "mmap: " + os.strerror(ctypes.get_errno())
+function = ctypes.CFUNCTYPE(None)(page)
+LOAD_NUMBER, EQUAL, RETURN = (0x20, 0, 0, 0), 0x15, 0x06  # struct seccomp_data.nr, linux/filter.h
+KILL_PROCESS, ALLOW = 0x80000000, 0x7FFF0000
+code = [LOAD_NUMBER]
+code += [(EQUAL, len(denied) - at, 0, number) for at, number in enumerate(denied)]
+code += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, KILL_PROCESS)]
+program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in code))
+filters = ctypes.create_string_buffer(struct.pack("=H6xQ", len(code), ctypes.addressof(program)))
+print("ready", flush=True)
+sys.stdin.readline()
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, FILTER = 4, 22, 38, 2
+for call in ((PR_SET_DUMPABLE, 0), (PR_SET_NO_NEW_PRIVS, 1),
+             (PR_SET_SECCOMP, FILTER, ctypes.addressof(filters))):
+    arguments = [ctypes.c_ulong(number) for number in (*call, 0, 0, 0)[:5]]
+    assert not libc.prctl(*arguments), "prctl: " + os.strerror(ctypes.get_errno())
+function()
+os._exit(0)
+"""
+_FILTERED_SECONDS = 30.0
+
+
 class Link(Protocol):
     """An attachment that ends when it is destroyed, or with this process."""
 
@@ -60,6 +101,49 @@ def trial() -> Kind:
             refusals.append(error)
     multi, perf = refusals
     raise perf if multi.errno in _UNKNOWN else multi
+
+
+def try_returns(kind: Kind) -> None:
+    """Raises ReturnsRefusedError where a return probe kills a process that has a seccomp filter.
+
+    Since Linux 6.11 a return probe of x86 enters a system call of its own (ff474a78cef5), which
+    filters deny. Kernels with cf6cb56ef244 (6.14, 6.13.3, 6.12.14) do not ask the filters. A child
+    of ours tries it.
+    """
+    if platform.machine() != "x86_64":
+        return
+    with _constant(kind) as program, _page() as path:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _FILTERED, path.rpartition("/")[2]]
+            + [str(number) for number in _DENIED],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[int(path.rpartition("/")[2])],
+        )
+        try:
+            assert child.stdout is not None
+            if not select.select([child.stdout], [], [], _FILTERED_SECONDS)[0]:
+                raise ReturnsRefusedError(errno.ETIMEDOUT, "it has not begun")
+            if child.stdout.readline() == b"ready\n":
+                site = Site("", 0, returns=True)
+                link = _attach(program, path, site, pid=child.pid, kind=kind)
+                try:
+                    error = child.communicate(b"\n", timeout=_FILTERED_SECONDS)[1]
+                finally:
+                    link.destroy()
+            else:
+                error = child.communicate(timeout=_FILTERED_SECONDS)[1]
+        except subprocess.TimeoutExpired:
+            raise ReturnsRefusedError(errno.ETIMEDOUT, "it has not ended") from None
+        finally:
+            child.kill()
+            child.communicate()
+    if child.returncode < 0:
+        raise ReturnsRefusedError(errno.EFAULT, f"signal {-child.returncode}")
+    if child.returncode:
+        last = error.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ReturnsRefusedError(errno.EINVAL, last)
 
 
 def prepare(opened: libbpf.Object, kind: Kind) -> None:
@@ -148,10 +232,10 @@ def _constant(kind: Kind) -> Iterator[int]:
 
 @contextmanager
 def _page() -> Iterator[str]:
-    """A file with one instruction, in memory."""
+    """A file with a function in memory: nop, ret."""
     fd = os.memfd_create("tl_trial", os.MFD_CLOEXEC)
     try:
-        os.write(fd, b"\x90".ljust(4096, b"\xcc"))
+        os.write(fd, b"\x90\xc3".ljust(4096, b"\xcc"))
         yield f"/proc/self/fd/{fd}"
     finally:
         os.close(fd)
