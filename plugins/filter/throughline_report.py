@@ -90,8 +90,16 @@ def cell(verdict: Mapping[str, Any], name: str) -> dict[str, Any]:
         word = "possible"
     else:
         word = "off"
-    why = group["reason"] if word == "off" else group.get("note", "")
+    why = group["reason"] if word == "off" else without(group) or group.get("note", "")
     return {**group, "state": state, "word": word, "why": why}
+
+
+def without(group: Mapping[str, Any]) -> str:
+    """What a group that is on lacks: programs that the kernel refuses, and what they would give."""
+    return "; ".join(
+        f"without {program['program']}: no {program['gives']} ({program['reason']})"
+        for program in group.get("without", ())
+    )
 
 
 def reasons(groups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

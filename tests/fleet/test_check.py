@@ -156,6 +156,43 @@ def test_what_the_release_cannot_do_is_off_with_the_reason(
     assert_nothing_stays(fleet, before)
 
 
+def set_for_agents(fleet: Fleet, words: str) -> None:
+    """What logins have in their environment from now on, so also the trial; "" for nothing."""
+    for host in fleet.hosts:
+        line = f"THROUGHLINE_TEST_REFUSE={words}" if words else ""
+        fleet.run(host, f"echo '{line}' > /etc/environment")
+        for path in (fleet.state / "mux").iterdir():  # connections of before have another
+            command = [*fleet.ssh, "-o", f"ControlPath={path}", "-O", "exit", host.name]
+            subprocess.run(command, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("refused", "off"),
+    [
+        ("tl_send", {"headers"}),
+        ("sockops", {"headers"}),
+        ("tl_tick", set()),
+        ("tl_ssl_read", {"tls"}),
+        ("cgroup_skb", set(WANTED)),
+    ],
+)
+def test_what_the_kernel_refuses_is_off_and_the_rest_works(
+    fleet: Fleet, bundle: Path, tmp_path: Path, refused: str, off: set[str]
+) -> None:
+    before = snapshot(fleet)
+    set_for_agents(fleet, refused)
+    try:
+        _output, found = check(fleet, tmp_path, throughline_bundle=str(bundle))
+    finally:
+        set_for_agents(fleet, "")
+    for host in fleet.hosts:
+        groups = found[host.name]["groups"]
+        assert {name for name in WANTED if groups[name]["word"] == "off"} == off, groups
+        assert all(groups[name]["why"] and groups[name]["fix"] for name in off)
+        assert {groups[name]["word"] for name in WANTED if name not in off} <= {"works"}
+    assert_nothing_stays(fleet, before)
+
+
 def test_a_trial_that_cannot_be_made_says_so(fleet: Fleet, tmp_path: Path) -> None:
     damaged = tmp_path / "throughline-0.1.0-linux-x86_64.tar.gz"
     damaged.write_bytes(b"no archive")

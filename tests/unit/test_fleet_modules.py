@@ -727,6 +727,20 @@ def test_a_trial_says_what_works_and_what_does_not(tmp_path: Path) -> None:
     assert "web: headers off: bpf_object__load headers: EPERM -> mend it" in lines
 
 
+def test_what_a_group_that_works_does_without_is_said(tmp_path: Path) -> None:
+    ours = preflight(verdict(tmp_path))
+    answer = doctors()
+    answer["groups"]["observe"]["without"] = [
+        {"program": "tl_tick", "gives": "ends of ticks", "reason": "bpf_program__attach: EPERM"}
+    ]
+    module = plugin("modules.throughline_preflight")
+    tried = {**ours, **module.merge_trial(ours, answer, wanted=EVERYTHING[:5])}
+    report, lines = report_of(web=tried)
+    assert report["hosts"][0]["groups"]["observe"]["word"] == "works"
+    wanted = "web: observe works: without tl_tick: no ends of ticks (bpf_program__attach: EPERM)"
+    assert wanted in lines
+
+
 def test_facts_alone_claim_nothing(tmp_path: Path) -> None:
     ours = {**preflight(verdict(tmp_path)), "untried": "Found no bundle at dist"}
     report, lines = report_of(web=ours)
