@@ -99,10 +99,6 @@ demo: bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the
 # Tests wait for the kernel and for each other's processes more than they compute, so that two run at
 # a time: whole files, each with hosts, agents and ports of its own. The longest files come first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
-# Those of Go that need three of its releases. The others need ten, and an hour on a new machine.
-GO_TESTS := judge sources parents protocols debian write write_debian write_peers
-GO_LONGER := processes write_in_vm
-
 .PHONY: test
 test: bundle ## Run the unit, kernel and fleet tests (root)
 	@failed=0; \
@@ -115,8 +111,8 @@ test-molecule: bundle ## Run the Molecule scenario: the roles on two systemd hos
 	@molecule test --scenario-name default
 
 .PHONY: test-go
-test-go: bundle ## Run the tests with Go services that need three releases of Go (root)
-	@$(PYTHON) -m pytest -m 'not long' $(GO_TESTS:%=tests/golang/test_%.py)
+test-go: bundle ## Run the tests with Go services that need few releases of Go (root)
+	@$(PYTHON) -m pytest -m 'not long' tests/golang
 
 .PHONY: test-all
 test-all: bundle ## Run every test: what is long, all releases of Go, the kernel matrix; hours (root)

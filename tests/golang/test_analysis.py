@@ -20,6 +20,8 @@ from throughline.golang import layouts
 from throughline.golang.rtypes import Types
 from throughline.golang.wanted import EXTRA, FEATURES
 
+pytestmark = pytest.mark.long  # it needs every release of Go
+
 NET_HTTP = {
     "goroutines",
     "http_client",

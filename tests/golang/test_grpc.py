@@ -17,7 +17,7 @@ from tests.golang.hops import Hops
 from tests.golang.judge import Found, id_of, own
 from tests.kernel.traced import Traced
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
 
 # Go and the module: the oldest and the newest, and those between that keep things elsewhere.
 VERSIONS = {"1.50": "1.19", "1.64": "1.22", "1.72": "1.26", "": "1.27"}

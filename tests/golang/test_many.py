@@ -30,7 +30,7 @@ BUILDS = [
 # on the wire: over the others each service's part is a trace of its own
 CARRIED = {"http/1.1", "https/1.1"}
 
-pytestmark = pytest.mark.timeout(1800 * ROUNDS)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800 * ROUNDS)]
 
 
 def judge(

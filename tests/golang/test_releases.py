@@ -19,7 +19,7 @@ REQUESTS = 256
 X_NET_MINORS = [(0, minor) for minor in range(1, MODULES[X_NET].newest[1] + 1)]
 GRPC_MINORS = [(1, minor) for minor in range(MODULES[GRPC].oldest[1], MODULES[GRPC].newest[1] + 1)]
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 
 def assert_every_parent_is_right(

@@ -22,7 +22,7 @@ KERNEL = "6.12"
 PREEMPTS = "newest"  # tasks in the middle of a probe: docs/decisions/0010-preemption.md
 REQUESTS = 46
 SECONDS = 1200
-# old and new releases of Go, of each protocol one, the others by `make test-go`
+# old and new releases of Go, of each protocol one
 BUILDS = [test_write.BUILDS[number] for number in (0, 4, 9, 11)]
 # there was no guest, or it ended: emulated kernels die now and then while they patch their code
 NO_GUEST, ATTEMPTS = 125, 3
@@ -75,6 +75,7 @@ def every_hop(builds: Sequence[tuple[str, str, tuple[str, ...], str]], *, kernel
     in_vm(*(f"{test}[{one}]" for one in ids), kernel=kernel)
 
 
+@pytest.mark.long
 def test_every_protocol() -> None:
     every_hop(BUILDS, kernel=KERNEL)
 
@@ -83,6 +84,7 @@ def test_a_kernel_that_preempts() -> None:
     every_hop(BUILDS[-1:], kernel=PREEMPTS)
 
 
+@pytest.mark.long
 def test_peers() -> None:
     build("chain/server", version="1.22", flags=("-ldflags=-s -w",))
     build("grpc/server", version="1.22", modules="1.64")
@@ -90,6 +92,7 @@ def test_peers() -> None:
     in_vm("tests/golang/test_write_peers.py")
 
 
+@pytest.mark.long
 def test_programs_of_debian() -> None:
     debian.unpacked()
     build("chain/server")
