@@ -259,3 +259,13 @@ def test_a_full_runtime_directory_does_not_end_the_agent(traced: Operated) -> No
         assert traced.stop_agent() == 0
     finally:
         subprocess.run(["umount", full], check=True)
+
+
+def test_a_systemd_that_does_not_listen_does_not_end_the_agent(traced: Operated) -> None:
+    """sd_notify(3) to a socket that has gone. Of the other steps: tests/unit/test_steps.py."""
+    assert traced.stop_agent() == 0
+    gone = str(traced.directory / "gone")
+    traced.start_agent(prefix=["env", f"NOTIFY_SOCKET={gone}"])
+    assert traced.wait_counter("step_failed_notify", 2) >= 2, "each group, and READY=1"
+    assert traced.log().count("notify failed") == 1
+    assert traced.stop_agent() == 0
