@@ -116,6 +116,7 @@ def try_returns(kind: Kind) -> None:
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _FILTERED, path.rpartition("/")[2]]
             + [str(number) for number in _DENIED],
+            executable="/proc/self/exe",  # its folder may be closed to the agent's user
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
