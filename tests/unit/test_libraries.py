@@ -20,6 +20,7 @@ from throughline import mappings
 from throughline.kernel import openssl, uprobes
 from throughline.kernel.lease import Lease
 from throughline.libraries import KEEP_UNUSED_SECONDS, Libraries
+from throughline.probedfile import release
 
 LIBSSL = elffile.build(elffile.libssl())
 OTHER = elffile.build({"main": elffile.PUSH})
@@ -28,6 +29,12 @@ NAMES = (
     *("tl_ssl_write", "tl_ssl_write_ex", "tl_ssl_has_sent"),
     "tl_ssl_free",
 )
+
+
+def device_of(path: Path) -> str:
+    """Device and inode as /proc/PID/maps has them."""
+    status = path.stat()
+    return f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x} {status.st_ino}"
 
 
 class FakeProgram:
@@ -112,7 +119,12 @@ class Host:
         return path
 
     def process(
-        self, pid: int, *mapped: Path | str, root: str | Path = "/", exe: str = "/bin/service"
+        self,
+        pid: int,
+        *mapped: Path | str,
+        root: str | Path = "/",
+        exe: str = "/bin/service",
+        started: int = 99,
     ) -> None:
         """Starts a process, or gives it other mappings. Names are those inside its root."""
         directory = self.proc / str(pid)
@@ -120,12 +132,13 @@ class Host:
         directory.mkdir()
         (directory / "root").symlink_to(root)
         (directory / "exe").symlink_to(exe)
+        (directory / "stat").write_text(f"{pid} (a) b) S {'1 ' * 18}{started} 2\n")
         lines = ["7f00-7f01 rw-p 00000000 00:00 0 ", "7f01-7f02 r-xp 00000000 00:00 0   [vdso]"]
         for number, name in enumerate(mapped):
             real = Path(f"{root}{name}")
-            inode = real.stat().st_ino if real.exists() else 4711 + number
-            lines.append(f"7f0{number}-7f1{number} r-xp 00001000 08:01 {inode}      {name}")
-            lines.append(f"7f2{number}-7f3{number} rw-p 00001000 08:01 {inode}      {name}")
+            device = device_of(real) if real.exists() else f"08:01 {4711 + number}"
+            lines.append(f"7f0{number}-7f1{number} r-xp 00001000 {device}      {name}")
+            lines.append(f"7f2{number}-7f3{number} rw-p 00001000 {device}      {name}")
         (directory / "maps").write_text("\n".join(lines) + "\n")
         self._list()
 
@@ -139,7 +152,7 @@ class Host:
 
     def follow(self, seconds: float = 1.0) -> None:
         self.now += seconds
-        self.libraries.follow([self.cgroup])
+        self.libraries.follow([str(self.cgroup)])
 
     def detached(self) -> None:
         """Waits until what was let go is detached: another thread does it."""
@@ -314,7 +327,7 @@ def test_a_probe_that_does_not_go_holds_no_file(host: Host) -> None:
     path = host.file("libssl.so")
     fd = os.open(path, os.O_RDONLY)
     with pytest.raises(OSError, match="Bad file"):
-        libraries_module._release([Stuck(host, "tl_ssl_free", (0, 0))], fd)
+        release([Stuck(host, "tl_ssl_free", (0, 0))], fd)
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)
 
@@ -454,13 +467,13 @@ def test_a_library_replaced_by_an_upgrade_stays_attached(host: Host) -> None:
     path = host.file("libssl.so")
     host.process(10, path)
     host.follow()
-    inode = path.stat().st_ino
+    device = device_of(path)
     path.rename(host.files / "kept")  # so that its inode number is not used again
     host.file("libssl.so")
     for pid in (10, 12):
         host.process(pid)
         maps = host.proc / str(pid) / "maps"
-        maps.write_text(f"7f00-7f01 r-xp 00000000 08:01 {inode}  {path} (deleted)\n")
+        maps.write_text(f"7f00-7f01 r-xp 00000000 {device}  {path} (deleted)\n")
     host.process(11, path)
     host.follow(30)
     assert sorted(found.processes for found in host.libraries.attached) == [1, 2]
@@ -476,14 +489,14 @@ def deleted(host: Host, name: Path) -> None:
 def test_a_library_deleted_before_we_came_is_counted(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = os.stat
+    really = os.open
 
-    def refuse(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+    def refuse(path: Any, *arguments: Any, **named: Any) -> int:
         if "map_files" in str(path):
             raise PermissionError(1, "Operation not permitted")
         return really(path, *arguments, **named)
 
-    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     for path in (host.file("libssl.so"), host.file("libc.so", OTHER), Path("/none")):
         deleted(host, path)
         host.follow(30)

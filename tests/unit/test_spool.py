@@ -200,3 +200,13 @@ def test_fields_are_found_by_name() -> None:
     described["fields"][1] = "renamed"
     older = gzip.compress(f"{json.dumps(described)}\n{json.dumps(values)}\n".encode())
     assert decode(older, {}) == ([], False)
+
+
+def test_a_line_that_is_damaged_loses_one_span(tmp_path: Path) -> None:
+    import gzip
+
+    lines = gzip.decompress(encode(batch(10))).decode().split("\n")
+    lines[5] = "[" * 100_000
+    lines[7] = "[1, 2]"
+    found, whole = decode(gzip.compress("\n".join(lines).encode()), {})
+    assert (len(found), whole) == (8, False)
