@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from throughline import __version__, config, status
-from throughline.text import Formatter, printable
+from throughline.text import Formatter, printable, to_json
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +64,10 @@ def _run(options: argparse.Namespace) -> int:
     config = _load(options)
     try:
         return agent.run(config)
-    except OSError as error:
+    except Exception as error:
         # Status 3 keeps the unit down (RestartPreventExitStatus): it is for what `run` returns, not
         # for an error that somebody else on this host may have caused, at whatever moment.
-        log.exception("the agent failed: %s", _describe(error))
+        log.exception("the agent failed: %s", error)
         return FAILED
 
 
@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, indent=2)
+    return json.dumps(json.loads(to_json(value)), indent=2)
 
 
 def _describe(error: OSError) -> str:
