@@ -45,6 +45,7 @@ QUEUE_SPANS = 16 * BATCH_SPANS
 HIGH_WATER_SPANS = QUEUE_SPANS // 2
 BACKOFF_SECONDS = (1.0, 30.0)  # first, longest
 RETRY_AFTER_MAX_SECONDS = 300.0
+MAX_TROUBLED = 1024  # spooled batches of which it is known how often they failed
 SUSPECT_FAILURES = 3  # of one spooled batch before the others get their turn
 
 log = logging.getLogger(__name__)
@@ -330,6 +331,8 @@ class Pipeline:
         failures, settled = self._troubled.pop(work.spooled, (0, self._settled))
         if failures >= SUSPECT_FAILURES and self._settled > settled:
             return True
+        if len(self._troubled) >= MAX_TROUBLED:  # of files that have made room since
+            self._troubled.clear()
         self._troubled[work.spooled] = (failures + 1, self._settled)
         return False
 

@@ -26,6 +26,7 @@ Batch = Sequence[tuple[SpanRecord, Service]]
 
 _VERSION = 1
 _NAME = re.compile(r"(\d{12})-(\d+)\.jsonl\.gz")
+_MAX_SERVICES = 4096  # of which one object is kept
 _GZIP = 31  # wbits of zlib: deflate in a gzip wrapper
 _BYTES = ("trace_id", "span_id", "parent_span_id")
 _FIELDS = tuple(field.name for field in fields(SpanRecord))
@@ -235,6 +236,8 @@ def _service(item: dict[str, Any], services: dict[str, Service]) -> Service:
     key = json.dumps(item, sort_keys=True)
     service = services.get(key)
     if service is None:
+        if len(services) >= _MAX_SERVICES:  # units have come and gone: begin anew
+            services.clear()
         service = Service(item["name"], item["unit"], item["cgroup"], True, item["attributes"])
         services[key] = service
     return service
