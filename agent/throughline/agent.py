@@ -331,12 +331,11 @@ class Agent:
             roots = sorted({*roots, *found})
             walks = any(rule.by == "systemd_unit" for rule in self._config.services)
             self._next_roots = now + (ROOTS_SECONDS if walks else 0.0)
-        try:
-            fresh = self._programs.reattach(roots)
-        except OSError as error:  # it vanished again, or the kernel refuses: status says `missing`
+        fresh, failures = self._programs.reattach(roots)
+        for error in failures:  # tried again each second, said once
+            if not self._failures["attach_failed"]:
+                log.warning("not attached: %s", error.strerror)
             self._failures["attach_failed"] += 1
-            log.warning("not attached: %s", error.strerror)
-            return
         if fresh:
             log.info("attached to %s", ", ".join(f"/{root}" for root in fresh))
         if roots != self._roots:

@@ -71,6 +71,47 @@ def test_a_cgroup_whose_owner_forbids_to_look_into_it(host: Operated) -> None:
         (mine / "below").rmdir()
 
 
+def test_a_cgroup_that_cannot_be_attached_to_holds_up_no_other(host: Operated) -> None:
+    """At the start it ended the agent with status 3; later no other cgroup was attached to."""
+    _give(host)
+    tops = [host.cgroup / name for name in ("a.slice", "b.slice", "c.slice")]
+    tops[0].mkdir()
+    tops[1].mkdir(0)
+    rules = [{"match": {"cgroup": f"{host.name}/{top.name}/*"}} for top in tops]
+    host.configure(services=rules)
+    host.start_agent(prefix=_only(*NETWORK))
+
+    def attached() -> set[str]:
+        programs = (host.status() or {})["attached"]["programs"]
+        return {p["where"].rpartition("/")[2] for p in programs if p["where"].endswith(".slice")}
+
+    def wait_attached(*names: str) -> None:
+        deadline = time.monotonic() + 10
+        while attached() != set(names):
+            assert time.monotonic() < deadline, (attached(), host.log())
+            time.sleep(0.1)
+
+    try:
+        wait_attached("a.slice")
+        tops[1].chmod(0o755)
+        wait_attached("a.slice", "b.slice")
+        tops[1].rmdir()
+        tops[1].mkdir(0)
+        assert host.wait_counter("attach_failed", 2) >= 2
+        tops[2].mkdir()
+        host.wait_log(f"attached to /{host.name}/c.slice")
+        assert host.log().count("not attached") == 1
+        port, _ = serve(host, "c.slice/web.service")
+        ask(port)
+        assert len(host.wait_spans(COUNT)) == COUNT
+        assert host.agent is not None and host.agent.poll() is None
+    finally:
+        host.end_services()
+        (tops[2] / "web.service").rmdir()
+        for top in tops:
+            top.rmdir()
+
+
 def test_names_and_targets_of_any_bytes(host: Operated) -> None:
     host.start_agent()
     port, _ = serve(host, "web.service")
