@@ -99,6 +99,7 @@ class Series:
         self._read_unix_ns = start_unix_ns  # when the last reading began
         self._idle: dict[Owner, float] = {}  # those without rows, since when
         self._unsaved = False
+        self._next_save = 0.0
         self.failures = 0  # of writing the file
         known = seriesfile.read(path) if adopting else None
         if known is None:
@@ -164,13 +165,13 @@ class Series:
         self._read_unix_ns = unix
         retired: list[bytes] = []
         for number, (key, row) in enumerate(list(self._rows.items()), 1):
-            if not self._keep(row, now):
+            if not self._keep(row, now) and now >= self._next_save:
                 self._retire(key, row)
                 retired.append(key)
             if number % (8 * _EACH_TURN) == 0:
                 yield
         self._forget(now)
-        if retired or self._unsaved:
+        if retired or (self._unsaved and now >= self._next_save):
             self._save(retired)
         if retired:
             self._delete(retired)
@@ -240,9 +241,9 @@ class Series:
                 self._drop(owner)
         if sum(map(len, self._totals.values())) > MAX_TOTALS:
             self._forget_surplus()
-        cgroups = {row.cgroup_id for row in self._rows.values()}
-        if len(cgroups) < len(self._of_cgroup):
-            self._of_cgroup = {n: owner for n, owner in self._of_cgroup.items() if n in cgroups}
+        owned = {row.cgroup_id for row in self._rows.values() if row.owner is not None}
+        if len(owned) < len(self._of_cgroup):
+            self._of_cgroup = {n: owner for n, owner in self._of_cgroup.items() if n in owned}
 
     def _forget_surplus(self) -> None:
         """Forgets services without rows, those without for longest first, then other series."""
@@ -266,6 +267,7 @@ class Series:
     # -- the file ----------------------------------------------------------------------------------
 
     def _save(self, retired: list[bytes]) -> None:
+        began = self._clock()
         known = seriesfile.Known(self._of_cgroup, self._known, self._totals, retired)
         try:
             seriesfile.write(self._path, known)
@@ -275,6 +277,8 @@ class Series:
             self.failures += 1
         else:
             self._unsaved = False
+        now = self._clock()
+        self._next_save = now + 20 * (now - began)  # at most 5 % of the time
 
     def _delete(self, keys: Iterator[bytes] | list[bytes]) -> None:
         for key in list(keys):

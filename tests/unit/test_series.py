@@ -288,6 +288,28 @@ def test_other_rules_begin_another_series(host: Host) -> None:
     assert host.total("store")[0] == 7
 
 
+def test_other_rules_take_all_rows_of_a_cgroup_along(host: Host) -> None:
+    """Also when rows of others wait to be named meanwhile."""
+    from throughline.config import ServiceRule
+
+    shop = host.start("shop")
+    for status in (200, 404, 503):
+        host.table.count(shop, 10, status=status)
+    host.second()
+    host.begin(adopting=True)
+    host.services._rules = (ServiceRule("systemd_unit", "shop.service", "store", True),)
+    host.services._entries.clear()
+    for number in range(5):
+        host.table.count(4711 + number, 1)
+    for _ in range(3):
+        host.second()
+        host.table.count(shop, 1)
+    host.second()
+    shown = report.services(host.series.counts(), sampled={})
+    assert shown["shop"]["server"]["requests"] == 30
+    assert shown["store"]["server"]["requests"] == 3
+
+
 def test_memory_is_bounded(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(series, "MAX_TOTALS", 20)
     for number in range(100):
