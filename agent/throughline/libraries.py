@@ -67,7 +67,9 @@ class LaterError(Exception):
 @dataclass(slots=True)
 class _Process:
     due: float  # when its mappings are read next
-    identity: tuple[str, int] | None = None  # when they were read first, see mappings.identity
+    # when they were read first, see mappings
+    identity: tuple[str, int] | None = None
+    seen: tuple[int, int] = (0, 0)
     readings: int = 0
     # what it maps -> the file, None for one that is not probed
     mapped: dict[_Key, Identity | None] = field(default_factory=dict)
@@ -154,10 +156,20 @@ class Libraries:
             del self._processes[pid]
         for count, pid in enumerate(current, 1):
             known = self._processes.get(pid)
-            if not known or known.identity not in (None, mappings.identity(self._proc, pid)):
+            if known is None or not self._is_same(pid, known):
                 self._processes[pid] = _Process(now)
             if count % _EACH_TURN == 0:
                 yield
+
+    def _is_same(self, pid: int, known: _Process) -> bool:
+        """Is it the process that was read, and does it still execute what it did?"""
+        if known.identity is None:
+            return True
+        seen = mappings.seen(self._proc, pid)
+        if seen == known.seen:
+            return mappings.executable(self._proc, pid) == known.identity[0]
+        known.seen = seen
+        return mappings.identity(self._proc, pid) == known.identity
 
     def _read(self, pid: int, now: float, until: float) -> None:
         """Looks at what a process maps, at one new file in any case."""
@@ -165,6 +177,7 @@ class Libraries:
         process.due = now + min(LATER_READINGS, SECOND_READING * 2 ** min(process.readings, 8))
         process.readings += 1
         if process.identity is None:
+            process.seen = mappings.seen(self._proc, pid)
             process.identity = mappings.identity(self._proc, pid)
         mapped: dict[_Key, Identity | None] = {}
         looked = later = False

@@ -84,6 +84,19 @@ def identity(proc: Path, pid: int) -> tuple[str, int]:
     return executable(proc, pid), started
 
 
+def seen(proc: Path, pid: int) -> tuple[int, int]:
+    """The inode of /proc/PID, which the kernel makes anew for a number that is used again.
+
+    It may do so for the same process, too; while it is the same, so is the process. To ask for it
+    takes a tenth of the time that `identity` takes.
+    """
+    try:
+        status = os.stat(f"{proc}/{pid}")  # noqa: PTH116 - each second, for each process
+    except OSError:
+        return 0, 0
+    return status.st_ino, status.st_ctime_ns
+
+
 def executed(proc: Path, pid: int, failures: Counter[str]) -> Iterator[Mapping]:
     """Each file that a process maps as executable, once. Raises OSError as reading maps does."""
     seen: set[tuple[bytes, bytes]] = set()
