@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from throughline import __version__, events, groups, readings, release, report, status
+from throughline import __version__, cgroups, groups, readings, release, report, status
 from throughline import config as configuration
 from throughline.config import Config
 from throughline.export.pipeline import Pipeline
@@ -27,19 +26,21 @@ from throughline.host import host_attributes
 from throughline.kernel import facts, libbpf, lock, openssl, uprobes
 from throughline.kernel import programs as kernel
 from throughline.libraries import Libraries
-from throughline.services import Service, Services, agent_service, attach_roots
+from throughline.records import Records
+from throughline.series import Series
+from throughline.services import Services, agent_service, attach_roots, find_roots
 from throughline.status import StatusWriter, notify
-from throughline.steps import Steps
+from throughline.steps import Steps, Turns, finish
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
+WORK_SECONDS = 0.02  # of housekeeping between two drains
 SWEEP_SECONDS = 60.0  # between looks for requests whose end was not seen
 ROOTS_SECONDS = 5.0  # between looks for new top-level cgroups where that means a walk over all
 # The unit's TimeoutStartSec is for one group, not for all: sd_notify(3).
 GROUP_TIMEOUT = "EXTEND_TIMEOUT_USEC=60000000"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_BATCH = 512
 
 
 def run(config: Config) -> int:
@@ -93,7 +94,13 @@ class Agent:
         self._host = host_attributes()
         self._own_cgroup = facts.own_cgroup(found.cgroup2)
         self._roots = attach_roots(config.services, cgroup2=found.cgroup2)
-        self._services = self._name_services()
+        self._services = Services(
+            config.services,
+            cgroup2=found.cgroup2,
+            host=self._host,
+            resource_attributes=config.resource_attributes,
+            roots=self._roots,
+        )
         self._programs = kernel.Programs(
             bpffs=config.agent.bpffs,
             cgroup2=found.cgroup2,
@@ -104,37 +111,23 @@ class Agent:
         # After an exception, too: who waits to write to a probed file is answered by nobody else.
         self._files = stack.enter_context(ExitStack())
         self._pipeline = Pipeline(config.export)
+        stack.callback(self._pipeline.close)  # however this run ends: what is queued goes on disk
         self._status = StatusWriter(config.agent.status_path)
         self._groups: dict[str, groups.Group] = {}
         self._libraries: Libraries | None = None  # of the groups `tls` and `go`
         self._go: GoPrograms | None = None
-        self._pending: list[tuple[events.SpanRecord, Service]] = []
         self._next_roots = self._next_sweep = 0.0
         self._failures: Counter[str] = Counter()
         # what an earlier run counted goes on with the kernel's own totals
         earlier = status.last(config.agent.status_path) if self._programs.adopting else {}
-        self._sampled: Counter[tuple[str, str]] = Counter(
-            {
-                (name, kind): service[kind]["sampled"]
-                for name, service in earlier.get("services", {}).items()
-                for kind in ("server", "client")
-                if kind in service
-            }
-        )
+        since = earlier.get("counting_since_unix_ns")
+        self._start_unix_ns = since if isinstance(since, int) else time.time_ns()
+        sampled = status.sampled(earlier)
+        self._records = Records(self._services, self._pipeline.submit, sampled=sampled)
+        stack.callback(self._records.end)
         self._learned = 0  # processes that call FIONREAD
-        self._undecodable = 0
-        self._offset = 0
-        self._start_unix_ns = int(earlier.get("counting_since_unix_ns", time.time_ns()))
-        self._last: tuple[list[events.DurationRow], dict[str, int]] = ([], {})
-
-    def _name_services(self) -> Services:
-        return Services(
-            self._config.services,
-            cgroup2=self._cgroup2,
-            host=self._host,
-            resource_attributes=self._config.resource_attributes,
-            roots=self._roots,
-        )
+        self._counters: dict[str, int] = {}  # as of the last status
+        self._work: Turns[None] | None = None  # housekeeping that has begun
 
     # -- start and end -----------------------------------------------------------------------------
 
@@ -146,14 +139,7 @@ class Agent:
         self._groups = outcome.groups
         if outcome.kind is not None and outcome.probing:
             self._probe(outcome.probing, outcome.kind)
-        for name, group in self._groups.items():
-            if group.wanted and group.state == "off":
-                log.error("group %s is off: %s; fix: %s", name, group.reason, group.fix)
-            for program in group.without:
-                log.warning(
-                    "group %s is without %s: no %s (%s)",
-                    *(name, program.program, program.gives, program.reason),
-                )
+        groups.tell(self._groups)
         return self._groups["observe"].state == "on"
 
     def _probe(self, probing: dict[str, libbpf.Object], kind: uprobes.Kind) -> None:
@@ -183,12 +169,17 @@ class Agent:
     def loop(self) -> int:
         """Drains until a signal comes. No error of one step ends it: see `Steps`."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        ring = libbpf.RingBuffer(self._programs.map_fd("tl_spans"), self._on_record)
+        ring = libbpf.RingBuffer(self._programs.map_fd("tl_spans"), self._records.receive)
         self._cgroups = readings.TracedCgroups(self._programs.map_fd("tl_cgroups"))
+        self._series = Series(
+            readings.durations(self._programs.map_fd("tl_durations")),
+            services=self._services,
+            path=self._config.agent.runtime_directory / "series.json",
+            start_unix_ns=self._start_unix_ns,
+            adopting=self._programs.adopting,
+        )
         steps = self._steps
-        steps.run("sync_cgroups", self._sync_cgroups)
-        self._follow(time.monotonic())
-        self._write_status()
+        finish(steps.turns("tick", self._tick(time.monotonic())))
         self._notify("READY=1")
         log.info("attached to %s", ", ".join(f"/{root}" for root in self._roots) or "no cgroup")
         self._pipeline.start()
@@ -196,33 +187,38 @@ class Agent:
         next_tick = time.monotonic() + TICK_SECONDS
         next_metrics = time.monotonic() + self._config.export.metrics_interval
         while True:
-            steps.run("drain", partial(self._drain, ring))
+            steps.run("drain", partial(self._records.drain, ring))
             now = time.monotonic()
             if self._stop == signal.SIGHUP:
                 self._stop = 0
                 self._reload(ring)
             elif self._stop:
                 break
-            if now >= next_tick:
-                next_tick = now + TICK_SECONDS
-                steps.run("follow_roots", partial(self._follow_roots, now))
-                steps.run("name_services", self._services.refresh)
-                steps.run("sync_cgroups", self._sync_cgroups)
-                self._follow(now)
-                self._write_status()
-                steps.run("release_sockets", self._release_sockets)
-            if self._config.export.metrics_enabled and now >= next_metrics:
-                next_metrics = now + self._config.export.metrics_interval
-                steps.run("metrics", self._send_metrics)
-            time.sleep(interval)
+            if self._work is None:
+                if now >= next_tick:
+                    next_tick = now + TICK_SECONDS
+                    self._work = steps.turns("tick", self._tick(now))
+                elif self._config.export.metrics_enabled and now >= next_metrics:
+                    next_metrics = now + self._config.export.metrics_interval
+                    self._work = steps.turns("metrics", self._send_metrics())
+                elif self._records.waiting and self._services.may_refresh():
+                    self._work = steps.turns("name_services", self._name_records())
+            self._go_on()
+            time.sleep(interval if self._work is None else min(interval, WORK_SECONDS))
         self._notify("STOPPING=1")
+        for _ in self._work or ():  # what has begun
+            pass
         steps.run("detach", self._files.close)
+        if self._config.export.metrics_enabled:
+            steps.run("metrics", lambda: finish(self._read_series()))
         self._programs.detach()
-        steps.run("drain", partial(self._drain, ring))
+        steps.run("drain", partial(self._records.drain, ring))
+        steps.run("name_services", lambda: finish(self._name_records()))
         ring.close()
         if self._config.export.metrics_enabled:
-            steps.run("metrics", lambda: self._send_metrics(from_cache=True))
+            steps.run("metrics", self._submit_metrics)
         self._pipeline.close()
+        self._series.remove()
         self._status.remove()
         log.info("detached")
         return 0
@@ -250,37 +246,43 @@ class Agent:
         self._notify("RELOADING=1")
         # execve(2) keeps the mask and resets the handlers: a signal waits for the new ones
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._records.end(self._work)
         self._files.close()  # execve(2) may let go of a lease before the probes
-        self._drain(ring)
+        self._records.drain(ring)
+        self._records.end()
         ring.close()
         self._pipeline.close()
         release.execute(program, self._config.path, lock.hand_over(self._lock))
 
-    # -- records -----------------------------------------------------------------------------------
-
-    def _on_record(self, data: bytes) -> None:
-        try:
-            record = events.decode_span(data, unix_offset_ns=self._offset)
-        except (struct.error, KeyError):
-            self._undecodable += 1
-            return
-        service = self._services.lookup(record.cgroup_id)
-        self._sampled[service.name, record.kind] += 1
-        self._pending.append((record, service))
-        if len(self._pending) >= _BATCH:
-            self._flush()
-
-    def _drain(self, ring: libbpf.RingBuffer) -> None:
-        self._offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        ring.consume()
-        self._flush()
-
-    def _flush(self) -> None:
-        if self._pending:
-            batch, self._pending = self._pending, []
-            self._pipeline.submit(batch)
-
     # -- housekeeping ------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Does some of the housekeeping that has begun: what others have made may be much."""
+        until = time.monotonic() + WORK_SECONDS
+        for _ in self._work or ():
+            if time.monotonic() >= until:
+                return
+        self._work = None
+
+    def _tick(self, now: float) -> Turns[None]:
+        """What is done each second."""
+        steps = self._steps
+        yield from steps.turns("follow_roots", self._follow_roots(now))
+        yield from steps.turns("name_services", self._name_records())
+        steps.run("sync_cgroups", self._sync_cgroups)
+        yield from self._follow(now)
+        yield from steps.turns("read_series", self._series.reading())
+        self._write_status()
+        yield
+        steps.run("release_sockets", self._release_sockets)
+
+    def _name_records(self) -> Turns[None]:
+        """Walks over the cgroups, and names the records that have waited for that."""
+        waiting = self._records.take_waiting()
+        try:
+            yield from self._services.refreshing()
+        finally:
+            self._records.name(waiting)
 
     def _sync_cgroups(self) -> None:
         """Tells the kernel which cgroups are traced."""
@@ -291,7 +293,7 @@ class Agent:
         if full:
             self._failures["full_cgroups"] += full
 
-    def _follow(self, now: float) -> None:
+    def _follow(self, now: float) -> Turns[None]:
         """Files and network interfaces that have come or gone; requests that nobody ends."""
         steps = self._steps
         if now >= self._next_sweep:
@@ -299,7 +301,8 @@ class Agent:
             steps.run("sweep", self._sweep)
         if self._libraries is not None:
             files = self._libraries
-            steps.run("follow_files", lambda: files.follow(self._services.traced_paths()))
+            paths = self._services.traced_paths()
+            yield from steps.turns("follow_files", files.following(paths))
             if self._go is not None:
                 go = self._go
                 steps.run("follow_go", lambda: go.answer(files.probed))
@@ -313,77 +316,76 @@ class Agent:
 
     def _release_sockets(self) -> None:
         """A process was seen to call FIONREAD, where that is broken: its sockets leave."""
-        learned = self._last[1].get("fionread_learned", 0)
+        learned = self._counters.get("fionread_learned", 0)
         if learned != self._learned:
             released = self._programs.release_sockets()
             self._learned = learned
             if released:
                 self._failures["evicted_by_agent"] += released
 
-    def _follow_roots(self, now: float) -> None:
+    def _follow_roots(self, now: float) -> Turns[None]:
         """Attaches to cgroups that come, or come again, while we run."""
         roots = self._roots
         if now >= self._next_roots:
-            found = attach_roots(self._config.services, cgroup2=self._cgroup2)
+            found = yield from find_roots(self._config.services, cgroup2=self._cgroup2)
             roots = sorted({*roots, *found})
             walks = any(rule.by == "systemd_unit" for rule in self._config.services)
             self._next_roots = now + (ROOTS_SECONDS if walks else 0.0)
-        try:
-            fresh = self._programs.reattach(roots)
-        except OSError as error:  # it vanished again, or the kernel refuses: status says `missing`
+        fresh, failures = self._programs.reattach(roots)
+        for error in failures:  # tried again each second, said once
+            if not self._failures["attach_failed"]:
+                log.warning("not attached: %s", error.strerror)
             self._failures["attach_failed"] += 1
-            log.warning("not attached: %s", error.strerror)
-            return
         if fresh:
             log.info("attached to %s", ", ".join(f"/{root}" for root in fresh))
         if roots != self._roots:
             self._roots = roots
-            unresolved = self._services.unresolved
-            self._services = self._name_services()
-            self._services.unresolved = unresolved
+            self._services.follow(roots)
 
-    def _snapshot(self) -> tuple[list[events.DurationRow], dict[str, int]]:
+    def _count(self) -> dict[str, int]:
         counters = readings.counters(self._programs.map_fd("tl_counters")) | self._failures
         counters |= self._steps.failures
-        counters["undecodable"] = self._undecodable
+        counters["undecodable"] = self._records.undecodable
         counters["unresolved_cgroup"] = self._services.unresolved
+        counters["cgroup_unreadable"] = self._services.unreadable
+        counters["cgroups_too_many"] = self._services.too_many
+        counters["series_unwritten"] = self._series.failures
         if self._programs.interfaces is not None:
             counters |= self._programs.interfaces.counts
         if self._libraries is not None:
             counters |= {f"tls_{reason}": n for reason, n in self._libraries.failures.items()}
         if self._go is not None:
             counters |= {f"go_{reason}": n for reason, n in self._go.failures.items()}
-        return readings.durations(self._programs.map_fd("tl_durations")), counters
+        return counters
 
-    def _send_metrics(self, *, from_cache: bool = False) -> None:
+    def _read_series(self) -> Turns[None]:
+        yield from self._series.reading()
+        yield from self._series.decoding()
+        self._counters = self._count()
+
+    def _send_metrics(self) -> Turns[None]:
+        yield from self._read_series()
+        self._submit_metrics()
+
+    def _submit_metrics(self) -> None:
         # imported here: the OpenTelemetry SDK is not needed before the first request propagates
         from throughline import metrics
 
-        rows, counters = self._last if from_cache else self._snapshot()
-        now = time.time_ns()
-        parts = metrics.duration_metrics(
-            rows, lookup=self._services.lookup, start_unix_ns=self._start_unix_ns, now_unix_ns=now
-        )
         own = agent_service(host=self._host, resource_attributes=self._config.resource_attributes)
-        parts.append(
-            metrics.counter_metrics(
-                {"throughline.events": counters},
-                agent=own,
-                start_unix_ns=self._start_unix_ns,
-                now_unix_ns=now,
-            )
-        )
-        self._pipeline.submit_metrics(metrics.metrics_data(parts))
+        since = self._start_unix_ns, int(self._started * 1e9)
+        points = self._series.points()
+        self._pipeline.submit_metrics(metrics.everything(points, self._counters, own, *since))
 
     def _write_status(self) -> None:
         self._steps.run("status", lambda: self._status.write(self._describe()))
 
     def _describe(self) -> dict[str, Any]:
         """The content of the status file; see docs/troubleshooting.md."""
-        rows, counters = self._last = self._snapshot()
+        counters = self._counters = self._count()
+        self._records.forget_names(self._series.names)
         missing = self._programs.missing()
         wanted_off = [n for n, g in self._groups.items() if g.wanted and g.state != "on"]
-        absent = [f"/{root}" for root in self._roots if not (self._cgroup2 / root).is_dir()]
+        absent = [f"/{root}" for root in self._roots if not cgroups.exists(self._cgroup2 / root)]
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -403,7 +405,7 @@ class Agent:
             ),
             "go": self._go and report.probed(self._libraries, "tl_go_", self._go.describe),
             "counters": counters,
-            "services": report.services(rows, lookup=self._services.lookup, sampled=self._sampled),
+            "services": report.services(self._series.counts(), sampled=self._records.sampled),
             "export": self._pipeline.status().as_json(),
         }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import json
 import logging
 import os
@@ -20,18 +21,24 @@ from pathlib import Path
 from typing import Any
 
 from throughline import __version__, config, status
+from throughline.text import Formatter, printable, to_json
+
+log = logging.getLogger(__name__)
 
 FAILED, BAD_CONFIG, NOT_ALLOWED = 1, 2, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not be one for UTF-8
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
     except config.ConfigError as error:
         for problem in error.problems:
-            print(f"throughline: {problem}", file=sys.stderr)
+            print(f"throughline: {printable(problem)}", file=sys.stderr)
         _hint("see `throughline config show` for every key, its value and where it came from")
         return BAD_CONFIG
     except BrokenPipeError:
@@ -39,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        print(f"throughline: {_describe(error)}", file=sys.stderr)
+        print(f"throughline: {printable(_describe(error))}", file=sys.stderr)
         if error.errno in (errno.EPERM, errno.EACCES):
             _hint("`throughline doctor` names the missing capability for each feature group")
             return NOT_ALLOWED
@@ -51,10 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from throughline import agent
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr, force=True
-    )
-    return agent.run(_load(options))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    config = _load(options)
+    try:
+        return agent.run(config)
+    except Exception as error:
+        # Status 3 keeps the unit down (RestartPreventExitStatus): it is for what `run` returns, not
+        # for an error that somebody else on this host may have caused, at whatever moment.
+        log.exception("the agent failed: %s", error)
+        return FAILED
 
 
 def _detach(options: argparse.Namespace) -> int:
@@ -79,7 +93,8 @@ def _status(options: argparse.Namespace) -> int:
     except config.ConfigError as error:
         # The agent may well run on the configuration it was started with.
         path = config.default_status_path()
-        print(f"throughline: {error.problems[0]}; looking at {path}", file=sys.stderr)
+        problem = printable(error.problems[0])
+        print(f"throughline: {problem}; looking at {path}", file=sys.stderr)
     found = status.read(path)
     if found is None:
         if options.json:
@@ -102,7 +117,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _config_check(options: argparse.Namespace) -> int:
     config.load(options.file, must_exist=True)
-    print(f"{options.file}: valid")
+    print(f"{printable(str(options.file))}: valid")
     return 0
 
 
@@ -115,7 +130,7 @@ def _config_show(options: argparse.Namespace) -> int:
     values = [_shown(e.value) for e in effective]
     value_width = min(60, max(len(value) for value in values))
     for e, value in zip(effective, values, strict=True):
-        print(f"{e.key:<{width}}  {value:<{value_width}}  {e.source}")
+        print(printable(f"{e.key:<{width}}  {value:<{value_width}}  {e.source}"))
     return 0
 
 
@@ -166,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, indent=2)
+    return json.dumps(json.loads(to_json(value)), indent=2)
 
 
 def _describe(error: OSError) -> str:

@@ -18,6 +18,7 @@ from throughline.groups import Group
 from throughline.kernel import abi, facts, pins
 from throughline.kernel.programs import Programs, Settings
 from throughline.services import attach_roots
+from throughline.text import printable
 
 
 def report(config: Config) -> dict[str, Any]:
@@ -150,4 +151,4 @@ def format_text(found: dict[str, Any]) -> str:
             lines.append(f"{'':<10} {'':<6} {without} ({program['reason']})")
     lines += ["", f"mode: {found['mode']}"]
     lines += [f"note: {note}" for note in found["notes"]]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from throughline.config import Config
@@ -141,6 +141,18 @@ def _sweep(programs: Programs) -> None:
         programs.sweep(earlier=True)
     except OSError as error:
         log.warning("requests of an earlier run: %s", error.strerror)
+
+
+def tell(groups: Mapping[str, Group]) -> None:
+    """Logs which groups are off, and which programs others are without."""
+    for name, group in groups.items():
+        if group.wanted and group.state == "off":
+            log.error("group %s is off: %s; fix: %s", name, group.reason, group.fix)
+        for program in group.without:
+            log.warning(
+                "group %s is without %s: no %s (%s)",
+                *(name, program.program, program.gives, program.reason),
+            )
 
 
 def _withdraw(programs: Programs, name: str) -> None:

@@ -22,16 +22,28 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from throughline import mappings
+from throughline.cgroups import GONE
 from throughline.kernel import lease, libbpf, uprobes
 from throughline.kernel.elf import MalformedError
 from throughline.kernel.lease import Lease
+from throughline.probedfile import (
+    Attached,
+    Identity,
+    ProbedFile,
+    code_at,
+    destroy,
+    is_touched,
+    release,
+    stamp,
+    version,
+)
+from throughline.steps import Turns, finish
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +54,9 @@ SECOND_READING, LATER_READINGS = 2.0, 30.0  # seconds: twice as long each time, 
 KEEP_UNUSED_SECONDS = 600.0  # a service that starts again is probed from its first request on
 RETRY_SECONDS = 30.0
 _MAX_EXAMINED = 1 << 14
+_EACH_TURN = 32  # processes, about 1 ms
 _MAX_FILES = 64  # attached to: each takes up to 14 descriptors
 
-_Identity = tuple[int, ...]
 _Key = tuple[bytes, str, bool]  # device, name and deleted of a mapping
 
 
@@ -52,50 +64,15 @@ class LaterError(Exception):
     """What is in a file is still being looked into: ask again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """One file that is probed, for status."""
-
-    path: str  # as the first process that was seen names it
-    sites: tuple[uprobes.Site, ...]
-    processes: int  # traced ones that map it now
-    refused: str  # why nothing is attached, else ""
-
-    def as_json(self, sites: Sequence[uprobes.Site]) -> dict[str, Any]:
-        """With these sites of it."""
-        return {
-            "path": self.path,
-            "programs": [site.program for site in sites],
-            "dear": _dear(sites),
-            "processes": self.processes,
-            "refused": self.refused,
-        }
-
-
 @dataclass(slots=True)
 class _Process:
     due: float  # when its mappings are read next
-    executable: str | None = None  # when they were read first
+    # when they were read first, see mappings
+    identity: tuple[str, int] | None = None
+    seen: tuple[int, int] = (0, 0)
     readings: int = 0
     # what it maps -> the file, None for one that is not probed
-    mapped: dict[_Key, _Identity | None] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _File:
-    path: str
-    fd: int
-    stamp: tuple[int, int]
-    sites: tuple[uprobes.Site, ...]
-    foreign: bool  # only to be reached in another mount namespace
-    lease: Lease | None
-    # device and inode as /proc/PID/maps says them
-    devices: set[bytes] = field(default_factory=set)
-    links: list[uprobes.Link] = field(default_factory=list)
-    processes: int = 0
-    refused: str = ""
-    retry_at: float = 0.0
-    unused_since: float | None = None
+    mapped: dict[_Key, Identity | None] = field(default_factory=dict)
 
 
 class Libraries:
@@ -125,9 +102,9 @@ class Libraries:
         self._take_lease = take_lease
         self._budget = FIRST_BUDGET_SECONDS
         self._processes: dict[int, _Process] = {}
-        self._files: dict[_Identity, _File] = {}
+        self._files: dict[Identity, ProbedFile] = {}
         # st_dev, st_ino, mtime and size -> the file, None for one that is not probed
-        self._examined: dict[tuple[int, ...], _Identity | None] = {}
+        self._examined: dict[tuple[int, ...], Identity | None] = {}
         # the kernel takes 0.1 s to detach a probe
         self._detaching = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detach")
         self._pending: list[Future[None]] = []  # what it has not done yet
@@ -144,20 +121,25 @@ class Libraries:
         """The open files that are probed, or would be, and where."""
         return ((file.fd, file.sites) for file in self._files.values())
 
-    def follow(self, cgroup_paths: Iterable[Path]) -> None:
-        """To be called each second, with the directories of the cgroups that are traced now.
+    def follow(self, cgroup_paths: Iterable[str]) -> None:
+        """To be called each second, with the directories of the cgroups that are traced now."""
+        finish(self.following(cgroup_paths))
+
+    def following(self, cgroup_paths: Iterable[str]) -> Turns[None]:
+        """The same in turns.
 
         What does not fit into its time is done by the next calls, what has waited longest first.
         The first call has more: who waits for the agent's start takes it that services are seen.
         """
+        yield from self._find_processes(cgroup_paths, self._clock())
         now = self._clock()
         budget, self._budget = self._budget, BUDGET_SECONDS
-        self._find_processes(cgroup_paths, now)
         due = sorted((p.due, pid) for pid, p in self._processes.items() if p.due <= now)
         for count, (_, pid) in enumerate(due):
             if count and self._clock() - now > budget:
                 break
             self._read(pid, now, self._clock() + max(budget, PROCESS_SECONDS))
+        yield
         self._tend_files(now)
 
     def close(self) -> None:
@@ -168,23 +150,36 @@ class Libraries:
 
     # -- processes -------------------------------------------------------------------------------
 
-    def _find_processes(self, cgroup_paths: Iterable[Path], now: float) -> None:
-        current = mappings.pids(cgroup_paths, self.failures)
+    def _find_processes(self, cgroup_paths: Iterable[str], now: float) -> Turns[None]:
+        current = yield from mappings.pids(cgroup_paths, self.failures)
         for pid in self._processes.keys() - current:
             del self._processes[pid]
-        for pid in current:
+        for count, pid in enumerate(current, 1):
             known = self._processes.get(pid)
-            if not known or known.executable not in (None, mappings.executable(self._proc, pid)):
+            if known is None or not self._is_same(pid, known):
                 self._processes[pid] = _Process(now)
+            if count % _EACH_TURN == 0:
+                yield
+
+    def _is_same(self, pid: int, known: _Process) -> bool:
+        """Is it the process that was read, and does it still execute what it did?"""
+        if known.identity is None:
+            return True
+        seen = mappings.seen(self._proc, pid)
+        if seen == known.seen:
+            return mappings.executable(self._proc, pid) == known.identity[0]
+        known.seen = seen
+        return mappings.identity(self._proc, pid) == known.identity
 
     def _read(self, pid: int, now: float, until: float) -> None:
         """Looks at what a process maps, at one new file in any case."""
         process = self._processes[pid]
         process.due = now + min(LATER_READINGS, SECOND_READING * 2 ** min(process.readings, 8))
         process.readings += 1
-        if process.executable is None:
-            process.executable = mappings.executable(self._proc, pid)
-        mapped: dict[_Key, _Identity | None] = {}
+        if process.identity is None:
+            process.seen = mappings.seen(self._proc, pid)
+            process.identity = mappings.identity(self._proc, pid)
+        mapped: dict[_Key, Identity | None] = {}
         looked = later = False
         try:
             for mapping in mappings.executed(self._proc, pid, self.failures):
@@ -201,7 +196,7 @@ class Libraries:
                 except LaterError:
                     later = True
         except OSError as error:
-            if error.errno not in mappings.GONE:
+            if error.errno not in GONE:
                 self._fail("maps_unreadable", error, f"process {pid}")
             return
         process.mapped = mapped
@@ -211,20 +206,22 @@ class Libraries:
 
     # -- files -----------------------------------------------------------------------------------
 
-    def _look(self, pid: int, mapping: mappings.Mapping, now: float) -> _Identity | None:
+    def _look(self, pid: int, mapping: mappings.Mapping, now: float) -> Identity | None:
         """The file behind a mapping, attached when it is one to probe, else None."""
         try:
             if not mapping.deleted:
-                where = mappings.locate(self._proc, pid, mapping.name)
-                return self._examine(where, mapping.name, mapping.device, now)
+                held = mappings.locate(self._proc, pid, mapping)
+                return self._examine(held, mapping.name, mapping.device, now)
             for identity, file in self._files.items():
                 if mapping.device in file.devices:
                     return identity  # attached before it was deleted
             return self._look_deleted(pid, mapping, now)
+        except mappings.OtherFileError as error:
+            self._fail("other_file", error, f"process {pid}")
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EACCES):
                 self._fail("not_permitted", error, mapping.name)
-            elif error.errno not in mappings.GONE:
+            elif error.errno not in GONE:
                 self._fail("file_unreadable", error, mapping.name)
             elif not mapping.deleted and mappings.executable(self._proc, pid):
                 self._fail("unreachable", error, mapping.name)
@@ -236,7 +233,7 @@ class Libraries:
             self._fail("failed", error, mapping.name)
         return None
 
-    def _look_deleted(self, pid: int, mapping: mappings.Mapping, now: float) -> _Identity | None:
+    def _look_deleted(self, pid: int, mapping: mappings.Mapping, now: float) -> Identity | None:
         """A file without a name, as after the upgrade of a package, has only its mapping.
 
         To open that takes CAP_CHECKPOINT_RESTORE, and CAP_DAC_READ_SEARCH in processes of others.
@@ -245,52 +242,63 @@ class Libraries:
         """
         try:
             area = f"{self._proc}/{pid}/map_files/{mapping.area}"
-            return self._examine(area, mapping.name, mapping.device, now)
+            held = os.open(area, os.O_PATH | os.O_CLOEXEC)
+            return self._examine(held, mapping.name, mapping.device, now)
         except PermissionError as error:
-            replaced = mappings.locate(self._proc, pid, mapping.name)
+            replaced = mappings.locate(self._proc, pid, mapping, verify=False)
             if self._examine(replaced, mapping.name, b"", now) is not None:
                 what = f"{mapping.name} as process {pid} maps it (restart the service)"
                 self._fail("deleted", error, what)
         return None
 
-    def _examine(self, where: str, name: str, device: bytes, now: float) -> _Identity | None:
-        status = os.stat(where)  # noqa: PTH116 - for each file of each new process
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        identity = self._examined.get(_version(status), ())
-        if identity is not None and identity not in self._files:
-            foreign = not mappings.is_ours(name, status)
-            identity = self._open(where if foreign else name, name, foreign, now)
-        if identity is not None:
-            self._files[identity].devices.add(device)
-        return identity
+    def _examine(self, found: int, name: str, device: bytes, now: float) -> Identity | None:
+        """Looks into the file behind a descriptor (O_PATH), and closes that."""
+        try:
+            status = os.fstat(found)
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            identity = self._examined.get(version(status), ())
+            if identity is not None and identity not in self._files:
+                identity = self._open(found, name, status, now)
+            if identity is not None:
+                self._files[identity].devices.add(device)
+            return identity
+        finally:
+            os.close(found)
 
-    def _open(self, where: str, name: str, foreign: bool, now: float) -> _Identity | None:
-        fd = mappings.open_file(where)
+    def _open(self, found: int, name: str, status: os.stat_result, now: float) -> Identity | None:
+        ours = mappings.open_ours(name, status)
+        foreign = ours is None
+        try:
+            fd = mappings.open_file(f"/proc/self/fd/{found if ours is None else ours}")
+        finally:
+            if ours is not None:
+                os.close(ours)
         file = held = None
         try:
             held = self._guard(fd)
             status = os.fstat(fd)
-            known = self._examined.get(_version(status))
+            known = self._examined.get(version(status))
             if known is not None and known not in self._files and self._full():
                 return None
             if len(self._examined) >= _MAX_EXAMINED:
                 self._examined.clear()
             # already now: what contradicts itself is not read again
-            self._examined[_version(status)] = None
+            self._examined[version(status)] = None
             try:
                 sites = self._find(fd)
             except LaterError:
-                del self._examined[_version(status)]
+                del self._examined[version(status)]
                 raise
             if not sites:
                 return None
             identity = uprobes.identity(fd)
-            self._examined[_version(status)] = identity
+            self._examined[version(status)] = identity
             if identity not in self._files:
                 if self._full():
                     return None
-                file = _File(name, fd, _stamp(status), sites, foreign, held)
+                code = code_at(fd, sites)
+                file = ProbedFile(name, fd, stamp(status), sites, code, foreign, held)
                 self._files[identity] = file
                 if held is None:
                     self.failures["unguarded"] += 1
@@ -316,7 +324,7 @@ class Libraries:
         self.failures["too_many_files"] += 1
         return True
 
-    def _attach(self, file: _File, now: float) -> None:
+    def _attach(self, file: ProbedFile, now: float) -> None:
         off = sorted({site.program for site in file.sites} - self._programs.keys())
         if off:  # half of a file would be followed wrongly
             self.failures["no_program"] += 1
@@ -334,7 +342,7 @@ class Libraries:
                     kind=self._kind,
                 )
             except OSError as error:
-                _destroy(file.links)
+                destroy(file.links)
                 file.links = []
                 file.refused = f"{site.program}: {os.strerror(error.errno or 0)}"
                 file.retry_at = now + RETRY_SECONDS
@@ -355,12 +363,13 @@ class Libraries:
             try:
                 status = os.fstat(file.fd)
                 wanted = file.lease is not None and file.lease.is_wanted()
+                changed = stamp(status) != file.stamp and not is_touched(file, status)
             except OSError as error:  # its file system is gone: NFS, FUSE
                 self._fail("file_unreadable", error, file.path)
                 self._detach(identity)
                 self._forget(identity, now)
                 continue
-            if wanted or _stamp(status) != file.stamp:
+            if wanted or changed:
                 self.failures["written"] += 1
                 written = "is going to be" if wanted else "was"
                 log.warning("%s %s written to: detached", file.path, written)
@@ -378,15 +387,15 @@ class Libraries:
                 if now - file.unused_since >= keep:
                     self._detach(identity)
 
-    def _forget(self, identity: _Identity, now: float) -> None:
+    def _forget(self, identity: Identity, now: float) -> None:
         """Whoever maps the file is looked at anew."""
         for process in self._processes.values():
             if identity in process.mapped.values():
                 process.mapped, process.due = {}, now
 
-    def _detach(self, identity: _Identity) -> None:
+    def _detach(self, identity: Identity) -> None:
         file = self._files.pop(identity)
-        self._pending.append(self._detaching.submit(_release, file.links, file.fd))
+        self._pending.append(self._detaching.submit(release, file.links, file.fd))
 
     def _fail(self, reason: str, error: Exception, what: str) -> None:
         """Counted each time, logged the first time."""
@@ -394,31 +403,3 @@ class Libraries:
         if self.failures[reason] == 1:
             # where a fault of ours is
             log.warning("%s: %s: %s", reason, what, error, exc_info=reason == "failed")
-
-
-def _dear(sites: Iterable[uprobes.Site]) -> bool:
-    """Does what is done for each request cost a single-stepped instruction?"""
-    each = ("tl_ssl_read", "tl_ssl_write", "tl_go_")  # not once in a connection
-    return any(site.dear for site in sites if site.program.startswith(each))
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int]:
-    return status.st_mtime_ns, status.st_size
-
-
-def _version(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, *_stamp(status)
-
-
-def _destroy(links: Sequence[uprobes.Link]) -> None:
-    """All at once: the kernel takes 0.1 s for one, or for all."""
-    if links:
-        with ThreadPoolExecutor(len(links), thread_name_prefix="detach") as pool:
-            list(pool.map(lambda link: link.destroy(), links))
-
-
-def _release(links: Sequence[uprobes.Link], fd: int) -> None:
-    try:
-        _destroy(links)
-    finally:
-        os.close(fd)

@@ -6,14 +6,15 @@ clients by service, not by server, so the client histogram has no `server.addres
 are in `rpc.server.duration` and `rpc.client.duration`, in milliseconds, as those conventions ask
 (https://opentelemetry.io/docs/specs/semconv/rpc/rpc-metrics/), with the same gap and another: the
 kernel does not count by method either.
-Everything is cumulative: a report that does not arrive loses nothing, the next one has it all.
+Everything is cumulative: a report that does not arrive loses nothing, the next one has it all. A
+total never goes back while its start time stays the same, see series.py.
 """
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from operator import add
 from typing import cast
 
 from opentelemetry.sdk.metrics.export import (
@@ -28,7 +29,8 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 
-from throughline.events import DurationRow
+from throughline.events import COUNTERS, SeriesKey
+from throughline.series import Point
 from throughline.services import Service
 from throughline.spans import CONNECTION_CLOSED, SCHEMA_URL, SCOPE, resource
 
@@ -36,46 +38,28 @@ from throughline.spans import CONNECTION_CLOSED, SCHEMA_URL, SCOPE, resource
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _BOUNDS_MS = tuple(1000 * bound for bound in BOUNDS)
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
-# kind, method, status, HTTP version, inside TLS, gRPC
-_Series = tuple[str, str, int, str, bool, bool]
 
 
-def duration_metrics(
-    rows: Iterable[DurationRow],
-    *,
-    lookup: Callable[[int], Service],
-    start_unix_ns: int,
-    now_unix_ns: int,
-) -> list[ResourceMetrics]:
-    """One ResourceMetrics for each traced service. Rows of cgroups of one service are added up."""
-    totals: dict[Service, dict[_Series, tuple[int, int, tuple[int, ...]]]] = defaultdict(dict)
-    for row in rows:
-        series = totals[lookup(row.cgroup_id)]
-        key = (row.kind, row.method, row.status, row.http_version, row.tls, row.grpc)
-        known = series.get(key)
-        if known is None:
-            series[key] = (row.count, row.sum_ns, row.buckets)
-        else:
-            buckets = tuple(map(add, known[2], row.buckets))
-            series[key] = (known[0] + row.count, known[1] + row.sum_ns, buckets)
+def duration_metrics(found: Iterable[Point], *, now_unix_ns: int) -> list[ResourceMetrics]:
+    """One ResourceMetrics for each traced service."""
+    by_service: dict[Service, list[Point]] = defaultdict(list)
+    for point in found:
+        if point.service.traced:
+            by_service[point.service].append(point)
     result = []
-    for service, by_series in totals.items():
-        if not service.traced:
-            continue
+    for service, of_service in by_service.items():
         points: dict[tuple[str, bool], list[HistogramDataPoint]] = defaultdict(list)
-        for key, (count, sum_ns, buckets) in by_series.items():
-            kind, method, status, version, tls, grpc = key
-            points[kind, grpc].append(
+        for point in of_service:
+            series, histogram = point.series, point.histogram
+            points[series.kind, series.grpc].append(
                 HistogramDataPoint(
-                    attributes={"rpc.system": "grpc", "rpc.grpc.status_code": status}
-                    if grpc
-                    else _attributes(kind, method, status, version, tls=tls),
-                    start_time_unix_nano=start_unix_ns,
+                    attributes=_attributes(series),
+                    start_time_unix_nano=point.start_unix_ns,
                     time_unix_nano=now_unix_ns,
-                    count=count,
-                    sum=sum_ns / (1e6 if grpc else 1e9),
-                    bucket_counts=buckets,
-                    explicit_bounds=_BOUNDS_MS if grpc else BOUNDS,
+                    count=histogram.count,
+                    sum=histogram.sum_ns / (1e6 if series.grpc else 1e9),
+                    bucket_counts=histogram.buckets,
+                    explicit_bounds=_BOUNDS_MS if series.grpc else BOUNDS,
                     # Totals know no minimum and maximum; None leaves the optional fields unset.
                     min=cast(float, None),
                     max=cast(float, None),
@@ -86,9 +70,9 @@ def duration_metrics(
                 name=f"rpc.{kind}.duration" if grpc else f"http.{kind}.request.duration",
                 description=f"Duration of {'RPC' if grpc else 'HTTP'} {kind} requests.",
                 unit="ms" if grpc else "s",
-                data=Histogram(data_points=found, aggregation_temporality=_CUMULATIVE),
+                data=Histogram(data_points=of_kind, aggregation_temporality=_CUMULATIVE),
             )
-            for (kind, grpc), found in sorted(points.items())
+            for (kind, grpc), of_kind in sorted(points.items())
         ]
         result.append(_resource_metrics(service, metrics))
     return result
@@ -98,10 +82,10 @@ def counter_metrics(
     counters: Mapping[str, Mapping[str, int]],
     *,
     agent: Service,
-    start_unix_ns: int,
+    start_unix_ns: Callable[[str], int],
     now_unix_ns: int,
 ) -> ResourceMetrics:
-    """The agent's own counters as monotonic sums.
+    """The agent's own counters as monotonic sums. `start_unix_ns` says since when a reason counts.
 
     `counters` is metric name -> reason -> total; the reason becomes the attribute `reason`, and
     "" stands for a counter without one. Example: {"throughline.skipped": {"pipelined": 3}}.
@@ -115,7 +99,7 @@ def counter_metrics(
                 data_points=[
                     NumberDataPoint(
                         attributes={"reason": reason} if reason else {},
-                        start_time_unix_nano=start_unix_ns,
+                        start_time_unix_nano=start_unix_ns(reason),
                         time_unix_nano=now_unix_ns,
                         value=total,
                     )
@@ -131,23 +115,42 @@ def counter_metrics(
     return _resource_metrics(agent, metrics)
 
 
+def everything(
+    points: Iterable[Point],
+    counters: Mapping[str, int],
+    agent: Service,
+    kernel_since_unix_ns: int,
+    agent_since_unix_ns: int,
+) -> MetricsData:
+    """What is sent at a time. What the kernel has counted goes on from an earlier run of ours."""
+    now_unix_ns = time.time_ns()
+
+    def since(reason: str) -> int:
+        return kernel_since_unix_ns if reason in COUNTERS else agent_since_unix_ns
+
+    found = duration_metrics(points, now_unix_ns=now_unix_ns)
+    own = {"throughline.events": counters}
+    found.append(counter_metrics(own, agent=agent, start_unix_ns=since, now_unix_ns=now_unix_ns))
+    return metrics_data(found)
+
+
 def metrics_data(parts: Iterable[ResourceMetrics]) -> MetricsData:
     """What the exporter takes; parts without a metric are left out."""
     return MetricsData(resource_metrics=[part for part in parts if part.scope_metrics[0].metrics])
 
 
-def _attributes(
-    kind: str, method: str, status: int, version: str, *, tls: bool
-) -> dict[str, str | int]:
+def _attributes(series: SeriesKey) -> dict[str, str | int]:
+    if series.grpc:
+        return {"rpc.system": "grpc", "rpc.grpc.status_code": series.status}
     attributes: dict[str, str | int] = {
-        "http.request.method": method,
-        "url.scheme": "https" if tls else "http",
-        "network.protocol.version": version,
+        "http.request.method": series.method,
+        "url.scheme": "https" if series.tls else "http",
+        "network.protocol.version": series.http_version,
     }
-    if status:
-        attributes["http.response.status_code"] = status
-        if status >= (500 if kind == "server" else 400):
-            attributes["error.type"] = str(status)
+    if series.status:
+        attributes["http.response.status_code"] = series.status
+        if series.status >= (500 if series.kind == "server" else 400):
+            attributes["error.type"] = str(series.status)
     else:
         attributes["error.type"] = CONNECTION_CLOSED
     return attributes

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 
 from throughline import events
-from throughline.kernel import abi, libbpf
+from throughline.kernel import abi, hashes, libbpf
 
 
 def counters(table: int) -> dict[str, int]:
@@ -20,15 +20,9 @@ def counters(table: int) -> dict[str, int]:
     return totals
 
 
-def durations(table: int) -> list[events.DurationRow]:
-    """All histograms of the per-CPU hash `tl_durations`."""
-    size = abi.DURATION.size * libbpf.possible_cpus()
-    rows = []
-    for key in libbpf.keys(table, abi.DURATION_KEY.size):
-        values = libbpf.lookup(table, key, size)
-        if values is not None:
-            rows.append(events.decode_duration(key, values))
-    return rows
+def durations(table: int) -> hashes.Hash:
+    """The per-CPU hash `tl_durations`, for series.py."""
+    return hashes.Hash(table, abi.DURATION_KEY.size, abi.DURATION.size * libbpf.possible_cpus())
 
 
 class TracedCgroups:

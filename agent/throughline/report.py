@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
-from throughline.events import DurationRow
+from throughline.events import SeriesKey
 from throughline.kernel.tc import Interfaces
 from throughline.kernel.uprobes import Site
 from throughline.libraries import Libraries
@@ -15,9 +15,8 @@ from throughline.spans import grpc_failed
 
 
 def services(
-    rows: Iterable[DurationRow],
+    counts: Iterable[tuple[Service, SeriesKey, int]],
     *,
-    lookup: Callable[[int], Service],
     sampled: Mapping[tuple[str, str], int],
 ) -> dict[str, Any]:
     """Requests by service and kind. An error: a server's from 500 on, a client's from 400 on.
@@ -25,19 +24,23 @@ def services(
     Of gRPC, what the semantic conventions call one.
     """
     found: dict[str, Any] = {}
-    for row in rows:
-        service = lookup(row.cgroup_id)
+    for service, series, count in counts:
         entry = found.setdefault(service.name, {"unit": service.unit})
-        kind = entry.setdefault(row.kind, {"requests": 0, "errors": 0, "sampled": 0})
-        kind["requests"] += row.count
-        server = row.kind == "server"
-        if row.grpc:
-            bad = grpc_failed(row.status, server=server)
-        else:
-            bad = row.status >= (500 if server else 400) or row.status == 0
-        kind["errors"] += row.count if bad else 0
-        kind["sampled"] = sampled.get((service.name, row.kind), 0)
+        kind = entry.get(series.kind)
+        if kind is None:
+            known = sampled.get((service.name, series.kind), 0)
+            kind = entry[series.kind] = {"requests": 0, "errors": 0, "sampled": known}
+        kind["requests"] += count
+        if _is_error(series):
+            kind["errors"] += count
     return found
+
+
+def _is_error(series: SeriesKey) -> bool:
+    server = series.kind == "server"
+    if series.grpc:
+        return grpc_failed(series.status, server=server)
+    return series.status >= (500 if server else 400) or series.status == 0
 
 
 def packets(

@@ -31,6 +31,7 @@ from opentelemetry.trace import (
 from throughline import __version__
 from throughline.events import SpanRecord
 from throughline.services import Service
+from throughline.text import utf8
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.30.0"
 SCOPE = InstrumentationScope("throughline", __version__, SCHEMA_URL)
@@ -84,7 +85,7 @@ def span(record: SpanRecord, service: Service) -> ReadableSpan:
 
     trace_id = _from_bytes(record.trace_id, "big")
     flags = _FLAGS[record.trace_flags & 0xFF]
-    state = trace_state(record.tracestate) if record.tracestate else _NO_STATE
+    state = trace_state(utf8(record.tracestate)) if record.tracestate else _NO_STATE
     parent = None
     if record.parent_span_id is not None:
         remote = server and record.evidence in ("header", "packet")
@@ -114,7 +115,7 @@ def _describe_http(
     attributes["http.request.method"] = method
     if method not in METHODS:
         attributes["http.request.method"] = "_OTHER"
-        attributes["http.request.method_original"] = text(method)
+        attributes["http.request.method_original"] = utf8(method)
         method = "HTTP"
     _address(attributes, record, server=server)
     attributes["network.protocol.version"] = record.http_version
@@ -132,7 +133,7 @@ def _describe_grpc(
     attributes: dict[str, Any], record: SpanRecord, *, server: bool
 ) -> tuple[str, bool]:
     """The same of a call of gRPC, whose target is /SERVICE/METHOD."""
-    name = text(record.target).removeprefix("/")
+    name = utf8(record.target).removeprefix("/")
     service, _, method = name.rpartition("/")
     attributes["rpc.system"] = "grpc"
     if service:
@@ -194,7 +195,7 @@ def split_target(target: str) -> tuple[str, str, str, str]:
     Origin form and `*` have no authority; authority form (CONNECT) has nothing else. User
     information in an absolute form is left out.
     """
-    target = text(target)
+    target = utf8(target)
     scheme, authority = "http", ""
     path, _, query = target.partition("?")
     if path[:1] != "/" and path != "*":
@@ -212,7 +213,7 @@ def split_target(target: str) -> tuple[str, str, str, str]:
 @lru_cache(maxsize=1024)
 def authority_of(value: str) -> tuple[str, int]:
     """Host and port of `host[:port]`; port 0 when there is none. IPv6 loses its brackets."""
-    value = text(value).strip()
+    value = utf8(value).strip()
     host, separator, port = value.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = value, ""
@@ -231,10 +232,3 @@ def redact(query: str) -> str:
 def trace_state(header: str) -> TraceState:
     """The SDK's TraceState of a `tracestate` header value."""
     return TraceState.from_header([header])
-
-
-def text(value: str) -> str:
-    """`value` such that it can be encoded as UTF-8: what cannot becomes U+FFFD."""
-    if value.isascii():
-        return value
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

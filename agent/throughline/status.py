@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from throughline.text import printable, to_json
+
 STALE_SECONDS = 5.0
 
 
@@ -23,9 +25,9 @@ class StatusWriter:
     def write(self, status: Mapping[str, Any]) -> None:
         """Write `status` (see docs for its shape); raises OSError."""
         partial = self.path.with_name(f".{self.path.name}.partial")
-        text = json.dumps(status, separators=(",", ":"))
+        text = to_json(status)
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_text(text, encoding="ascii")
             partial.chmod(0o644)
             partial.replace(self.path)
         except OSError as error:
@@ -61,6 +63,19 @@ def last(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def sampled(found: Mapping[str, Any]) -> dict[tuple[str, str], int]:
+    """How many spans a status says were sampled, by service and kind."""
+    services = found.get("services")
+    counts: dict[tuple[str, str], int] = {}
+    for name, service in services.items() if isinstance(services, dict) else ():
+        for kind in ("server", "client"):
+            row = service.get(kind) if isinstance(service, dict) else None
+            count = row.get("sampled") if isinstance(row, dict) else None
+            if isinstance(count, int):
+                counts[name, kind] = count
+    return counts
 
 
 def _is_alive(pid: int) -> bool:
@@ -121,7 +136,7 @@ def format_text(status: Mapping[str, Any]) -> str:
     counters = status.get("counters", {})
     rows = [(name, str(total)) for name, total in sorted(counters.items()) if total]
     lines += ["", *_table("Counter", "Total", rows or [("none", "")])]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _reasons(status: Mapping[str, Any]) -> list[str]:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import TypeVar
 
 log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+# Work that takes long where others have made much of something: each turn takes about a
+# millisecond, and the ring buffer is drained between turns.
+Turns = Generator[None, None, _Result]
 
 
 class Steps:
@@ -26,11 +32,31 @@ class Steps:
         try:
             step()
         except Exception as error:
-            key = f"step_failed_{name}"
-            self.failures[key] += 1
-            if self.failures[key] == 1:
-                # of the system's refusals the words are enough, of our own faults the place
-                place = None if isinstance(error, OSError) else error
-                log.error("%s failed: %s (counted, tried again)", name, error, exc_info=place)
+            self._failed(name, error)
             return False
         return True
+
+    def turns(self, name: str, work: Turns[object]) -> Turns[None]:
+        """The same for work that is done in turns."""
+        try:
+            yield from work
+        except Exception as error:
+            self._failed(name, error)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        key = f"step_failed_{name}"
+        self.failures[key] += 1
+        if self.failures[key] == 1:
+            # of the system's refusals the words are enough, of our own faults the place
+            place = None if isinstance(error, OSError) else error
+            log.error("%s failed: %s (counted, tried again)", name, error, exc_info=place)
+
+
+def finish(work: Turns[_Result]) -> _Result:
+    """Does all turns at once, and returns the result."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result

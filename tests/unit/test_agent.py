@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any, cast
 
 import pytest
 
+from tests.unit.records import batch, record
 from tests.unit.test_groups import FACTS
 from throughline import agent as agent_module
 from throughline import config, readings
 from throughline.agent import Agent
+from throughline.export.spool import Spool
 from throughline.kernel import libbpf, openssl, uprobes
 from throughline.kernel import programs as kernel
 
@@ -93,6 +96,65 @@ def test_files_are_let_go_after_an_exception(
     with pytest.raises(RuntimeError, match="a fault"), stack:
         agent.loop()
     assert DONE == ["libraries closed", "go closed"]
+
+
+def test_spans_that_are_queued_survive_an_exception(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In the pipeline, on their way to it, and waiting for the name of their cgroup."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
+    monkeypatch.setattr(kernel, "Programs", lambda **_: Anything())
+    monkeypatch.setattr(libbpf, "RingBuffer", lambda *_: Anything())
+
+    def fail(_: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(readings, "TracedCgroups", fail)
+    (tmp_path / "config.yaml").write_text("export: {otlp: {endpoint: 'http://127.0.0.1:1'}}\n")
+    spool = tmp_path / "spool"
+    settings = config.load(
+        tmp_path / "config.yaml", environment={"THROUGHLINE_SPOOL_DIRECTORY": str(spool)}
+    )
+    with pytest.raises(RuntimeError, match="a fault"), ExitStack() as stack:
+        made = Agent(settings, FACTS, stack, os.dup(0))
+        made._pipeline.submit(batch(1000))
+        made._records._pending = batch(3)
+        made._records._waiting = [record(), record()]
+        made.loop()
+    kept = Spool(spool, max_bytes=1 << 20)
+    count = 0
+    while True:
+        name, found = kept.oldest()
+        if not found:
+            break
+        count += len(found)
+        kept.remove(name)
+    assert count == 1005
+
+
+def test_housekeeping_does_not_hold_up_the_drain(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand steps of a millisecond: 20 of them between two drains."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    done = []
+
+    def steps() -> Iterator[None]:
+        for number in range(1000):
+            now[0] += 0.001
+            done.append(number)
+            yield
+
+    agent._work = cast(Any, steps())
+    drains = 0
+    while agent._work is not None:
+        began = now[0]
+        agent._go_on()
+        assert now[0] - began < 0.022
+        drains += 1
+    assert len(done) == 1000 and 48 <= drains <= 52
 
 
 def test_probes_are_gone_before_another_release_is_executed(

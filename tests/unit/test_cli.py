@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -140,6 +142,52 @@ def test_the_systems_errors_become_codes_and_hints(
     said = capsys.readouterr().err
     assert said.startswith(f"throughline: {error.strerror}: {error.filename}\nhint: ")
     assert hint in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied", "/sys/fs/cgroup/user.slice/\x1b[2J"),
+        UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"),
+        RuntimeError("a fault \x1b[2J\nERROR forged"),
+    ],
+)
+def test_what_fails_while_the_agent_runs_does_not_keep_it_down(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 3 does (RestartPreventExitStatus): others can bring about errors at any moment."""
+
+    def run(config: Any) -> int:
+        raise error
+
+    agent = ModuleType("throughline.agent")
+    agent.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "throughline.agent", agent)
+    monkeypatch.setattr("throughline.agent", agent, raising=False)
+    monkeypatch.delenv("THROUGHLINE_CONFIG", raising=False)
+    assert cli.main(["run"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("ERROR the agent failed: ") and "\x1b" not in said
+    assert all(line.startswith("  ") for line in said.splitlines()[1:])
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "--json"]])
+def test_a_terminal_that_is_not_one_for_utf8(tmp_path: Path, arguments: list[str]) -> None:
+    odd = os.fsdecode(b"caf\xc3\xa9 \xff\x1b[2J")
+    running = {
+        "pid": os.getpid(),
+        "updated_unix": time.time() + 60,
+        "healthy": True,
+        "services": {odd: {"unit": odd, "server": {"requests": 3}}},
+    }
+    StatusWriter(tmp_path / "status.json").write(running)
+    where = {"THROUGHLINE_RUNTIME_DIRECTORY": str(tmp_path), "PYTHONIOENCODING": "ascii"}
+    done = throughline(*arguments, **where)
+    assert done.returncode == 0, done.stderr
+    assert "caf" in done.stdout and "\x1b" not in done.stdout
+    if "--json" in arguments:
+        (name,) = json.loads(done.stdout)["services"]
+        assert name == "café \ufffd\x1b[2J"
 
 
 def test_only_what_a_command_needs_is_loaded() -> None:

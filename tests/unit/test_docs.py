@@ -180,7 +180,9 @@ def counters() -> set[str]:
     kernel = {name.lower() for name in re.findall(r"^\tTL_([A-Z_]+)\b", enum[1], re.MULTILINE)}
     agent = (ROOT / "agent/throughline/agent.py").read_text(encoding="utf-8")
     own = set(re.findall(r'(?:_failures|totals|counters)\["(\w+)"\]', agent))
-    own |= {f"step_failed_{name}" for name in re.findall(r'steps\.run\(\s*"(\w+)"', agent)}
+    own |= {
+        f"step_failed_{name}" for name in re.findall(r'steps\.(?:run|turns)\(\s*"(\w+)"', agent)
+    }
     tc = (ROOT / "agent/throughline/kernel/tc.py").read_text(encoding="utf-8")
     own |= set(re.findall(r'counts\["(\w+)"\]', tc))
     for name in ("libraries", "mappings"):

@@ -11,13 +11,24 @@ PACKAGE = Path(throughline.__file__).parent
 
 # A module imports only from stages before its own, or from its own.
 STAGES = (
-    {"throughline", "settings", "configfile", "config", "host", "release", "steps"},
+    {
+        "throughline",
+        "settings",
+        "configfile",
+        "config",
+        "host",
+        "release",
+        "steps",
+        "text",
+        "clock",
+    },
     {"kernel"},
-    {"events", "readings"},
+    {"events", "readings", "cgroups"},
     {"services"},
+    {"records", "series", "seriesfile"},
     {"spans", "metrics"},
     {"export"},
-    {"libraries", "mappings", "golang", "goanalysis", "goindices", "goprograms"},
+    {"libraries", "mappings", "probedfile", "golang", "goanalysis", "goindices", "goprograms"},
     {"groups"},
     {"status", "doctor", "report"},
     {"agent"},

@@ -17,9 +17,11 @@ import pytest
 from tests.unit import elffile
 from throughline import libraries as libraries_module
 from throughline import mappings
-from throughline.kernel import openssl, uprobes
+from throughline.kernel import links, openssl, uprobes
 from throughline.kernel.lease import Lease
 from throughline.libraries import KEEP_UNUSED_SECONDS, Libraries
+from throughline.probedfile import release
+from throughline.text import to_json
 
 LIBSSL = elffile.build(elffile.libssl())
 OTHER = elffile.build({"main": elffile.PUSH})
@@ -28,6 +30,12 @@ NAMES = (
     *("tl_ssl_write", "tl_ssl_write_ex", "tl_ssl_has_sent"),
     "tl_ssl_free",
 )
+
+
+def device_of(path: Path) -> str:
+    """Device and inode as /proc/PID/maps has them."""
+    status = path.stat()
+    return f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x} {status.st_ino}"
 
 
 class FakeProgram:
@@ -112,7 +120,12 @@ class Host:
         return path
 
     def process(
-        self, pid: int, *mapped: Path | str, root: str | Path = "/", exe: str = "/bin/service"
+        self,
+        pid: int,
+        *mapped: Path | str,
+        root: str | Path = "/",
+        exe: str = "/bin/service",
+        started: int = 99,
     ) -> None:
         """Starts a process, or gives it other mappings. Names are those inside its root."""
         directory = self.proc / str(pid)
@@ -120,12 +133,13 @@ class Host:
         directory.mkdir()
         (directory / "root").symlink_to(root)
         (directory / "exe").symlink_to(exe)
+        (directory / "stat").write_text(f"{pid} (a) b) S {'1 ' * 18}{started} 2\n")
         lines = ["7f00-7f01 rw-p 00000000 00:00 0 ", "7f01-7f02 r-xp 00000000 00:00 0   [vdso]"]
         for number, name in enumerate(mapped):
             real = Path(f"{root}{name}")
-            inode = real.stat().st_ino if real.exists() else 4711 + number
-            lines.append(f"7f0{number}-7f1{number} r-xp 00001000 08:01 {inode}      {name}")
-            lines.append(f"7f2{number}-7f3{number} rw-p 00001000 08:01 {inode}      {name}")
+            device = device_of(real) if real.exists() else f"08:01 {4711 + number}"
+            lines.append(f"7f0{number}-7f1{number} r-xp 00001000 {device}      {name}")
+            lines.append(f"7f2{number}-7f3{number} rw-p 00001000 {device}      {name}")
         (directory / "maps").write_text("\n".join(lines) + "\n")
         self._list()
 
@@ -139,7 +153,7 @@ class Host:
 
     def follow(self, seconds: float = 1.0) -> None:
         self.now += seconds
-        self.libraries.follow([self.cgroup])
+        self.libraries.follow([str(self.cgroup)])
 
     def detached(self) -> None:
         """Waits until what was let go is detached: another thread does it."""
@@ -314,7 +328,7 @@ def test_a_probe_that_does_not_go_holds_no_file(host: Host) -> None:
     path = host.file("libssl.so")
     fd = os.open(path, os.O_RDONLY)
     with pytest.raises(OSError, match="Bad file"):
-        libraries_module._release([Stuck(host, "tl_ssl_free", (0, 0))], fd)
+        release([Stuck(host, "tl_ssl_free", (0, 0))], fd)
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)
 
@@ -454,13 +468,13 @@ def test_a_library_replaced_by_an_upgrade_stays_attached(host: Host) -> None:
     path = host.file("libssl.so")
     host.process(10, path)
     host.follow()
-    inode = path.stat().st_ino
+    device = device_of(path)
     path.rename(host.files / "kept")  # so that its inode number is not used again
     host.file("libssl.so")
     for pid in (10, 12):
         host.process(pid)
         maps = host.proc / str(pid) / "maps"
-        maps.write_text(f"7f00-7f01 r-xp 00000000 08:01 {inode}  {path} (deleted)\n")
+        maps.write_text(f"7f00-7f01 r-xp 00000000 {device}  {path} (deleted)\n")
     host.process(11, path)
     host.follow(30)
     assert sorted(found.processes for found in host.libraries.attached) == [1, 2]
@@ -476,14 +490,14 @@ def deleted(host: Host, name: Path) -> None:
 def test_a_library_deleted_before_we_came_is_counted(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = os.stat
+    really = os.open
 
-    def refuse(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+    def refuse(path: Any, *arguments: Any, **named: Any) -> int:
         if "map_files" in str(path):
             raise PermissionError(1, "Operation not permitted")
         return really(path, *arguments, **named)
 
-    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     for path in (host.file("libssl.so"), host.file("libc.so", OTHER), Path("/none")):
         deleted(host, path)
         host.follow(30)
@@ -640,3 +654,178 @@ def test_a_fault_of_ours_does_not_end_it(host: Host) -> None:
     host.process(11, host.file("b"))
     host.follow()
     assert len(host.paths) == 1
+
+
+def container(host: Host) -> Path:
+    """A root of its own, with a library that leads to ours by an absolute symlink."""
+    root = host.files / "container"
+    (root / "usr/lib").mkdir(parents=True)
+    return root
+
+
+def maps(host: Host, pid: int, name: str, device: str) -> None:
+    (host.proc / str(pid) / "maps").write_text(f"7f00-7f01 r-xp 00001000 {device}  {name}\n")
+
+
+@pytest.mark.parametrize("way", ["file", "directory", "dots", "magic"])
+def test_a_symlink_of_a_container_does_not_lead_to_a_file_of_ours(host: Host, way: str) -> None:
+    """The kernel takes our root for a symlink that is met below /proc/PID/root."""
+    ours = host.file("host/libssl.so")
+    root = container(host)
+    inside = root / "usr/lib/libssl.so"
+    name = "/usr/lib/libssl.so"
+    if way == "file":
+        inside.symlink_to(ours)
+    elif way == "directory":
+        (root / "usr/lib").rmdir()
+        (root / "usr/lib").symlink_to(ours.parent)
+    elif way == "dots":
+        inside.symlink_to("../" * 30 + str(ours))
+    else:
+        inside.symlink_to(f"/proc/self/root{ours}")
+        (root / "proc").symlink_to("/proc")
+    host.process(10, root=root)
+    # even if it said that it maps the host's own file
+    maps(host, 10, name, device_of(ours))
+    host.follow()
+    assert host.paths == []
+    assert host.links == []
+    assert set(host.libraries.failures) == {"unreachable"}
+
+
+def test_symlinks_inside_of_a_container_are_its_own(host: Host) -> None:
+    """An absolute one means the container's root, as for its processes."""
+    root = container(host)
+    real = root / "usr/lib/real.so"
+    real.write_bytes(LIBSSL)
+    (root / "usr/lib/libssl.so").symlink_to("/usr/lib/real.so")
+    host.process(10, root=root)
+    maps(host, 10, "/usr/lib/libssl.so", device_of(real))
+    host.follow()
+    assert {link.file[1] for link in host.links} == {real.stat().st_ino}
+
+
+def test_only_what_is_mapped_is_probed(host: Host) -> None:
+    """Another file under the same name: it was replaced, or somebody wants us to probe it."""
+    path, other = host.file("libssl.so"), host.file("other.so", OTHER)
+    host.process(10)
+    maps(host, 10, str(path), device_of(other))
+    host.follow()
+    assert (host.paths, host.libraries.failures) == ([], {"other_file": 1})
+    host.process(11)
+    device, inode = device_of(path).split()
+    maps(host, 11, str(path), f"01:{device.partition(':')[2]} {inode}")
+    host.follow()
+    assert (host.paths, host.libraries.failures) == ([], {"other_file": 2})
+
+
+@pytest.mark.parametrize(
+    ("kind", "same_inode", "probed"),
+    [
+        (0x794C7630, False, True),  # overlayfs: neither needs to be the same
+        (0x9123683E, True, True),  # btrfs: the device differs
+        (0x9123683E, False, False),
+        (0xEF53, True, False),
+    ],
+)
+def test_file_systems_whose_devices_differ(
+    host: Host, monkeypatch: pytest.MonkeyPatch, kind: int, same_inode: bool, probed: bool
+) -> None:
+    monkeypatch.setattr(links, "filesystem", lambda _: kind)
+    path = host.file("libssl.so")
+    host.process(10)
+    inode = path.stat().st_ino if same_inode else 4711
+    maps(host, 10, str(path), f"00:7a {inode}")
+    host.follow()
+    assert bool(host.paths) is probed
+
+
+def test_the_kernel_is_asked_what_is_mapped_where_that_is_permitted(host: Host) -> None:
+    path, other = host.file("libssl.so"), host.file("other.so")
+    for pid, behind in ((10, path), (11, other)):
+        host.process(pid)
+        maps(host, pid, str(path), "00:7a 4711")
+        (host.proc / str(pid) / "map_files").mkdir()
+        (host.proc / str(pid) / "map_files" / "7f00-7f01").symlink_to(behind)
+    host.follow()
+    assert [found.processes for found in host.libraries.attached] == [1]
+    assert host.libraries.failures == {"other_file": 1}
+
+
+def test_a_process_whose_number_is_used_again_is_another(host: Host) -> None:
+    """It ended and its number was given away between two looks."""
+    host.process(10)
+    for _ in range(5):
+        host.follow()
+    host.process(10, host.file("libssl.so"), started=100)
+    host.follow()
+    assert len(host.paths) == 1
+
+
+def change(path: Path, data: bytes) -> None:
+    """Writes in place, and sets the times back."""
+    before = path.stat()
+    with path.open("r+b") as stream:
+        stream.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert path.stat().st_size == before.st_size
+
+
+def test_who_sets_the_time_back_is_seen(host: Host) -> None:
+    """By ctime: the instructions under the probes are others now."""
+    path = host.file("libssl.so")
+    host.process(10, path)
+    host.follow()
+    assert len(host.paths) == 1
+    change(path, b"\x7fELF" + bytes(len(LIBSSL) - 4))
+    host.follow()
+    host.detached()
+    assert host.links == []
+    assert host.libraries.failures["written"] == 1
+
+
+def test_what_was_examined_is_examined_again_when_the_time_is_set_back(host: Host) -> None:
+    path = host.file("a.so", OTHER.ljust(len(LIBSSL), b"\0"))
+    host.process(10, path)
+    host.follow()
+    assert host.paths == []
+    change(path, LIBSSL.ljust(path.stat().st_size, b"\0"))
+    host.process(11, path)
+    host.follow()
+    assert len(host.paths) == 1
+
+
+def test_another_mode_or_name_takes_no_probe_away(host: Host) -> None:
+    path = host.file("libssl.so")
+    host.process(10, path)
+    host.follow()
+    path.chmod(0o600)
+    host.follow()
+    path.rename(host.files / "renamed.so")
+    host.follow()
+    (host.files / "link").hardlink_to(host.files / "renamed.so")
+    host.follow()
+    assert len(host.links) == 5
+    assert host.libraries.failures == {}
+
+
+def test_a_name_that_is_no_utf8(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    name = os.fsdecode(b"lib\xff\x1b[2J.so")
+    path = host.file(name)
+    host.process(10)
+    line = f"7f00-7f01 r-xp 00001000 {device_of(path)}  {path}\n"
+    (host.proc / "10" / "maps").write_bytes(os.fsencode(line))
+    host.follow()
+    (found,) = host.libraries.attached
+    assert found.path == str(path) and len(host.links) == 5
+    assert "\x1b" not in to_json(found.as_json(found.sites))
+
+
+def test_processes_are_looked_for_in_small_steps(host: Host) -> None:
+    path = host.file("libssl.so")
+    for pid in range(1000, 1200):
+        host.process(pid, path)
+    steps = sum(1 for _ in host.libraries.following([str(host.cgroup)] * 320))
+    assert steps >= 320 / 32 + 200 / 32
+    assert host.libraries.attached[0].processes == 200

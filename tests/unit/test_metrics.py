@@ -9,27 +9,18 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
 
 from tests.unit.records import SHOP, service
-from throughline.events import DurationRow
+from throughline.events import Histogram, SeriesKey
 from throughline.metrics import BOUNDS, counter_metrics, duration_metrics, metrics_data
+from throughline.series import Point
 from throughline.services import Service
 
 CART = service("cart")
 OFF = Service("off", "off.service", "system.slice/off.service", False, {"service.name": "off"})
-BY_ID = {1: SHOP, 2: SHOP, 3: CART, 4: OFF}
 
 
-def row(cgroup_id: int, **changes: Any) -> DurationRow:
-    values: dict[str, Any] = {
-        "cgroup_id": cgroup_id,
-        "kind": "server",
-        "method": "GET",
-        "status": 200,
-        "http_version": "1.1",
-        "count": 3,
-        "sum_ns": 30_000_000,
-        "buckets": (0, 2, 1, *[0] * 12),
-    }
-    return DurationRow(**{**values, **changes})
+def point(of: Service = SHOP, **changes: Any) -> Point:
+    series = {"kind": "server", "method": "GET", "status": 200, "http_version": "1.1", **changes}
+    return Point(of, SeriesKey(**series), 5, Histogram(30_000_000, (0, 2, 1, *[0] * 12)))
 
 
 def sent(*parts: Any) -> ExportMetricsServiceRequest:
@@ -47,8 +38,8 @@ def attributes(point: Any) -> dict[str, str | int]:
     }
 
 
-def durations(*rows: DurationRow) -> dict[tuple[str, str], Any]:
-    found = duration_metrics(rows, lookup=BY_ID.__getitem__, start_unix_ns=5, now_unix_ns=9)
+def durations(*points: Point) -> dict[tuple[str, str], Any]:
+    found = duration_metrics(points, now_unix_ns=9)
     result = {}
     for part in sent(*found).resource_metrics:
         name = next(
@@ -63,13 +54,13 @@ def durations(*rows: DurationRow) -> dict[tuple[str, str], Any]:
 
 def test_durations() -> None:
     assert len(BOUNDS) + 1 == 15
-    (point,) = durations(row(1))["shop", "http.server.request.duration"]
-    assert (point.count, point.sum) == (3, 0.03)
-    assert list(point.bucket_counts) == [0, 2, 1, *[0] * 12]
-    assert tuple(point.explicit_bounds) == BOUNDS
-    assert (point.start_time_unix_nano, point.time_unix_nano) == (5, 9)
-    assert not point.HasField("min"), "totals know no minimum"
-    assert attributes(point) == {
+    (one,) = durations(point())["shop", "http.server.request.duration"]
+    assert (one.count, one.sum) == (3, 0.03)
+    assert list(one.bucket_counts) == [0, 2, 1, *[0] * 12]
+    assert tuple(one.explicit_bounds) == BOUNDS
+    assert (one.start_time_unix_nano, one.time_unix_nano) == (5, 9)
+    assert not one.HasField("min"), "totals know no minimum"
+    assert attributes(one) == {
         "http.request.method": "GET",
         "http.response.status_code": 200,
         "network.protocol.version": "1.1",
@@ -78,37 +69,34 @@ def test_durations() -> None:
 
 
 def test_calls_of_grpc_are_not_among_requests_of_http() -> None:
-    call = {"grpc": True, "method": "_OTHER", "http_version": "2"}
-    found = durations(row(1), row(1, **call, status=0), row(1, **call, status=5, kind="client"))
+    call: dict[str, Any] = {"grpc": True, "method": "_OTHER", "http_version": "2"}
+    found = durations(point(), point(**call, status=0), point(**call, status=5, kind="client"))
     assert {name for _, name in found} == {
         "http.server.request.duration",
         "rpc.server.duration",
         "rpc.client.duration",
     }
-    (point,) = found["shop", "rpc.server.duration"]
-    assert (point.count, point.sum) == (3, 30)
-    assert tuple(point.explicit_bounds) == tuple(1000 * bound for bound in BOUNDS)
-    assert attributes(point) == {"rpc.system": "grpc", "rpc.grpc.status_code": 0}
-    (point,) = found["shop", "rpc.client.duration"]
-    assert attributes(point) == {"rpc.system": "grpc", "rpc.grpc.status_code": 5}
+    (one,) = found["shop", "rpc.server.duration"]
+    assert (one.count, one.sum) == (3, 30)
+    assert tuple(one.explicit_bounds) == tuple(1000 * bound for bound in BOUNDS)
+    assert attributes(one) == {"rpc.system": "grpc", "rpc.grpc.status_code": 0}
+    (one,) = found["shop", "rpc.client.duration"]
+    assert attributes(one) == {"rpc.system": "grpc", "rpc.grpc.status_code": 5}
 
 
-def test_rows_of_one_service_are_added_up() -> None:
-    found = durations(row(1), row(2), row(3), row(1, kind="client"), row(4))
-    assert {key: sum(point.count for point in points) for key, points in found.items()} == {
-        ("shop", "http.server.request.duration"): 6,
+def test_services_that_are_not_traced_any_more_are_left_out() -> None:
+    found = durations(point(), point(CART), point(kind="client"), point(OFF))
+    assert {key: sum(one.count for one in points) for key, points in found.items()} == {
+        ("shop", "http.server.request.duration"): 3,
         ("cart", "http.server.request.duration"): 3,
         ("shop", "http.client.request.duration"): 3,
     }
-    (point,) = found["shop", "http.server.request.duration"]
-    assert list(point.bucket_counts)[:4] == [0, 4, 2, 0]
-    assert point.sum == 0.06
 
 
 def test_errors() -> None:
     def error(kind: str, status: int) -> str | int | None:
-        ((point,),) = durations(row(1, kind=kind, status=status)).values()
-        return attributes(point).get("error.type")
+        ((one,),) = durations(point(kind=kind, status=status)).values()
+        return attributes(one).get("error.type")
 
     assert error("server", 404) is None
     assert error("client", 404) == "404"
@@ -122,7 +110,7 @@ def test_counters() -> None:
         "throughline.spans": {"": 7},
         "throughline.none": {},
     }
-    part = counter_metrics(counters, agent=CART, start_unix_ns=5, now_unix_ns=9)
+    part = counter_metrics(counters, agent=CART, start_unix_ns=lambda _: 5, now_unix_ns=9)
     metrics = sent(part).resource_metrics[0].scope_metrics[0].metrics
     found = {
         (metric.name, str(attributes(point).get("reason", ""))): point.as_int
@@ -138,13 +126,11 @@ def test_counters() -> None:
 
 
 def test_nothing_is_sent_for_nothing() -> None:
-    part = counter_metrics({}, agent=CART, start_unix_ns=5, now_unix_ns=9)
+    part = counter_metrics({}, agent=CART, start_unix_ns=lambda _: 5, now_unix_ns=9)
     assert not sent(part).resource_metrics
 
 
 def test_what_was_seen_inside_tls_is_a_series_of_its_own() -> None:
-    parts = duration_metrics(
-        [row(1), row(1, tls=True)], lookup=lambda _: SHOP, start_unix_ns=1, now_unix_ns=2
-    )
+    parts = duration_metrics([point(), point(tls=True)], now_unix_ns=2)
     points = sent(*parts).resource_metrics[0].scope_metrics[0].metrics[0].histogram.data_points
     assert [attributes(point)["url.scheme"] for point in points] == ["http", "https"]

@@ -79,7 +79,7 @@ def test_metrics(protocol: str) -> None:
         found = config.load(config.DEFAULT_PATH, environment=variables).export.metrics
         sender = otlp.metric_sender(found)
         counters = {"throughline.skipped": {"pipelined": 3}}
-        part = counter_metrics(counters, agent=SHOP, start_unix_ns=1, now_unix_ns=2)
+        part = counter_metrics(counters, agent=SHOP, start_unix_ns=lambda _: 1, now_unix_ns=2)
         assert sender.send(metrics_data([part])).verdict is Verdict.ACCEPTED
         sender.close()
         metric = receiver.metrics[0].resource_metrics[0].scope_metrics[0].metrics[0]

@@ -284,7 +284,7 @@ def test_close_sends_what_is_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_metrics_go_their_own_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A receiver without metrics (Jaeger answers 404) does not hold up the spans."""
-    part = counter_metrics({"a": {"": 1}}, agent=SHOP, start_unix_ns=1, now_unix_ns=2)
+    part = counter_metrics({"a": {"": 1}}, agent=SHOP, start_unix_ns=lambda _: 1, now_unix_ns=2)
     with HttpReceiver() as receiver:
         receiver.answers.append((404, {}, b""))
         exporter = start(receiver.endpoint, tmp_path)
@@ -337,3 +337,157 @@ def test_status_has_the_documented_keys(tmp_path: Path) -> None:
     wanted = {"exported_spans", "failed_batches", "spool_bytes", "spool_batches"}
     assert wanted | {"dropped_spans", "last_error"} <= found.keys()
     assert outcome.Verdict.RETRY.value == "retry"
+
+
+# one of which no span, no message, or no line of the spool can be made
+POISON: dict[str, dict[str, Any]] = {
+    "no span": {"trace_id": None},
+    "no message": {"status": 1 << 70},
+    "no line": {"method": b"GET"},
+}
+
+
+@pytest.mark.parametrize("kind", POISON)
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_one_bad_record_costs_only_itself(
+    tmp_path: Path, protocol: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its batch went to the head of the spool and failed there for ever."""
+    with GrpcReceiver() if protocol == "grpc" else HttpReceiver() as receiver:
+        exporter = start(receiver.endpoint, tmp_path, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
+        good = batch(10)
+        exporter.submit([*good[:5], (record(**POISON[kind]), SHOP), *good[5:]])
+        receiver.wait_for_spans(10)
+        assert until(lambda: exporter.status().dropped == {"unconvertible": 1})
+        exporter.submit(batch(10))
+        receiver.wait_for_spans(20)
+        exporter.close()
+        status = exporter.status()
+        assert (status.exported_spans, status.state, status.spool_batches) == (20, "up", 0)
+        assert status.dropped == {"unconvertible": 1}
+    assert "a span was dropped" in caplog.text
+
+
+@pytest.mark.parametrize("kind", POISON)
+def test_a_bad_record_in_the_spool_costs_only_itself(tmp_path: Path, kind: str) -> None:
+    """Also one that an earlier run has left there, and while the Collector is away."""
+    port = free_port()
+    exporter = start(f"http://127.0.0.1:{port}", tmp_path)
+    exporter.submit([(record(**POISON[kind]), SHOP), *batch(5)])
+    assert until(lambda: exporter.status().spool_batches == 1)
+    exporter.close()
+    written = exporter.status().dropped.get("unconvertible", 0)
+    with HttpReceiver(port) as receiver:
+        again = start(receiver.endpoint, tmp_path)
+        again.submit(batch(10))
+        receiver.wait_for_spans(15)
+        assert until(lambda: again.status().spool_batches == 0)
+        again.close()
+        assert again.status().exported_spans == 15
+        assert written + again.status().dropped.get("unconvertible", 0) == 1
+
+
+def test_a_batch_that_cannot_be_sent_does_not_stay_at_the_head_of_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the reason is: here the library fails for one target."""
+    from throughline.export import otlp
+
+    with HttpReceiver() as receiver:
+        really = otlp.span_sender
+
+        def failing(target: Any) -> otlp.Sender:
+            sender = really(target)
+
+            def send(spans: Any) -> outcome.Outcome:
+                if any("/poison" in str(span.attributes) for span in spans):
+                    raise RuntimeError("a fault of the library")
+                return sender.send(spans)
+
+            return otlp.Sender(send, sender.close)
+
+        monkeypatch.setattr(otlp, "span_sender", failing)
+        exporter = start(receiver.endpoint, tmp_path)
+        exporter.submit([(record(target="/poison"), SHOP)])
+        assert until(lambda: exporter.status().spool_batches == 1)
+        sent = 0
+
+        def dropped() -> bool:
+            nonlocal sent
+            exporter.submit([(record(start_unix_ns=START + sent), SHOP)])
+            sent += 1
+            time.sleep(0.05)
+            return exporter.status().dropped == {"refused": 1}
+
+        assert until(dropped)
+        receiver.wait_for_spans(sent)
+        exporter.close()
+        assert "a fault of the library" in exporter.status().last_error
+
+
+def test_metrics_that_cannot_be_sent_hold_up_no_span(tmp_path: Path) -> None:
+    bad = counter_metrics(
+        {"a": {"": 1 << 70}}, agent=SHOP, start_unix_ns=lambda _: 1, now_unix_ns=2
+    )
+    with HttpReceiver() as receiver:
+        exporter = start(receiver.endpoint, tmp_path)
+        exporter.submit_metrics(metrics_data([bad]))
+        exporter.submit(batch(3))
+        receiver.wait_for_spans(3)
+        exporter.close()
+        assert exporter.status().failed_batches == 0
+
+
+def test_a_torn_file_is_counted_once(tmp_path: Path) -> None:
+    """36 lost spans were reported as 108 after three attempts."""
+    port = free_port()
+    exporter = start(f"http://127.0.0.1:{port}", tmp_path)
+    exporter.submit(batch(100))
+    assert until(lambda: exporter.status().spool_batches == 1)
+    exporter.close()
+    (file,) = tmp_path.iterdir()
+    data = file.read_bytes()
+    file.write_bytes(data[: int(0.6 * len(data))])
+    again = start(f"http://127.0.0.1:{port}", tmp_path)
+    assert until(lambda: again.status().failed_batches >= 3)
+    lost = again.status().dropped["spool_torn"]
+    with HttpReceiver(port) as receiver:
+        receiver.wait_for_spans(100 - lost)
+        again.close()
+        assert again.status().dropped == {"spool_torn": lost}
+
+
+def test_what_is_queued_goes_on_disk_whoever_closes_how_often(tmp_path: Path) -> None:
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
+    variables["THROUGHLINE_SPOOL_DIRECTORY"] = str(tmp_path)
+    exporter = Pipeline(config.load(config.DEFAULT_PATH, environment=variables).export)
+    exporter.submit(batch(700))  # never started: the agent has failed before
+    exporter.close()
+    exporter.submit(batch(23))
+    exporter.close()
+    assert exporter.status().queued_spans == 0
+    assert exporter.status().spool_batches == 3
+    assert exporter.status().dropped == {}
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_token_is_not_told_whoever_repeats_it(
+    tmp_path: Path, protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The receiver does, or a library whose error holds all headers."""
+    headers = "authorization=Bearer%20tok7345678,x-key=k7345678"
+    with GrpcReceiver() if protocol == "grpc" else HttpReceiver() as receiver:
+        exporter = start(
+            receiver.endpoint,
+            tmp_path,
+            OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+            OTEL_EXPORTER_OTLP_HEADERS=headers,
+        )
+        exporter._say("metrics: who is Bearer tok7345678 with 'k7345678'?")
+        assert exporter.status().last_error == "metrics: who is (hidden) with '(hidden)'?"
+        exporter._say("no such token: tok7345678")
+        error = ValueError("metadata was invalid: [('x-key', 'k7345678')]")
+        exporter._down(pipeline._failed(error))
+        exporter.close()
+    assert "7345678" not in caplog.text + exporter.status().last_error
+    assert "(hidden)" in exporter.status().last_error

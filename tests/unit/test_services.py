@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from throughline import cgroups
 from throughline.config import ServiceRule
 from throughline.host import host_attributes
-from throughline.services import Services, agent_service, attach_roots, unescape, unit_path
+from throughline.services import (
+    Services,
+    agent_service,
+    attach_roots,
+    find_roots,
+    unescape,
+    unit_path,
+)
 
 HOST = {"host.id": "0123456789abcdef0123456789abcdef", "host.name": "h1"}
 TREE = (
@@ -163,20 +175,20 @@ def test_a_unit_that_starts_later_is_found(cgroup2: Path) -> None:
     (cgroup2 / "system.slice/new.service").mkdir()
     new = cgroup_id(cgroup2, "system.slice/new.service")
     clock.now += 1
+    assert found.find(new) is None
+    found.refresh()
     assert found.lookup(new).name == "new"
     assert found.unresolved == 0
 
 
-def test_scanning_is_limited(cgroup2: Path) -> None:
+def test_walks_ahead_of_their_turn_are_limited(cgroup2: Path) -> None:
     clock = Clock()
     found = services(cgroup2, clock=clock)
-    assert found.lookup(1).name == "unknown_service"
-    (cgroup2 / "system.slice/new.service").mkdir()
-    new = cgroup_id(cgroup2, "system.slice/new.service")
-    assert found.lookup(new).name == "unknown_service", "asked again at once"
+    assert not found.may_refresh()
+    assert found.find(1) is None and found.unresolved == 0
+    assert found.lookup(1).name == "unknown_service" and found.unresolved == 1
     clock.now += 0.1
-    assert found.lookup(new).name == "new"
-    assert found.unresolved == 2
+    assert found.may_refresh()
 
 
 def test_a_name_outlives_its_cgroup(cgroup2: Path) -> None:
@@ -248,3 +260,125 @@ def test_a_bare_host_leaves_out_what_it_does_not_know(tmp_path: Path) -> None:
     assert "host.id" not in found
     assert "os.name" not in found
     assert found["host.name"]
+
+
+ODD = os.fsdecode(b"a\xff\x1b[2J.scope")
+
+
+def test_a_name_that_is_no_utf8(cgroup2: Path) -> None:
+    """It reached JSON, OTLP and uuid5 as surrogates: UnicodeEncodeError."""
+    for name in (ODD, os.fsdecode(b"a\xfe\x1b[2J.scope")):
+        (cgroup2 / "system.slice" / name / "below").mkdir(parents=True)
+    known = services(cgroup2)
+    found = known.lookup(cgroup_id(cgroup2, f"system.slice/{ODD}/below"))
+    assert found.name == "a\ufffd\x1b[2J" and found.unit == "a\ufffd\x1b[2J.scope"
+    assert found.cgroup == "system.slice/a\ufffd\x1b[2J.scope"
+    for value in found.attributes.values():
+        value.encode("utf-8")
+    json.dumps(dict(found.attributes), ensure_ascii=False).encode("utf-8")
+    other = known.lookup(cgroup_id(cgroup2, os.fsdecode(b"system.slice/a\xfe\x1b[2J.scope")))
+    key = "service.instance.id"
+    assert found.attributes[key] != other.attributes[key]
+    paths = [path for path in known.traced_paths() if ODD in path]
+    assert len(paths) == 2 and all(Path(path).is_dir() for path in paths)
+
+
+def test_escapes_of_unit_names_are_bytes_of_utf8() -> None:
+    assert unescape(r"caf\xc3\xa9") == "café"
+    for name in (r"a\x1b[2J", r"a\x00", r"a\xff", r"a\x0ab"):
+        assert unescape(name) == name, "what cannot be printed stays escaped"
+
+
+def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(
+    cgroup2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner of a delegated cgroup does `chmod 700`: the walk raised PermissionError."""
+    hidden = cgroup2 / "system.slice/shop-web.service"
+    really = os.scandir
+
+    def refuse(path: Any) -> Any:
+        for ending, number in (
+            ("shop-web.service", errno.EACCES),
+            ("nginx.service", errno.ELOOP),
+            ("docker-abc.scope", errno.ENAMETOOLONG),
+            ("system-cart\\x2dapi.slice", errno.ENODEV),  # gone: not counted
+        ):
+            if os.fspath(path).endswith(ending):
+                raise OSError(number, os.strerror(number), path)
+        return really(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = services(cgroup2)
+    assert found.lookup(hidden.stat().st_ino).name == "shop-web"
+    assert found.find((hidden / "supervisor").stat().st_ino) is None
+    assert found.find(cgroup_id(cgroup2, r"system.slice/odd\x2dname.service")) is not None
+    assert found.unreadable == 3
+    found.refresh()
+    assert found.unreadable == 3, "each is counted once while it lasts"
+    monkeypatch.undo()
+    found.refresh()
+    monkeypatch.setattr(os, "scandir", refuse)
+    found.refresh()
+    assert found.unreadable == 6
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_cgroup_of_another_user_ends_nothing() -> None:
+    """As the agent's user, which has no CAP_DAC_READ_SEARCH."""
+    with tempfile.TemporaryDirectory() as directory:
+        top = Path(directory)
+        top.chmod(0o755)
+        for path in ("user.slice/mine.service/hidden", "user.slice/theirs.service"):
+            (top / path).mkdir(parents=True)
+        (top / "user.slice/mine.service").chmod(0o700)
+        rules = (
+            cgroup_rule("user.slice/mine.service/hidden/*"),
+            cgroup_rule("user.slice/mine.service"),
+            cgroup_rule("user.slice/theirs.service"),
+        )
+        os.seteuid(65534)
+        try:
+            assert attach_roots(rules, cgroup2=top) == ["user.slice/theirs.service"]
+            assert not cgroups.exists(top / "user.slice/mine.service/hidden")
+            roots = ["user.slice", "user.slice/mine.service/hidden"]
+            found = services(top, unit_rule("*.service"), roots=roots)
+            assert attach_roots((unit_rule("theirs.service"),), cgroup2=top) == ["user.slice"]
+        finally:
+            os.seteuid(0)
+        assert found.unreadable == 2
+        assert traced_paths(top, found) == {
+            "user.slice/mine.service",
+            "user.slice/theirs.service",
+        }
+
+
+def test_a_walk_is_bounded(cgroup2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "MAX_CGROUPS", 5)
+    found = services(cgroup2, cgroup_rule("*"))
+    assert len(found._entries) == 5
+    assert found.too_many == 1
+    assert found.find(cgroup_id(cgroup2, "system.slice")) is not None, "from the top"
+
+
+def test_a_walk_is_done_in_small_steps(cgroup2: Path) -> None:
+    """A thousand cgroups: no step looks at more than 64."""
+    for number in range(1000):
+        (cgroup2 / f"system.slice/run-{number}.scope").mkdir()
+    found = services(cgroup2)
+    steps = sum(1 for _ in found.refreshing())
+    assert 2 * 1000 / 64 < steps < 200
+    assert sum(1 for _ in find_roots((unit_rule("run-*"),), cgroup2=cgroup2)) > 2 * 1000 / 64
+
+
+def test_what_is_known_stays_while_a_walk_is_under_way(cgroup2: Path) -> None:
+    found = services(cgroup2)
+    before = found.traced()
+    for number in range(100):
+        (cgroup2 / f"system.slice/new-{number}.service").mkdir()
+    walking = found.refreshing()
+    next(walking, None)
+    walking.close()
+    assert found.traced() == before
+    found.follow(["system.slice", "custom.slice"])
+    found.refresh()
+    assert found.find(cgroup_id(cgroup2, "custom.slice/shop-batch.service")) is not None

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.records import SHOP, START, batch, record, service
+from throughline.export import spool as spool_module
 from throughline.export.spool import Batch, Spool, decode, encode
+from throughline.services import Service
 
 MIB = 1 << 20
 
@@ -161,6 +163,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     code = """
 import errno, os, sys
 from pathlib import Path
+from throughline.export import spool as spool_module
 from throughline.export.spool import Spool
 from tests.unit.records import batch
 spool = Spool(Path(sys.argv[1]), max_bytes=64 << 20)
@@ -200,3 +203,24 @@ def test_fields_are_found_by_name() -> None:
     described["fields"][1] = "renamed"
     older = gzip.compress(f"{json.dumps(described)}\n{json.dumps(values)}\n".encode())
     assert decode(older, {}) == ([], False)
+
+
+def test_a_line_that_is_damaged_loses_one_span(tmp_path: Path) -> None:
+    import gzip
+
+    lines = gzip.decompress(encode(batch(10))).decode().split("\n")
+    lines[5] = "[" * 100_000
+    lines[7] = "[1, 2]"
+    found, whole = decode(gzip.compress("\n".join(lines).encode()), {})
+    assert (len(found), whole) == (8, False)
+
+
+def test_services_of_old_files_are_not_kept_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "_MAX_SERVICES", 10)
+    services: dict[str, Service] = {}
+    for number in range(100):
+        found, whole = decode(encode(batch(1, of=service(f"run-{number}"))), services)
+        assert whole and found[0][1].name == f"run-{number}"
+        assert len(services) <= 10

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from throughline.events import SpanRecord
 from throughline.services import Service
+from throughline.text import printable
 
 
 def write(batch: Sequence[tuple[SpanRecord, Service]], stream: TextIO) -> None:
@@ -20,23 +21,17 @@ def line(record: SpanRecord, service: Service) -> str:
     """One span. Bytes of the request which could move a terminal's cursor are escaped."""
     seconds, fraction = divmod(record.start_unix_ns, 10**9)
     at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    target = _printable(record.target)
+    target = printable(record.target)
     if record.kind == "client":
-        target = f"{_printable(record.host) or record.peer_address}{target}"
+        target = f"{printable(record.host) or record.peer_address}{target}"
     parent = record.parent_span_id.hex() if record.parent_span_id else "-"
     result = record.status or record.end
     if record.grpc and record.end == "complete":
         result = record.status
     milliseconds = (record.end_unix_ns - record.start_unix_ns) / 1e6
     return (
-        f"{at}.{fraction // 10**6:03d}Z {record.kind.upper()} {service.name} "
-        f"{_printable(record.method) or 'gRPC'} {target} {result} "
+        f"{at}.{fraction // 10**6:03d}Z {record.kind.upper()} {printable(service.name)} "
+        f"{printable(record.method) or 'gRPC'} {target} {result} "
         f"{milliseconds:.1f}ms trace={record.trace_id.hex()} span={record.span_id.hex()} "
         f"parent={parent} evidence={record.evidence}"
     )
-
-
-def _printable(value: str) -> str:
-    if value.isprintable() and value.isascii():
-        return value
-    return value.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import requests
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http import Compression, trace_exporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
     OTLPMetricExporter as HttpMetricExporter,
@@ -36,15 +37,26 @@ _TOO_LARGE_STATUS = 413
 _REFUSED_CODES = frozenset(("INVALID_ARGUMENT",))
 _SUSPICIOUS_CODES = frozenset(("INTERNAL", "UNKNOWN"))
 _GRPC_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
-_NOT_ENCODED = Outcome(Verdict.REFUSED, "the batch could not be encoded")
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """One signal's way out. Both calls block for at most the target's timeout, twice at worst."""
+    """One signal's way out. Both calls block for at most the target's timeout, twice at worst.
+
+    `send` raises what the exporter does for a batch that it cannot encode.
+    """
 
     send: Callable[[Any], Outcome]
     close: Callable[[], None]
+
+
+def is_encodable(span: ReadableSpan) -> bool:
+    """Can the exporters make a message of one span?"""
+    try:
+        encoding.encode_spans([span], standard=encode_spans).SerializeToString()
+    except Exception:  # whatever it is, this span is the reason
+        return False
+    return True
 
 
 def span_sender(target: OtlpTarget) -> Sender:
@@ -102,8 +114,10 @@ class _Session(requests.Session):
         self._last = None
 
     def outcome(self, *, ok: bool) -> Outcome:
-        if self._last is None:
-            return ACCEPTED if ok else _NOT_ENCODED
+        if self._last is None:  # no request was made
+            if not ok:
+                raise ValueError("the exporter could not encode the batch")
+            return ACCEPTED
         return self._last
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:

@@ -58,6 +58,8 @@ class ExportStatus:
 
 def attempt(send: Callable[[Any], Outcome], spans: Sequence[Any]) -> Outcome:
     """One attempt; a batch that is too large is cut in halves, down to single spans."""
+    if not spans:
+        return ACCEPTED
     outcome = send(spans)
     if outcome.verdict is not Verdict.TOO_LARGE:
         return outcome

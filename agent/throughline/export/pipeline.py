@@ -18,6 +18,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,11 +29,15 @@ from throughline.config import Export
 from throughline.events import SpanRecord
 from throughline.export import console
 from throughline.export.outcome import ExportStatus, Outcome, Verdict, attempt
+from throughline.export.secrets import Secrets
 from throughline.export.spool import Batch, Spool
 from throughline.services import Service
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricsData
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from throughline.export import otlp
 
 BATCH_SPANS = 512
 LINGER_SECONDS = 1.0  # how long a span waits for others to share a batch with
@@ -40,6 +45,7 @@ QUEUE_SPANS = 16 * BATCH_SPANS
 HIGH_WATER_SPANS = QUEUE_SPANS // 2
 BACKOFF_SECONDS = (1.0, 30.0)  # first, longest
 RETRY_AFTER_MAX_SECONDS = 300.0
+MAX_TROUBLED = 1024  # spooled batches of which it is known how often they failed
 SUSPECT_FAILURES = 3  # of one spooled batch before the others get their turn
 
 log = logging.getLogger(__name__)
@@ -81,6 +87,7 @@ class Pipeline:
         self._failed_batches = 0
         self._dropped: Counter[str] = Counter()
         self._last_error = ""
+        self._secrets = Secrets((export.traces, export.metrics))
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -123,7 +130,9 @@ class Pipeline:
     def status(self) -> ExportStatus:
         with self._changed:
             dropped = self._dropped + Counter(
-                spool_overflow=self._spool.overflowed, spool_torn=self._spool.torn
+                spool_overflow=self._spool.overflowed,
+                spool_torn=self._spool.torn,
+                unconvertible=self._spool.unwritable,
             )
             return ExportStatus(
                 state=self._state,
@@ -148,6 +157,7 @@ class Pipeline:
             left = [*self._in_flight, *self._queue]
             self._in_flight = ()
             self._queue.clear()
+        # also when nothing was started, or a second time after an error: see Agent
         for start in range(0, len(left), BATCH_SPANS):
             self._to_spool(left[start : start + BATCH_SPANS])
 
@@ -158,10 +168,14 @@ class Pipeline:
             try:
                 return self._send_until_stopped()
             except Exception as error:  # a defect, or a certificate that vanished: go on, say it
-                log.exception("the exporter failed; it is set up again")
+                log.error(
+                    "the exporter failed; it is set up again: %s",
+                    self._secrets.hide(traceback.format_exc()),
+                )
                 with self._changed:
                     batch, self._in_flight = self._in_flight, ()
-                    self._down(Outcome(Verdict.RETRY, f"{type(error).__name__}: {error}"))
+                    if self._retry_at <= self._clock():  # else the batch has been settled
+                        self._down(_failed(error))
                 if batch:
                     self._to_spool(batch)
                 with self._changed:
@@ -173,7 +187,6 @@ class Pipeline:
 
     def _send_until_stopped(self) -> None:
         from throughline.export import otlp
-        from throughline.spans import span
 
         with ExitStack() as stack:
             spans = otlp.span_sender(self._export.traces)
@@ -187,13 +200,46 @@ class Pipeline:
                     if metrics is None:
                         metrics = otlp.metric_sender(self._export.metrics)
                         stack.callback(metrics.close)
-                    outcome = metrics.send(work.metrics)
+                    try:
+                        outcome = metrics.send(work.metrics)
+                    except Exception as error:  # the next report has it all
+                        outcome = _failed(error)
                     if outcome.verdict is not Verdict.ACCEPTED:
                         with self._changed:
                             self._say(f"metrics: {self._export.metrics.endpoint}: {outcome.detail}")
                 if work.batch:
-                    converted = [span(record, service) for record, service in work.batch]
-                    self._settle(work, attempt(spans.send, converted))
+                    self._send(work, spans)
+
+    def _send(self, work: _Work, sender: otlp.Sender) -> None:
+        """One attempt with a batch, without records of which no span or no message can be made."""
+        from throughline.export import otlp
+        from throughline.spans import span
+
+        converted: list[ReadableSpan] = []
+        for record, service in work.batch:
+            try:
+                converted.append(span(record, service))
+            except Exception as error:  # it must not hold up the others
+                self._say_bad(error)
+        try:
+            try:
+                outcome = attempt(sender.send, converted)
+            except Exception as error:
+                good = [found for found in converted if otlp.is_encodable(found)]
+                if len(good) == len(converted):
+                    raise
+                self._say_bad(error)
+                converted = good
+                outcome = attempt(sender.send, converted)
+        except Exception as error:
+            self._settle(work, replace(_failed(error), suspicious=True), len(converted))
+            raise
+        self._settle(work, outcome, len(converted))
+
+    def _say_bad(self, error: Exception) -> None:
+        detail = f"a span was dropped, no message can be made of it: {_failed(error).detail}"
+        with self._changed:
+            self._say(detail)
 
     def _next(self) -> _Work | None:
         """Wait for work; None is the end."""
@@ -241,8 +287,8 @@ class Pipeline:
             return self._retry_at - now
         return max(0.0, self._oldest_at + LINGER_SECONDS - now) if self._queue else None
 
-    def _settle(self, work: _Work, outcome: Outcome) -> None:
-        """Book what became of a batch."""
+    def _settle(self, work: _Work, outcome: Outcome, sent: int) -> None:
+        """Book what became of a batch, of which `sent` records could be sent at all."""
         with self._changed:
             if self._is_poison(work, outcome):
                 outcome = replace(outcome, verdict=Verdict.REFUSED)
@@ -253,14 +299,16 @@ class Pipeline:
                 self._down(outcome)
             elif outcome.verdict is Verdict.REFUSED:
                 self._failed_batches += 1
-                self._dropped["refused"] += len(work.batch)
+                self._dropped["refused"] += sent
                 self._say(f"{self._export.traces.endpoint} refused a batch: {outcome.detail}")
             else:
-                self._exported += len(work.batch) - outcome.rejected
+                self._exported += sent - outcome.rejected
                 if outcome.rejected:
                     self._dropped["rejected"] += outcome.rejected
                     self._say(f"{outcome.rejected} spans were rejected: {outcome.detail}")
                 self._up()
+            if outcome.verdict is not Verdict.RETRY and sent < len(work.batch):
+                self._dropped["unconvertible"] += len(work.batch) - sent
             troubled = self._troubled.get(work.spooled, (0, 0))[0] >= SUSPECT_FAILURES
         if not work.spooled:
             if outcome.verdict is Verdict.RETRY and not closed:  # else close() has spooled it
@@ -283,6 +331,8 @@ class Pipeline:
         failures, settled = self._troubled.pop(work.spooled, (0, self._settled))
         if failures >= SUSPECT_FAILURES and self._settled > settled:
             return True
+        if len(self._troubled) >= MAX_TROUBLED:  # of files that have made room since
+            self._troubled.clear()
         self._troubled[work.spooled] = (failures + 1, self._settled)
         return False
 
@@ -293,15 +343,16 @@ class Pipeline:
         self._failures = 0
 
     def _down(self, outcome: Outcome) -> None:
+        detail = self._secrets.hide(outcome.detail)
         if self._state != "down":
             log.warning(
                 "%s takes no spans (%s); batches go to %s",
                 self._export.traces.endpoint,
-                outcome.detail,
+                detail,
                 self._spool.directory,
             )
         self._state = "down"
-        self._last_error = outcome.detail
+        self._last_error = detail
         first, longest = BACKOFF_SECONDS
         backoff = min(longest, first * 2 ** min(self._failures, 10))
         backoff *= random.uniform(0.75, 1.25)  # noqa: S311
@@ -311,6 +362,7 @@ class Pipeline:
 
     def _say(self, message: str) -> None:
         """Log what differs from what was said last."""
+        message = self._secrets.hide(message)
         if message != self._last_error:
             log.warning("%s", message)
         self._last_error = message
@@ -350,3 +402,7 @@ class Pipeline:
         else:
             with self._changed:
                 self._changed.notify_all()  # the sender may be waiting for nothing
+
+
+def _failed(error: BaseException) -> Outcome:
+    return Outcome(Verdict.RETRY, f"{type(error).__name__}: {error}")

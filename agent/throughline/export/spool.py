@@ -26,10 +26,13 @@ Batch = Sequence[tuple[SpanRecord, Service]]
 
 _VERSION = 1
 _NAME = re.compile(r"(\d{12})-(\d+)\.jsonl\.gz")
+_MAX_SERVICES = 4096  # of which one object is kept
 _GZIP = 31  # wbits of zlib: deflate in a gzip wrapper
 _BYTES = ("trace_id", "span_id", "parent_span_id")
 _FIELDS = tuple(field.name for field in fields(SpanRecord))
 _values = attrgetter(*_FIELDS)
+# what json and a look into its values raise for a line that is not what it was
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _BYTES_AT = tuple(_FIELDS.index(name) for name in _BYTES)
 
 
@@ -44,7 +47,8 @@ class Spool:
     """A directory of batches. Not for several threads at once: the pipeline has a lock.
 
     What is lost is counted in spans: `overflowed` made room for newer batches, `torn` was damaged
-    on disk. Nothing here raises for a damaged file; `write` raises OSError when the disk says no.
+    on disk, `unwritable` are records of which no line can be made. Nothing here raises for a
+    damaged file; `write` raises OSError when the disk says no.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int) -> None:
@@ -52,10 +56,12 @@ class Spool:
         self.max_bytes = max_bytes
         self.overflowed = 0
         self.torn = 0
+        self.unwritable = 0
         self.torn_files = 0
         self._files: list[_File] = []
         self._bytes = 0
         self._sequence = 0
+        self._torn: set[str] = set()  # files that have been counted: they are read at each attempt
         self._services: dict[str, Service] = {}
         self._open()
 
@@ -68,7 +74,14 @@ class Spool:
 
     def write(self, batch: Batch) -> None:
         """Append a batch; the oldest make room. Raises OSError (ENOSPC, EROFS, EACCES, …)."""
-        data = encode(batch)
+        try:
+            data = encode(batch)
+        except Exception:  # a record that is not what it should be must not hold up the others
+            whole = [item for item in batch if _is_encodable(item)]
+            self.unwritable += len(batch) - len(whole)
+            batch, data = whole, encode(whole)
+        if not batch:
+            return
         if len(data) > self.max_bytes:
             self.overflowed += len(batch)
             return
@@ -103,7 +116,8 @@ class Spool:
             except OSError:
                 data = b""
             batch, whole = decode(data, self._services)
-            if not whole:
+            if not whole and first.name not in self._torn:
+                self._torn.add(first.name)
                 self.torn_files += 1
                 self.torn += max(0, first.spans - len(batch))
             if batch:
@@ -124,6 +138,7 @@ class Spool:
     def _remove_first(self) -> None:
         first = self._files.pop(0)
         self._bytes -= first.size
+        self._torn.discard(first.name)
         # A file that cannot be removed is sent again after a restart, which is better than lost.
         with contextlib.suppress(OSError):
             (self.directory / first.name).unlink(missing_ok=True)
@@ -177,8 +192,16 @@ def encode(batch: Batch) -> bytes:
     return compressor.compress("\n".join(lines).encode()) + compressor.flush()
 
 
+def _is_encodable(item: tuple[SpanRecord, Service]) -> bool:
+    try:
+        encode([item])
+    except Exception:
+        return False
+    return True
+
+
 def decode(data: bytes, services: dict[str, Service]) -> tuple[Batch, bool]:
-    """The batch of a file, and whether it was whole; of a torn file what can be read.
+    """The batch of a file, and whether it was whole; of a torn file each span that can be read.
 
     `services` keeps one object for each service over all files. Fields are found by name: one that
     a record lacks, or that this version does not know, makes that span unreadable or is ignored.
@@ -193,16 +216,19 @@ def decode(data: bytes, services: dict[str, Service]) -> tuple[Batch, bool]:
     whole = decompressor.eof and lines[-1] == ""
     try:
         header = json.loads(lines[0])
-        names = header["fields"]
+        places = [(name, header["fields"].index(name) + 1) for name in _FIELDS]
         found = [_service(item, services) for item in header["services"]]
-        for line in lines[1:-1]:
+    except _DAMAGED:
+        return [], False
+    for line in lines[1:-1]:
+        try:
             values = json.loads(line)
-            named = {name: values[names.index(name) + 1] for name in _FIELDS}
+            named = {name: values[place] for name, place in places}
             for name in _BYTES:
                 named[name] = None if named[name] is None else bytes.fromhex(named[name])
             batch.append((SpanRecord(**named), found[values[0]]))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        whole = False
+        except _DAMAGED:
+            whole = False
     return batch, whole
 
 
@@ -210,6 +236,8 @@ def _service(item: dict[str, Any], services: dict[str, Service]) -> Service:
     key = json.dumps(item, sort_keys=True)
     service = services.get(key)
     if service is None:
+        if len(services) >= _MAX_SERVICES:  # units have come and gone: begin anew
+            services.clear()
         service = Service(item["name"], item["unit"], item["cgroup"], True, item["attributes"])
         services[key] = service
     return service

@@ -11,6 +11,7 @@ from throughline.golang.analysis import analyse
 from throughline.golang.program import Program, UnsupportedError
 from throughline.golang.wanted import FEATURES, MODULES
 from throughline.kernel.elf import MalformedError
+from throughline.text import printable
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def _as_json(program: Program) -> dict[str, Any]:
 def format_text(found: dict[str, Any]) -> str:
     """The report for people."""
     if found["refused"]:
-        return f"{found['file']}: {found['refused']}"
+        return printable(f"{found['file']}: {found['refused']}")
     modules = [f"{name} {found['modules'][name]}" for name in MODULES if name in found["modules"]]
     features = [
         (name, feature["state"], feature["reason"] or "works")
@@ -73,7 +74,8 @@ def format_text(found: dict[str, Any]) -> str:
     ]
     types = [(name, f"{address:#x}") for name, address in found["types"].items()]
     return "\n".join(
-        [
+        printable(line)
+        for line in [
             f"{found['file']}: a program of {found['go']}",
             f"  package   {found['package'] or 'unknown'}",
             f"  modules   {', '.join(modules) or _no_modules(found)}",

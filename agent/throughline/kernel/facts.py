@@ -49,15 +49,22 @@ class Facts:
 def mounts(root: Path = Path("/")) -> list[Mount]:
     """All mounts that this process sees."""
     found = []
-    for line in (root / "proc/self/mountinfo").read_text().splitlines():
+    for line in _lines(root / "proc/self/mountinfo"):
+        # split as the kernel writes it: others may mount, and choose names with any bytes
         left, _, right = line.partition(" - ")
-        fields, rest = left.split(), right.split()
+        fields, rest = left.split(" "), right.split(" ")
         point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
         options = fields[5].split(",") + (rest[2].split(",") if len(rest) > 2 else [])
         major, _, minor = fields[2].partition(":")
         device = (int(major), int(minor))
         found.append(Mount(fields[3], Path(point), rest[0], "ro" in options, device))
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file of /proc; bytes that are not UTF-8 stay as surrogates."""
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    return text.removesuffix("\n").split("\n")
 
 
 def gather(root: Path = Path("/")) -> Facts:
@@ -95,7 +102,7 @@ def is_bpffs(path: Path, root: Path = Path("/")) -> Mount | None:
 
 def own_cgroup(cgroup2: Path, root: Path = Path("/")) -> int | None:
     """The id of the cgroup that this process is in, or None when it is outside of the mount."""
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
+    for line in _lines(root / "proc/self/cgroup"):
         if line.startswith("0::/") and ".." not in line:
             try:
                 return os.stat(cgroup2 / line[4:]).st_ino  # noqa: PTH116
@@ -114,7 +121,7 @@ def _lockdown(root: Path) -> str:
 
 
 def _capabilities(root: Path) -> tuple[str, ...]:
-    for line in (root / "proc/self/status").read_text().splitlines():
+    for line in _lines(root / "proc/self/status"):
         if line.startswith("CapEff:"):
             bits = int(line.split()[1], 16)
             return tuple(name for name, bit in CAPABILITIES.items() if bits >> bit & 1)

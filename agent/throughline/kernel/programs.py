@@ -17,6 +17,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from throughline.kernel import (
+    cgroup,
     features,
     fionread,
     libbpf,
@@ -259,9 +260,12 @@ class Programs:
             raise OSError(errno.EPERM, f"attach {program.name}: {os.strerror(errno.EPERM)}")
         if program.section in _CGROUP_TYPES:
             for root in self._roots:
-                self._attach_cgroup(
-                    program, root, self._directory / pins.of_cgroup(program.name, root)
-                )
+                try:
+                    self._attach_cgroup(
+                        program, root, self._directory / pins.of_cgroup(program.name, root)
+                    )
+                except cgroup.ClosedError as error:  # `reattach` tries again
+                    log.warning("not attached: %s", error.strerror)
             self._drop_links(program.name, keep=self._roots)
             return
         link = program.attach()
@@ -287,15 +291,13 @@ class Programs:
                     link.destroy()
                 link = None
                 pin.unlink(missing_ok=True)
-        cgroup = os.open(self._cgroup2 / root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            self._inodes[root] = os.fstat(cgroup).st_ino
+        self._inodes.pop(root, None)
+        with cgroup.opened(self._cgroup2, root) as directory:
             if link is None:
-                link = program.attach_cgroup(cgroup)
+                link = program.attach_cgroup(directory)
                 link.name = pin.name
                 link.pin(pin)
-        finally:
-            os.close(cgroup)
+            self._inodes[root] = os.fstat(directory).st_ino
         self._links.append(link)
         self._note(program, f"/{root}", program.fd, pin=pin.name)
 
@@ -324,31 +326,37 @@ class Programs:
             raise KeyError(name)
         return observe.map_fd(name)
 
-    def reattach(self, roots: Sequence[str]) -> list[str]:
-        """Attaches to cgroups that have come since, or were removed and made again; names them."""
-        fresh = [r for r in roots if self._inode(r) not in (0, self._inodes.get(r))]
-        for root in fresh:
-            for loaded in self.objects:
-                for program in loaded.programs():
-                    if program.section not in _CGROUP_TYPES or self.is_off(program.name):
-                        continue
-                    pin = self._directory / pins.of_cgroup(program.name, root)
-                    # what was attached to the cgroup of this name went with it
-                    self._links = _destroy(self._links, pin.name)
-                    self.attached = [
-                        a for a in self.attached if (a.name, a.where) != (program.name, f"/{root}")
-                    ]
-                    self._attach_cgroup(program, root, pin)
-            if root not in self._roots:
-                self._roots.append(root)
-        return fresh
+    def reattach(self, roots: Sequence[str]) -> tuple[list[str], list[OSError]]:
+        """Attaches to cgroups that have come since, or were removed and made again.
 
-    def _inode(self, root: str) -> int:
-        """0: there is no such cgroup now."""
-        try:
-            return os.stat(self._cgroup2 / root).st_ino  # noqa: PTH116
-        except OSError:
-            return 0
+        Returns their names, and why others could not be attached to: these do not hold it up.
+        """
+        fresh, failures = [], []
+        for root in roots:
+            if cgroup.inode(self._cgroup2, root) in (0, self._inodes.get(root)):
+                continue
+            try:
+                self._reattach(root)
+            except OSError as error:  # it vanished again, or is closed, or the kernel refuses
+                failures.append(error)
+            else:
+                fresh.append(root)
+        return fresh, failures
+
+    def _reattach(self, root: str) -> None:
+        for loaded in self.objects:
+            for program in loaded.programs():
+                if program.section not in _CGROUP_TYPES or self.is_off(program.name):
+                    continue
+                pin = self._directory / pins.of_cgroup(program.name, root)
+                # what was attached to the cgroup of this name went with it
+                self._links = _destroy(self._links, pin.name)
+                self.attached = [
+                    a for a in self.attached if (a.name, a.where) != (program.name, f"/{root}")
+                ]
+                self._attach_cgroup(program, root, pin)
+        if root not in self._roots:
+            self._roots.append(root)
 
     def missing(self) -> list[str]:
         """Names of links that somebody detached, or whose pin has gone.
@@ -364,7 +372,7 @@ class Programs:
 
     def _is_there(self, link_name: str) -> bool:
         return any(
-            link_name.endswith(pins.of_cgroup("", root)) and self._inode(root)
+            link_name.endswith(pins.of_cgroup("", root)) and cgroup.inode(self._cgroup2, root)
             for root in self._roots
         )
 

@@ -70,11 +70,11 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_lookup_elem": (ctypes.c_int, (ctypes.c_int, POINTER, POINTER)),
     "bpf_map_update_elem": (ctypes.c_int, (ctypes.c_int, POINTER, POINTER, ctypes.c_uint64)),
     "bpf_map_delete_elem": (ctypes.c_int, (ctypes.c_int, POINTER)),
-    "bpf_map_get_next_key": (ctypes.c_int, (ctypes.c_int, POINTER, POINTER)),
     "bpf_map_lookup_batch": (
         ctypes.c_int,
         (ctypes.c_int, *(POINTER,) * 4, ctypes.POINTER(ctypes.c_uint32), POINTER),
     ),
+    "bpf_map_get_next_key": (ctypes.c_int, (ctypes.c_int, POINTER, POINTER)),
     "bpf_prog_test_run_opts": (ctypes.c_int, (ctypes.c_int, POINTER)),
     "bpf_obj_get": (ctypes.c_int, (ctypes.c_char_p,)),
     "bpf_obj_pin": (ctypes.c_int, (ctypes.c_int, ctypes.c_char_p)),
