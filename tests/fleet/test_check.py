@@ -99,8 +99,7 @@ def assert_nothing_stays(fleet: Fleet, before: list[list[str]]) -> None:
         assert list(difflib.unified_diff(one, other, n=0, lineterm="")) == []
 
 
-@pytest.mark.parametrize("pipelining", [True, False])
-@pytest.mark.parametrize("options", [(), ("--check",)])
+@pytest.mark.parametrize(("options", "pipelining"), [((), True), (("--check",), False)])
 def test_a_bare_host_is_tried_and_nothing_stays(
     fleet: Fleet, bundle: Path, tmp_path: Path, options: tuple[str, ...], pipelining: bool
 ) -> None:
@@ -170,9 +169,9 @@ def set_for_agents(fleet: Fleet, words: str) -> None:
     ("refused", "off"),
     [
         ("tl_send", {"headers"}),
-        ("sockops", {"headers"}),
+        pytest.param("sockops", {"headers"}, marks=pytest.mark.long),
         ("tl_tick", set()),
-        ("tl_ssl_read", {"tls"}),
+        pytest.param("tl_ssl_read", {"tls"}, marks=pytest.mark.long),
         ("cgroup_skb", set(WANTED)),
     ],
 )

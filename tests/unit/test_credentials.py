@@ -8,12 +8,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
-from tests.unit.test_fleet_modules import NAMESPACE, ROOT, collection_is_importable, plugin
+from tests.unit.test_fleet_modules import (
+    NAMESPACE,
+    ROOT,
+    collection_is_importable,
+    plugin,
+    run_program,
+)
 
 __all__ = ["collection_is_importable"]  # a fixture that each test here uses
 
@@ -226,6 +232,53 @@ def test_the_entry_of_the_previous_release_has_no_credential_either(base: Path) 
     # an operator goes back: it gets what it was healthy with, and the credentials of today
     text, lost = served.config_text(base, record["releases"]["r1"])
     assert (yaml.safe_load(text), lost) == (yaml.safe_load(written(NEW)), None)
+
+
+class FailedError(Exception):
+    """The module has failed with this message."""
+
+
+def going_back(base: Path, release: str) -> dict[Path, str]:
+    """The files that throughline_service would write to go back to a release."""
+
+    class Module:
+        check_mode = False
+        params: ClassVar[dict[str, Any]] = {
+            "state": "previous", "config": str(config(base)), "config_changed": False
+        }  # fmt: skip
+        run_command = staticmethod(run_program)
+
+        @staticmethod
+        def fail_json(msg: str) -> None:
+            raise FailedError(msg)
+
+    record = plugin("module_utils.served").read_served(base)
+    found: dict[Path, str] = plugin("modules.throughline_service").wanted_files(
+        Module, base, record, release
+    )
+    return found
+
+
+@needs_root
+def test_an_older_configuration_comes_back_with_the_credentials_of_today(base: Path) -> None:
+    release = plugin("module_utils.release")
+    unit = base / "releases/r1/systemd/throughline.service"
+    unit.parent.mkdir()
+    unit.write_text("[Service]\n", encoding="utf-8")
+    (base / "releases/r2/bin/throughline").write_text("#!/bin/sh\n", encoding="utf-8")
+    for token, lacking in ((NEW, ""), (None, "export.otlp.headers.authorization")):
+        put(base, written(token, console="refused by r1"), release="r2")
+        release.point(base, "previous", "r1")
+        release.point(base, "current", "r2")
+        serve(base, "r2")
+        if not lacking:
+            text = going_back(base, "r1")[config(base)]
+            assert yaml.safe_load(text) == yaml.safe_load(written(NEW))
+            continue
+        with pytest.raises(FailedError) as failed:
+            going_back(base, "r1")
+        assert "Found a configuration that release r1 refuses" in str(failed.value)
+        assert f"cannot be brought back: the present one has no {lacking}" in str(failed.value)
 
 
 @needs_root
