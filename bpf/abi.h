@@ -362,23 +362,24 @@ enum tl_go_start {
 };
 
 enum tl_request_flags {
-	TL_REQUEST_SETTLED = 1 << 0, /* has made a call or begun to answer: see tl_thread.open */
-	TL_REQUEST_ANSWERING = 1 << 1, /* has begun to answer */
-	TL_REQUEST_PROBED = 1 << 2, /* its end is seen only while there are probes in its process */
+	TL_REQUEST_PROBED = 1 << 0, /* its end is seen only while there are probes in its process */
 };
 
-/* A request that is being served: what its calls inherit. */
+/*
+ * A request that is being served: what its calls inherit. As soon as it ends its element may hold
+ * another one: `span_id`, its key, is written last and erased first.
+ */
 struct tl_request {
 	__u64 start_ns;
 	__u8 trace_id[16];
 	__u8 span_id[8];
 	__u8 parent_span_id[8]; /* as it came in */
-	__u32 reader; /* thread that read it, 0: none yet */
+	__u64 reader; /* tl_thread.id of the thread that read it, 0: none yet */
+	__u64 answering; /* its key, once it has begun to answer */
 	__u32 fanout;
 	__u8 trace_flags;
 	__u8 flags; /* enum tl_request_flags */
 	__u16 tracestate_len;
-	__u32 _pad;
 };
 
 #endif

@@ -107,8 +107,24 @@ struct tl_user {
 
 #if defined(__TARGET_ARCH_x86)
 #define TL_GOROUTINE(regs) ((regs)->r14)
+#define TL_RETURN_BYTES 8 /* on the stack when a function begins, off it when it has returned */
 #else
 #define TL_GOROUTINE(regs) ((regs)->regs[28])
+#define TL_RETURN_BYTES 0
+#endif
+
+#if defined(__TARGET_ARCH_x86)
+#define TL_TS_COMPAT 2 /* thread_info.status: in a system call of a 32-bit program */
+
+/* Does the current thread make a system call by the numbers and registers of 32-bit programs? */
+static __always_inline bool tl_is_compat(void)
+{
+#ifdef TL_LEGACY
+	return BPF_CORE_READ(tl_current_task(), thread_info.status) & TL_TS_COMPAT;
+#else
+	return tl_current_task()->thread_info.status & TL_TS_COMPAT;
+#endif
+}
 #endif
 
 #define TL_STACK_BYTES 16384 /* THREAD_SIZE of x86-64 */
@@ -169,7 +185,7 @@ static __always_inline bool tl_in_send(void)
 #if defined(__TARGET_ARCH_x86)
 	struct pt_regs regs = {};
 
-	if (!tl_stack_registers(&regs) || regs.cs != TL_USER_CS)
+	if (!tl_stack_registers(&regs) || regs.cs != TL_USER_CS || tl_is_compat())
 		return false;
 	switch (regs.orig_ax) {
 	case 1: /* write */

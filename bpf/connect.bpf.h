@@ -58,13 +58,11 @@ static __always_inline bool tl_is_mptcp(struct tcp_sock *tcp)
 static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
 	struct task_struct *task = tl_current_task();
-	struct tl_request *request;
+	struct tl_parent parent;
 	struct tl_thread *thread;
 	struct tl_conn *conn;
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
-	__u32 tid = TL_READ(task, pid);
 	__u64 cgroup_id = tl_cgroup_of(task);
-	__u64 key = 0;
 	int refused;
 
 	if (!tcp || !tl_traced(cgroup_id))
@@ -87,11 +85,12 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	conn->role = TL_ROLE_CLIENT;
 	conn->cgroup_id = cgroup_id;
 	conn->pid = TL_READ(task, tgid);
-	thread = bpf_map_lookup_elem(&tl_threads, &tid);
-	request = tl_thread_request(thread, &key, &refused);
-	if (request) {
-		conn->connect = key;
-		tl_request_settle(request);
+	conn->born = tl_born(TL_READ(task, group_leader));
+	thread = tl_thread_now();
+	refused = tl_thread_parent(thread, &parent);
+	if (refused < 0) {
+		conn->connect = parent.key;
+		tl_settle(parent.key, false);
 	} else {
 		tl_unattributed(thread, refused);
 	}

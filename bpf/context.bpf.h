@@ -156,88 +156,174 @@ static __always_inline __u32 tl_current_tid(void)
 	return (__u32)bpf_get_current_pid_tgid();
 }
 
-/* The request needs its reader's attention no more: it called on, or began to answer, or ended. */
-static __always_inline void tl_request_settle(struct tl_request *request)
+/* What is known of the current thread, if anything. */
+static __always_inline struct tl_thread *tl_thread_now(void)
 {
+	struct task_struct *task = tl_current_task();
 	struct tl_thread *thread;
-	__u32 tid = request->reader;
+	__u32 tid = TL_READ(task, pid);
 
-	if (request->flags & TL_REQUEST_SETTLED)
-		return;
-	request->flags |= TL_REQUEST_SETTLED;
-	if (!tid)
+	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	if (!thread || tl_is_born(task, thread->born))
+		return thread;
+	/* that of one that has ended, whose number it was */
+	bpf_map_delete_elem(&tl_threads, &tid);
+	return NULL;
+}
+
+/* The current thread, of which nothing is known, has read a request. NULL: there is no memory. */
+static __always_inline struct tl_thread *tl_thread_make(void)
+{
+	struct task_struct *task = tl_current_task();
+	struct tl_thread fresh = {};
+	__u32 tid = TL_READ(task, pid);
+
+	fresh.id = (__u64)bpf_get_prandom_u32() << 32 | tid;
+	fresh.born = tl_born(task);
+	bpf_map_update_elem(&tl_threads, &tid, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&tl_threads, &tid);
+}
+
+/* Does the element still hold the request `key`? To be asked after what was read of it. */
+static __always_inline bool tl_is_request(const struct tl_request *request, __u64 key)
+{
+	asm volatile("" ::: "memory");
+	return *(const volatile __u64 *)request->span_id == key;
+}
+
+/*
+ * The request needs its reader's attention no more: it called on, or began to answer, or ended. Of a
+ * request that has ended meanwhile there is nothing to settle, whatever its element holds now.
+ */
+static __always_inline void tl_request_settle(const struct tl_request *request, __u64 key)
+{
+	struct tl_open_key open = { key, *(const volatile __u64 *)&request->reader };
+	struct tl_thread *thread;
+	__u32 tid = open.thread;
+
+	if (!open.thread || bpf_map_delete_elem(&tl_open, &open))
 		return;
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
-	if (thread && thread->open > 0)
+	if (thread && thread->id == open.thread)
 		__sync_fetch_and_add(&thread->open, -1);
 }
 
-/* The request runs in `tid` again, and may call next. */
-static __always_inline void tl_request_open(struct tl_request *request, struct tl_thread *thread,
-					    __u32 tid)
+/* The request runs in the current thread again, and may call next. */
+static __always_inline void tl_request_open(struct tl_request *request, __u64 key,
+					    struct tl_thread *thread)
 {
-	if (request->reader == tid && !(request->flags & TL_REQUEST_SETTLED))
+	struct tl_open_key open = { key, thread->id };
+	__u8 one = 1;
+
+	if (!tl_is_request(request, key))
 		return;
-	tl_request_settle(request);
-	request->reader = tid;
-	request->flags &= ~TL_REQUEST_SETTLED;
+	if (request->reader != thread->id) {
+		tl_request_settle(request, key);
+		*(volatile __u64 *)&request->reader = thread->id;
+	}
+	if (bpf_map_update_elem(&tl_open, &open, &one, BPF_NOEXIST))
+		return;
 	__sync_fetch_and_add(&thread->open, 1);
+	/* has it ended meanwhile? Then whoever ended it may have come too early to settle it */
+	if (!tl_is_request(request, key) && !bpf_map_delete_elem(&tl_open, &open))
+		__sync_fetch_and_add(&thread->open, -1);
 }
 
 static __always_inline void tl_request_end(__u64 key)
 {
 	struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+	struct tl_tracestate *state;
 
-	if (!request)
+	if (!request || !tl_is_request(request, key))
 		return;
-	tl_request_settle(request);
-	if (request->tracestate_len)
+	*(volatile __u64 *)request->span_id = 0;
+	/* it is no parent any more; the addition orders what stands before and behind it */
+	__sync_fetch_and_add(&request->fanout, TL_FANOUT_MAX);
+	tl_request_settle(request, key);
+	if (request->tracestate_len) {
+		state = bpf_map_lookup_elem(&tl_tracestates, &key);
+		if (state)
+			*(volatile __u64 *)&state->request = 0;
 		bpf_map_delete_elem(&tl_tracestates, &key);
+	}
 	bpf_map_delete_elem(&tl_requests, &key);
 }
 
-/* Why a request found as parent may not be one any more, or -1 when it may. */
-static __always_inline int tl_parent_refused(const struct tl_request *request)
+/* Settles a request of which only the key is known. `called`: it made a call. */
+static __always_inline void tl_settle(__u64 key, bool called)
 {
+	struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
 	if (!request)
-		return TL_ROOT_PARENT_ENDED;
-	if (bpf_ktime_get_ns() - request->start_ns > TL_AGE_MAX_NS)
-		return TL_ROOT_TOO_OLD;
-	if (request->fanout >= TL_FANOUT_MAX)
-		return TL_ROOT_FANOUT;
-	return -1;
+		return;
+	if (called)
+		__sync_fetch_and_add(&request->fanout, 1);
+	tl_request_settle(request, key);
 }
 
 /*
- * The request that `thread` works for, or NULL and the reason. A thread may have read several
- * requests (an event loop, a worker that puts one aside): the last one is it only as long as no
- * other could be the one that calls. A thread that serves one after the other never has two open.
+ * The parent of a call: what it inherits from its request. A copy: the element that a request is in may
+ * be that of another one at any time, so that nothing may be taken from it without being asked.
  */
-static __always_inline struct tl_request *tl_thread_request(struct tl_thread *thread, __u64 *key,
-							    int *refused)
-{
-	const struct tl_settings *settings;
-	struct tl_request *request;
-	__s32 others;
+struct tl_parent {
+	__u64 key; /* of tl_requests, which is the span's id */
+	__u8 trace_id[16];
+	__u8 parent_span_id[8]; /* the parent's own */
+	__u16 tracestate_len;
+	__u8 trace_flags;
+	__u8 evidence; /* enum tl_evidence */
+	__u8 _pad[4];
+};
 
-	settings = tl_settings_now();
-	*refused = TL_ROOT_NO_CONTEXT;
+/*
+ * Takes the request `key` for the parent of a call. Returns -1, or why it may not be one (any more):
+ * enum tl_counter.
+ */
+static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_parent *parent)
+{
+	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
+	if (!request)
+		return TL_ROOT_PARENT_ENDED;
+	if (bpf_ktime_get_ns() - request->start_ns > TL_AGE_MAX_NS)
+		return tl_is_request(request, key) ? TL_ROOT_TOO_OLD : TL_ROOT_PARENT_ENDED;
+	if (request->fanout >= TL_FANOUT_MAX)
+		return tl_is_request(request, key) ? TL_ROOT_FANOUT : TL_ROOT_PARENT_ENDED;
+	parent->key = key;
+	__builtin_memcpy(parent->trace_id, request->trace_id, 16);
+	__builtin_memcpy(parent->parent_span_id, request->parent_span_id, 8);
+	parent->tracestate_len = request->tracestate_len;
+	parent->trace_flags = request->trace_flags;
+	parent->evidence = evidence;
+	return tl_is_request(request, key) ? -1 : TL_ROOT_PARENT_ENDED;
+}
+
+/*
+ * Takes the request that `thread` works for. Returns as tl_take_parent(). A thread may have read
+ * several requests (an event loop, a worker that puts one aside): the last one is it only as long as
+ * no other could be the one that calls. A thread that serves one after the other never has two open.
+ */
+static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_parent *parent)
+{
+	const struct tl_settings *settings = tl_settings_now();
+	struct tl_open_key open = {};
+	__s32 others;
+	int refused;
+
 	/* an event loop whose ticks are not seen to end looks like a thread that serves one request */
 	if (!thread || !thread->current || !settings || !settings->ticks)
-		return NULL;
-	*key = thread->current;
-	request = bpf_map_lookup_elem(&tl_requests, key);
-	*refused = tl_parent_refused(request);
-	if (!request || *refused >= 0)
-		return NULL;
+		return TL_ROOT_NO_CONTEXT;
+	refused = tl_take_parent(thread->current, thread->evidence, parent);
+	if (refused >= 0)
+		return refused;
 	others = thread->open;
-	if (!(request->flags & TL_REQUEST_SETTLED))
+	if (others <= 0)
+		return -1;
+	open.request = parent->key;
+	open.thread = thread->id;
+	if (bpf_map_lookup_elem(&tl_open, &open))
 		others--;
-	if (others > 0) {
-		*refused = TL_ROOT_AMBIGUOUS;
-		return NULL;
-	}
-	return request;
+	return others > 0 ? TL_ROOT_AMBIGUOUS : -1;
 }
 
 /*
@@ -249,7 +335,6 @@ static __always_inline struct tl_request *tl_thread_request(struct tl_thread *th
  */
 static __always_inline void tl_unattributed(struct tl_thread *thread, int refused)
 {
-	struct tl_request *request;
 	__u64 now = bpf_ktime_get_ns();
 
 	if (!thread)
@@ -257,83 +342,78 @@ static __always_inline void tl_unattributed(struct tl_thread *thread, int refuse
 	if (refused == TL_ROOT_AMBIGUOUS) {
 		if (thread->deferred_ns && now - thread->deferred_ns < TL_DEFERRED_NS)
 			return;
-		request = bpf_map_lookup_elem(&tl_requests, &thread->current);
-		if (request)
-			tl_request_settle(request);
+		tl_settle(thread->current, false);
 	} else if (thread->loop && !thread->current && !thread->unknown) {
 		thread->deferred_ns = now;
 	}
 }
 
-/*
- * The request for which a goroutine has taken the connection: another goroutine writes, on whatever
- * thread. NULL, with the reason unless nothing is known.
- */
-static __always_inline struct tl_request *tl_go_parent(struct tl_conn *conn, __u64 *key,
-						       __u8 *evidence, int *refused)
+static __always_inline void tl_count_parent(__u8 evidence)
 {
-	struct tl_request *request;
+	switch (evidence) {
+	case TL_EVIDENCE_CONTEXT:
+		tl_count(TL_PARENT_CONTEXT);
+		return;
+	case TL_EVIDENCE_GOROUTINE:
+		tl_count(TL_PARENT_GOROUTINE);
+		return;
+	case TL_EVIDENCE_CONNECT:
+		tl_count(TL_PARENT_CONNECT);
+		return;
+	case TL_EVIDENCE_RESTORE:
+		tl_count(TL_PARENT_RESTORE);
+		return;
+	}
+	tl_count(TL_PARENT_THREAD);
+}
+
+/*
+ * Takes the request for which a goroutine has taken the connection: another goroutine writes, on
+ * whatever thread. Returns as tl_take_parent(), `unknown` where nothing is known.
+ */
+static __always_inline int tl_go_parent(struct tl_conn *conn, struct tl_parent *parent, int unknown)
+{
 	struct tl_go_call *call;
-	__u64 socket = conn->socket;
+	__u64 socket = conn->socket, key;
 
 	call = bpf_map_lookup_elem(&tl_go_calls, &socket);
 	if (!call || !call->fresh)
-		return NULL;
+		return unknown;
 	call->fresh = 0;
-	*key = call->request;
-	*evidence = call->evidence;
-	*refused = TL_ROOT_NO_CONTEXT;
-	if (!*key)
-		return NULL;
-	request = bpf_map_lookup_elem(&tl_requests, key);
-	*refused = tl_parent_refused(request);
-	return *refused < 0 ? request : NULL;
+	key = call->request;
+	return key ? tl_take_parent(key, call->evidence, parent) : TL_ROOT_NO_CONTEXT;
 }
 
-/* Which request is this call made for? */
-static __always_inline struct tl_request *tl_find_parent(struct tl_conn *conn, __u64 *key,
-							 __u8 *evidence)
+/* Which request is this call made for? False: for none that we know. */
+static __always_inline bool tl_find_parent(struct tl_conn *conn, struct tl_parent *parent)
 {
-	struct tl_request *request;
 	struct tl_thread *thread;
-	__u32 tid = tl_current_tid();
 	int refused;
 
-	if (conn->connect && !(conn->flags & TL_CONN_USED)) {
-		*key = conn->connect;
-		request = bpf_map_lookup_elem(&tl_requests, key);
-		if (request && tl_parent_refused(request) < 0) {
-			tl_count(TL_PARENT_CONNECT);
-			*evidence = TL_EVIDENCE_CONNECT;
-			return request;
-		}
+	if (conn->connect && !(conn->flags & TL_CONN_USED) &&
+	    tl_take_parent(conn->connect, TL_EVIDENCE_CONNECT, parent) < 0) {
+		tl_count(TL_PARENT_CONNECT);
+		return true;
 	}
-	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	thread = tl_thread_now();
 	if (thread && thread->loop && conn->flags & TL_CONN_CONNECTED &&
 	    !(conn->flags & TL_CONN_USED)) {
 		/* an event loop writes the first request ticks after it decided to make it */
 		tl_count(TL_ROOT_NO_CONTEXT);
-		return NULL;
+		return false;
 	}
-	request = tl_thread_request(thread, key, &refused);
+	refused = tl_thread_parent(thread, parent);
 #ifndef TL_OF_TLS /* no Go program calls OpenSSL; and stacks are small */
-	if (!request && !thread) {
-		request = tl_go_parent(conn, key, evidence, &refused);
-		if (request) {
-			tl_count(*evidence == TL_EVIDENCE_CONTEXT ? TL_PARENT_CONTEXT :
-								    TL_PARENT_GOROUTINE);
-			return request;
-		}
-	}
+	if (!thread)
+		refused = tl_go_parent(conn, parent, refused);
 #endif
-	if (!request) {
+	if (refused >= 0) {
 		tl_unattributed(thread, refused);
 		tl_count(refused);
-		return NULL;
+		return false;
 	}
-	*evidence = thread->evidence;
-	tl_count(*evidence == TL_EVIDENCE_RESTORE ? TL_PARENT_RESTORE : TL_PARENT_THREAD);
-	return request;
+	tl_count_parent(parent->evidence);
+	return true;
 }
 
 /*
@@ -376,13 +456,9 @@ __noinline int tl_thread_refused(__u64 request)
  */
 static __always_inline void tl_leave_partial(struct tl_thread *thread)
 {
-	struct tl_request *request;
-
 	if (!thread->partial)
 		return;
-	request = bpf_map_lookup_elem(&tl_requests, &thread->partial);
-	if (request)
-		tl_request_settle(request);
+	tl_settle(thread->partial, false);
 	thread->partial = 0;
 }
 
@@ -401,8 +477,6 @@ static __always_inline void tl_thread_reads(struct tl_conn *conn, struct tl_thre
 					    __u64 key, __u8 evidence, bool whole)
 {
 	struct tl_request *request = NULL;
-	struct tl_thread fresh = {};
-	__u32 tid = tl_current_tid();
 	int refused;
 
 	if (key)
@@ -412,7 +486,7 @@ static __always_inline void tl_thread_reads(struct tl_conn *conn, struct tl_thre
 			tl_leave(thread);
 		return;
 	}
-	if (evidence == TL_EVIDENCE_RESTORE && request->reader != tid) {
+	if (evidence == TL_EVIDENCE_RESTORE && (!thread || request->reader != thread->id)) {
 		/*
 		 * The answer was read by a thread that did not read the request (the pool of a client
 		 * library): it says nothing about what that thread does next.
@@ -431,8 +505,7 @@ static __always_inline void tl_thread_reads(struct tl_conn *conn, struct tl_thre
 				tl_count(refused);
 			return;
 		}
-		bpf_map_update_elem(&tl_threads, &tid, &fresh, BPF_NOEXIST);
-		thread = bpf_map_lookup_elem(&tl_threads, &tid);
+		thread = tl_thread_make();
 		if (!thread)
 			return;
 	}
@@ -445,8 +518,8 @@ static __always_inline void tl_thread_reads(struct tl_conn *conn, struct tl_thre
 	if (!whole)
 		thread->partial = key;
 	/* the last bytes of an answer leave long after the thread has gone on */
-	if (!(request->flags & TL_REQUEST_ANSWERING))
-		tl_request_open(request, thread, tid);
+	if (request->answering != key)
+		tl_request_open(request, key, thread);
 }
 
 #endif

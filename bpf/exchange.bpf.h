@@ -232,11 +232,12 @@ __noinline int tl_finish(TL_EXCHANGE, __u32 status, __u32 end)
 
 /*
  * A second request has come before the answer to the first was seen whole. When the answer was
- * lost from sight, the exchange is closed; else the requests are pipelined, and the connection is
- * left alone from here on. Returns true then.
+ * lost from sight, the exchange is closed; else the requests are pipelined: what is asked is not
+ * followed any more, and the connection is left alone once the first is answered. Returns true then.
  */
 static __always_inline bool tl_pipelined(struct tl_conn *conn, struct tl_text *text)
 {
+	struct tl_http *request = conn->role == TL_ROLE_SERVER ? &conn->in : &conn->out;
 	struct tl_http *response = conn->role == TL_ROLE_SERVER ? &conn->out : &conn->in;
 
 	if (!(conn->flags & TL_CONN_ACTIVE))
@@ -244,15 +245,15 @@ static __always_inline bool tl_pipelined(struct tl_conn *conn, struct tl_text *t
 	if (response->state >= TL_HTTP_UNTIL_CLOSE) {
 		tl_finish(TL_GIVE_EXCHANGE(conn, text), response->status, TL_END_CLOSED);
 		tl_http_restart(response);
-		response->flags &= ~TL_HTTP_SYNCED;
 		return false;
 	}
 	tl_count(TL_SKIP_PIPELINED);
-	tl_probed_ends(conn);
+	/* whose call it is that the service makes next cannot be told */
 	if (conn->role == TL_ROLE_SERVER)
 		tl_request_end(conn->request);
 	conn->request = 0;
-	conn->role = TL_ROLE_OFF;
+	conn->flags |= TL_CONN_PIPELINED;
+	request->state = TL_HTTP_LOST;
 	return true;
 }
 
@@ -264,9 +265,13 @@ static __always_inline bool tl_chunk_ready(struct tl_conn *conn, struct tl_text 
 					   const struct tl_http *http, struct tl_chunk *chunk,
 					   __u32 n, __u32 base)
 {
-	if (http->state == TL_HTTP_START && !(http->flags & TL_HTTP_RESPONSE) &&
-	    chunk->data[0] != '\r' && chunk->data[0] != '\n' && tl_pipelined(conn, text))
-		return false;
+	if (http->state == TL_HTTP_START && !(http->flags & TL_HTTP_RESPONSE)) {
+		/* an empty line in front of a request is a chunk of its own: nothing has begun yet */
+		if (chunk->data[0] == '\r' || chunk->data[0] == '\n')
+			n = 1;
+		else if (tl_pipelined(conn, text))
+			return false;
+	}
 	chunk->len = n;
 	chunk->pos = 0;
 	chunk->base = base;
@@ -291,7 +296,38 @@ static __always_inline void tl_keep_tracestate(struct tl_text *text, struct tl_r
 		return;
 	}
 	__builtin_memcpy(state->text, text->tracestate, TL_TRACESTATE_MAX);
+	asm volatile("" ::: "memory");
+	state->request = key;
 	request->tracestate_len = text->tracestate_len;
+}
+
+/* The calls of a request that has begun inherit from what is kept of it here. */
+static __always_inline void tl_keep_request(struct tl_conn *conn, struct tl_text *text, __u64 key)
+{
+	struct tl_request *request;
+	const void *nothing;
+	__u32 zero = 0;
+
+	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
+	if (!nothing)
+		return;
+	bpf_map_update_elem(&tl_requests, &key, nothing, BPF_ANY);
+	request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (!request) {
+		tl_count(TL_FULL_REQUESTS);
+		return;
+	}
+	request->start_ns = conn->start_ns;
+	__builtin_memcpy(request->trace_id, conn->trace_id, 16);
+	__builtin_memcpy(request->parent_span_id, conn->parent_span_id, 8);
+	request->trace_flags = conn->trace_flags;
+	if (conn->flags & (TL_CONN_TLS | TL_CONN_GO))
+		request->flags = TL_REQUEST_PROBED;
+	if (text->tracestate_len)
+		tl_keep_tracestate(text, request, key);
+	/* last: see tl_is_request() */
+	asm volatile("" ::: "memory");
+	*(volatile __u64 *)request->span_id = key;
 }
 
 /* The header block of a request has come in: a server span begins. */
@@ -299,9 +335,6 @@ __noinline int tl_begin_server(TL_EXCHANGE)
 {
 	TL_TAKE_EXCHANGE(conn, text);
 	const struct tl_settings *settings = tl_settings_now();
-	struct tl_request *request;
-	const void *nothing;
-	__u32 zero = 0;
 	__u64 key;
 	int flags;
 
@@ -318,7 +351,7 @@ __noinline int tl_begin_server(TL_EXCHANGE)
 	conn->start_ns = bpf_ktime_get_ns();
 	conn->pid = 0;
 	conn->flags |= TL_CONN_ACTIVE | TL_CONN_USED;
-	conn->flags &= ~TL_CONN_RESPONDING;
+	conn->flags &= ~(TL_CONN_RESPONDING | TL_CONN_OPAQUE);
 	tl_random_id(conn->span_id, 2);
 	tl_take_tracestate(&conn->in, text);
 	flags = tl_take_header(conn, &conn->in, text);
@@ -343,33 +376,15 @@ __noinline int tl_begin_server(TL_EXCHANGE)
 		conn->trace_flags = TL_FLAG_RANDOM | tl_sample_root(conn->trace_id);
 	}
 
-	/* nobody knows the key yet, so that an entry that is not filled in is seen by nobody */
 	key = tl_key(conn->span_id);
+	tl_keep_request(conn, text, key);
 	conn->request = key;
-	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
-	if (!nothing)
-		return 0;
-	bpf_map_update_elem(&tl_requests, &key, nothing, BPF_ANY);
-	request = bpf_map_lookup_elem(&tl_requests, &key);
-	if (!request) {
-		tl_count(TL_FULL_REQUESTS);
-		return 0;
-	}
-	request->start_ns = conn->start_ns;
-	__builtin_memcpy(request->trace_id, conn->trace_id, 16);
-	__builtin_memcpy(request->span_id, conn->span_id, 8);
-	__builtin_memcpy(request->parent_span_id, conn->parent_span_id, 8);
-	request->trace_flags = conn->trace_flags;
-	if (conn->flags & (TL_CONN_TLS | TL_CONN_GO))
-		request->flags = TL_REQUEST_PROBED;
-	if (text->tracestate_len)
-		tl_keep_tracestate(text, request, key);
 	return 0;
 }
 
 /* Gives a client exchange its context; `parent` may be NULL, which starts a trace. */
 static __always_inline void tl_begin_client(struct tl_conn *conn, struct tl_text *text,
-					    struct tl_request *parent, __u64 key, __u8 evidence)
+					    const struct tl_parent *parent)
 {
 	__u64 own;
 	int flags;
@@ -382,15 +397,13 @@ static __always_inline void tl_begin_client(struct tl_conn *conn, struct tl_text
 	else
 		conn->flags |= TL_CONN_FIRST;
 	conn->flags |= TL_CONN_ACTIVE | TL_CONN_USED;
-	conn->flags &= ~TL_CONN_RESPONDING;
-	conn->parent = parent ? key : 0;
+	conn->flags &= ~(TL_CONN_RESPONDING | TL_CONN_OPAQUE);
+	conn->parent = parent ? parent->key : 0;
 	tl_random_id(conn->span_id, 2);
 	tl_take_tracestate(&conn->out, text);
 	flags = tl_take_header(conn, &conn->out, text);
-	if (parent) {
-		parent->fanout++;
-		tl_request_settle(parent);
-	}
+	if (parent)
+		tl_settle(parent->key, true);
 	if (flags >= 0) {
 		/*
 		 * The application's own header wins. One that is passed on as it came in (proxies do
@@ -401,17 +414,17 @@ static __always_inline void tl_begin_client(struct tl_conn *conn, struct tl_text
 		conn->evidence = TL_EVIDENCE_HEADER;
 		conn->trace_flags = flags;
 		if (parent && tl_key(parent->parent_span_id) == own) {
-			__builtin_memcpy(conn->parent_span_id, parent->span_id, 8);
-			conn->evidence = evidence;
+			__builtin_memcpy(conn->parent_span_id, &parent->key, 8);
+			conn->evidence = parent->evidence;
 		}
 		tl_count(TL_ADOPTED_HEADER);
 		return;
 	}
 	if (parent) {
 		__builtin_memcpy(conn->trace_id, parent->trace_id, 16);
-		__builtin_memcpy(conn->parent_span_id, parent->span_id, 8);
+		__builtin_memcpy(conn->parent_span_id, &parent->key, 8);
 		conn->trace_flags = parent->trace_flags;
-		conn->evidence = evidence;
+		conn->evidence = parent->evidence;
 		return;
 	}
 	tl_random_id(conn->trace_id, 4);
@@ -422,12 +435,14 @@ static __always_inline void tl_begin_client(struct tl_conn *conn, struct tl_text
 
 /*
  * May bytes be the start of a request? Up to four capital letters, or three and a space; the parser
- * checks the rest.
+ * checks the rest. Those of an answer are `HTTP`.
  */
 static __always_inline bool tl_begins_request(const __u8 *start, __u32 n)
 {
 	__u32 i;
 
+	if (n == 4 && start[0] == 'H' && start[1] == 'T' && start[2] == 'T' && start[3] == 'P')
+		return false;
 	for (i = 0; i < 4; i++) {
 		if (i >= n)
 			break;
@@ -439,20 +454,51 @@ static __always_inline bool tl_begins_request(const __u8 *start, __u32 n)
 	return true;
 }
 
+/*
+ * Until a header block of a request was seen whole, which end of a connection is the client's is a guess,
+ * unless we saw it being made: bytes in the middle of an answer may look like the start of a request.
+ * (Of TLS the flag says nothing: its socket may not be known yet.)
+ */
+static __always_inline bool tl_is_guess(const struct tl_conn *conn)
+{
+	if (conn->flags & TL_CONN_USED)
+		return false;
+	return conn->flags & TL_CONN_TLS || !(conn->flags & TL_CONN_CONNECTED);
+}
+
+/* The guess was wrong: whatever looks like the start of a request is looked at anew. */
+static __always_inline void tl_guess_again(struct tl_conn *conn)
+{
+	tl_http_restart(&conn->in);
+	tl_http_restart(&conn->out);
+	conn->in.flags = 0;
+	conn->out.flags = 0;
+	conn->role = TL_ROLE_UNKNOWN;
+}
+
+/* Is what could not be parsed the preface of HTTP/2? Then nothing behind it is HTTP/1. */
+static __always_inline bool tl_is_http2(const struct tl_text *text)
+{
+	return text->method_len == 3 && text->method[0] == 'P' && text->method[1] == 'R' &&
+	       text->method[2] == 'I';
+}
+
 /* One end of message was reached in direction `http`. */
 static __always_inline void tl_message_ends(struct tl_conn *conn, struct tl_text *text,
 					    struct tl_http *http)
 {
-	if (http->flags & TL_HTTP_RESPONSE && http->status >= 200)
+	if (http->flags & TL_HTTP_RESPONSE && http->status >= 200) {
 		tl_finish(TL_GIVE_EXCHANGE(conn, text), http->status, TL_END_COMPLETE);
-	else if (http->flags & TL_HTTP_RESPONSE && conn->role == TL_ROLE_SERVER) {
+		if (conn->flags & TL_CONN_PIPELINED)
+			conn->role = TL_ROLE_OFF;
+	} else if (http->flags & TL_HTTP_RESPONSE && conn->role == TL_ROLE_SERVER) {
 		__u64 key = conn->request;
 		struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
 
 		/* 100 Continue is no answer yet */
 		conn->flags &= ~TL_CONN_RESPONDING;
 		if (request)
-			request->flags &= ~TL_REQUEST_ANSWERING;
+			request->answering = 0;
 	}
 	tl_http_restart(http);
 }
@@ -501,6 +547,8 @@ static __always_inline void tl_stream_event(struct tl_conn *conn, struct tl_text
 			return;
 		}
 		tl_message_ends(conn, text, http);
+	} else if (http->state == TL_HTTP_LOST) {
+		tl_count(TL_SKIP_MALFORMED);
 	}
 }
 
@@ -515,8 +563,9 @@ static __always_inline void tl_responds(struct tl_conn *conn)
 	conn->flags |= TL_CONN_RESPONDING;
 	request = bpf_map_lookup_elem(&tl_requests, &key);
 	if (request) {
-		request->flags |= TL_REQUEST_ANSWERING;
-		tl_request_settle(request);
+		/* its key: should the element be another's by now, that says nothing of it */
+		request->answering = key;
+		tl_request_settle(request, key);
 	}
 }
 

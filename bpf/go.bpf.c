@@ -45,7 +45,7 @@ struct {
 	__type(value, __u64);
 } tl_go_contexts SEC(".maps");
 
-/* By tl_go_key() of a goroutine: the last of those that it has started whose number was not known yet. */
+/* By tl_process_key() of a goroutine: the last of those that it has started whose number was not known yet. */
 struct tl_go_first {
 	__u64 p; /* of the runtime, which fetches numbers for it */
 	struct tl_goroutine child;
@@ -87,12 +87,12 @@ static __always_inline struct tl_goroutine *tl_go_first(const struct tl_go_binar
 
 	if (id % TL_GO_NUMBERS != 1 || binary->g_parent_goid == TL_GO_UNKNOWN)
 		return NULL;
-	key = tl_go_key(tl_go_word(goroutine + binary->g_parent_goid));
+	key = tl_process_key(tl_go_word(goroutine + binary->g_parent_goid));
 	first = bpf_map_lookup_elem(&tl_go_firsts, &key);
 	if (!first || tl_go_word(first->p + binary->p_goidcacheend) != id + TL_GO_NUMBERS)
 		return NULL;
 	child = first->child;
-	key = tl_go_key(id);
+	key = tl_process_key(id);
 	bpf_map_update_elem(&tl_goroutines, &key, &child, BPF_ANY);
 	return bpf_map_lookup_elem(&tl_goroutines, &key);
 }
@@ -101,7 +101,7 @@ static __always_inline struct tl_goroutine *tl_go_first(const struct tl_go_binar
 static __always_inline struct tl_goroutine *tl_go_works(const struct tl_go_binary *binary,
 							__u64 goroutine)
 {
-	__u64 id = tl_go_id(binary, goroutine), key = tl_go_key(id);
+	__u64 id = tl_go_id(binary, goroutine), key = tl_process_key(id);
 	struct tl_goroutine *known;
 
 	if (!id)
@@ -171,7 +171,7 @@ int tl_go_starts_another(struct pt_regs *ctx)
 		return 0;
 	}
 	if (stored[0] < stored[1]) {
-		key = tl_go_key(stored[0]);
+		key = tl_process_key(stored[0]);
 		bpf_map_update_elem(&tl_goroutines, &key, &child, BPF_ANY);
 		return 0;
 	}
@@ -181,7 +181,7 @@ int tl_go_starts_another(struct pt_regs *ctx)
 	}
 	first.p = p;
 	first.child = child;
-	key = tl_go_key(tl_go_id(binary, ctx->bx));
+	key = tl_process_key(tl_go_id(binary, ctx->bx));
 	bpf_map_update_elem(&tl_go_firsts, &key, &first, BPF_ANY);
 	return 0;
 }
@@ -569,7 +569,7 @@ static __always_inline void tl_go_takes_up(const struct tl_go_binary *binary, __
 	tl_go_give_context(context, conn->request);
 	if (!id)
 		return;
-	key = tl_go_key(id);
+	key = tl_process_key(id);
 	work.request = conn->request;
 	bpf_map_update_elem(&tl_goroutines, &key, &work, BPF_ANY);
 }
@@ -746,26 +746,22 @@ static __always_inline void tl_go_calls_with(const struct tl_go_binary *binary, 
 {
 	struct tl_http *http = &exchange->conn.out;
 	struct tl_conn *conn = &exchange->conn;
-	struct tl_request *parent = NULL;
 	int refused = TL_ROOT_NO_CONTEXT;
+	struct tl_parent parent;
 	__u8 evidence;
 	__u64 key;
 
 	conn->pid = bpf_get_current_pid_tgid() >> 32;
 	key = tl_go_caller(binary, goroutine, context, &evidence);
-	if (key) {
-		parent = bpf_map_lookup_elem(&tl_requests, &key);
-		refused = tl_parent_refused(parent);
-		if (refused >= 0)
-			parent = NULL;
-	}
-	if (parent)
-		tl_count(evidence == TL_EVIDENCE_CONTEXT ? TL_PARENT_CONTEXT : TL_PARENT_GOROUTINE);
+	if (key)
+		refused = tl_take_parent(key, evidence, &parent);
+	if (refused < 0)
+		tl_count_parent(evidence);
 	else
 		tl_count(refused);
-	tl_begin_client(conn, &exchange->text, parent, key, evidence);
+	tl_begin_client(conn, &exchange->text, refused < 0 ? &parent : NULL);
 	if (!(http->flags & (TL_HTTP_HAS_TRACEPARENT | TL_HTTP_HAS_TRACESTATE)))
-		tl_inherit_tracestate(&exchange->text, parent, key);
+		tl_inherit_tracestate(&exchange->text, refused < 0 ? &parent : NULL);
 }
 
 /*
@@ -802,7 +798,7 @@ static __always_inline bool tl_go_may_write(const struct tl_conn *conn, bool see
 static __always_inline void tl_go_writes(const struct tl_go_binary *binary, __u64 goroutine,
 					 const struct tl_go_writing *writing)
 {
-	__u64 id = tl_go_id(binary, goroutine), key = tl_go_key(id);
+	__u64 id = tl_go_id(binary, goroutine), key = tl_process_key(id);
 
 	if (writing && id)
 		bpf_map_update_elem(&tl_go_writers, &key, writing, BPF_ANY);

@@ -36,7 +36,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_go_binaries SEC(".maps");
 
-/* tl_go_key(0) of a process -> its binary: an index of tl_go_binaries. Kept by its own probes. */
+/* tl_process_key(0) of a process -> its binary: an index of tl_go_binaries. Kept by its own probes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
@@ -45,7 +45,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_go_processes SEC(".maps");
 
-/* By tl_go_key(). The oldest give way. */
+/* By tl_process_key(). The oldest give way. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
@@ -71,7 +71,7 @@ struct {
  * when a process executes another program (execve), which begins with the same numbers: when the process
  * began, and how many programs it has executed, tells them apart.
  */
-static __always_inline __u64 tl_go_key(__u64 what)
+static __always_inline __u64 tl_process_key(__u64 what)
 {
 	struct task_struct *task = tl_current_task(), *leader = TL_READ(task, group_leader);
 	__u64 began = TL_READ(leader, start_time);
@@ -109,7 +109,7 @@ static __always_inline __u64 tl_go_id(const struct tl_go_binary *binary, __u64 g
  */
 static __always_inline bool tl_goroutine_reads(__u64 address, __u64 request)
 {
-	__u64 id, key = tl_go_key(0);
+	__u64 id, key = tl_process_key(0);
 	__u32 *index = bpf_map_lookup_elem(&tl_go_processes, &key);
 	struct tl_goroutine *known, goroutine = { .request = request };
 	const struct tl_go_binary *binary;
@@ -118,7 +118,7 @@ static __always_inline bool tl_goroutine_reads(__u64 address, __u64 request)
 	id = binary ? tl_go_id(binary, address) : 0;
 	if (!id)
 		return false;
-	key = tl_go_key(id);
+	key = tl_process_key(id);
 	known = bpf_map_lookup_elem(&tl_goroutines, &key);
 	if (known && known->request == request && !known->depth)
 		return true;

@@ -48,7 +48,7 @@ struct tl_go_writing {
 	__u32 kind; /* enum tl_go_writing_kind */
 };
 
-/* By tl_go_key() of the goroutine that writes the header, or takes the call to the one that does. */
+/* By tl_process_key() of the goroutine that writes the header, or takes the call to the one that does. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
@@ -69,7 +69,7 @@ struct {
 /* Of an object that is at least 16 bytes large. */
 static __always_inline __u64 tl_go_object_key(__u64 address)
 {
-	return tl_go_key(address >> 4);
+	return tl_process_key(address >> 4);
 }
 
 /*
@@ -92,7 +92,7 @@ static __always_inline const struct tl_go_binary *tl_go_enter(struct pt_regs *ct
 		return NULL;
 	again = *index & TL_GO_AGAIN;
 	*index &= TL_GO_BINARIES - 1;
-	process = tl_go_key(0);
+	process = tl_process_key(0);
 	known = bpf_map_lookup_elem(&tl_go_processes, &process);
 	if (!known || (*known != *index && !again))
 		bpf_map_update_elem(&tl_go_processes, &process, index, BPF_ANY);

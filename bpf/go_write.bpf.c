@@ -314,7 +314,7 @@ int tl_go_write_h2(struct pt_regs *ctx)
 	if (!binary)
 		return 0;
 	id = tl_go_id(binary, ctx->r14);
-	exchange = id ? tl_go_take(&tl_go_writers, tl_go_key(id),
+	exchange = id ? tl_go_take(&tl_go_writers, tl_process_key(id),
 				   1 << TL_GO_WRITING_STREAM | 1 << TL_GO_WRITING_FRAME, &writing) :
 			NULL;
 	if (!exchange)
@@ -409,7 +409,7 @@ int tl_go_write_put(struct pt_regs *ctx)
 	if (!tl_go_word(ctx->di + binary->grpc_headers_init))
 		return 0; /* of an answer */
 	id = tl_go_id(binary, ctx->r14);
-	key = tl_go_key(id);
+	key = tl_process_key(id);
 	call = id ? bpf_map_lookup_elem(&tl_go_writers, &key) : NULL;
 	if (!call || call->kind != TL_GO_WRITING_CALL)
 		return 0;
@@ -451,7 +451,7 @@ int tl_go_write_rpc(struct pt_regs *ctx)
 	frame.exchange = writing.exchange;
 	frame.span = writing.span;
 	frame.stream_id = ctx->bx;
-	key = tl_go_key(id);
+	key = tl_process_key(id);
 	bpf_map_update_elem(&tl_go_writers, &key, &frame, BPF_ANY);
 	return 0;
 }

@@ -38,10 +38,10 @@ __noinline int tl_request_out(TL_EXCHANGE)
 {
 	TL_TAKE_EXCHANGE(conn, text);
 	__u32 bytes = TL_TRACEPARENT_BYTES, lines = 1;
-	struct tl_request *parent;
+	struct task_struct *task = tl_current_task();
+	struct tl_parent parent;
 	struct tl_http *http;
-	__u64 key = 0;
-	__u8 evidence = TL_EVIDENCE_NONE;
+	bool found;
 
 	if (!conn || !text)
 		return 0;
@@ -49,13 +49,12 @@ __noinline int tl_request_out(TL_EXCHANGE)
 	if (tl_pipelined(conn, text))
 		return 0;
 	conn->pid = bpf_get_current_pid_tgid() >> 32;
-	parent = tl_find_parent(conn, &key, &evidence);
-	tl_begin_client(conn, text, parent, key, evidence);
+	conn->born = tl_born(TL_READ(task, group_leader));
+	found = tl_find_parent(conn, &parent);
+	tl_begin_client(conn, text, found ? &parent : NULL);
 	conn->in.flags |= TL_HTTP_RESPONSE;
-	if (conn->in.state == TL_HTTP_LOST) {
+	if (conn->in.state == TL_HTTP_LOST)
 		tl_http_restart(&conn->in);
-		conn->in.flags &= ~TL_HTTP_SYNCED;
-	}
 	if (http->flags & TL_HTTP_HAS_TRACEPARENT)
 		return 0;
 	if (http->flags & TL_HTTP_MALFORMED) {
@@ -79,7 +78,7 @@ __noinline int tl_request_out(TL_EXCHANGE)
 		tl_count(TL_SKIP_SPLIT_BLANK);
 		return 0;
 	}
-	tl_inherit_tracestate(text, parent, key);
+	tl_inherit_tracestate(text, found ? &parent : NULL);
 	if (text->tracestate_len && text->tracestate_len <= TL_TRACESTATE_MAX) {
 		bytes += 14 + text->tracestate_len;
 		lines++;
@@ -275,9 +274,33 @@ __noinline int tl_send_chunk(struct sk_msg_md *msg, TL_EXCHANGE, __u32 off)
 			skipped += bytes;
 		}
 	}
+	if (http->state == TL_HTTP_LOST)
+		return 0;
 	if (tl_http_frame(http, http->method))
 		tl_http_restart(http);
 	return skipped;
+}
+
+/*
+ * As many as TL_CHUNKS_MAX of them. Returns as tl_send_chunk(). A function of its own, too: what a send
+ * may hold takes more turns than the verifier would walk.
+ */
+__noinline int tl_send_chunks(struct sk_msg_md *msg, TL_EXCHANGE, __u32 off)
+{
+	TL_TAKE_EXCHANGE(conn, text);
+	__u32 at = off;
+	__u32 i;
+
+	if (!conn || !text)
+		return 0;
+	for (i = 0; i < TL_CHUNKS_MAX && at < msg->size; i++) {
+		int went = tl_send_chunk(msg, TL_GIVE_EXCHANGE(conn, text), at);
+
+		if (went <= 0)
+			return went;
+		at += went;
+	}
+	return at - off;
 }
 
 SEC("sk_msg")
@@ -311,8 +334,8 @@ int tl_send(struct sk_msg_md *msg)
 	}
 	http->flags &= ~TL_HTTP_BLANK_SEEN;
 
-	for (i = 0; i < TL_CHUNKS_MAX && off < msg->size; i++) {
-		int went = tl_send_chunk(msg, TL_GIVE_EXCHANGE(conn, text), off);
+	for (i = 0; i < TL_ROUNDS_MAX && off < msg->size; i++) {
+		int went = tl_send_chunks(msg, TL_GIVE_EXCHANGE(conn, text), off);
 
 		if (!went)
 			goto out;
@@ -342,9 +365,9 @@ static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *
 	if (conn->flags & TL_CONN_MPTCP)
 		return;
 	if (ops->data_segs_out) {
-		/* TCP Fast Open: the request left with the SYN, before anyone could look at it */
-		tl_count(TL_SKIP_NOT_ENROLLED);
-		conn->role = TL_ROLE_OFF;
+		/* TCP Fast Open: the request left with the SYN, which tl_egress has seen */
+		if (!(conn->flags & TL_CONN_USED))
+			tl_count(TL_SKIP_NOT_ENROLLED);
 		return;
 	}
 	conn->out.next_seq = ops->snd_nxt;
@@ -367,6 +390,14 @@ static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
+/* Was the process that the connection is of seen to call FIONREAD? */
+static __always_inline bool tl_asks_fionread(const struct tl_conn *conn)
+{
+	__u32 *born = bpf_map_lookup_elem(&tl_fionread, &conn->pid);
+
+	return born && *born == conn->born;
+}
+
 /*
  * Our bytes were acknowledged; the data of this packet is not in the socket yet. The first answer
  * comes no earlier than this, so a socket that leaves the sockhash here has left before its owner
@@ -382,8 +413,7 @@ static __always_inline void tl_acknowledged(struct bpf_sock_ops *ops, struct bpf
 	if (http && !(conn->flags & TL_CONN_USED))
 		return;
 	if (http && tl_config.fionread_broken) {
-		leaves = conn->flags & TL_CONN_LEAVES ||
-			 bpf_map_lookup_elem(&tl_fionread, &conn->pid);
+		leaves = conn->flags & TL_CONN_LEAVES || tl_asks_fionread(conn);
 		/* its process may yet turn out to call it: look again at the next one */
 		if (!leaves)
 			return;

@@ -70,7 +70,7 @@ static __always_inline bool tl_looks_like_start(struct __sk_buff *skb,
 static __always_inline void tl_call_of_nobody(struct tl_conn *conn, struct tl_text *text)
 {
 	tl_count(conn->flags & TL_CONN_MPTCP ? TL_SKIP_MPTCP : TL_SKIP_NOT_ENROLLED);
-	tl_begin_client(conn, text, NULL, 0, TL_EVIDENCE_NONE);
+	tl_begin_client(conn, text, NULL);
 }
 
 /*
@@ -114,6 +114,7 @@ __noinline int tl_packet_chunk(struct __sk_buff *skb, TL_EXCHANGE, __u64 range, 
 	if (n > TL_CHUNK)
 		n = TL_CHUNK;
 	if (bpf_skb_load_bytes(skb, off, chunk->data, tl_length(n, TL_CHUNK))) {
+		tl_count(TL_LOST_GAP);
 		http->state = TL_HTTP_LOST;
 		return 0;
 	}
@@ -127,20 +128,59 @@ __noinline int tl_packet_chunk(struct __sk_buff *skb, TL_EXCHANGE, __u64 range, 
 	return skipped + chunk->pos;
 }
 
-/* The bytes of a direction are not HTTP, or have more lines than the bounds allow. */
-static __always_inline void tl_not_http(struct tl_conn *conn, struct tl_http *http)
+/*
+ * As many as TL_CHUNKS_MAX of them. Returns as tl_packet_chunk(). A function of its own, too: what a
+ * packet may hold takes more turns than the verifier would walk.
+ */
+__noinline int tl_packet_chunks(struct __sk_buff *skb, TL_EXCHANGE, __u64 range, __u32 direction)
+{
+	TL_TAKE_EXCHANGE(conn, text);
+	__u64 off = range >> 32;
+	__u32 end = range;
+	__u32 i;
+
+	if (!conn || !text)
+		return 0;
+	for (i = 0; i < TL_CHUNKS_MAX && off < end; i++) {
+		int went = tl_packet_chunk(skb, TL_GIVE_EXCHANGE(conn, text), off << 32 | end,
+					   direction);
+
+		if (went <= 0)
+			return went;
+		off += (__u32)went;
+	}
+	return off - (range >> 32);
+}
+
+/* The bytes of a direction are not HTTP. */
+static __always_inline void tl_not_http(struct tl_conn *conn, struct tl_text *text,
+					struct tl_http *http)
 {
 	http->state = TL_HTTP_LOST;
 	if (conn->flags & TL_CONN_USED) {
 		tl_count(TL_SKIP_MALFORMED);
-	} else if (conn->role == TL_ROLE_SERVER) {
-		/* it may be the middle of a connection older than the agent: a request may follow */
+		return;
+	}
+	if (conn->role == TL_ROLE_SERVER) {
 		tl_count(TL_LOST_NOT_HTTP);
-	} else {
+	} else if (!(conn->flags & TL_CONN_OPAQUE)) {
 		tl_count(TL_SKIP_NOT_HTTP);
 		conn->flags |= TL_CONN_OPAQUE;
-		conn->role = TL_ROLE_OFF;
 	}
+	/* else it may be the middle of a connection older than the agent: a request may follow */
+	if (!tl_is_guess(conn) || tl_is_http2(text))
+		conn->role = TL_ROLE_OFF;
+	else
+		tl_guess_again(conn);
+}
+
+/* The segment goes by unread: a direction that is not followed stays in step for what comes later. */
+static __always_inline void tl_pass(struct tl_http *http, const struct tl_segment *segment)
+{
+	__u32 next = segment->seq + segment->len;
+
+	if ((__s32)(next - http->next_seq) > 0)
+		http->next_seq = next;
 }
 
 /* Parses the payload of a segment. */
@@ -175,9 +215,9 @@ static __always_inline void tl_stream(struct __sk_buff *skb, struct tl_conn *con
 	}
 	http->next_seq = segment->seq + segment->len;
 
-	for (i = 0; i < TL_CHUNKS_MAX && off < end; i++) {
-		int went = tl_packet_chunk(skb, TL_GIVE_EXCHANGE(conn, text), off << 32 | end,
-					   direction);
+	for (i = 0; i < TL_ROUNDS_MAX && off < end; i++) {
+		int went = tl_packet_chunks(skb, TL_GIVE_EXCHANGE(conn, text), off << 32 | end,
+					    direction);
 
 		if (!went)
 			return;
@@ -186,7 +226,7 @@ static __always_inline void tl_stream(struct __sk_buff *skb, struct tl_conn *con
 		off += (__u32)went;
 	}
 	if (off < end)
-		tl_not_http(conn, http);
+		tl_not_http(conn, text, http);
 }
 
 /* Finds the TCP payload of a packet that starts at its IP header. Returns its length. */
@@ -217,7 +257,7 @@ static __always_inline __u32 tl_payload(struct __sk_buff *skb, struct tl_segment
 	if ((void *)(tcp + 1) > data_end)
 		return 0;
 	segment->ip_len = ip_len;
-	segment->seq = bpf_ntohl(tcp->seq);
+	segment->seq = bpf_ntohl(tcp->seq) + tcp->syn; /* TCP Fast Open: it counts as a byte */
 	segment->off = ip_len + tcp->doff * 4;
 	if (segment->off >= total)
 		return 0;
@@ -500,7 +540,11 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 		if (listens)
 			return 1;
 	}
-	if (!conn) {
+	if (conn && tl_is_guess(conn) &&
+	    conn->role == (direction == TL_IN ? TL_ROLE_CLIENT : TL_ROLE_SERVER) &&
+	    tl_looks_like_request(skb, &segment))
+		tl_guess_again(conn);
+	if (!conn || conn->role == TL_ROLE_UNKNOWN) {
 		conn = tl_new_conn(skb, sk, &segment,
 				   direction == TL_IN ? TL_ROLE_SERVER : TL_ROLE_CLIENT);
 		if (!conn)
@@ -526,8 +570,9 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	}
 	/* Nothing more to learn from this direction: no lock, no text. */
 	if (http->state >= TL_HTTP_UNTIL_CLOSE) {
+		tl_pass(http, &segment);
 		if (http->state != TL_HTTP_LOST || http->flags & TL_HTTP_RESPONSE ||
-		    conn->role != TL_ROLE_SERVER)
+		    conn->role != TL_ROLE_SERVER || conn->flags & TL_CONN_PIPELINED)
 			return 1;
 		/*
 		 * A new request at the start of a segment brings a lost server connection back. Until
@@ -588,13 +633,11 @@ SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(tl_read, struct sock *sk)
 {
 	struct tl_conn *conn = TL_CONN_FIND(sk, TL_COOKIE(sk));
-	struct tl_thread *thread;
-	__u32 tid = tl_current_tid();
+	struct tl_thread *thread = tl_thread_now();
 	__u8 evidence = TL_EVIDENCE_THREAD;
 	__u64 key = 0;
 	bool whole;
 
-	thread = bpf_map_lookup_elem(&tl_threads, &tid);
 	if (thread)
 		tl_leave_partial(thread);
 	if (conn && conn->flags & TL_CONN_OPAQUE) {
@@ -677,6 +720,11 @@ static __always_inline void tl_take_early(struct sock *sk)
 	conn->in.flags = conn->early_header;
 	tl_begin_server(conn, text);
 	conn->in.flags = flags;
+	if (conn->flags & TL_CONN_PIPELINED) {
+		/* as in tl_pipelined() */
+		tl_request_end(conn->request);
+		conn->request = 0;
+	}
 }
 #endif
 
@@ -735,6 +783,10 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 	return 0;
 }
 
+/*
+ * What a system call does that tells something of a thread. Numbers of the architecture itself, and of
+ * x86 those of 32-bit programs (asm/unistd_32.h).
+ */
 #if defined(__TARGET_ARCH_x86)
 #define TL_NR_IOCTL 16
 #define TL_NR_POLL 7
@@ -745,6 +797,9 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 #define TL_NR_EPOLL_PWAIT 281
 #define TL_NR_IO_URING_ENTER 426
 #define TL_NR_EPOLL_PWAIT2 441
+#define TL_X32_BIT \
+	0x40000000 /* of programs with 32-bit pointers, whose numbers are others here and there */
+#define TL_NR_X32_IOCTL (TL_X32_BIT | 514)
 #elif defined(__TARGET_ARCH_arm64)
 #define TL_NR_IOCTL 29
 #define TL_NR_POLL -1
@@ -760,18 +815,76 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 #define TL_FIONREAD 0x541b
 
 /* A process asks how much it can read: where the kernel lies to it, its sockets must leave. */
-static __always_inline void tl_learn_fionread(struct pt_regs *regs)
+static __always_inline void tl_learn_fionread(void)
 {
+	struct task_struct *task = tl_current_task();
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	__u8 one = 1;
+	__u32 born = tl_born(TL_READ(task, group_leader));
+	__u32 *known = bpf_map_lookup_elem(&tl_fionread, &tgid);
 
-	if (PT_REGS_PARM2_SYSCALL(regs) != TL_FIONREAD)
+	if (known && *known == born)
 		return;
-	if (bpf_map_lookup_elem(&tl_fionread, &tgid))
-		return;
-	if (!bpf_map_update_elem(&tl_fionread, &tgid, &one, BPF_ANY))
+	if (!bpf_map_update_elem(&tl_fionread, &tgid, &born, BPF_ANY))
 		tl_count(TL_FIONREAD_LEARNED);
 }
+
+enum tl_call {
+	TL_CALL_OTHER = 0,
+	TL_CALL_WAIT, /* for several descriptors */
+	TL_CALL_IOCTL,
+};
+
+/* `second` and `third` are arguments of the system call `number`. */
+static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64 third)
+{
+	switch (number) {
+	case TL_NR_EPOLL_WAIT:
+	case TL_NR_EPOLL_PWAIT:
+	case TL_NR_EPOLL_PWAIT2:
+	case TL_NR_PSELECT6:
+#if defined(__TARGET_ARCH_x86)
+	case TL_NR_SELECT:
+#endif
+		return TL_CALL_WAIT;
+#if defined(__TARGET_ARCH_x86)
+	case TL_NR_POLL:
+#endif
+	case TL_NR_PPOLL:
+		return second < 2 ? TL_CALL_OTHER : TL_CALL_WAIT;
+	case TL_NR_IOCTL:
+		return TL_CALL_IOCTL;
+	case TL_NR_IO_URING_ENTER:
+		/* min_complete: only a call that waits */
+		return third ? TL_CALL_WAIT : TL_CALL_OTHER;
+	}
+	return TL_CALL_OTHER;
+}
+
+#if defined(__TARGET_ARCH_x86)
+/* The same of a 32-bit program. */
+static __always_inline enum tl_call tl_call32_of(__u32 number, __u32 second, __u32 third)
+{
+	switch (number) {
+	case 82: /* select */
+	case 142: /* _newselect */
+	case 256: /* epoll_wait */
+	case 308: /* pselect6 */
+	case 319: /* epoll_pwait */
+	case 413: /* pselect6_time64 */
+	case 441: /* epoll_pwait2 */
+		return TL_CALL_WAIT;
+	case 168: /* poll */
+	case 309: /* ppoll */
+	case 414: /* ppoll_time64 */
+		return second < 2 ? TL_CALL_OTHER : TL_CALL_WAIT;
+	case 54:
+		return TL_CALL_IOCTL;
+	case 426: /* io_uring_enter */
+		return third ? TL_CALL_WAIT : TL_CALL_OTHER;
+	}
+	return TL_CALL_OTHER;
+}
+#endif
 
 /*
  * The end of a tick. Waiting for one descriptor (a client library that waits for its answer) is
@@ -780,39 +893,32 @@ static __always_inline void tl_learn_fionread(struct pt_regs *regs)
 SEC("tp_btf/sys_enter")
 int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 {
+	__u64 second = PT_REGS_PARM2_SYSCALL(regs);
 	struct tl_thread *thread;
-	__u32 tid;
+	enum tl_call call;
 
-	switch (id) {
-	case TL_NR_EPOLL_WAIT:
-	case TL_NR_EPOLL_PWAIT:
-	case TL_NR_EPOLL_PWAIT2:
-	case TL_NR_PSELECT6:
 #if defined(__TARGET_ARCH_x86)
-	case TL_NR_SELECT:
+	enum tl_call call32 = tl_call32_of(id, regs->cx, regs->dx);
+
+	if (id == TL_NR_X32_IOCTL)
+		id = TL_NR_IOCTL;
+	call = tl_call_of(id & ~TL_X32_BIT, second, PT_REGS_PARM3_SYSCALL(regs));
+	/* asked last: this runs in every system call of the host */
+	if (call != call32 && tl_is_compat()) {
+		call = call32;
+		second = regs->cx;
+	}
+#else
+	call = tl_call_of(id, second, PT_REGS_PARM3_SYSCALL(regs));
 #endif
-		break;
-#if defined(__TARGET_ARCH_x86)
-	case TL_NR_POLL:
-#endif
-	case TL_NR_PPOLL:
-		if (PT_REGS_PARM2_SYSCALL(regs) < 2)
-			return 0;
-		break;
-	case TL_NR_IOCTL:
-		if (tl_config.fionread_broken)
-			tl_learn_fionread(regs);
+	if (call == TL_CALL_OTHER)
 		return 0;
-	case TL_NR_IO_URING_ENTER:
-		/* min_complete: only a call that waits */
-		if (!PT_REGS_PARM3_SYSCALL(regs))
-			return 0;
-		break;
-	default:
+	if (call == TL_CALL_IOCTL) {
+		if (tl_config.fionread_broken && (__u32)second == TL_FIONREAD)
+			tl_learn_fionread();
 		return 0;
 	}
-	tid = tl_current_tid();
-	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	thread = tl_thread_now();
 	if (!thread)
 		return 0;
 	tl_leave_partial(thread);

@@ -124,11 +124,9 @@ static __always_inline bool tl_tls_context(__u32 tid, __u64 socket, struct tl_co
 static __always_inline bool tl_find_context(struct tl_conn *conn, bool tls, __u64 socket,
 					    struct tl_context *context)
 {
-	struct tl_request *request;
 	struct tl_thread *thread;
+	struct tl_parent parent;
 	__u32 tid = TL_READ(tl_current_task(), pid);
-	__u64 key = 0;
-	int refused;
 
 	if (conn) {
 		if (conn->role == TL_ROLE_SERVER)
@@ -143,7 +141,7 @@ static __always_inline bool tl_find_context(struct tl_conn *conn, bool tls, __u6
 		if (tls)
 			return false;
 	}
-	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	thread = tl_thread_now();
 	if (!thread)
 		return false;
 	/*
@@ -153,12 +151,11 @@ static __always_inline bool tl_find_context(struct tl_conn *conn, bool tls, __u6
 	if (thread->loop && conn && conn->flags & TL_CONN_CONNECTED &&
 	    !(conn->flags & TL_CONN_USED))
 		return false;
-	request = tl_thread_request(thread, &key, &refused);
-	if (!request)
+	if (tl_thread_parent(thread, &parent) >= 0)
 		return false;
-	__builtin_memcpy(context->trace_id, request->trace_id, 16);
-	__builtin_memcpy(context->span_id, request->span_id, 8);
-	context->trace_flags = request->trace_flags;
+	__builtin_memcpy(context->trace_id, parent.trace_id, 16);
+	__builtin_memcpy(context->span_id, &parent.key, 8);
+	context->trace_flags = parent.trace_flags;
 	return true;
 }
 
@@ -398,7 +395,7 @@ __noinline __u64 tl_send_length(void)
 	__u64 pieces, at, sum = 0;
 	__u32 i;
 
-	if (!tl_stack_registers(&regs) || regs.cs != TL_USER_CS)
+	if (!tl_stack_registers(&regs) || regs.cs != TL_USER_CS || tl_is_compat())
 		return 0;
 	switch (regs.orig_ax) {
 	case 1: /* write */

@@ -13,20 +13,14 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  * has read another: false, it is known or cannot be.
  */
 static __always_inline bool tl_ask_thread(struct tl_conn *conn, struct tl_thread *thread,
-					  struct tl_request **request, __u64 *key)
+					  struct tl_parent *parent, bool *known)
 {
-	struct tl_request *found;
-
-	*request = NULL;
+	*known = false;
 	if (!(conn->flags & TL_CONN_FIRST) || !(conn->flags & TL_CONN_CONNECTED))
 		return true;
-	if (conn->connect) {
-		*key = conn->connect;
-		found = bpf_map_lookup_elem(&tl_requests, key);
-		if (found && tl_parent_refused(found) < 0) {
-			*request = found;
-			return false;
-		}
+	if (conn->connect && tl_take_parent(conn->connect, TL_EVIDENCE_CONNECT, parent) < 0) {
+		*known = true;
+		return false;
 	}
 	return !(thread && thread->loop);
 }
@@ -36,40 +30,33 @@ static __always_inline bool tl_ask_thread(struct tl_conn *conn, struct tl_thread
  * packet was seen without its thread, which is here. The call carries no header, but its span gets
  * its parent, and the request has called.
  */
-static __always_inline void tl_call_without_header(struct tl_conn *conn, __u32 tid)
+static __always_inline void tl_call_without_header(struct tl_conn *conn)
 {
-	struct tl_request *request;
 	struct tl_thread *thread;
-	__u8 evidence = TL_EVIDENCE_CONNECT;
-	__u64 key = 0;
+	struct tl_parent parent;
+	bool known;
 	int refused;
 
 	if (!(conn->flags & TL_CONN_ACTIVE) || conn->parent)
 		return;
-	thread = bpf_map_lookup_elem(&tl_threads, &tid);
-	if (tl_ask_thread(conn, thread, &request, &key)) {
-		request = tl_thread_request(thread, &key, &refused);
-		if (!request || !thread) {
+	thread = tl_thread_now();
+	if (tl_ask_thread(conn, thread, &parent, &known)) {
+		refused = tl_thread_parent(thread, &parent);
+		known = refused < 0;
+		if (!known)
 			tl_unattributed(thread, refused);
-			return;
-		}
-		evidence = thread->evidence;
 	}
-	if (!request)
+	if (!known)
 		return;
-	conn->parent = key;
-	request->fanout++;
-	tl_request_settle(request);
+	conn->parent = parent.key;
+	tl_settle(parent.key, true);
 	if (conn->evidence != TL_EVIDENCE_NONE)
 		return;
-	__builtin_memcpy(conn->trace_id, request->trace_id, 16);
-	__builtin_memcpy(conn->parent_span_id, request->span_id, 8);
-	conn->trace_flags = request->trace_flags;
-	conn->evidence = evidence;
-	if (evidence == TL_EVIDENCE_CONNECT)
-		tl_count(TL_PARENT_CONNECT);
-	else
-		tl_count(evidence == TL_EVIDENCE_RESTORE ? TL_PARENT_RESTORE : TL_PARENT_THREAD);
+	__builtin_memcpy(conn->trace_id, parent.trace_id, 16);
+	__builtin_memcpy(conn->parent_span_id, &parent.key, 8);
+	conn->trace_flags = parent.trace_flags;
+	conn->evidence = parent.evidence;
+	tl_count_parent(parent.evidence);
 }
 
 /*
@@ -81,12 +68,9 @@ static __always_inline void tl_call_without_header(struct tl_conn *conn, __u32 t
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 {
+	struct tl_parent parent;
 	struct tl_conn *conn;
-	struct tl_request *request;
-	struct tl_thread *thread;
-	__u32 tid = tl_current_tid();
 	__u64 key = 0;
-	int refused;
 
 	if (bytes <= 0)
 		return 0;
@@ -95,13 +79,11 @@ int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 		return 0;
 	if (!(conn->flags & TL_CONN_OPAQUE)) {
 		if (conn->role == TL_ROLE_CLIENT && !(conn->flags & TL_CONN_ENROLLED))
-			tl_call_without_header(conn, tid);
+			tl_call_without_header(conn);
 		return 0;
 	}
-	thread = bpf_map_lookup_elem(&tl_threads, &tid);
-	request = tl_thread_request(thread, &key, &refused);
-	if (!request)
-		key = 0;
+	if (tl_thread_parent(tl_thread_now(), &parent) < 0)
+		key = parent.key;
 	conn->parent = key;
 	if (conn->writer != key) {
 		if (conn->writer && bpf_map_lookup_elem(&tl_requests, &conn->writer))
@@ -112,7 +94,7 @@ int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 	conn->writer = key;
 	conn->flags &= ~TL_CONN_ANSWERED;
 	/* it waits for an answer now; that answer will tell who goes on */
-	if (request && conn->parent)
-		tl_request_settle(request);
+	if (conn->parent)
+		tl_settle(conn->parent, false);
 	return 0;
 }

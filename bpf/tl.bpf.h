@@ -20,7 +20,12 @@
 #define TL_CHUNK \
 	128 /* bytes parsed per call: it lives on the stack, which preemption cannot share */
 #define TL_TURNS 8 /* elements parsed per call of tl_http_turns() */
-#define TL_CHUNKS_MAX 160 /* per packet or send: 20 KB, more than the 16 KB of a header block */
+/*
+ * Chunks parsed per packet or send: 1 MB, more than either can be (GSO_MAX_SIZE is 512 KB, and what
+ * sk_msg shows at once less). In two loops, of which the verifier walks each on its own.
+ */
+#define TL_CHUNKS_MAX 128
+#define TL_ROUNDS_MAX 64
 #define TL_HEADER_BYTES_MAX 16384
 #define TL_FANOUT_MAX 1024
 #define TL_SERIES_MAX 1024 /* entries of tl_durations for each cgroup */
@@ -178,7 +183,7 @@ enum tl_conn_flags {
 	TL_CONN_CONNECTED = 1 << 7, /* client: we saw it being made, and `connect` says for whom */
 	TL_CONN_LEAVES = 1 << 8, /* leaves the sockhash once its request is acknowledged */
 	TL_CONN_TLS = 1 << 9, /* what is inside a TLS connection: kept by its SSL, not its socket */
-	TL_CONN_RETRY = 1 << 10, /* TLS: the last write did not succeed and will come again */
+	TL_CONN_PIPELINED = 1 << 10, /* is left alone once the exchange under way has ended */
 	TL_CONN_CALLED = 1 << 11, /* TLS: a call for it was seen before */
 	TL_CONN_GO = 1 << 12, /* one exchange of a Go program, told by the program */
 	TL_CONN_GRPC = 1 << 13, /* a call of gRPC */
@@ -212,29 +217,41 @@ struct tl_conn {
 	__u8 evidence; /* enum tl_evidence */
 	__u8 trace_flags;
 	__u8 http_major; /* 0: 1 */
-	__u16 flags; /* enum tl_conn_flags */
+	__u32 flags; /* enum tl_conn_flags */
+	__u32 unsent; /* TLS: bytes that were parsed, but not written: they will come again */
+	__u32 born; /* when the process `pid` began: see tl_born() */
 	__u16 early_header; /* TL_CONN_EARLY: enum tl_http_flags of the request, once it has begun */
+	__u16 _pad2[3];
 	struct tl_http in;
 	struct tl_http out;
 };
 
 struct tl_tracestate {
+	__u64 request; /* its key: as with tl_request, another request's may stand here a moment later */
 	char text[TL_TRACESTATE_MAX];
 };
 
 /*
  * What a thread is doing. `open` counts the requests that it read and that have neither made a
- * call nor begun to answer: in an event loop any of them may be the one that calls next.
+ * call nor begun to answer: in an event loop any of them may be the one that calls next. They are in
+ * tl_open.
  */
 struct tl_thread {
+	__u64 id; /* of this entry: the number of the thread, and above it one of chance */
 	__u64 current; /* key of tl_requests, or 0 */
 	__u64 partial; /* the request of which a part was read last: see tl_leave_partial() */
 	__u64 deferred_ns; /* when it last called in a tick that had read nothing: a timer did */
 	__s32 open;
+	__u32 born; /* when the thread began: see tl_born() */
 	__u8 loop; /* it has waited for several descriptors at once */
 	__u8 evidence; /* how `current` was found */
 	__u8 unknown; /* no `current`, since it read something that belongs to nobody we know */
-	__u8 _pad;
+	__u8 _pad[5];
+};
+
+struct tl_open_key {
+	__u64 request;
+	__u64 thread; /* tl_thread.id */
 };
 
 struct {
@@ -292,6 +309,19 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_threads SEC(".maps");
 
+/*
+ * The requests that tl_thread.open counts. Several processors may find at once that a request opens, or
+ * settles; the one that makes its entry counts it, and so does the one that removes it. Never more
+ * than there are requests: each is in it once.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__type(key, struct tl_open_key);
+	__type(value, __u8);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_open SEC(".maps");
+
 /* What came last in a TCP option with the segments of a connection: see option.bpf.h. */
 struct tl_incoming {
 	__u8 trace_id[16];
@@ -319,12 +349,15 @@ struct tl_early {
 	struct tl_text text;
 };
 
-/* Processes (thread groups) that were seen to call FIONREAD; kept only where that is broken. */
+/*
+ * Processes (thread groups) that were seen to call FIONREAD, and when they began (tl_born()); kept only
+ * where that is broken.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, __u32);
-	__type(value, __u8);
+	__type(value, __u32);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_fionread SEC(".maps");
 
@@ -397,6 +430,22 @@ struct {
 	__uint(max_entries, 4 << 20);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_spans SEC(".maps");
+
+#define TL_TICK_NS 10000000
+
+/*
+ * When a task began, as /proc/PID/stat has it: in hundredths of a second since boot. Numbers of threads
+ * and of processes are given again; with this they are not.
+ */
+static __always_inline __u32 tl_born(struct task_struct *task)
+{
+	return TL_READ(task, start_boottime) / TL_TICK_NS;
+}
+
+static __always_inline bool tl_is_born(struct task_struct *task, __u32 born)
+{
+	return TL_READ(task, start_boottime) - (__u64)born * TL_TICK_NS < TL_TICK_NS;
+}
 
 static __always_inline void tl_count(__u32 reason)
 {

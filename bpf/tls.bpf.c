@@ -34,23 +34,37 @@ struct {
 } tl_tls SEC(".maps");
 
 #define TL_TLS_TEXT(conn) (&((struct tl_tls *)(conn))->text)
+#else
+#define TL_TLS_TEXT(conn) TL_TEXT_FIND(, (conn)->cookie)
 #endif
 
-/* A thread: its call for a TLS connection, and the socket that it has read last. */
-struct tl_tls_thread {
-	__u64 key; /* of the TLS connection while a call is under way, or 0 */
+#define TL_TLS_CALLS \
+	4 /* that a thread is in at once: one inside of another, or on stacks of their own */
+
+/* A call that a thread is in. */
+struct tl_tls_call {
+	__u64 key; /* of the TLS connection, or 0: none */
+	__u64 stack; /* where its return address is: tells it from calls around it and inside of it */
 	__u64 buffer; /* addresses in the process */
 	__u64 length_at; /* where an _ex function leaves how much it has read or written */
 	__u64 length; /* of the buffer */
+	__u32 parsed; /* of what is written, with what was parsed before and comes again */
+	__u8 deferred; /* what is written is looked at when the call has succeeded */
+	__u8 _pad[3];
+};
+
+/* A thread: its calls for TLS connections, and the socket that it has read last. */
+struct tl_tls_thread {
+	struct tl_tls_call calls[TL_TLS_CALLS];
 	__u64 socket; /* cookie of the socket that was read outside of any call, or 0 */
 	__u64 connect; /* its tl_conn.connect */
 	__u8 local_addr[16];
 	__u8 peer_addr[16];
 	__u16 local_port;
 	__u16 peer_port;
-	__u16 flags; /* its tl_conn.flags */
-	__u8 deferred; /* what is written is looked at when the call has succeeded */
-	__u8 handshake; /* the call is a handshake, not one that is made inside of another call */
+	__u32 flags; /* its tl_conn.flags */
+	__u32 born; /* see tl_born() */
+	__u32 turn; /* which call gives way where there are too many */
 };
 
 struct {
@@ -60,18 +74,80 @@ struct {
 	__type(value, struct tl_tls_thread);
 } tl_tls_threads SEC(".maps");
 
-/* Processes that were seen to call OpenSSL: only their reads are of interest. */
+/*
+ * Processes that were seen to call OpenSSL, and when they began (tl_born()): only their reads are of
+ * interest.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, __u32);
-	__type(value, __u8);
+	__type(value, __u32);
 } tl_tls_pids SEC(".maps");
 
-/* Addresses are multiples of 16 below 2^47, process ids below 2^22. */
+/* Addresses are multiples of 16. */
 static __always_inline __u64 tl_tls_key(__u64 ssl)
 {
-	return ssl >> 4 ^ bpf_get_current_pid_tgid() >> 32 << 42;
+	return tl_process_key(ssl >> 4);
+}
+
+/* What is known of the current thread. `make`: also of one of which nothing is known yet. */
+static __always_inline struct tl_tls_thread *tl_tls_thread_now(bool make)
+{
+	struct task_struct *task = tl_current_task();
+	struct tl_tls_thread *thread;
+	__u32 tid = tl_current_tid();
+	const void *nothing;
+	__u32 zero = 0;
+
+	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
+	if (thread && tl_is_born(task, thread->born))
+		return thread;
+	if (thread) /* that of one that has ended, whose number it was */
+		bpf_map_delete_elem(&tl_tls_threads, &tid);
+	if (!make)
+		return NULL;
+	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
+	if (!nothing)
+		return NULL;
+	bpf_map_update_elem(&tl_tls_threads, &tid, nothing, BPF_NOEXIST);
+	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
+	if (thread)
+		thread->born = tl_born(task);
+	return thread;
+}
+
+/* The call whose return address is there, or NULL. */
+static __always_inline struct tl_tls_call *tl_tls_call_at(struct tl_tls_thread *thread, __u64 stack)
+{
+	__u32 i;
+
+	for (i = 0; i < TL_TLS_CALLS; i++)
+		if (thread->calls[i].key && thread->calls[i].stack == stack)
+			return &thread->calls[i];
+	return NULL;
+}
+
+/*
+ * The key of the TLS connection that the thread is in a call for, or 0. Of the calls that lie above the
+ * thread's stack pointer the nearest: what calls from one stack and what from another (coroutines) is not
+ * to be mixed up. Where the stack pointer cannot be had, the lowest of all.
+ */
+static __always_inline __u64 tl_tls_inside(const struct tl_tls_thread *thread)
+{
+	__u64 found = 0, nearest = ~0ULL >> 1, distance;
+	struct tl_user user = {};
+	__u32 i;
+
+	tl_read_user(&user);
+	for (i = 0; i < TL_TLS_CALLS; i++) {
+		distance = thread->calls[i].stack - user.sp;
+		if (!thread->calls[i].key || distance >= nearest)
+			continue;
+		nearest = distance;
+		found = thread->calls[i].key;
+	}
+	return found;
 }
 
 static __always_inline struct tl_conn *tl_tls_find(__u64 key)
@@ -139,15 +215,26 @@ static __always_inline void tl_tls_on(struct tl_conn *conn, const struct tl_tls_
 	conn->flags |= thread->flags & TL_CONN_CONNECTED;
 }
 
-/* A request inside of TLS goes out; the thread that wrote it is the current one. */
+/*
+ * A request inside of TLS goes out; the thread that wrote it is the current one. A function of its own,
+ * for its stack.
+ */
+__noinline int tl_tls_asks(TL_EXCHANGE)
+{
+	TL_TAKE_EXCHANGE(conn, text);
+	struct tl_parent parent;
+	bool found;
+
+	if (!conn || !text)
+		return 0;
+	found = tl_find_parent(conn, &parent);
+	tl_begin_client(conn, text, found ? &parent : NULL);
+	return 0;
+}
+
 static __always_inline void tl_tls_call(struct tl_conn *conn, struct tl_text *text)
 {
-	struct tl_request *parent;
-	__u8 evidence = TL_EVIDENCE_NONE;
-	__u64 key = 0;
-
-	parent = tl_find_parent(conn, &key, &evidence);
-	tl_begin_client(conn, text, parent, key, evidence);
+	tl_tls_asks(TL_GIVE_EXCHANGE(conn, text));
 }
 
 /* A function of its own, so that the verifier walks it once. */
@@ -199,23 +286,39 @@ __noinline int tl_tls_chunk(TL_EXCHANGE, __u64 address, __u32 left, __u32 direct
 	return skipped + chunk->pos;
 }
 
-/* What is inside cannot be followed any more; what was under way ends here. */
-static __always_inline void tl_tls_give_up(struct tl_conn *conn)
+/*
+ * As many as TL_CHUNKS_MAX of them. Returns as tl_tls_chunk(). A function of its own, too: what is
+ * written at once takes more turns than the verifier would walk.
+ */
+__noinline int tl_tls_chunks(TL_EXCHANGE, __u64 address, __u32 left, __u32 direction)
 {
-	if (conn->flags & TL_CONN_ACTIVE)
-		tl_finish(TL_GIVE_EXCHANGE(conn, TL_TLS_TEXT(conn)), 0, TL_END_CLOSED);
-	conn->role = TL_ROLE_OFF;
+	TL_TAKE_EXCHANGE(conn, text);
+	__u32 off = 0;
+	__u32 i;
+
+	if (!conn || !text)
+		return 0;
+	for (i = 0; i < TL_CHUNKS_MAX && off < left; i++) {
+		int went = tl_tls_chunk(TL_GIVE_EXCHANGE(conn, text), address + off, left - off,
+					direction);
+
+		if (went <= 0)
+			return went;
+		off += (__u32)went;
+	}
+	return off;
 }
 
 static __always_inline void tl_tls_stream(struct tl_conn *conn, __u64 address, __u64 length,
 					  __u32 direction)
 {
+	struct tl_text *text;
 	__u32 off = 0;
 	__u32 i;
 
-	for (i = 0; i < TL_CHUNKS_MAX && off < length; i++) {
-		int went = tl_tls_chunk(TL_GIVE_EXCHANGE(conn, TL_TLS_TEXT(conn)), address + off,
-					length - off, direction);
+	for (i = 0; i < TL_ROUNDS_MAX && off < length; i++) {
+		int went = tl_tls_chunks(TL_GIVE_EXCHANGE(conn, TL_TLS_TEXT(conn)), address + off,
+					 length - off, direction);
 
 		if (!went)
 			return;
@@ -225,72 +328,119 @@ static __always_inline void tl_tls_stream(struct tl_conn *conn, __u64 address, _
 	}
 	if (off >= length)
 		return;
-	tl_count(conn->flags & TL_CONN_USED ? TL_TLS_LOST : TL_TLS_NOT_HTTP);
-	tl_tls_give_up(conn);
+	if (conn->flags & TL_CONN_USED) {
+		tl_count(TL_TLS_LOST);
+		tl_http_of(conn, direction)->state = TL_HTTP_LOST;
+		return;
+	}
+	if (!(conn->flags & TL_CONN_OPAQUE))
+		tl_count(TL_TLS_NOT_HTTP);
+	conn->flags |= TL_CONN_OPAQUE;
+	text = TL_TLS_TEXT(conn);
+	if (text && tl_is_http2(text))
+		conn->role = TL_ROLE_OFF;
+	else
+		tl_guess_again(conn);
+}
+
+/* Requests of the connection are lost: may one begin anew? Not before the last one is answered. */
+static __always_inline bool tl_tls_may_begin(const struct tl_conn *conn,
+					     const struct tl_http *response)
+{
+	if (conn->flags & TL_CONN_PIPELINED)
+		return false;
+	return !(conn->flags & TL_CONN_ACTIVE) || response->state >= TL_HTTP_UNTIL_CLOSE;
 }
 
 /*
  * Does what the process reads or writes concern us? A connection is a server's when its first bytes
- * that are a request come in, and a client's when they go out.
+ * that are a request come in, and a client's when they go out. One that is older than the agent may be
+ * in the middle of something; it may also not be HTTP.
  */
 static __always_inline bool tl_tls_concerns(struct tl_conn *conn, __u64 address, __u64 length,
 					    __u32 direction)
 {
+	__u8 asks = direction == TL_IN ? TL_ROLE_SERVER : TL_ROLE_CLIENT;
+	struct tl_http *http = tl_http_of(conn, direction);
+	bool lost = conn->role == asks && http->state == TL_HTTP_LOST;
 	__u8 start[4] = {};
 	__u32 n = length < 4 ? length : 4;
 
 	if (conn->role == TL_ROLE_OFF || !n)
 		return false;
-	if (conn->role != TL_ROLE_UNKNOWN)
+	if (conn->role == asks && !lost)
 		return true;
-	if (bpf_probe_read_user(start, tl_length(n, 4), (void *)address) ||
-	    !tl_begins_request(start, n)) {
-		/* older than the agent, in the middle of something; or it is not HTTP */
+	if (conn->role != TL_ROLE_UNKNOWN && !lost && conn->flags & TL_CONN_USED)
+		return true;
+	if (lost && !tl_tls_may_begin(conn, tl_http_of(conn, !direction)))
 		return false;
+	if (bpf_probe_read_user(start, tl_length(n, 4), (void *)address) ||
+	    !tl_begins_request(start, n))
+		return conn->role != TL_ROLE_UNKNOWN && !lost;
+	if (lost) {
+		if (conn->flags & TL_CONN_ACTIVE)
+			tl_finish(TL_GIVE_EXCHANGE(conn, TL_TLS_TEXT(conn)), 0, TL_END_CLOSED);
+		tl_http_restart(http);
+		return true;
 	}
-	conn->role = direction == TL_IN ? TL_ROLE_SERVER : TL_ROLE_CLIENT;
+	if (conn->role != TL_ROLE_UNKNOWN)
+		tl_guess_again(conn);
+	conn->role = asks;
 	return true;
 }
 
-/* The thread hands `length` bytes to OpenSSL, which are about to be sent. */
-static __always_inline void tl_tls_write(struct tl_conn *conn, __u64 key, __u64 address,
+/*
+ * The thread hands `length` bytes to OpenSSL, which are about to be sent. Those that it handed over before
+ * and that were not sent come first: they were parsed. OpenSSL insists on the same bytes; there may be
+ * more or less of them than there were.
+ */
+static __always_inline void tl_tls_write(struct tl_conn *conn, struct tl_tls_call *call,
 					 __u64 length)
 {
-	struct tl_tls_out out = {};
-	__u32 tid = tl_current_tid();
+	__u64 address = call->buffer, span;
+	struct tl_tls_out *out;
+	const void *nothing;
+	__u32 before = conn->unsent;
+	__u32 tid, zero = 0;
 
-	if (conn->flags & TL_CONN_RETRY) {
-		/* OpenSSL insists on the same bytes: they were parsed */
-		conn->flags &= ~TL_CONN_RETRY;
+	conn->unsent = 0;
+	call->parsed = before > length ? before : length;
+	if (before >= length)
 		return;
-	}
+	address += before;
+	length -= before;
 	if (!tl_tls_concerns(conn, address, length, TL_OUT))
 		return;
-	__builtin_memcpy(out.span_id, conn->span_id, 8);
+	span = tl_key(conn->span_id);
 	if (conn->role == TL_ROLE_SERVER) {
 		tl_responds(conn);
 		conn->out.flags |= TL_HTTP_RESPONSE;
 	}
 	tl_tls_stream(conn, address, length, TL_OUT);
 	if (conn->role != TL_ROLE_CLIENT || !(conn->flags & TL_CONN_ACTIVE) ||
-	    tl_key(out.span_id) == tl_key(conn->span_id) ||
-	    conn->out.flags & TL_HTTP_HAS_TRACEPARENT)
+	    span == tl_key(conn->span_id) || conn->out.flags & TL_HTTP_HAS_TRACEPARENT)
 		return;
 	/* a request has begun: what the thread sends next is it */
-	out.key = key;
-	out.socket = conn->socket;
-	__builtin_memcpy(out.trace_id, conn->trace_id, 16);
-	__builtin_memcpy(out.span_id, conn->span_id, 8);
-	out.trace_flags = conn->trace_flags;
-	out.pending = 1;
-	bpf_map_update_elem(&tl_tls_outs, &tid, &out, BPF_ANY);
+	tid = tl_current_tid();
+	nothing = bpf_map_lookup_elem(&tl_nothing, &zero);
+	if (!nothing)
+		return;
+	bpf_map_update_elem(&tl_tls_outs, &tid, nothing, BPF_ANY);
+	out = bpf_map_lookup_elem(&tl_tls_outs, &tid);
+	if (!out)
+		return;
+	out->key = call->key;
+	out->socket = conn->socket;
+	__builtin_memcpy(out->trace_id, conn->trace_id, 16);
+	__builtin_memcpy(out->span_id, conn->span_id, 8);
+	out->trace_flags = conn->trace_flags;
+	out->pending = 1;
 }
 
 /* The thread has got `length` decrypted bytes. */
 static __always_inline void tl_tls_read(struct tl_conn *conn, __u64 address, __u64 length)
 {
 	struct tl_thread *thread;
-	__u32 tid = tl_current_tid();
 	__u64 before, key;
 	__u8 evidence;
 
@@ -304,7 +454,7 @@ static __always_inline void tl_tls_read(struct tl_conn *conn, __u64 address, __u
 		conn->in.flags |= TL_HTTP_RESPONSE;
 	}
 	tl_tls_stream(conn, address, length, TL_IN);
-	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	thread = tl_thread_now();
 	if (thread)
 		tl_leave_partial(thread);
 	if (conn->role == TL_ROLE_SERVER) {
@@ -327,11 +477,10 @@ static __always_inline void tl_tls_read(struct tl_conn *conn, __u64 address, __u
 static __always_inline bool tl_tls_defer(const struct tl_conn *conn)
 {
 	struct tl_thread *thread;
-	__u32 tid = tl_current_tid();
 
-	if (conn->socket || conn->flags & TL_CONN_RETRY)
+	if (conn->socket || conn->unsent)
 		return false;
-	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	thread = tl_thread_now();
 	return !thread || !thread->current || thread->loop;
 }
 
@@ -370,159 +519,194 @@ static __always_inline bool tl_tls_traced(void)
 	return traced && *traced;
 }
 
-/* A thread calls OpenSSL for a connection. `takes`: to get what was received. */
-static __always_inline struct tl_conn *tl_tls_enter(__u64 ssl, __u64 buffer, __u64 length,
-						    __u64 length_at, bool takes)
+/* A place for a call whose return address is at `stack`: that of one that has ended. */
+static __always_inline struct tl_tls_call *tl_tls_place(struct tl_tls_thread *thread, __u64 stack)
 {
-	struct tl_tls_thread *thread, fresh = {};
-	__u64 pid_tgid = bpf_get_current_pid_tgid();
-	__u32 tgid = pid_tgid >> 32;
-	__u32 tid = pid_tgid;
+	struct tl_tls_call *call = tl_tls_call_at(thread, stack);
 	struct tl_conn *conn;
-	__u8 one = 1;
+	__u64 key;
+	__u32 i;
 
-	if (!ssl || !tl_tls_traced())
-		return NULL;
-	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
-	if (!thread) {
-		bpf_map_update_elem(&tl_tls_pids, &tgid, &one, BPF_ANY);
-		bpf_map_update_elem(&tl_tls_threads, &tid, &fresh, BPF_NOEXIST);
-		thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
-		if (!thread)
-			return NULL;
+	if (call) /* it has ended without being seen: by longjmp(), say */
+		return call;
+	for (i = 0; i < TL_TLS_CALLS; i++)
+		if (!thread->calls[i].key)
+			return &thread->calls[i];
+	call = &thread->calls[thread->turn++ & (TL_TLS_CALLS - 1)];
+	/* what it reads or writes will not be seen */
+	key = call->key;
+	conn = tl_tls_find(key);
+	if (conn) {
+		tl_count(TL_TLS_LOST);
+		conn->in.state = TL_HTTP_LOST;
+		conn->out.state = TL_HTTP_LOST;
 	}
-	thread->key = tl_tls_key(ssl);
-	thread->buffer = buffer;
-	thread->length = length;
-	thread->length_at = length_at;
-	thread->deferred = 0;
-	thread->handshake = 0;
-	conn = tl_tls_make(thread->key);
+	return call;
+}
+
+/* What a call hands over: the SSL, and what it reads or writes. */
+struct tl_tls_arguments {
+	__u64 ssl;
+	__u64 buffer;
+	__u64 length;
+	__u64 length_at;
+};
+
+/*
+ * A thread calls OpenSSL for a connection. `takes`: to get what was received. NULL, or the call and the
+ * connection.
+ */
+static __always_inline struct tl_tls_call *tl_tls_enter(struct pt_regs *ctx,
+							const struct tl_tls_arguments *given,
+							bool takes, struct tl_conn **of)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct tl_tls_thread *thread;
+	struct tl_tls_call *call;
+	struct tl_conn *conn;
+	__u32 born, *known;
+
+	if (!given->ssl || !tl_tls_traced())
+		return NULL;
+	born = tl_born(TL_READ(tl_current_task(), group_leader));
+	known = bpf_map_lookup_elem(&tl_tls_pids, &tgid);
+	if (!known || *known != born)
+		bpf_map_update_elem(&tl_tls_pids, &tgid, &born, BPF_ANY);
+	thread = tl_tls_thread_now(true);
+	if (!thread)
+		return NULL;
+	call = tl_tls_place(thread, PT_REGS_SP(ctx));
+	call->key = tl_tls_key(given->ssl);
+	call->stack = PT_REGS_SP(ctx);
+	call->buffer = given->buffer;
+	call->length = given->length;
+	call->length_at = given->length_at;
+	call->parsed = 0;
+	call->deferred = 0;
+	conn = tl_tls_make(call->key);
 	if (!conn) {
-		thread->key = 0;
+		call->key = 0;
 		return NULL;
 	}
 	if (thread->socket)
 		tl_tls_handed_over(conn, thread, takes);
 	conn->flags |= TL_CONN_CALLED;
-	return conn;
+	*of = conn;
+	return call;
 }
 
-/* The call returns. NULL: it was none that we follow. */
-static __always_inline struct tl_tls_thread *tl_tls_leave(__u64 *key)
+/* A call returns. NULL: it was none that we follow. */
+static __always_inline struct tl_tls_call *tl_tls_leave(struct pt_regs *ctx, __u64 *key)
 {
-	struct tl_tls_thread *thread;
-	__u32 tid = tl_current_tid();
+	struct tl_tls_thread *thread = tl_tls_thread_now(false);
+	struct tl_tls_call *call;
 
-	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
-	if (!thread || !thread->key)
+	if (!thread)
 		return NULL;
-	*key = thread->key;
-	thread->key = 0;
-	return thread;
+	call = tl_tls_call_at(thread, PT_REGS_SP(ctx) - TL_RETURN_BYTES);
+	if (!call)
+		return NULL;
+	*key = call->key;
+	call->key = 0;
+	return call;
 }
 
 /* How many bytes a call has read or written; `result` is what it returns. */
-static __always_inline __u64 tl_tls_length(const struct tl_tls_thread *thread, int result)
+static __always_inline __u64 tl_tls_length(const struct tl_tls_call *call, int result)
 {
 	__u64 length = 0;
 
 	if (result <= 0)
 		return 0;
-	if (!thread->length_at)
+	if (!call->length_at)
 		return result;
-	if (bpf_probe_read_user(&length, sizeof(length), (void *)thread->length_at))
+	if (bpf_probe_read_user(&length, sizeof(length), (void *)call->length_at))
 		return 0;
-	return length <= thread->length ? length : 0;
+	return length <= call->length ? length : 0;
 }
 
-static __always_inline int tl_tls_has_read(int result)
+static __always_inline int tl_tls_has_read(struct pt_regs *ctx, int result)
 {
-	struct tl_tls_thread *thread;
+	struct tl_tls_call *call;
 	struct tl_conn *conn;
 	__u64 key, length;
 
-	thread = tl_tls_leave(&key);
-	if (!thread)
+	call = tl_tls_leave(ctx, &key);
+	if (!call)
 		return 0;
-	length = tl_tls_length(thread, result);
+	length = tl_tls_length(call, result);
 	if (!length)
 		return 0;
 	conn = tl_tls_find(key);
 	if (conn)
-		tl_tls_read(conn, thread->buffer, length);
+		tl_tls_read(conn, call->buffer, length);
 	else
 		tl_count(TL_TLS_GAVE_WAY);
 	return 0;
 }
 
-static __always_inline int tl_tls_writes(__u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
+static __always_inline int tl_tls_writes(struct pt_regs *ctx, const struct tl_tls_arguments *given)
 {
-	struct tl_conn *conn = tl_tls_enter(ssl, buffer, length, length_at, false);
-	struct tl_tls_thread *thread;
-	__u32 tid = tl_current_tid();
+	struct tl_tls_call *call;
+	struct tl_conn *conn;
 
-	if (!conn || !length)
+	call = tl_tls_enter(ctx, given, false, &conn);
+	if (!call || !given->length)
 		return 0;
-	if (!tl_tls_defer(conn)) {
-		tl_tls_write(conn, tl_tls_key(ssl), buffer, length);
-		return 0;
-	}
-	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
-	if (thread)
-		thread->deferred = 1;
+	if (tl_tls_defer(conn))
+		call->deferred = 1;
+	else
+		tl_tls_write(conn, call, given->length);
 	return 0;
 }
 
-static __always_inline int tl_tls_has_written(int result)
+static __always_inline int tl_tls_has_written(struct pt_regs *ctx, int result)
 {
-	struct tl_tls_thread *thread;
-	struct tl_http *http;
+	struct tl_tls_call *call;
 	struct tl_conn *conn;
 	__u64 key, length;
 
-	thread = tl_tls_leave(&key);
-	if (!thread)
+	call = tl_tls_leave(ctx, &key);
+	if (!call)
 		return 0;
 	conn = tl_tls_find(key);
 	if (!conn) {
 		tl_count(TL_TLS_GAVE_WAY);
 		return 0;
 	}
-	length = tl_tls_length(thread, result);
-	if (thread->deferred) {
-		if (length)
-			tl_tls_write(conn, key, thread->buffer, length);
-		return 0;
-	}
-	if (conn->role == TL_ROLE_UNKNOWN || conn->role == TL_ROLE_OFF)
-		return 0;
-	if (!length) {
-		conn->flags |= TL_CONN_RETRY;
-	} else if (length < thread->length) {
-		/* the rest will be written again, as something new */
-		http = &conn->out;
-		if (!tl_http_back(http, thread->length - length)) {
-			tl_count(TL_TLS_LOST);
-			tl_tls_give_up(conn);
+	length = tl_tls_length(call, result);
+	if (call->deferred) {
+		if (length) {
+			call->key = key;
+			tl_tls_write(conn, call, length);
+			call->key = 0;
 		}
+		return 0;
 	}
+	if (conn->role != TL_ROLE_UNKNOWN && conn->role != TL_ROLE_OFF && length < call->parsed)
+		conn->unsent = call->parsed - length;
 	return 0;
 }
 
 SEC("uprobe")
 int BPF_KPROBE(tl_ssl_read, __u64 ssl, __u64 buffer, int length)
 {
+	struct tl_tls_arguments given = { ssl, buffer, length };
+	struct tl_conn *conn;
+
 	tl_own_stack(ctx);
-	tl_tls_enter(ssl, buffer, length, 0, true);
+	tl_tls_enter(ctx, &given, true, &conn);
 	return 0;
 }
 
 SEC("uprobe")
 int BPF_KPROBE(tl_ssl_read_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
 {
+	struct tl_tls_arguments given = { ssl, buffer, length, length_at };
+	struct tl_conn *conn;
+
 	tl_own_stack(ctx);
-	tl_tls_enter(ssl, buffer, length, length_at, true);
+	tl_tls_enter(ctx, &given, true, &conn);
 	return 0;
 }
 
@@ -530,64 +714,61 @@ SEC("uretprobe")
 int BPF_KRETPROBE(tl_ssl_has_read, int result)
 {
 	tl_own_stack(ctx);
-	return tl_tls_has_read(result);
+	return tl_tls_has_read(ctx, result);
 }
 
 SEC("uprobe")
 int BPF_KPROBE(tl_ssl_write, __u64 ssl, __u64 buffer, int length)
 {
+	struct tl_tls_arguments given = { ssl, buffer, length };
+
 	tl_own_stack(ctx);
-	return length > 0 ? tl_tls_writes(ssl, buffer, length, 0) : 0;
+	return length > 0 ? tl_tls_writes(ctx, &given) : 0;
 }
 
 SEC("uprobe")
 int BPF_KPROBE(tl_ssl_write_ex, __u64 ssl, __u64 buffer, __u64 length, __u64 length_at)
 {
+	struct tl_tls_arguments given = { ssl, buffer, length, length_at };
+
 	tl_own_stack(ctx);
-	return tl_tls_writes(ssl, buffer, length, length_at);
+	return tl_tls_writes(ctx, &given);
 }
 
 SEC("uprobe")
 int BPF_KPROBE(tl_ssl_write_x2, __u64 ssl, __u64 buffer, __u64 length, __u64 flags, __u64 length_at)
 {
+	struct tl_tls_arguments given = { ssl, buffer, length, length_at };
+
 	tl_own_stack(ctx);
-	return tl_tls_writes(ssl, buffer, length, length_at);
+	return tl_tls_writes(ctx, &given);
 }
 
 SEC("uretprobe")
 int BPF_KRETPROBE(tl_ssl_has_sent, int result)
 {
 	tl_own_stack(ctx);
-	return tl_tls_has_written(result);
+	return tl_tls_has_written(ctx, result);
 }
 
 SEC("uprobe")
 int BPF_KPROBE(tl_ssl_shake, __u64 ssl)
 {
-	struct tl_tls_thread *thread;
-	__u32 tid = tl_current_tid();
+	struct tl_tls_arguments given = { ssl };
+	struct tl_conn *conn;
 
 	tl_own_stack(ctx);
-	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
-	if (thread && thread->key == tl_tls_key(ssl))
-		return 0; /* BoringSSL: SSL_read calls it */
-	tl_tls_enter(ssl, 0, 0, 0, true);
-	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
-	if (thread)
-		thread->handshake = 1;
+	tl_tls_enter(ctx, &given, true, &conn);
 	return 0;
 }
 
 SEC("uretprobe")
 int BPF_KRETPROBE(tl_ssl_shaken, int result)
 {
-	struct tl_tls_thread *thread;
-	__u32 tid = tl_current_tid();
+	__u64 key;
 
 	tl_own_stack(ctx);
-	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
-	if (thread && thread->handshake)
-		thread->key = 0;
+	tl_tls_leave(ctx, &key);
 	return 0;
 }
 
@@ -618,22 +799,18 @@ int BPF_KPROBE(tl_ssl_free, __u64 ssl)
 SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(tl_ssl_socket, struct sock *sk)
 {
-	struct tl_tls_thread *thread, fresh = {};
-	__u64 pid_tgid = bpf_get_current_pid_tgid();
-	__u32 tgid = pid_tgid >> 32;
-	__u32 tid = pid_tgid;
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	__u32 *born = bpf_map_lookup_elem(&tl_tls_pids, &tgid);
+	struct task_struct *task = tl_current_task();
+	struct tl_tls_thread *thread;
 	struct tl_conn *conn, *tls;
-	__u64 socket;
+	__u64 socket, key;
 
-	if (!bpf_map_lookup_elem(&tl_tls_pids, &tgid))
+	if (!born || !tl_is_born(TL_READ(task, group_leader), *born))
 		return 0;
-	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
-	if (!thread) {
-		bpf_map_update_elem(&tl_tls_threads, &tid, &fresh, BPF_NOEXIST);
-		thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
-		if (!thread)
-			return 0;
-	}
+	thread = tl_tls_thread_now(true);
+	if (!thread)
+		return 0;
 #ifdef TL_LEGACY
 	socket = TL_COOKIE(sk); /* tracing programs may not ask for it before Linux 5.12 */
 	conn = bpf_map_lookup_elem(&tl_conns, &socket);
@@ -641,7 +818,8 @@ int BPF_PROG(tl_ssl_socket, struct sock *sk)
 	socket = bpf_get_socket_cookie(sk);
 	conn = TL_CONN_FIND(sk, socket);
 #endif
-	tls = thread->key ? tl_tls_find(thread->key) : NULL;
+	key = tl_tls_inside(thread);
+	tls = key ? tl_tls_find(key) : NULL;
 	if (tls && tls->socket == socket)
 		return 0;
 	if (conn && !(conn->flags & TL_CONN_OPAQUE) &&

@@ -44,19 +44,24 @@ static __always_inline void tl_write_traceparent(__u8 *out, const struct tl_conn
 }
 
 /* Takes over the parent's tracestate: it travels with the trace. */
-static __always_inline void tl_inherit_tracestate(struct tl_text *text, struct tl_request *parent,
-						  __u64 key)
+static __always_inline void tl_inherit_tracestate(struct tl_text *text,
+						  const struct tl_parent *parent)
 {
 	struct tl_tracestate *state;
+	__u64 key;
 
 	text->tracestate_len = 0;
 	if (!parent || !parent->tracestate_len)
 		return;
+	key = parent->key;
 	state = bpf_map_lookup_elem(&tl_tracestates, &key);
 	if (!state)
 		return;
 	__builtin_memcpy(text->tracestate, state->text, TL_TRACESTATE_MAX);
-	text->tracestate_len = parent->tracestate_len;
+	asm volatile("" ::: "memory");
+	/* what was copied may be another's by now */
+	if (*(volatile __u64 *)&state->request == key)
+		text->tracestate_len = parent->tracestate_len;
 }
 
 #endif

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from throughline.kernel import abi, libbpf
 
-PROCESS_KEY_BYTES = 8  # tl_go_key() in bpf/go.bpf.h
+PROCESS_KEY_BYTES = 8  # tl_process_key() in bpf/go.bpf.h
 
 
 class GoIndices:

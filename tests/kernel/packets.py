@@ -34,7 +34,7 @@ from throughline.kernel.objects import Objects
 from throughline.kernel.programs import Settings
 
 SAMPLED = 1
-_THREAD = struct.Struct("<QQQiBBBx")
+THREAD = struct.Struct("<QQQQiIBBB5x")
 _TLS_OUT = struct.Struct("<QQ16s8sBB6x")
 _SO_COOKIE = 57
 PORT = 7000
@@ -109,6 +109,11 @@ def read(frames: Path, *arguments: str) -> list[Segment]:
             )
         )
     return found
+
+
+def _born(tid: int) -> int:
+    """When a thread of this process began, in hundredths of a second since boot."""
+    return int(Path(f"/proc/self/task/{tid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 class Packets:
@@ -245,7 +250,8 @@ class Packets:
             trace_id=context.trace_id,
             span_id=context.span_id,
             parent_span_id=bytes(8),
-            reader=threading.get_native_id(),
+            reader=0,
+            answering=0,
             fanout=0,
             trace_flags=context.flags,
             flags=0,
@@ -253,7 +259,8 @@ class Packets:
         )
         libbpf.update(self._maps["tl_requests"], key, abi.REQUEST.pack(*request))
         (number,) = struct.unpack("<Q", key)
-        thread = _THREAD.pack(number, 0, 0, 1, loop, abi.Evidence.THREAD, 0)
+        born = _born(threading.get_native_id())
+        thread = THREAD.pack(23, number, 0, 0, 0, born, loop, abi.Evidence.THREAD, 0)
         libbpf.update(self._maps["tl_threads"], tid, thread)
         try:
             yield

@@ -168,9 +168,7 @@ class GoWrites(IntEnum):
 
 
 class RequestFlags(IntEnum):
-    REQUEST_SETTLED = 1
-    REQUEST_ANSWERING = 2
-    REQUEST_PROBED = 4
+    REQUEST_PROBED = 1
 
 
 class Config(NamedTuple):
@@ -270,13 +268,14 @@ class Request(NamedTuple):
     span_id: bytes
     parent_span_id: bytes
     reader: int
+    answering: int
     fanout: int
     trace_flags: int
     flags: int
     tracestate_len: int
 
 
-REQUEST = Struct("<Q16s8s8s2I2BH4x")
+REQUEST = Struct("<Q16s8s8s2QI2BH")
 
 
 class GoBinary(NamedTuple):
