@@ -226,8 +226,16 @@ def test_requests_that_nobody_ends_are_swept(monkeypatch: pytest.MonkeyPatch, re
             for key, (age, flags) in ages.items():
                 start = now - age * 10**9 if age else 0  # 0: it is being made
                 request = abi.Request(
-                    *(start, bytes(16), struct.pack("<Q", key), bytes(8)),
-                    *(0, 0, 1, flags, 3),
+                    start_ns=start,
+                    trace_id=bytes(16),
+                    span_id=struct.pack("<Q", key),
+                    parent_span_id=bytes(8),
+                    reader=0,
+                    answering=0,
+                    fanout=0,
+                    trace_flags=1,
+                    flags=flags,
+                    tracestate_len=3,
                 )
                 libbpf.update(table, struct.pack("<Q", key), abi.REQUEST.pack(*request))
                 libbpf.update(states, struct.pack("<Q", key), b"a=b".ljust(512, b"\0"))

@@ -185,7 +185,7 @@ class Programs:
         program = None if self.is_off("tl_end_requests") else observe.program("tl_end_requests").fd
         return sweep.requests(
             observe.map_fd("tl_requests"),
-            observe.map_fd("tl_tracestates"),
+            sweep.Others(observe.map_fd("tl_tracestates"), observe.map_fd("tl_open")),
             program,
             only_probed=earlier,
             older_than=0.0 if earlier else sweep.TOO_OLD_SECONDS,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 
 from throughline.kernel import abi, libbpf
 
@@ -17,9 +18,17 @@ log = logging.getLogger(__name__)
 TOO_OLD_SECONDS = 300.0  # TL_AGE_MAX_NS of bpf/tl.bpf.h: older requests are no parents
 
 
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Descriptors of the maps that hold more of a request, which goes with it."""
+
+    tracestates: int
+    opened: int  # tl_open: key, and the thread that has read it
+
+
 def requests(
     table: int,
-    tracestates: int,
+    others: Others,
     program: int | None,
     *,
     only_probed: bool,
@@ -32,27 +41,29 @@ def requests(
     its calls may have no parent. `only_probed`: those whose end only a probe sees.
     """
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(older_than * 1e9)
-    stale: list[int] = []
+    stale: list[tuple[int, int]] = []  # key, reader
     for key, value in libbpf.entries(table, 8, abi.REQUEST.size):
         request = abi.Request(*abi.REQUEST.unpack(value))
         probed = bool(request.flags & abi.RequestFlags.REQUEST_PROBED)
         # 0: an entry that is being made
         if 0 < request.start_ns <= before and (probed or not only_probed):
-            stale.append(int.from_bytes(key, "little"))
+            stale.append((int.from_bytes(key, "little"), request.reader))
     at_once = abi.Abi.ENDED_AT_ONCE
     for start in range(0, len(stale), at_once):
         some = stale[start : start + at_once]
         if program is not None:
             try:
-                libbpf.run(program, some)
+                libbpf.run(program, [key for key, _ in some])
                 continue
             except OSError as error:
                 log.warning(
                     "requests are removed without telling their threads: %s", error.strerror
                 )
                 program = None
-        for key in (request.to_bytes(8, "little") for request in some):
-            libbpf.delete(tracestates, key)
+        for number, reader in some:
+            key = number.to_bytes(8, "little")
+            libbpf.delete(others.tracestates, key)
+            libbpf.delete(others.opened, key + reader.to_bytes(8, "little"))
             libbpf.delete(table, key)
     return len(stale)
 
