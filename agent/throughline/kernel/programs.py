@@ -186,6 +186,7 @@ class Programs:
         return sweep.requests(
             observe.map_fd("tl_requests"),
             observe.map_fd("tl_tracestates"),
+            observe.map_fd("tl_open"),
             program,
             only_probed=earlier,
             older_than=0.0 if earlier else sweep.TOO_OLD_SECONDS,

@@ -20,6 +20,7 @@ TOO_OLD_SECONDS = 300.0  # TL_AGE_MAX_NS of bpf/tl.bpf.h: older requests are no 
 def requests(
     table: int,
     tracestates: int,
+    opened: int,
     program: int | None,
     *,
     only_probed: bool,
@@ -52,6 +53,10 @@ def requests(
                 )
                 program = None
         for key in (request.to_bytes(8, "little") for request in some):
+            found = libbpf.lookup(table, key, abi.REQUEST.size)
+            if found is not None:
+                reader = abi.Request(*abi.REQUEST.unpack(found)).reader
+                libbpf.delete(opened, key + reader.to_bytes(8, "little"))
             libbpf.delete(tracestates, key)
             libbpf.delete(table, key)
     return len(stale)
@@ -60,8 +65,9 @@ def requests(
 def members(table: int, sockhash: int, learned: int) -> int:
     """Takes sockets of processes in the map `tl_fionread` out of the sockhash; returns how many."""
     count = 0
-    processes = set(libbpf.keys(learned, 4))
-    for key, process in list(libbpf.entries(table, 8, 4)):
+    # by number, and when they began
+    processes = {pid + born for pid, born in libbpf.entries(learned, 4, 4)}
+    for key, process in list(libbpf.entries(table, 8, 8)):
         if process in processes:
             # in this order: what is no member any more is read by tl_egress
             if libbpf.delete(sockhash, key):
