@@ -11,6 +11,7 @@
 #include "go.bpf.h"
 #include "http.bpf.h"
 
+#define TL_ERRNO_EEXIST 17
 #define TL_FLAG_SAMPLED 0x01
 #define TL_FLAG_RANDOM 0x02
 
@@ -214,6 +215,7 @@ static __always_inline void tl_request_open(struct tl_request *request, __u64 ke
 {
 	struct tl_open_key open = { key, thread->id };
 	__u8 one = 1;
+	int error;
 
 	if (!tl_is_request(request, key))
 		return;
@@ -221,8 +223,12 @@ static __always_inline void tl_request_open(struct tl_request *request, __u64 ke
 		tl_request_settle(request, key);
 		*(volatile __u64 *)&request->reader = thread->id;
 	}
-	if (bpf_map_update_elem(&tl_open, &open, &one, BPF_NOEXIST))
+	error = bpf_map_update_elem(&tl_open, &open, &one, BPF_NOEXIST);
+	if (error == -TL_ERRNO_EEXIST)
 		return;
+	/* without an entry it counts for ever: no parent is found by this thread rather than a wrong one */
+	if (error)
+		tl_count(TL_FULL_REQUESTS);
 	__sync_fetch_and_add(&thread->open, 1);
 	/* has it ended meanwhile? Then whoever ended it may have come too early to settle it */
 	if (!tl_is_request(request, key) && !bpf_map_delete_elem(&tl_open, &open))

@@ -355,6 +355,7 @@ out:
 static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
 	struct tl_conn *conn = TL_CONN_FIND(sk, bpf_get_socket_cookie(ops));
+	struct tl_member_of process;
 	__u64 cookie;
 	int error;
 
@@ -372,8 +373,10 @@ static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *
 	}
 	conn->out.next_seq = ops->snd_nxt;
 	cookie = bpf_get_socket_cookie(ops);
+	process.pid = conn->pid;
+	process.born = conn->born;
 	if (tl_config.fionread_broken &&
-	    bpf_map_update_elem(&tl_members, &cookie, &conn->pid, BPF_ANY)) {
+	    bpf_map_update_elem(&tl_members, &cookie, &process, BPF_ANY)) {
 		tl_count(TL_ENROL_FAILED);
 		return;
 	}

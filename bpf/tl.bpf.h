@@ -361,6 +361,12 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_fionread SEC(".maps");
 
+/* A process, as tl_fionread has it. */
+struct tl_member_of {
+	__u32 pid;
+	__u32 born;
+};
+
 /*
  * Where FIONREAD is broken: what is in the sockhash, by socket cookie, and the process that made the connection. Ends
  * with the connection, or when the socket leaves the sockhash. Whatever is not in it, sk_msg does not see any more.
@@ -370,7 +376,7 @@ struct {
 	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u64);
-	__type(value, __u32);
+	__type(value, struct tl_member_of);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_members SEC(".maps");
 

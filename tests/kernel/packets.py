@@ -241,14 +241,19 @@ class Packets:
         return [abi.Span(*abi.SPAN.unpack(record.ljust(whole, b"\0"))) for record in records]
 
     @contextlib.contextmanager
-    def request(self, context: Context, *, loop: bool = False) -> Iterator[None]:
-        """The calling thread works for a request meanwhile, and for none afterwards."""
+    def request(
+        self, context: Context, *, loop: bool = False, holds: bytes | None = None
+    ) -> Iterator[None]:
+        """The calling thread works for a request meanwhile, and for none afterwards.
+
+        `holds`: the id of another request that its element holds now.
+        """
         key = context.span_id
         tid = struct.pack("<I", threading.get_native_id())
         request = abi.Request(
             start_ns=time.monotonic_ns(),
             trace_id=context.trace_id,
-            span_id=context.span_id,
+            span_id=holds or context.span_id,
             parent_span_id=bytes(8),
             reader=0,
             answering=0,

@@ -159,6 +159,18 @@ def test_only_towards_peers(by: str) -> None:
         assert options(read(frames)) == ({} if by == "ops" else {101: context.option})
 
 
+@pytest.mark.parametrize("by", ["ops", "tc"])
+def test_the_ids_of_another_request_are_not_sent(by: str) -> None:
+    """A request may end, and its element hold another one, between the look-up and the copy."""
+    with Link() as link, Packets(link, by=by) as packets, packets.connected() as (client, server):
+        with packets.request(Context.fresh(), holds=os.urandom(8)):
+            exchange(client, server, bytes(100))
+        assert packets.counters == {}
+        with packets.request(Context.fresh()):
+            exchange(client, server, bytes(100))
+        assert packets.counters == {"option_written": 1}
+
+
 def test_a_host_that_is_no_peer_any_more() -> None:
     with Link() as link, Packets(link) as packets, packets.connected() as (client, server):
         with packets.request(Context.fresh()):
