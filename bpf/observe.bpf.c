@@ -528,17 +528,17 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 		return 1;
 	if (direction == TL_IN) {
 		listens = sk->state == BPF_TCP_LISTEN;
-		if (listens) {
+		if (listens)
 			tl_early_packet(skb, &segment);
-		} else if (!tl_in_window(sk, &segment)) {
-			tl_count(TL_SKIP_OUT_OF_WINDOW);
-			return 1;
-		}
 		if (segment.off - segment.ip_len >= 20 + TL_OPTION_SPACE)
 			tl_option_in(skb,
 				     (__u64)segment.ip_len << 32 | (segment.off - segment.ip_len));
 		if (listens)
 			return 1;
+		if (!tl_in_window(sk, &segment)) {
+			tl_count(TL_SKIP_OUT_OF_WINDOW);
+			return 1;
+		}
 	}
 	if (conn && tl_is_guess(conn) &&
 	    conn->role == (direction == TL_IN ? TL_ROLE_CLIENT : TL_ROLE_SERVER) &&

@@ -41,6 +41,18 @@ def held_by(pid: int) -> Ids:
     return found
 
 
+def make_all_give_way(pid: int, map_name: str) -> int:
+    """Removes every entry of a map that a process has, as others would; returns how many."""
+    ids = {str(number) for number in held_by(pid)["map"]}
+    (found,) = [m for m in bpftool("map", "show") if str(m["id"]) in ids and m["name"] == map_name]
+    number, gone = str(found["id"]), 0
+    for entry in bpftool("map", "dump", "id", number):
+        key = [digits.removeprefix("0x") for digits in entry["key"]]
+        run = subprocess.run(["bpftool", "map", "delete", "id", number, "key", "hex", *key])
+        gone += run.returncode == 0  # it may have gone by itself
+    return gone
+
+
 def pinned_links(bpffs: Path) -> dict[str, int]:
     """Name of the pin -> id of the link."""
     found = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.kernel_objects import bpftool, held_by
+from tests.kernel.kernel_objects import make_all_give_way
 from tests.kernel.secure import Secure
 from tests.kernel.traced import Traced
 from throughline.kernel import libbpf
@@ -86,21 +86,6 @@ def test_no_such_map_is_left_out() -> None:
     assert found == {name: sizes[name] + reserved for name in found}
 
 
-def make_all_give_way(traced: Traced, map_name: str) -> int:
-    """Removes every entry of a map that the agent alone has, as others would; returns how many."""
-    assert traced.agent is not None
-    ids = {str(number) for number in held_by(traced.agent.pid)["map"]}
-    (found,) = [
-        m for m in bpftool("map", "show") if str(m["id"]) in ids and m.get("name") == map_name
-    ]
-    entries = bpftool("map", "dump", "id", str(found["id"]))
-    for entry in entries:
-        key = [digits.removeprefix("0x") for digits in entry["key"]]
-        number = str(found["id"])
-        subprocess.run(["bpftool", "map", "delete", "id", number, "key", "hex", *key], check=True)
-    return len(entries)
-
-
 @pytest.mark.timeout(90)
 def test_what_gives_way_in_the_middle_of_a_call_is_counted() -> None:
     """A connection that is kept alive: its thread waits for the next request inside of SSL_read."""
@@ -122,7 +107,8 @@ def test_what_gives_way_in_the_middle_of_a_call_is_counted() -> None:
         counters = traced.counters()
         assert (counters["tls_begun"], counters["tls_ended"]) == (COUNT, COUNT)
         assert "tls_gave_way" not in counters
-        assert make_all_give_way(traced, "tl_tls") == 1
+        assert traced.agent is not None
+        assert make_all_give_way(traced.agent.pid, "tl_tls") == 1
         ask()
         assert traced.counters()["tls_gave_way"] == 1
         connection.close()

@@ -149,6 +149,30 @@ def test_a_request_that_makes_its_connection_takes_its_option(version: int, cook
 
 
 @pytest.mark.timeout(60)
+def test_options_of_no_connection_leave_nothing() -> None:
+    """From the address of a peer, which anybody may write into a packet."""
+    option = bytes([25, 26]) + bytes(range(1, 25)) + b"\1\1"
+    with (
+        Link() as link,
+        Packets(link, by=None, observe=OBSERVE) as packets,
+        listening(link, 4),
+    ):
+        source, destination = link.addresses(4)
+        with link.left:
+            stranger = Stranger(PORT, destination=destination)
+        with stranger:
+            for number in range(211):
+                stranger.send(REQUEST, source=source, port=2000 + number, options=option)
+        counters = packets.counters
+        observe = packets.objects.get("observe")
+        assert observe is not None
+        for name in ("tl_requests", "tl_incoming"):
+            assert list(libbpf.keys(observe.map_fd(name), 8)) == []
+    assert counters["early_read"] == 211
+    assert not {name for name in counters if name.startswith("option_")}
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("variant", ["", "-legacy"])
 @pytest.mark.parametrize("ahead", [20 << 20, 1 << 31, -(20 << 20)])
 def test_segments_that_a_connection_cannot_take_disturb_it_in_nothing(
