@@ -131,6 +131,9 @@ static __always_inline bool tl_find_context(struct tl_conn *conn, bool tls, __u6
 	if (conn) {
 		if (conn->role == TL_ROLE_SERVER)
 			return false;
+		/* options of its own take the space, and an application's send may take another path */
+		if (conn->flags & TL_CONN_MPTCP)
+			return false;
 		/* plaintext HTTP, or not known yet to be anything else */
 		if (conn->flags & TL_CONN_ENROLLED && !(conn->flags & TL_CONN_OPAQUE))
 			return false;

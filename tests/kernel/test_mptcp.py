@@ -36,7 +36,7 @@ def make(family: socket.AddressFamily) -> socket.socket:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with traced_service() as found:
+    with traced_service({"propagation": {"peers": ["127.0.0.0/8"]}}) as found:
         yield found
 
 
@@ -83,3 +83,25 @@ def test_served_requests_are_spans(world: World) -> None:
                 assert read_exactly(client, len(OK)) == OK
     spans = traced.wait_spans(COUNT, where=lambda s: s.path.startswith("/mptcp-server/"))
     assert len(spans) == COUNT
+
+
+def test_no_option_for_a_call_of_a_request(world: World) -> None:
+    """The group `packets` leaves its segments alone as well: they are full of options."""
+    traced, service, outside = world
+    with make(socket.AF_INET) as listener, make(socket.AF_INET) as near:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(8)
+        count = Counting(traced)
+        with outside.connect(service.front) as client, accept(service.front) as server:
+            client.sendall(head(target="/mptcp-front"))
+            server.recv(4096)
+            near.connect(listener.getsockname())
+            with accept(listener) as far:
+                for text in (b"\x16\x03\x01 not HTTP", head(target="/mptcp-back")):
+                    near.sendall(text)
+                    assert read_exactly(far, len(text)) == text
+            server.sendall(OK)
+            assert read_exactly(client, len(OK)) == OK
+        assert count("requests_server", 1) == 1
+        for name in ("option_written", "option_no_room", "option_too_big", "forced_drop"):
+            assert count(name, 0) == 0, name
