@@ -35,7 +35,7 @@ from throughline.steps import Steps, Turns, finish
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
-WORK_SECONDS = 0.02  # of housekeeping between two drains
+WORK_SECONDS, REST_SECONDS = 0.02, 0.005  # of housekeeping between two drains, and behind it
 SWEEP_SECONDS = 60.0  # between looks for requests whose end was not seen
 ROOTS_SECONDS = 5.0  # between looks for new top-level cgroups where that means a walk over all
 # The unit's TimeoutStartSec is for one group, not for all: sd_notify(3).
@@ -204,7 +204,7 @@ class Agent:
                 elif self._records.waiting and self._services.may_refresh():
                     self._work = steps.turns("name_services", self._name_records())
             self._go_on()
-            time.sleep(interval if self._work is None else min(interval, WORK_SECONDS))
+            time.sleep(interval if self._work is None else min(interval, REST_SECONDS))
         self._notify("STOPPING=1")
         for _ in self._work or ():  # what has begun
             pass

@@ -138,7 +138,7 @@ class Libraries:
         for count, (_, pid) in enumerate(due):
             if count and self._clock() - now > budget:
                 break
-            self._read(pid, now, self._clock() + max(budget, PROCESS_SECONDS))
+            yield from self._read(pid, now, self._clock() + max(budget, PROCESS_SECONDS))
         yield
         self._tend_files(now)
 
@@ -171,7 +171,7 @@ class Libraries:
         known.seen = seen
         return mappings.identity(self._proc, pid) == known.identity
 
-    def _read(self, pid: int, now: float, until: float) -> None:
+    def _read(self, pid: int, now: float, until: float) -> Turns[None]:
         """Looks at what a process maps, at one new file in any case."""
         process = self._processes[pid]
         process.due = now + min(LATER_READINGS, SECOND_READING * 2 ** min(process.readings, 8))
@@ -195,6 +195,7 @@ class Libraries:
                     mapped[key] = self._look(pid, mapping, now)
                 except LaterError:
                     later = True
+                yield
         except OSError as error:
             if error.errno not in GONE:
                 self._fail("maps_unreadable", error, f"process {pid}")

@@ -822,6 +822,16 @@ def test_a_name_that_is_no_utf8(host: Host, caplog: pytest.LogCaptureFixture) ->
     assert "\x1b" not in to_json(found.as_json(found.sites))
 
 
+def test_the_files_of_a_process_are_looked_at_in_turns(host: Host) -> None:
+    """Spans waited for half a second where a process had many new files, or large ones."""
+    host.process(10, *(host.file(f"{number}.so", OTHER) for number in range(50)))
+    host.find_takes = 0.005
+    longest, before = 0.0, host.now
+    for _ in host.libraries.following([str(host.cgroup)]):
+        longest, before = max(longest, host.now - before), host.now
+    assert host.now > 1000.2 and longest < 0.006
+
+
 def test_processes_are_looked_for_in_small_steps(host: Host) -> None:
     path = host.file("libssl.so")
     for pid in range(1000, 1200):
