@@ -23,9 +23,9 @@ COUNT = 23
 BPF = Path(__file__).parents[2] / "bpf"
 # object, map, bytes of key and value: one of each size that there is
 MAPS = [
-    ("tls", "tl_tls_pids", 4, 1),
+    ("tls", "tl_tls_pids", 4, 4),
     ("observe", "tl_go_calls", 8, 16),
-    ("observe", "tl_threads", 4, 32),
+    ("observe", "tl_threads", 4, 48),
 ]
 
 

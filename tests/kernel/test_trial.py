@@ -238,7 +238,8 @@ def test_requests_that_nobody_ends_are_swept(monkeypatch: pytest.MonkeyPatch, re
                     tracestate_len=3,
                 )
                 libbpf.update(table, struct.pack("<Q", key), abi.REQUEST.pack(*request))
-                libbpf.update(states, struct.pack("<Q", key), b"a=b".ljust(512, b"\0"))
+                state = struct.pack("<Q512s", key, b"a=b")
+                libbpf.update(states, struct.pack("<Q", key), state)
 
         def left() -> tuple[set[int], set[int]]:
             return tuple(  # type: ignore[return-value]

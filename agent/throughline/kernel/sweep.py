@@ -71,8 +71,9 @@ def requests(
 def members(table: int, sockhash: int, learned: int) -> int:
     """Takes sockets of processes in the map `tl_fionread` out of the sockhash; returns how many."""
     count = 0
-    processes = set(libbpf.keys(learned, 4))
-    for key, process in list(libbpf.entries(table, 8, 4)):
+    # by number, and when they began
+    processes = {pid + born for pid, born in libbpf.entries(learned, 4, 4)}
+    for key, process in list(libbpf.entries(table, 8, 8)):
         if process in processes:
             # in this order: what is no member any more is read by tl_egress
             if libbpf.delete(sockhash, key):
