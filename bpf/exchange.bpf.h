@@ -483,6 +483,18 @@ static __always_inline bool tl_is_http2(const struct tl_text *text)
 	       text->method[2] == 'I';
 }
 
+/*
+ * What a parser of a chunk has come to, in one number: how many bytes it has gone on, and above them the enum
+ * tl_feed. What is to be done there is done by its caller, whose stack is not below the chunk's.
+ */
+#define TL_WENT_BITS 24
+#define TL_WENT_MAX ((1U << TL_WENT_BITS) - 1)
+
+static __always_inline int tl_went(__u32 bytes, int what)
+{
+	return (bytes & TL_WENT_MAX) | what << TL_WENT_BITS;
+}
+
 /* One end of message was reached in direction `http`. */
 static __always_inline void tl_message_ends(struct tl_conn *conn, struct tl_text *text,
 					    struct tl_http *http)

@@ -88,8 +88,8 @@ __noinline int tl_packet_event(TL_EXCHANGE, __u32 direction, __u32 what)
 
 /*
  * Parses what comes next in the bytes `range` of the packet (the first in the upper half, the one
- * behind the last in the lower). Returns how many bytes it has gone on, 0 when the rest says nothing, -1
- * when it is not HTTP. A function of its own, as tl_packet_event().
+ * behind the last in the lower). Returns tl_went(), 0 when the rest says nothing, -1 when it is not HTTP. A
+ * function of its own, as tl_packet_event().
  */
 __noinline int tl_packet_chunk(struct __sk_buff *skb, TL_EXCHANGE, __u64 range, __u32 direction)
 {
@@ -121,16 +121,15 @@ __noinline int tl_packet_chunk(struct __sk_buff *skb, TL_EXCHANGE, __u64 range, 
 	if (!tl_chunk_ready(conn, text, http, chunk, n, 0))
 		return 0;
 	what = tl_http_feed(TL_GIVE_STREAM(conn, text, direction, chunk));
-	if (what == TL_FEED_HEADERS || what == TL_FEED_MESSAGE)
-		tl_packet_event(TL_GIVE_EXCHANGE(conn, text), direction, what);
-	else if (what != TL_FEED_MORE)
+	if (what != TL_FEED_MORE && what != TL_FEED_HEADERS && what != TL_FEED_MESSAGE)
 		return -1;
-	return skipped + chunk->pos;
+	return tl_went(skipped + chunk->pos, what);
 }
 
 /*
- * As many as TL_CHUNKS_MAX of them. Returns as tl_packet_chunk(). A function of its own, too: what a
- * packet may hold takes more turns than the verifier would walk.
+ * As many as TL_CHUNKS_MAX of them, and what they come to. Returns how many bytes it has gone on, 0 when the rest
+ * says nothing, -1 when it is not HTTP. A function of its own, too: what a packet may hold takes more turns than
+ * the verifier would walk.
  */
 __noinline int tl_packet_chunks(struct __sk_buff *skb, TL_EXCHANGE, __u64 range, __u32 direction)
 {
@@ -147,7 +146,10 @@ __noinline int tl_packet_chunks(struct __sk_buff *skb, TL_EXCHANGE, __u64 range,
 
 		if (went <= 0)
 			return went;
-		off += (__u32)went;
+		off += went & TL_WENT_MAX;
+		if (went > (int)TL_WENT_MAX)
+			tl_packet_event(TL_GIVE_EXCHANGE(conn, text), direction,
+					went >> TL_WENT_BITS);
 	}
 	return off - (range >> 32);
 }

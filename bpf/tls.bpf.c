@@ -248,8 +248,8 @@ __noinline int tl_tls_event(TL_EXCHANGE, __u32 direction, __u32 what)
 }
 
 /*
- * Parses what comes next of `left` bytes at `address` in the process. Returns how many bytes it has
- * gone on, 0 when the rest says nothing, -1 when it is not HTTP. A function of its own, too.
+ * Parses what comes next of `left` bytes (at most TL_WENT_MAX) at `address` in the process. Returns tl_went(), 0
+ * when the rest says nothing, -1 when it is not HTTP. A function of its own, too.
  */
 __noinline int tl_tls_chunk(TL_EXCHANGE, __u64 address, __u32 left, __u32 direction)
 {
@@ -279,16 +279,15 @@ __noinline int tl_tls_chunk(TL_EXCHANGE, __u64 address, __u32 left, __u32 direct
 	if (!tl_chunk_ready(conn, text, http, chunk, n, 0))
 		return 0;
 	what = tl_http_feed(TL_GIVE_STREAM(conn, text, direction, chunk));
-	if (what == TL_FEED_HEADERS || what == TL_FEED_MESSAGE)
-		tl_tls_event(TL_GIVE_EXCHANGE(conn, text), direction, what);
-	else if (what != TL_FEED_MORE)
+	if (what != TL_FEED_MORE && what != TL_FEED_HEADERS && what != TL_FEED_MESSAGE)
 		return -1;
-	return skipped + chunk->pos;
+	return tl_went(skipped + chunk->pos, what);
 }
 
 /*
- * As many as TL_CHUNKS_MAX of them. Returns as tl_tls_chunk(). A function of its own, too: what is
- * written at once takes more turns than the verifier would walk.
+ * As many as TL_CHUNKS_MAX of them, and what they come to. Returns how many bytes it has gone on, 0 when the rest
+ * says nothing, -1 when it is not HTTP. A function of its own, too: what is written at once takes more turns than
+ * the verifier would walk.
  */
 __noinline int tl_tls_chunks(TL_EXCHANGE, __u64 address, __u32 left, __u32 direction)
 {
@@ -299,12 +298,15 @@ __noinline int tl_tls_chunks(TL_EXCHANGE, __u64 address, __u32 left, __u32 direc
 	if (!conn || !text)
 		return 0;
 	for (i = 0; i < TL_CHUNKS_MAX && off < left; i++) {
-		int went = tl_tls_chunk(TL_GIVE_EXCHANGE(conn, text), address + off, left - off,
-					direction);
+		__u32 rest = left - off < TL_WENT_MAX ? left - off : TL_WENT_MAX;
+		int went =
+			tl_tls_chunk(TL_GIVE_EXCHANGE(conn, text), address + off, rest, direction);
 
 		if (went <= 0)
 			return went;
-		off += (__u32)went;
+		off += went & TL_WENT_MAX;
+		if (went > (int)TL_WENT_MAX)
+			tl_tls_event(TL_GIVE_EXCHANGE(conn, text), direction, went >> TL_WENT_BITS);
 	}
 	return off;
 }
