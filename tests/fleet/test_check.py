@@ -170,7 +170,7 @@ def set_for_agents(fleet: Fleet, words: str) -> None:
     [
         ("tl_send", {"headers"}),
         pytest.param("sockops", {"headers"}, marks=pytest.mark.long),
-        ("tl_tick", set()),
+        ("tl_read", set()),
         pytest.param("tl_ssl_read", {"tls"}, marks=pytest.mark.long),
         ("cgroup_skb", set(WANTED)),
     ],
@@ -189,6 +189,7 @@ def test_what_the_kernel_refuses_is_off_and_the_rest_works(
         assert {name for name in WANTED if groups[name]["word"] == "off"} == off, groups
         assert all(groups[name]["why"] and groups[name]["fix"] for name in off)
         assert {groups[name]["word"] for name in WANTED if name not in off} <= {"works"}
+        assert off or f"without {refused}: no parent" in groups["observe"]["why"]
     assert_nothing_stays(fleet, before)
 
 
