@@ -52,11 +52,16 @@ class Shop:
         carts = {request.cart for request in requests}
         return [span for span in self.receiver.spans if joined.cart(span) in carts]
 
-    def status(self, number: int) -> dict[str, Any]:
-        """What the agent on a host (0, 1 or 2) says of itself, at most a second old."""
-        text = self.fleet.run(self.fleet.hosts[number], f"{AGENT} status --json").stdout
-        found: dict[str, Any] = json.loads(text)
-        return found
+    def status(self, number: int, *, since: float = 0.0) -> dict[str, Any]:
+        """What the agent on a host (0, 1 or 2) says of itself, not before the time `since`."""
+        deadline = time.monotonic() + 20
+        while True:
+            text = self.fleet.run(self.fleet.hosts[number], f"{AGENT} status --json").stdout
+            found: dict[str, Any] = json.loads(text)
+            if found["updated_unix"] >= since:
+                return found
+            assert time.monotonic() < deadline, "no status is written"
+            time.sleep(0.1)
 
     def pid(self, number: int) -> str:
         """The agent's process id on a host (0, 1 or 2), "0" when it does not run."""

@@ -15,6 +15,7 @@ import pytest
 
 from tests.fleet import cgroups, hosts, playbook, releases
 from tests.fleet.hosts import Fleet
+from throughline.kernel import fionread
 
 BUNDLES = sorted(releases.DIST.glob(releases.PATTERN))
 
@@ -178,6 +179,8 @@ def set_for_agents(fleet: Fleet, words: str) -> None:
 def test_what_the_kernel_refuses_is_off_and_the_rest_works(
     fleet: Fleet, bundle: Path, tmp_path: Path, refused: str, off: set[str]
 ) -> None:
+    if refused == "tl_tick" and fionread.is_broken():
+        off = {"headers"}  # nobody else finds the processes that FIONREAD lies to
     before = snapshot(fleet)
     set_for_agents(fleet, refused)
     try:
