@@ -340,36 +340,6 @@ def keys(fd: int, key_size: int) -> Iterator[bytes]:
         yield current
 
 
-def entries(
-    fd: int, key_size: int, value_size: int, *, chunk: int = 4096
-) -> Iterator[tuple[bytes, bytes]]:
-    """All entries of a hash map, `chunk` for each system call (Linux 5.6).
-
-    For per-CPU maps `value_size` is that of all CPUs together. Entries that appear or vanish
-    meanwhile may be missed.
-    """
-    keys_of = ctypes.create_string_buffer(chunk * key_size)
-    values = ctypes.create_string_buffer(chunk * value_size)
-    position = ctypes.create_string_buffer(max(8, key_size))
-    start: ctypes.Array[ctypes.c_char] | None = None
-    while True:
-        count = ctypes.c_uint32(chunk)
-        result = library().bpf_map_lookup_batch(
-            fd, start, position, keys_of, values, ctypes.byref(count), None
-        )
-        if result != -errno.ENOENT:
-            check(result, "bpf_map_lookup_batch")
-        found, data = keys_of.raw, values.raw
-        for n in range(count.value):
-            yield (
-                found[n * key_size : (n + 1) * key_size],
-                data[n * value_size : (n + 1) * value_size],
-            )
-        if result == -errno.ENOENT:
-            return
-        start = position
-
-
 class RingBuffer:
     """A ring buffer whose records are handed to `on_record` as bytes.
 

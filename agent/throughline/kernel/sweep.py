@@ -1,7 +1,7 @@
 """Housekeeping in the maps: entries whose end no program has seen, found by a walk from user space.
 
 BPF iterators could do this inside the kernel, but some kernels refuse them. A walk reads a map in a
-few system calls (`libbpf.entries`); what has to change together in the kernel is done there, by a
+few system calls (kernel/hashes.py); what has to change together in the kernel is done there, by a
 program that is run once for up to eight requests.
 """
 
@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 
 from throughline.kernel import abi, libbpf
+from throughline.kernel.hashes import Hash
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def requests(
     """
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(older_than * 1e9)
     stale: list[tuple[int, int]] = []  # key, reader
-    for key, value in libbpf.entries(table, 8, abi.REQUEST.size):
+    for key, value in _entries(table, 8, abi.REQUEST.size):
         request = abi.Request(*abi.REQUEST.unpack(value))
         probed = bool(request.flags & abi.RequestFlags.REQUEST_PROBED)
         # 0: an entry that is being made
@@ -72,11 +73,19 @@ def members(table: int, sockhash: int, learned: int) -> int:
     """Takes sockets of processes in the map `tl_fionread` out of the sockhash; returns how many."""
     count = 0
     # by number, and when they began
-    processes = {pid + born for pid, born in libbpf.entries(learned, 4, 4)}
-    for key, process in list(libbpf.entries(table, 8, 8)):
+    processes = {pid + born for pid, born in _entries(learned, 4, 4)}
+    for key, process in _entries(table, 8, 8):
         if process in processes:
             # in this order: what is no member any more is read by tl_egress
             if libbpf.delete(sockhash, key):
                 count += 1
             libbpf.delete(table, key)
     return count
+
+
+def _entries(fd: int, key_size: int, value_size: int) -> list[tuple[bytes, bytes]]:
+    return [
+        (key, bytes(value))
+        for batch in Hash(fd, key_size, value_size).entries()
+        for key, value in batch
+    ]
