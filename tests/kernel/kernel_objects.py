@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
+
+from throughline.kernel import libbpf
+from throughline.kernel.prototypes import library
 
 KINDS = ("prog", "map", "link")
 Ids = dict[str, set[int]]
@@ -45,11 +49,13 @@ def make_all_give_way(pid: int, map_name: str) -> int:
     """Removes every entry of a map that a process has, as others would; returns how many."""
     ids = {str(number) for number in held_by(pid)["map"]}
     (found,) = [m for m in bpftool("map", "show") if str(m["id"]) in ids and m["name"] == map_name]
-    number, gone = str(found["id"]), 0
-    for entry in bpftool("map", "dump", "id", number):
-        key = [digits.removeprefix("0x") for digits in entry["key"]]
-        run = subprocess.run(["bpftool", "map", "delete", "id", number, "key", "hex", *key])
-        gone += run.returncode == 0  # it may have gone by itself
+    table, gone = library().bpf_map_get_fd_by_id(int(str(found["id"]))), 0
+    try:
+        for key in list(libbpf.keys(table, found["bytes_key"])):
+            gone += libbpf.lookup(table, key, found["bytes_value"]) is not None
+            libbpf.delete(table, key)
+    finally:
+        os.close(table)
     return gone
 
 
