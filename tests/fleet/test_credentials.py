@@ -122,6 +122,7 @@ def test_a_credential_that_is_refused_is_not_shown(fleet: Fleet, bundle: Path) -
     assert left(fleet, SECOND) == CONFIG
 
 
+@pytest.mark.long
 def test_what_somebody_has_edited_is_not_shown(fleet: Fleet, bundle: Path) -> None:
     """Hand-made, in another form than the roles write, and with the old token in a comment."""
     fleet.run(

@@ -127,7 +127,9 @@ def test_a_release_that_refuses_the_configuration_is_not_tried(
     assert [(state(running, number), running.pid(number)) for number in range(3)] == before
 
 
-@pytest.mark.parametrize("fault", ["unhealthy", "dies", "hangs"])
+@pytest.mark.parametrize(
+    "fault", ["unhealthy", *(pytest.param(f, marks=pytest.mark.long) for f in ("dies", "hangs"))]
+)
 def test_a_host_goes_back_and_the_others_are_not_touched(
     running: Shop, tmp_path: Path, fault: str
 ) -> None:
