@@ -1,13 +1,15 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""The bundle on the controller: which one is meant, and its SHA-256, computed once for a run."""
+"""The bundle on the controller: which one is meant, its SHA-256, and its way to a host."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from ansible import constants
+from ansible.plugins.action import ActionBase
 from ansible_collections.throughline.fleet.plugins.module_utils.release import file_sha256
 
 PATTERN = "throughline-*-linux-*.tar.gz"
@@ -43,3 +45,32 @@ def hash_once(bundle: Path) -> str:
     work.write_text(json.dumps({key: sha256}), encoding="utf-8")
     work.rename(cache)
     return sha256
+
+
+class BundleAction(ActionBase):  # type: ignore[misc]
+    """Base of actions whose module runs once without the bundle, and again where it wants it."""
+
+    TRANSFERS_FILES = True
+    MODULE = ""  # its full name
+
+    def run_module(
+        self, arguments: dict[str, Any], task_vars: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """One execution of the module on the host."""
+        result: dict[str, Any] = self._execute_module(
+            module_name=self.MODULE, module_args=arguments, task_vars=task_vars
+        )
+        return result
+
+    def run_with_bundle(
+        self, bundle: Path, arguments: dict[str, Any], task_vars: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Copies the bundle to the host, and runs the module with its path there as `src`."""
+        try:
+            # without pipelining the first execution has made one, which a second would orphan
+            directory = self._connection._shell.tmpdir or self._make_tmp_path()
+            src = self._connection._shell.join_path(directory, "bundle.tar.gz")
+            self._transfer_file(str(bundle), src)
+            return self.run_module({**arguments, "src": src}, task_vars)
+        finally:
+            self._remove_tmp_path(self._connection._shell.tmpdir)
