@@ -36,6 +36,8 @@ def in_vm(*tests: str, kernel: str = KERNEL) -> None:
         print(run.stdout)
         if run.returncode != NO_GUEST:
             break
+        if "is not seen in a guest" in run.stdout:
+            pytest.skip(run.stdout.strip())  # the checkout is in /tmp, say
     tested.printed(run.stdout)
     assert run.returncode == 0, run.stdout[-6000:]
     assert " passed" in run.stdout
