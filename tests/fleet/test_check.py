@@ -45,12 +45,6 @@ true
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build meanwhile does not change it."""
-    return Path(shutil.copy(releases.newest(), tmp_path_factory.mktemp("dist")))
-
-
-@pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
     """Two bare hosts. A first run is what leaves Ansible's own directories there."""
     with hosts.fleet(NAME, count=2) as running:

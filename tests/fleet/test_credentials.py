@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,12 +29,6 @@ grep -rl '{0}' /etc /opt /root /home /run /tmp /var 2>/dev/null
 journalctl -o cat | grep '{0}'
 true
 """
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build meanwhile does not change it."""
-    return Path(shutil.copy(releases.newest(), tmp_path_factory.mktemp("dist")))
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,6 @@ from tests.kernel.wire import (
     read_all,
     read_block,
     read_exactly,
-    traced_service,
 )
 
 COUNT = 23
@@ -42,12 +41,6 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"]
 OTHER_METHODS = ["PROPFIND", "PURGE", "QUERY", "M-SEARCH", "X", "get", "VERSION-CONTROL"]
 #: looks like a request, and like the end of a header block, wherever one begins to read
 DECOY = b"GET /decoy HTTP/1.1\r\nHost: decoy.example\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[tuple[Traced, Service, Outside]]:
-    with traced_service() as found:
-        yield found
 
 
 @pytest.fixture

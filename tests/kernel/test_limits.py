@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 
 from tests.kernel.test_injection import PARENT, TRACE, Counting, head, send_alone
 from tests.kernel.traced import START_SECONDS, Traced, free_port, wait_port
-from tests.kernel.wire import Context, Outside, Service, connect, traced_service
+from tests.kernel.wire import Context, Outside, Service, connect
 
 #: answers 200 and says whether the request had a traceparent
 WSGI = """
@@ -58,18 +58,6 @@ frontend front
 
 World = tuple[Traced, Service, Outside]
 Ask = Callable[[bytes], tuple[str, str]]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with traced_service() as found:
-        yield found
-
-
-@pytest.fixture
-def far_listener(world: World) -> Iterator[socket.socket]:
-    with world[2].listen() as found:
-        yield found
 
 
 def fields(count: int, *, size: int = 0) -> bytes:

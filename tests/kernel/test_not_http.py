@@ -28,7 +28,6 @@ from tests.kernel.wire import (
     read_all,
     read_block,
     read_exactly,
-    traced_service,
 )
 
 DECOY = b"GET /decoy HTTP/1.1\r\nHost: decoy.example\r\n\r\n"
@@ -62,18 +61,6 @@ FIRST = {
     "a long method": b"A" * 17 + b" / HTTP/1.1\r\n\r\n",
     "random": RANDOM.randbytes(700),
 }
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[tuple[Traced, Service, Outside]]:
-    with traced_service() as found:
-        yield found
-
-
-@pytest.fixture
-def far_listener(world: tuple[Traced, Service, Outside]) -> Iterator[socket.socket]:
-    with world[2].listen() as found:
-        yield found
 
 
 @pytest.fixture

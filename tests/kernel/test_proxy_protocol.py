@@ -9,7 +9,6 @@ import shutil
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,6 @@ from tests.kernel.wire import (
     pair,
     read_block,
     read_exactly,
-    traced_service,
 )
 
 COUNT = 23
@@ -51,18 +49,6 @@ PREAMBLES = {
     "binary-local": binary(b"", command=0, family=0),
     "binary-more": binary(IPV4 + UNIQUE_ID * 40),
 }
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with traced_service() as found:
-        yield found
-
-
-@pytest.fixture
-def far_listener(world: World) -> Iterator[socket.socket]:
-    with world[2].listen() as found:
-        yield found
 
 
 def exchange(near: socket.socket, far: socket.socket, pieces: list[bytes]) -> Context:

@@ -32,18 +32,11 @@ from tests.kernel.wire import (
     inserted,
     read_block,
     read_exactly,
-    traced_service,
 )
 from throughline.kernel import abi, libbpf
 
 STATE = "kept=1"
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[tuple[Traced, Service, Outside]]:
-    with traced_service() as found:
-        yield found
 
 
 @pytest.fixture

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Iterator
 
 import pytest
 
 from tests.kernel.traced import Traced
-from tests.kernel.wire import Context, Outside, Service, accept, listen, traced_service
+from tests.kernel.wire import Context, Outside, Service, accept, listen
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
 VALUE = f"00-{TRACE}-{PARENT}-01"
 COUNT = 23
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[tuple[Traced, Service, Outside]]:
-    with traced_service() as found:
-        yield found
 
 
 @pytest.fixture

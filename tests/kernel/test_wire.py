@@ -31,23 +31,10 @@ from tests.kernel.wire import (
     read_all,
     read_block,
     read_exactly,
-    traced_service,
 )
 from throughline.kernel import fionread
 
 COUNT = 23
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[tuple[Traced, Service, Outside]]:
-    with traced_service() as found:
-        yield found
-
-
-@pytest.fixture
-def far_listener(world: tuple[Traced, Service, Outside]) -> Iterator[socket.socket]:
-    with world[2].listen() as found:
-        yield found
 
 
 def request(path: str, *lines: str, method: str = "GET", version: str = "1.1") -> bytes:

@@ -7,7 +7,7 @@ what only it gives. `tests/kernel/test_trial.py` compares the table with the com
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -41,7 +41,7 @@ class Attached:
     type: str
     where: str
     id: int
-    pin: str | None = field(default=None)  # the name of its link's, if it has one
+    pin: str | None = None  # the name of its link's, if it has one
 
     def as_json(self) -> dict[str, Any]:
         return {"name": self.name, "type": self.type, "where": self.where, "id": self.id}

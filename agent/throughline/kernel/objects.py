@@ -50,7 +50,7 @@ class Objects:
         self._bpffs = bpffs
         self._map_sizes = map_sizes
         self._loaded: dict[str, libbpf.Object] = {}
-        self.refused: dict[str, OSError] = {}  # optional programs that are off, and why
+        self.refused: dict[str, OSError] = {}  # optional programs that are off, by load or attach
         self.variant = VARIANTS[0]
         self.fionread_broken = False
 

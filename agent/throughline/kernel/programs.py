@@ -58,7 +58,6 @@ class Programs:
         self._roots = list(roots)
         self._settings = settings
         self.objects = Objects(bpffs=bpffs, map_sizes=map_sizes or {})
-        self._refused: dict[str, OSError] = {}  # loaded, but not attached
         self._links: list[libbpf.Link] = []
         self.attached: list[Attached] = []
         self.interfaces: tc.Interfaces | None = None  # of the group `packets`
@@ -136,7 +135,7 @@ class Programs:
         self._attach_all(loaded)
         if self.is_off(pins.TC_PROGRAM):
             if self.is_off("tl_packets_ops"):
-                raise self._refused["tl_packets_ops"]
+                raise self.objects.refused["tl_packets_ops"]
             return
         program = loaded.program(pins.TC_PROGRAM)
         self.interfaces = tc.Interfaces(
@@ -153,11 +152,11 @@ class Programs:
 
     def is_off(self, program: str) -> bool:
         """Does the kernel refuse this optional program?"""
-        return program in self.objects.refused or program in self._refused
+        return program in self.objects.refused
 
     def left_out(self, group: str) -> tuple[features.LeftOut, ...]:
         """The programs of a group that the kernel refuses, and that the group does without."""
-        refused = self.objects.refused | self._refused
+        refused = self.objects.refused
         return tuple(
             features.LeftOut(p.name, p.gives, refused[p.name].strerror or str(refused[p.name]))
             for p in features.programs_of(group)
@@ -166,7 +165,7 @@ class Programs:
 
     def _leave_out(self, program: str, error: OSError) -> None:
         """Goes on without an optional program; one of an earlier run goes, too."""
-        self._refused[program] = error
+        self.objects.refused[program] = error
         self._links = _destroy(self._links, program)
         self.attached = [a for a in self.attached if a.name != program]
         pins.withdraw_links(self._bpffs, program)
@@ -251,9 +250,8 @@ class Programs:
                 if features.is_required(program.name, legacy=legacy):
                     raise
                 self._leave_out(program.name, error)
-        for entry in features.PROGRAMS.values():
-            if entry.name in self.objects.refused:
-                pins.withdraw_links(self._bpffs, entry.name)
+        for name in self.objects.refused:
+            pins.withdraw_links(self._bpffs, name)
 
     def _attach(self, program: libbpf.Program, *, pin: bool) -> None:
         if objects.refuses(f"attach:{program.name}"):

@@ -1,0 +1,16 @@
+"""What several files of fleet tests begin with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.fleet import releases
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build meanwhile does not change it."""
+    return Path(shutil.copy(releases.newest(), tmp_path_factory.mktemp("dist")))

@@ -1,0 +1,25 @@
+"""What several files of kernel tests begin with."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kernel.traced import Traced
+from tests.kernel.wire import Outside, Service, traced_service
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[tuple[Traced, Service, Outside]]:
+    """An agent, a service that it traces, and sockets of the world outside; for one file."""
+    with traced_service() as found:
+        yield found
+
+
+@pytest.fixture
+def far_listener(world: tuple[Traced, Service, Outside]) -> Iterator[socket.socket]:
+    """Listens outside."""
+    with world[2].listen() as found:
+        yield found
