@@ -13,6 +13,7 @@ from throughline.golang import Program
 from throughline.libraries import LaterError
 
 FORGET_SECONDS = 30.0  # after nobody has asked for a program any more
+GIVE_WAY_SECONDS = 5.0  # the same, once there is no room for another: all are asked for each second
 MAX_WAITING = 32  # programs to be looked into, each of which is held open
 _Version = tuple[int, ...]
 
@@ -49,6 +50,9 @@ class GoAnalysis:
             if not golang.is_go(fd):
                 return None
             if len(self._waiting) >= MAX_WAITING:
+                # of processes that have ended
+                self.forget(GIVE_WAY_SECONDS)
+            if len(self._waiting) >= MAX_WAITING:
                 raise LaterError
             self._waiting[version] = _Waiting(self._begin(fd), self._clock())
             raise LaterError
@@ -58,12 +62,12 @@ class GoAnalysis:
         del self._waiting[version]
         return waiting.future.result()
 
-    def forget(self) -> None:
-        """Gives up what nobody has asked for in a while."""
+    def forget(self, seconds: float = FORGET_SECONDS) -> None:
+        """Gives up what nobody has asked for since so many seconds."""
         now = self._clock()
         for version, waiting in list(self._waiting.items()):
             future = waiting.future
-            if now - waiting.asked > FORGET_SECONDS and (future.done() or future.cancel()):
+            if now - waiting.asked > seconds and (future.done() or future.cancel()):
                 del self._waiting[version]
 
     def close(self) -> None:

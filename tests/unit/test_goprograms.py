@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit import gofile
 from throughline import golang, goprograms
-from throughline.goanalysis import FORGET_SECONDS, MAX_WAITING
+from throughline.goanalysis import FORGET_SECONDS, GIVE_WAY_SECONDS, MAX_WAITING
 from throughline.golang import pclntab
 from throughline.golang.image import Image
 from throughline.goprograms import GoPrograms
@@ -238,6 +238,25 @@ def test_so_many_wait_and_no_more(programs: GoPrograms, tmp_path: Path, shop: in
         os.close(fd)
     assert len(programs._analysis._waiting) == MAX_WAITING
     assert descriptors() <= before + MAX_WAITING
+
+
+def test_programs_that_nobody_asks_for_give_way(
+    programs: GoPrograms, clock: Clock, tmp_path: Path
+) -> None:
+    """More services than there is room for have ended while they were looked into: the next one is
+    looked into at once, not after FORGET_SECONDS."""
+    content = gofile.build()
+    for number in range(MAX_WAITING):
+        (tmp_path / str(number)).write_bytes(content)
+        fd = os.open(tmp_path / str(number), os.O_RDONLY)
+        with pytest.raises(LaterError):
+            programs.find(fd)
+        os.close(fd)
+    for waiting in programs._analysis._waiting.values():
+        waiting.future.result(60)
+    clock.now += GIVE_WAY_SECONDS + 1
+    (tmp_path / "late").write_bytes(content)
+    assert find(programs, tmp_path / "late")
 
 
 def test_what_was_found_before_a_write_holds_no_more(
