@@ -19,7 +19,7 @@ BPF_SOURCES := $(wildcard bpf/*.bpf.c)
 # Kernels before 5.15 get objects of their own, see bpf/compat.bpf.h.
 BPF_LEGACY := $(patsubst %,build/bpf/%-legacy.bpf.o,observe headers packets tls)
 BPF_OBJECTS := $(BPF_SOURCES:bpf/%.c=build/bpf/%.o) $(BPF_LEGACY)
-ABI_GENERATOR := $(wildcard agent/throughline/kernel/generate_abi.py)
+ABI_GENERATOR := bpf/generate_abi.py
 ABI_OBJECT := build/bpf/observe.bpf.o
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -68,12 +68,12 @@ build/bpf/%-legacy.bpf.o: bpf/%.bpf.c build/vmlinux.h Makefile
 
 -include $(BPF_OBJECTS:.o=.d)
 
-# agent/throughline/kernel/abi.py is the object's BTF, read back as Python.
+# agent/throughline/bpf/abi.py is the object's BTF, read back as Python.
 build/abi.stamp: $(BPF_OBJECTS) $(ABI_GENERATOR)
 	@mkdir -p $(@D)
-	@$(if $(and $(ABI_GENERATOR),$(filter $(ABI_OBJECT),$(BPF_OBJECTS))),\
+	@$(if $(filter $(ABI_OBJECT),$(BPF_OBJECTS)),\
 		echo "bpf: Generating the Python view of $(ABI_OBJECT)"; \
-		PYTHONPATH=agent $(or $(wildcard $(PYTHON)),python3) -m throughline.kernel.generate_abi $(ABI_OBJECT))
+		$(or $(wildcard $(PYTHON)),python3) $(ABI_GENERATOR) $(ABI_OBJECT) agent/throughline/bpf/abi.py)
 	@touch $@
 
 .PHONY: bundle

@@ -2,7 +2,7 @@
 /*
  * abi.h - everything that crosses between the BPF programs and Python.
  *
- * This is the one source: agent/throughline/kernel/abi.py is generated from the BTF of the
+ * This is the one source: agent/throughline/bpf/abi.py is generated from the BTF of the
  * compiled object (`make bpf` rewrites it, a unit test refuses drift), and an object whose
  * TL_ABI_VERSION differs is refused at load. Fixed-width fields and explicit padding only;
  * constants are enums, since macros are not in BTF.

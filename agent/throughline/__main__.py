@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from throughline.cli import main
+from throughline.commands.cli import main
 
 sys.exit(main())

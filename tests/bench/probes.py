@@ -9,8 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from throughline.kernel import libbpf, links, uprobes
-from throughline.kernel.uprobes import Kind
+from throughline.bpf import libbpf, links
+from throughline.probes import uprobes
+from throughline.probes.uprobes import Kind
 
 # Each function begins with the instruction that its probe stands on, but for `prologue`, which has
 # what Go's functions begin with: the look whether the stack suffices. R14 is the goroutine there.

@@ -29,7 +29,7 @@ MANIFEST = "MANIFEST.json"
 UNIT = "systemd/throughline.service"
 START = "lib/start.py"
 VERSION = "lib/python/throughline/__init__.py"
-ABI = "lib/python/throughline/kernel/abi.py"
+ABI = "lib/python/throughline/bpf/abi.py"
 ABI_SECTION = b".rodata.config"
 
 # What is wrong with a release, as code that runs before anything of the agent does.
@@ -69,7 +69,7 @@ StatusWriter.write = write_and_end
     "unhealthy": """
 import errno
 
-from throughline.kernel.programs import Programs
+from throughline.features.programs import Programs
 
 
 def attach_headers(self):

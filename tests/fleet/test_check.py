@@ -15,7 +15,7 @@ import pytest
 
 from tests.fleet import cgroups, hosts, playbook, releases
 from tests.fleet.hosts import Fleet
-from throughline.kernel import fionread
+from throughline.bpf import fionread
 
 BUNDLES = sorted(releases.DIST.glob(releases.PATTERN))
 

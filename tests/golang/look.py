@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from throughline.golang import Program, analyse
+from throughline.runtimes.go import Program, analyse
 
 
 def look(path: Path) -> Program:

@@ -1,4 +1,4 @@
-"""Generates agent/throughline/golang/layouts.json from programs that tell their layouts.
+"""Generates agent/throughline/runtimes/go/layouts.json from programs that tell their layouts.
 
     python -m tests.golang.offsets PROGRAM…
 
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from throughline.golang import Program, analyse, table
+from throughline.runtimes.go import Program, analyse, table
 
 Table = dict[str, dict[str, dict[str, int]]]
 

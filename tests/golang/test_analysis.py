@@ -16,9 +16,9 @@ from tests.golang import debian, offsets, tested
 from tests.golang.build import PIE, RACE, STRIPPED, TRIMMED, build
 from tests.golang.look import lacks, look
 from tests.golang.toolchains import NEWEST, OLDEST, RELEASES
-from throughline.golang import layouts
-from throughline.golang.rtypes import Types
-from throughline.golang.wanted import EXTRA, FEATURES
+from throughline.runtimes.go import layouts
+from throughline.runtimes.go.rtypes import Types
+from throughline.runtimes.go.wanted import EXTRA, FEATURES
 
 pytestmark = pytest.mark.long  # it needs every release of Go
 

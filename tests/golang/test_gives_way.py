@@ -11,7 +11,7 @@ from tests.golang import toolchains
 from tests.golang.hops import Hops
 from tests.kernel.kernel_objects import make_all_give_way
 from tests.kernel.traced import Traced
-from throughline.kernel import libbpf
+from throughline.bpf import libbpf
 
 REQUESTS = 6400
 BUILDS = [("https/1.1", "1.22"), ("https/2", toolchains.NEWEST), ("grpc tls", toolchains.NEWEST)]

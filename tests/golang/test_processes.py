@@ -24,8 +24,8 @@ from tests.golang.hops import CONCURRENT, Hops
 from tests.golang.judge import Found, id_of
 from tests.kernel.secure import make_certificate
 from tests.kernel.traced import Traced, free_port, wait_port
-from throughline.golang.sections import named
-from throughline.kernel.elf import Elf
+from throughline.elf.elf import Elf
+from throughline.runtimes.go.sections import named
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -12,7 +12,7 @@ from tests.golang.build import STRIPPED, build
 from tests.golang.hops import Hops
 from tests.golang.look import lacks
 from tests.kernel.traced import Traced
-from throughline.golang.wanted import GRPC, MODULES, X_NET
+from throughline.runtimes.go.wanted import GRPC, MODULES, X_NET
 
 REQUESTS = 256
 # golang.org/x/net before its first release is in no set: Debian's programs have it (test_debian)

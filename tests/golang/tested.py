@@ -25,8 +25,8 @@ from typing import Any
 from tests.golang.build import PIE, RACE, STRIPPED, TRIMMED
 from tests.golang.look import look
 from tests.kernel.traced import CHECKOUT
-from throughline.golang import Program
-from throughline.golang.wanted import GRPC, MODULES, NEWEST_MINOR, OLDEST_MINOR, X_NET
+from throughline.runtimes.go import Program
+from throughline.runtimes.go.wanted import GRPC, MODULES, NEWEST_MINOR, OLDEST_MINOR, X_NET
 
 KEPT = CHECKOUT / "build/golang/tested.json"
 PAGE = CHECKOUT / "docs/go-versions.md"

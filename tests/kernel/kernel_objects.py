@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from throughline.kernel import libbpf
-from throughline.kernel.prototypes import library
+from throughline.bpf import libbpf
+from throughline.bpf.prototypes import library
 
 KINDS = ("prog", "map", "link")
 Ids = dict[str, set[int]]

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.kernel.traced import Traced, free_port, wait_port
-from throughline.kernel import fionread
+from throughline.bpf import fionread
 
 SERVICE = Path(__file__).with_name("services") / "threaded.py"
 

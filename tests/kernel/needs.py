@@ -19,7 +19,8 @@ from functools import cache
 import pytest
 
 from tests.kernel.operated import Operated
-from throughline.kernel import libbpf, uprobes
+from throughline.bpf import libbpf
+from throughline.probes import uprobes
 
 _KPROBE = 2  # enum bpf_prog_type
 

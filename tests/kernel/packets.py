@@ -28,10 +28,10 @@ from pathlib import Path
 
 from tests.fleet import cgroups
 from tests.kernel.link import Link
-from throughline import readings
-from throughline.kernel import abi, facts, libbpf, links, peers
-from throughline.kernel.objects import Objects
-from throughline.kernel.programs import Settings
+from throughline.bpf import abi, libbpf, links, peers, readings
+from throughline.features.objects import Objects
+from throughline.features.programs import Settings
+from throughline.host import facts
 
 SAMPLED = 1
 THREAD = struct.Struct("<QQQQiIBBB5x")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-from throughline import agent, cli
+from throughline.agent import agent
+from throughline.commands import cli
 from throughline.export import pipeline
 
 # module, constant, seconds

@@ -17,7 +17,7 @@ import pytest
 from tests.kernel import kernel_objects
 from tests.kernel.load import Answer, Load, start_chain, start_nginx
 from tests.kernel.operated import Operated
-from throughline.kernel import fionread
+from throughline.bpf import fionread
 
 CGROUP_PROGRAMS = {"tl_ingress", "tl_egress", "tl_sockops"}
 

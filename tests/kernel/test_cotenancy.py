@@ -14,7 +14,7 @@ import pytest
 from tests.kernel.load import Load, start_chain
 from tests.kernel.operated import Operated
 from tests.kernel.traced import CHECKOUT
-from throughline.kernel import libbpf
+from throughline.bpf import libbpf
 
 SOURCE = Path(__file__).with_name("bpf") / "foreign.bpf.c"
 PACKETS_IN, PACKETS_OUT, ENROLLED, REFUSED, SENDS = range(5)

@@ -16,7 +16,7 @@ from tests.kernel.load import Load, start_chain
 from tests.kernel.operated import Operated
 from tests.kernel.test_privileges import _mounts
 from tests.kernel.traced import CHECKOUT
-from throughline.kernel import pins
+from throughline.features import pins
 
 
 @pytest.fixture

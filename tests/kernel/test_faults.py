@@ -18,9 +18,10 @@ from tests.fleet.receiver import Receiver
 from tests.kernel.load import Chain, Load, start_chain, start_nginx
 from tests.kernel.operated import Operated
 from tests.kernel.traced import free_port
-from throughline import events
-from throughline.kernel import abi, facts, libbpf
-from throughline.kernel.programs import Programs, Settings
+from throughline.bpf import abi, libbpf
+from throughline.features.programs import Programs, Settings
+from throughline.host import facts
+from throughline.records import events
 
 COUNT = 23
 

@@ -15,7 +15,8 @@ from tests.fleet import cgroups
 from tests.kernel.load import SERVICE, Chain, Load, start_chain, start_nginx
 from tests.kernel.operated import Operated
 from tests.kernel.traced import free_port, wait_port
-from throughline.kernel import libbpf, pins
+from throughline.bpf import libbpf
+from throughline.features import pins
 
 COUNT = 23
 

@@ -27,7 +27,7 @@ import pytest
 
 from tests.kernel.services.origin import payload
 from tests.kernel.traced import Traced, free_port, wait_port
-from throughline.kernel import fionread
+from throughline.bpf import fionread
 
 SERVICES = Path(__file__).parent / "services"
 SIZES = (100, 1_000, 4_095, 16_384, 70_001, 300_000, 1_000_003, 5_000_000)

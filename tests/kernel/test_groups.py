@@ -15,8 +15,9 @@ import pytest
 from tests.kernel import kernel_objects
 from tests.kernel.operated import Operated
 from tests.kernel.test_privileges import NETWORK, _give, _only
-from throughline.kernel import abi, libbpf, peers, pins
-from throughline.settings import network
+from throughline.bpf import abi, libbpf, peers
+from throughline.config.schema import network
+from throughline.features import pins
 
 LOOPBACK = {"propagation": {"peers": ["127.0.0.0/8", "::1"]}}
 

@@ -21,8 +21,8 @@ import pytest
 
 from tests.kernel.operated import Operated
 from tests.kernel.traced import CHECKOUT, free_port, wait_port
-from throughline.kernel import abi, libbpf
-from throughline.kernel.objects import directory as objects_directory
+from throughline.bpf import abi, libbpf
+from throughline.features.objects import directory as objects_directory
 
 COUNT = 23
 SERVICES = Path(__file__).with_name("services")

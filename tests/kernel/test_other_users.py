@@ -17,7 +17,8 @@ from tests.kernel.load import SERVICE
 from tests.kernel.operated import Operated
 from tests.kernel.test_privileges import NETWORK, _give, _only
 from tests.kernel.traced import free_port, wait_port
-from throughline.kernel import abi, hashes, libbpf, pins
+from throughline.bpf import abi, hashes, libbpf
+from throughline.features import pins
 
 COUNT = 23
 ODD = os.fsdecode(b"caf\xc3\xa9 \xff\x1b[2J.scope")

@@ -17,7 +17,7 @@ import pytest
 from tests.kernel.forger import Forger
 from tests.kernel.link import Link
 from tests.kernel.packets import Context, Packets, receive
-from throughline.kernel import abi
+from throughline.bpf import abi
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -16,7 +16,7 @@ import yaml
 from tests.kernel.link import Link
 from tests.kernel.packets import Context, Packets, read, receive
 from tests.kernel.test_packets_in import ANSWER, OBSERVE, REQUEST, forging, span_of
-from throughline.kernel import abi
+from throughline.bpf import abi
 
 pytestmark = pytest.mark.timeout(60)
 

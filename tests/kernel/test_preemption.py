@@ -16,7 +16,7 @@ import pytest
 
 from tests.kernel.kernel_objects import bpftool, held_by
 from tests.kernel.traced import CHECKOUT, Traced
-from throughline.kernel import prototypes
+from throughline.bpf import prototypes
 
 # add %gs:this_cpu_off, %r9: how a function of the JIT of x86 comes to a stack of its processor
 OF_THE_PROCESSOR = bytes.fromhex("654c030c25")

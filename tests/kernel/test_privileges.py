@@ -16,8 +16,8 @@ import pytest
 
 from tests.kernel.load import Load, start_chain
 from tests.kernel.operated import Operated
-from throughline.kernel import abi, libbpf
-from throughline.kernel.objects import directory as objects_directory
+from throughline.bpf import abi, libbpf
+from throughline.features.objects import directory as objects_directory
 
 NOBODY = 65534
 NETWORK = ("bpf", "perfmon", "net_admin")

@@ -16,8 +16,8 @@ import pytest
 from tests.kernel.kernel_objects import make_all_give_way
 from tests.kernel.secure import Secure
 from tests.kernel.traced import Traced
-from throughline.kernel import libbpf
-from throughline.kernel.objects import Objects
+from throughline.bpf import libbpf
+from throughline.features.objects import Objects
 
 COUNT = 23
 BPF = Path(__file__).parents[2] / "bpf"

@@ -18,8 +18,8 @@ from tests.kernel.secure import SERVICES, Secure
 from tests.kernel.test_tls import get
 from tests.kernel.test_uprobes import Counter
 from tests.kernel.traced import Traced
-from throughline import groups
-from throughline.kernel import uprobes
+from throughline.features import groups
+from throughline.probes import uprobes
 
 COUNT = 23
 EXIT_GROUP = 231

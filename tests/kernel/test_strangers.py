@@ -18,7 +18,7 @@ from tests.kernel.forger import Forger, Stranger
 from tests.kernel.link import Link
 from tests.kernel.packets import PORT, Context, Packets, listening, receive
 from tests.kernel.traced import Traced, free_port, wait_port
-from throughline.kernel import abi, libbpf
+from throughline.bpf import abi, libbpf
 
 SERVICES = Path(__file__).with_name("services")
 STRAYS = 40_000  # more than tl_requests holds

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from throughline.kernel import clsact, libbpf, links, tc
-from throughline.kernel.prototypes import check, library
+from throughline.bpf import clsact, libbpf, links, tc
+from throughline.bpf.prototypes import check, library
 
 pytestmark = pytest.mark.timeout(60)
 

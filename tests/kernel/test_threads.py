@@ -33,7 +33,7 @@ from tests.kernel.wire import (
     read_block,
     read_exactly,
 )
-from throughline.kernel import abi, libbpf
+from throughline.bpf import abi, libbpf
 
 STATE = "kept=1"
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")

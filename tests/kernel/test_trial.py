@@ -1,6 +1,6 @@
 """Programs that a kernel refuses: what goes with each, what stays on, and that traffic goes on.
 
-The loader refuses by a setting for tests (kernel/objects.py), in the way that a kernel does: the
+The loader refuses by a setting for tests (bpf/objects.py), in the way that a kernel does: the
 whole object at its load, for one program of it.
 """
 
@@ -20,9 +20,11 @@ import pytest
 
 from tests.kernel.operated import Operated
 from tests.kernel.traced import free_port, wait_port
-from throughline.kernel import abi, facts, features, fionread, libbpf, sweep
-from throughline.kernel.objects import REFUSE, directory
-from throughline.kernel.programs import Programs, Settings
+from throughline.bpf import abi, fionread, libbpf, sweep
+from throughline.features import table as features
+from throughline.features.objects import REFUSE, directory
+from throughline.features.programs import Programs, Settings
+from throughline.host import facts
 
 COUNT = 3
 SERVICE = Path(__file__).with_name("services") / "threaded.py"

@@ -20,9 +20,11 @@ from typing import Any
 
 import pytest
 
-from throughline.kernel import libbpf, links, openssl, prototypes, uprobes
-from throughline.kernel.uprobes import Kind, Site
-from throughline.libraries import Libraries
+from throughline.bpf import libbpf, links, prototypes
+from throughline.probes import uprobes
+from throughline.probes.libraries import Libraries
+from throughline.probes.uprobes import Kind, Site
+from throughline.tls import openssl
 
 pytestmark = [
     pytest.mark.timeout(120),

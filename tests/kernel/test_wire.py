@@ -32,7 +32,7 @@ from tests.kernel.wire import (
     read_block,
     read_exactly,
 )
-from throughline.kernel import fionread
+from throughline.bpf import fionread
 
 COUNT = 23
 

@@ -33,7 +33,8 @@ import yaml
 from tests.fleet import cgroups
 from tests.fleet.receiver import Receiver
 from tests.fleet.spans import Span
-from throughline.kernel import facts, libbpf
+from throughline.bpf import libbpf
+from throughline.host import facts
 
 CHECKOUT = Path(__file__).parents[2]
 # An emulated machine needs longer.

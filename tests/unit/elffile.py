@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from throughline.kernel import elf
+from throughline.elf import elf
 
 BASE = 0x400000
 TEXT_ADDRESS, TEXT_OFFSET = 0x412000, 0x2000  # so that no offset is an address less BASE

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from throughline.golang import pclntab
+from throughline.runtimes.go import pclntab
 
 SERVER = """\
 package main

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from throughline.events import SpanRecord
-from throughline.services import Service
+from throughline.records.events import SpanRecord
+from throughline.services.naming import Service
 
 START = 1_763_830_000_000_000_000
 _random = random.Random(23)

@@ -16,12 +16,15 @@ import pytest
 
 from tests.unit.records import batch, record
 from tests.unit.test_groups import FACTS
-from throughline import agent as agent_module
-from throughline import config, readings
-from throughline.agent import Agent
+from throughline.agent import agent as agent_module
+from throughline.agent.agent import Agent
+from throughline.bpf import libbpf
+from throughline.config import model as config
 from throughline.export.spool import Spool
-from throughline.kernel import libbpf, openssl, uprobes
-from throughline.kernel import programs as kernel
+from throughline.features import programs as kernel
+from throughline.probes import uprobes
+from throughline.records import readings
+from throughline.tls import openssl
 
 DONE: list[str] = []
 FINDERS: list[Callable[[int], tuple[uprobes.Site, ...]]] = []

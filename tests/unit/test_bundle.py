@@ -22,7 +22,7 @@ MINORS = (10, 11, 12, 13, 14)
 IMPORTS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import throughline.config, throughline.spans
+import throughline.config.model, throughline.telemetry.spans
 import charset_normalizer, jinja2, markupsafe, pyroute2, requests, yaml
 import opentelemetry.context
 import opentelemetry.exporter.otlp.proto.http.metric_exporter
@@ -246,7 +246,7 @@ def link(path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "tamper"),
     [
-        ("lib/python/throughline/cli.py", change),
+        ("lib/python/throughline/__init__.py", change),
         ("bpf/observe.bpf.o", change),
         ("lib/libbpf.so.1", Path.unlink),
         ("lib/python/sitecustomize.py", Path.touch),

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import throughline as package
-from throughline import cli
-from throughline.status import StatusWriter
+from throughline.agent.status import StatusWriter
+from throughline.commands import cli
 
 SOURCES = {"PYTHONPATH": str(Path(package.__file__).parents[1])}
 
@@ -136,7 +136,7 @@ def test_the_systems_errors_become_codes_and_hints(
     def detach(bpffs: Path) -> None:
         raise error
 
-    monkeypatch.setattr("throughline.kernel.earlier.detach", detach)
+    monkeypatch.setattr("throughline.commands.detach.detach", detach)
     monkeypatch.delenv("THROUGHLINE_CONFIG", raising=False)
     assert cli.main(["detach"]) == code
     said = capsys.readouterr().err
@@ -160,10 +160,10 @@ def test_what_fails_while_the_agent_runs_does_not_keep_it_down(
     def run(config: Any) -> int:
         raise error
 
-    agent = ModuleType("throughline.agent")
+    agent = ModuleType("throughline.agent.agent")
     agent.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "throughline.agent", agent)
-    monkeypatch.setattr("throughline.agent", agent, raising=False)
+    monkeypatch.setitem(sys.modules, "throughline.agent.agent", agent)
+    monkeypatch.setattr("throughline.agent.agent", agent, raising=False)
     monkeypatch.delenv("THROUGHLINE_CONFIG", raising=False)
     assert cli.main(["run"]) == 1
     said = capsys.readouterr().err
@@ -194,7 +194,7 @@ def test_only_what_a_command_needs_is_loaded() -> None:
     """`status` and `config` answer in a moment: no OpenTelemetry, no BPF."""
     code = (
         "import sys\n"
-        "from throughline import cli\n"
+        "from throughline.commands import cli\n"
         "cli.main(['config', 'show'])\n"
         "heavy = {'opentelemetry', 'requests', 'ctypes', 'pyroute2', 'grpc'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from throughline import config
-from throughline.config import Config, ConfigError, ServiceRule
+from throughline.config import model as config
+from throughline.config.model import Config, ConfigError, ServiceRule
 
 FULL = """
 services:

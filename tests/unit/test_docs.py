@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from throughline import cli, config, settings
-from throughline.settings import SETTINGS, Setting
+from throughline.commands import cli
+from throughline.config import model as config
+from throughline.config import schema as settings
+from throughline.config.schema import SETTINGS, Setting
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -178,18 +180,18 @@ def counters() -> set[str]:
     enum = re.search(r"enum tl_counter \{(.*?)\};", header, re.DOTALL)
     assert enum is not None
     kernel = {name.lower() for name in re.findall(r"^\tTL_([A-Z_]+)\b", enum[1], re.MULTILINE)}
-    agent = (ROOT / "agent/throughline/agent.py").read_text(encoding="utf-8")
+    agent = (ROOT / "agent/throughline/agent/agent.py").read_text(encoding="utf-8")
     own = set(re.findall(r'(?:_failures|totals|counters)\["(\w+)"\]', agent))
     own |= {
         f"step_failed_{name}" for name in re.findall(r'steps\.(?:run|turns)\(\s*"(\w+)"', agent)
     }
-    tc = (ROOT / "agent/throughline/kernel/tc.py").read_text(encoding="utf-8")
+    tc = (ROOT / "agent/throughline/bpf/tc.py").read_text(encoding="utf-8")
     own |= set(re.findall(r'counts\["(\w+)"\]', tc))
     for name in ("libraries", "mappings"):
-        text = (ROOT / f"agent/throughline/{name}.py").read_text(encoding="utf-8")
+        text = (ROOT / f"agent/throughline/probes/{name}.py").read_text(encoding="utf-8")
         reasons = re.findall(r'failures\["(\w+)"\]|_fail\("(\w+)"', text)
         own |= {f"tls_{reason}" for pair in reasons for reason in pair if reason}
-    text = (ROOT / "agent/throughline/goprograms.py").read_text(encoding="utf-8")
+    text = (ROOT / "agent/throughline/runtimes/go/provider.py").read_text(encoding="utf-8")
     own |= {f"go_{reason}" for reason in re.findall(r'failures\["(\w+)"\]', text)}
     (refusals,) = re.findall(r"except \(([^)]*)\) as error:\n +self\.failures", text)
     own |= {f"go_{name.lower()}" for name in re.findall(r"(\w+)Error\b", refusals)}

@@ -14,9 +14,9 @@ import pytest
 
 from tests.unit import elffile
 from tests.unit.elffile import APART, ENDBR64, JE, PUSH, SUB, TEST_RDI, TEXT_OFFSET, build, call
-from throughline.kernel import openssl
-from throughline.kernel.elf import Elf, MalformedError, gnu_hash, sysv_hash
-from throughline.kernel.uprobes import Site
+from throughline.elf.elf import Elf, MalformedError, gnu_hash, sysv_hash
+from throughline.probes.uprobes import Site
+from throughline.tls import openssl
 
 LIBSSL = Path("/usr/lib/x86_64-linux-gnu/libssl.so.3")
 

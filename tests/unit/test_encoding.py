@@ -10,7 +10,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans 
 
 from tests.unit.records import SHOP, record, service
 from throughline.export import encoding
-from throughline.spans import span
+from throughline.telemetry.spans import span
 
 CHANGES: list[dict[str, Any]] = [
     {},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from throughline.kernel import facts
+from throughline.host import facts
 
 MOUNTS = (
     b"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n"

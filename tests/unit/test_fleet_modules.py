@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from throughline import config
+from throughline.config import model as config
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "ansible_collections.throughline.fleet.plugins"

@@ -10,9 +10,10 @@ import pytest
 
 from tests.unit import gofile
 from tests.unit.gofile import CHECK, JBE, SMALL
-from throughline.golang import Program, Site, UnsupportedError, analyse, cache, prologue, report
-from throughline.golang.wanted import EXTRA, FEATURES, split
-from throughline.kernel.elf import MalformedError
+from throughline.commands import inspect as report
+from throughline.elf.elf import MalformedError
+from throughline.runtimes.go import Program, Site, UnsupportedError, analyse, prologue
+from throughline.runtimes.go.wanted import EXTRA, FEATURES, split
 
 OFFSETS = {
     "runtime.g.goid": 152,
@@ -325,68 +326,6 @@ def test_a_probe_never_lies_behind_its_function(tmp_path: Path) -> None:
     pairs = data.index(struct.pack("<II", gofile.APART, 24 + 48))
     struct.pack_into("<I", data, pairs, 3)
     assert found(tmp_path, bytes(data)).sites["runtime.newproc1"] == site(0, dear=True)
-
-
-# --- the cache --------------------------------------------------------------------------------
-
-
-def test_a_binary_is_analysed_once(tmp_path: Path) -> None:
-    looked = cache.Cache(files=4, programs=2)
-    paths = [tmp_path / str(number) for number in range(3)]
-    for path in paths:
-        path.write_bytes(gofile.build())
-    results = [_cached(looked, path) for path in [*paths, *paths]]
-    assert looked.analysed == 1
-    assert results[0] is not None
-    assert all(result == results[0] for result in results)
-
-
-def test_a_build_id_that_lies_is_not_believed(tmp_path: Path) -> None:
-    looked = cache.Cache()
-    one, other = tmp_path / "one", tmp_path / "other"
-    note = struct.pack("<III", 4, 4, 3) + b"GNU\0" + b"\1\2\3\4"
-    for path, functions in ((one, None), (other, {"runtime.newproc1": b"\x55"})):
-        data = bytearray(gofile.build(functions=functions))
-        data[gofile.VARIABLES_AT + 0x700 :][: len(note)] = note
-        struct.pack_into("<H", data, 56, 5)
-        data[gofile.VARIABLES_AT + 0x700 : gofile.VARIABLES_AT + 0x700 + len(note)] = note
-        at = gofile.VARIABLES_AT + 0x700
-        struct.pack_into(
-            "<IIQQQQQQ", data, 64 + 4 * 56, 4, 4, at, gofile.BASE + at, 0, len(note), len(note), 4
-        )
-        path.write_bytes(data)
-    programs = [_cached(looked, path) for path in (one, other)]
-    assert [program.build_id for program in programs if program] == ["01020304"] * 2
-    assert looked.analysed == 2
-    assert programs[0] != programs[1]
-
-
-def test_the_cache_is_bounded_and_remembers_refusals(tmp_path: Path) -> None:
-    looked = cache.Cache(files=2, programs=2)
-    path = tmp_path / "refused"
-    path.write_bytes(gofile.build("go1.17.1"))
-    for _ in range(3):
-        with pytest.raises(UnsupportedError, match="older"):
-            _cached(looked, path)
-    assert looked.analysed == 1
-    for number in range(6):
-        path = tmp_path / str(number)
-        path.write_bytes(gofile.build(info=f"path\t{number}\n"))
-        assert _cached(looked, path) is not None
-    assert looked.analysed == 7
-    assert _cached(looked, tmp_path / "0") is not None
-    assert looked.analysed == 8
-    other = tmp_path / "no-go"
-    other.write_bytes(b"\x7fELF")
-    assert _cached(looked, other) is None
-
-
-def _cached(looked: cache.Cache, path: Path) -> Program | None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return looked.analyse(fd)
-    finally:
-        os.close(fd)
 
 
 # --- throughline inspect ----------------------------------------------------------------------

@@ -16,10 +16,10 @@ import pytest
 
 from tests.golang.look import look
 from tests.unit import goprogram
-from throughline.golang import layouts
-from throughline.golang.rtypes import Types
-from throughline.golang.wanted import FEATURES, split
-from throughline.kernel.elf import Elf
+from throughline.elf.elf import Elf
+from throughline.runtimes.go import layouts
+from throughline.runtimes.go.rtypes import Types
+from throughline.runtimes.go.wanted import FEATURES, split
 
 KNOWN = (
     "goroutines",

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit import gofile, goprogram
-from throughline import goprograms
-from throughline.golang import Starts, UnsupportedError, analyse, image, pclntab
-from throughline.golang.rtypes import Types
-from throughline.kernel.elf import MalformedError
+from throughline.elf.elf import MalformedError
+from throughline.runtimes.go import Starts, UnsupportedError, analyse, image, pclntab
+from throughline.runtimes.go import provider as goprograms
+from throughline.runtimes.go.rtypes import Types
 
 REFUSALS = (MalformedError, UnsupportedError)
 GOOD = gofile.build()

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.unit import gofile
-from throughline import golang, goprograms
-from throughline.goanalysis import FORGET_SECONDS, GIVE_WAY_SECONDS, MAX_WAITING
-from throughline.golang import pclntab
-from throughline.golang.image import Image
-from throughline.goprograms import GoPrograms
-from throughline.kernel import abi, libbpf
-from throughline.kernel.uprobes import Site
-from throughline.libraries import LaterError
+from throughline.bpf import abi, libbpf
+from throughline.probes.libraries import LaterError
+from throughline.probes.uprobes import Site
+from throughline.runtimes import go as golang
+from throughline.runtimes.go import pclntab
+from throughline.runtimes.go import provider as goprograms
+from throughline.runtimes.go.image import Image
+from throughline.runtimes.go.provider import GoPrograms
+from throughline.runtimes.go.waiting import FORGET_SECONDS, GIVE_WAY_SECONDS, MAX_WAITING
 
 
 class Maps:

@@ -10,11 +10,12 @@ from typing import cast
 
 import pytest
 
-from throughline import config, groups
-from throughline.kernel import pins, uprobes
-from throughline.kernel.facts import CAPABILITIES, Facts
-from throughline.kernel.objects import Objects
-from throughline.kernel.programs import Programs
+from throughline.config import model as config
+from throughline.features import groups, pins
+from throughline.features.objects import Objects
+from throughline.features.programs import Programs
+from throughline.host.facts import CAPABILITIES, Facts
+from throughline.probes import uprobes
 
 FACTS = Facts(
     kernel="6.1.0-31-amd64",

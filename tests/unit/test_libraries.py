@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from tests.unit import elffile
-from throughline import libraries as libraries_module
-from throughline import mappings
-from throughline.kernel import links, openssl, uprobes
-from throughline.kernel.lease import Lease
-from throughline.libraries import KEEP_UNUSED_SECONDS, Libraries
-from throughline.probedfile import release
+from throughline.bpf import links
+from throughline.host.lease import Lease
+from throughline.probes import libraries as libraries_module
+from throughline.probes import mappings, uprobes
+from throughline.probes.libraries import KEEP_UNUSED_SECONDS, Libraries
+from throughline.probes.probedfile import release
 from throughline.text import to_json
+from throughline.tls import openssl
 
 LIBSSL = elffile.build(elffile.libssl())
 OTHER = elffile.build({"main": elffile.PUSH})

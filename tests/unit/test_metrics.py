@@ -9,10 +9,10 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
 
 from tests.unit.records import SHOP, service
-from throughline.events import Histogram, SeriesKey
-from throughline.metrics import BOUNDS, counter_metrics, duration_metrics, metrics_data
-from throughline.series import Point
-from throughline.services import Service
+from throughline.records.events import Histogram, SeriesKey
+from throughline.services.naming import Service
+from throughline.telemetry.metrics import BOUNDS, counter_metrics, duration_metrics, metrics_data
+from throughline.telemetry.series import Point
 
 CART = service("cart")
 OFF = Service("off", "off.service", "system.slice/off.service", False, {"service.name": "off"})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from throughline.kernel import openat
+from throughline.host import openat
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 from tests.unit.receiver import GrpcReceiver, HttpReceiver, free_port
 from tests.unit.records import SHOP, record
-from throughline import config
-from throughline.config import OtlpTarget
+from throughline.config import model as config
+from throughline.config.model import OtlpTarget
 from throughline.export import otlp
 from throughline.export.outcome import Verdict
-from throughline.metrics import counter_metrics, metrics_data
-from throughline.spans import span
+from throughline.telemetry.metrics import counter_metrics, metrics_data
+from throughline.telemetry.spans import span
 
 
 def target(endpoint: str, **environment: str) -> OtlpTarget:
@@ -223,7 +223,7 @@ def test_grpc_is_not_loaded_for_http(tmp_path: Path) -> None:
 
     code = (
         "import sys\n"
-        "from throughline import config\n"
+        "from throughline.config import model as config\n"
         "from throughline.export import otlp\n"
         "export = config.load(config.DEFAULT_PATH, environment={}).export\n"
         "otlp.span_sender(export.traces); otlp.metric_sender(export.metrics)\n"

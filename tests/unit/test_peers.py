@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
-from throughline.kernel import peers
-from throughline.settings import network
+from throughline.bpf import peers
+from throughline.config.schema import network
 
 
 def keys(*networks: str) -> set[str]:

@@ -13,10 +13,10 @@ import pytest
 
 from tests.unit.receiver import GrpcReceiver, HttpReceiver, free_port
 from tests.unit.records import SHOP, START, batch, record
-from throughline import config
+from throughline.config import model as config
 from throughline.export import outcome, pipeline
 from throughline.export.pipeline import Pipeline
-from throughline.metrics import counter_metrics, metrics_data
+from throughline.telemetry.metrics import counter_metrics, metrics_data
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from throughline import clock, events, records
-from throughline.kernel import abi
-from throughline.records import Records
-from throughline.services import Services
-from throughline.spans import span
+from throughline.bpf import abi
+from throughline.host import clock
+from throughline.records import events, records
+from throughline.records.records import Records
+from throughline.services.naming import Services
+from throughline.telemetry.spans import span
 
 
 def raw(cgroup_id: int, **texts: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from throughline.settings import SETTINGS
+from throughline.config.schema import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("agent", "capabilities", "mounts", "preflight")

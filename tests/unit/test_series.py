@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_services import Clock
-from throughline import events, report, series
-from throughline.events import SeriesKey
-from throughline.kernel import abi
-from throughline.series import Point, Series
-from throughline.services import Services
+from throughline.agent import report
+from throughline.bpf import abi
+from throughline.records import events
+from throughline.records.events import SeriesKey
+from throughline.services.naming import Services
+from throughline.telemetry import series
+from throughline.telemetry.series import Point, Series
 
 CPUS = 64
 GET = SeriesKey("server", "GET", 200, "1.1")
@@ -275,7 +277,7 @@ def test_other_rules_begin_another_series(host: Host) -> None:
     shop = host.start("shop")
     host.table.count(shop, 1000)
     host.second()
-    from throughline.config import ServiceRule
+    from throughline.config.model import ServiceRule
 
     rule = ServiceRule("systemd_unit", "shop.service", "store", True)
     host.begin(adopting=True)
@@ -290,7 +292,7 @@ def test_other_rules_begin_another_series(host: Host) -> None:
 
 def test_other_rules_take_all_rows_of_a_cgroup_along(host: Host) -> None:
     """Also when rows of others wait to be named meanwhile."""
-    from throughline.config import ServiceRule
+    from throughline.config.model import ServiceRule
 
     shop = host.start("shop")
     for status in (200, 404, 503):

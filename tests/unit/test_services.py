@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from throughline import cgroups
-from throughline.config import ServiceRule
-from throughline.host import host_attributes
-from throughline.services import (
+from throughline.config.model import ServiceRule
+from throughline.host.attributes import host_attributes
+from throughline.services import cgroups
+from throughline.services.naming import (
     Services,
     agent_service,
     attach_roots,

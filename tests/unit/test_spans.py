@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.unit.records import SHOP, START, record, service
-from throughline.spans import authority_of, redact, resource, span, split_target
+from throughline.telemetry.spans import authority_of, redact, resource, span, split_target
 
 
 def decoded(**changes: Any) -> Span:

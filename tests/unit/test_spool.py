@@ -13,7 +13,7 @@ import pytest
 from tests.unit.records import SHOP, START, batch, record, service
 from throughline.export import spool as spool_module
 from throughline.export.spool import Batch, Spool, decode, encode
-from throughline.services import Service
+from throughline.services.naming import Service
 
 MIB = 1 << 20
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from throughline import status
-from throughline.status import StatusWriter
+from throughline.agent import status
+from throughline.agent.status import StatusWriter
 
 
 def running(**changes: Any) -> dict[str, Any]:

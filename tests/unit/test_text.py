@@ -8,7 +8,8 @@ import os
 
 import pytest
 
-from throughline import doctor, status
+from throughline.agent import status
+from throughline.commands import doctor
 from throughline.text import Formatter, printable, to_json, utf8
 
 ODD = os.fsdecode(b"a\xff\x1b[2J\n\xc2\x9b31m\xe2\x80\xae\xc3\xa9 b")

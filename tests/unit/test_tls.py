@@ -13,10 +13,10 @@ import pytest
 
 from tests.unit.receiver import GrpcReceiver, HttpReceiver
 from tests.unit.records import SHOP, record
-from throughline import config
+from throughline.config import model as config
 from throughline.export import otlp
 from throughline.export.outcome import Outcome, Verdict
-from throughline.spans import span
+from throughline.telemetry.spans import span
 
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="needs the openssl command to make certificates"

@@ -1,0 +1,1 @@
+"""From finished spans to the Collector: queue, spool, encoding, transport."""

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from throughline.events import SpanRecord
-from throughline.services import Service
+from throughline.records.events import SpanRecord
+from throughline.services.naming import Service
 from throughline.text import printable
 
 

@@ -26,7 +26,7 @@ from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from throughline.config import OtlpTarget
+from throughline.config.model import OtlpTarget
 from throughline.export import encoding
 from throughline.export.outcome import ACCEPTED, Outcome, Verdict
 

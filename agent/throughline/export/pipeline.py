@@ -25,13 +25,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from throughline.config import Export
-from throughline.events import SpanRecord
+from throughline.config.model import Export
 from throughline.export import console
 from throughline.export.outcome import ExportStatus, Outcome, Verdict, attempt
 from throughline.export.secrets import Secrets
 from throughline.export.spool import Batch, Spool
-from throughline.services import Service
+from throughline.records.events import SpanRecord
+from throughline.services.naming import Service
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricsData
@@ -213,7 +213,7 @@ class Pipeline:
     def _send(self, work: _Work, sender: otlp.Sender) -> None:
         """One attempt with a batch, without records of which no span or no message can be made."""
         from throughline.export import otlp
-        from throughline.spans import span
+        from throughline.telemetry.spans import span
 
         converted: list[ReadableSpan] = []
         for record, service in work.batch:

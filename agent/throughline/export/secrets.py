@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from throughline.config import OtlpTarget
+from throughline.config.model import OtlpTarget
 
 _SHORTEST = 4  # characters: what is shorter is no secret, and stands everywhere
 

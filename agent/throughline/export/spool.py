@@ -19,8 +19,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from throughline.events import SpanRecord
-from throughline.services import Service
+from throughline.records.events import SpanRecord
+from throughline.services.naming import Service
 
 Batch = Sequence[tuple[SpanRecord, Service]]
 

@@ -6,6 +6,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().with_name("python")))
 sys.argv[0] = "throughline"
 
-from throughline.cli import main  # noqa: E402
+from throughline.commands.cli import main  # noqa: E402
 
 sys.exit(main())

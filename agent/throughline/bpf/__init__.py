@@ -1,0 +1,1 @@
+"""The BPF side: libbpf, the compiled objects, their maps and pins."""

@@ -1,0 +1,156 @@
+"""Attachments that libbpf 1.1 cannot make, by the system calls themselves: tcx, uprobe_multi, perf.
+
+A link is an open descriptor: closing it detaches the program unless the link is pinned.
+Layouts: union bpf_attr.link_create and struct bpf_link_info in include/uapi/linux/bpf.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from functools import cache
+from pathlib import Path
+
+from throughline.bpf.prototypes import check, failure, info, library
+
+# enum bpf_attach_type
+PERF_EVENT, TCX_INGRESS, TCX_EGRESS, UPROBE_MULTI = 41, 46, 47, 48
+# where in the chain of an interface: flags of attach_tcx; 0 is at its end
+BEFORE, AFTER, RELATIVE_IS_ID, RELATIVE_IS_LINK = 1 << 3, 1 << 4, 1 << 5, 1 << 13
+
+_LINK_CREATE = 28  # enum bpf_cmd
+_CALLS = {
+    "x86_64": {"bpf": 321, "perf_event_open": 298},
+    "aarch64": {"bpf": 280, "perf_event_open": 241},
+}
+_CLOSE_ON_EXEC = 1 << 3  # PERF_FLAG_FD_CLOEXEC
+_UPROBE_RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
+
+
+class Link:
+    """An attachment; `destroy` closes it, and what is not pinned is detached by that."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd: int | None = fd
+        self.name = name
+
+    @classmethod
+    def open(cls, path: Path) -> Link:
+        """Opens a pinned link, of whatever type."""
+        return cls(
+            check(library().bpf_obj_get(os.fsencode(path)), f"bpf_obj_get {path}"), path.name
+        )
+
+    @property
+    def fd(self) -> int:
+        if self._fd is None:
+            raise OSError(errno.EBADF, f"link {self.name} is closed")
+        return self._fd
+
+    def pin(self, path: Path) -> None:
+        check(library().bpf_obj_pin(self.fd, os.fsencode(path)), f"bpf_obj_pin {path}")
+
+    def update(self, program_fd: int) -> None:
+        """Replaces the program of a tcx link atomically; ENOLINK once its interface is gone."""
+        check(library().bpf_link_update(self.fd, program_fd, None), f"bpf_link_update {self.name}")
+
+    def destroy(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+def attach_tcx(
+    program_fd: int, ifindex: int, *, egress: bool = True, flags: int = 0, relative: int = 0
+) -> Link:
+    """Puts a tc program into an interface's chain (Linux 6.6).
+
+    `relative` is what BEFORE or AFTER refer to: a descriptor, or with RELATIVE_IS_ID an id, of a
+    program or, with RELATIVE_IS_LINK, of a link; 0 is the whole chain. Raises EINVAL where the
+    kernel has no tcx, ENODEV or EINVAL without such an interface, EEXIST for a second time.
+    """
+    kind = TCX_EGRESS if egress else TCX_INGRESS
+    attribute = struct.pack("=IIIIIIQ", program_fd, ifindex, kind, flags, relative, 0, 0)
+    return Link(_create(attribute, f"tcx link on interface {ifindex}"), f"tcx@{ifindex}")
+
+
+def tcx_interface(link_fd: int) -> int:
+    """The interface index of a tcx link; 0 once the interface is gone or the link was detached."""
+    # struct bpf_link_info: type, id, prog_id, padding, then tcx.ifindex
+    return int(info(link_fd)[4])
+
+
+def attach_uprobe_multi(
+    program_fd: int,
+    path: str | Path,
+    offset: int,
+    *,
+    returns: bool = False,
+    pid: int = 0,
+    cookie: int = 0,
+) -> Link:
+    """Attaches to one file offset (Linux 6.6), in every process that maps it, or in `pid` only.
+
+    The program must have been loaded with UPROBE_MULTI as its expected attach type. With `returns`
+    it runs when the function that starts at `offset` returns. `cookie` is what
+    bpf_get_attach_cookie() gives it. Raises EINVAL where the kernel has no such links, EBADF when
+    `path` is no regular file, ESRCH without such a process.
+    """
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    offsets, cookies = ctypes.c_uint64(offset), ctypes.c_uint64(cookie)
+    attribute = struct.pack(
+        "=IIIIQQQQIII4x",
+        *(program_fd, 0, UPROBE_MULTI, 0),
+        *(ctypes.addressof(name), ctypes.addressof(offsets), 0, ctypes.addressof(cookies)),
+        *(1, _UPROBE_RETURN if returns else 0, pid),
+    )
+    return Link(_create(attribute, f"uprobe_multi link on {path}"), f"{path}+{offset:#x}")
+
+
+def attach_perf(program_fd: int, event_fd: int, *, cookie: int) -> Link:
+    """Attaches to a perf event with a cookie (Linux 5.15), which goes on as long as the link."""
+    attribute = struct.pack("=IIIIQ", program_fd, event_fd, PERF_EVENT, 0, cookie)
+    return Link(_create(attribute, "perf_event link"), f"perf event {event_fd}")
+
+
+def perf_event_open(attribute: bytes, *, pid: int, cpu: int) -> int:
+    """A descriptor of the event that a struct perf_event_attr tells, see perf_event_open(2)."""
+    data = ctypes.create_string_buffer(attribute, len(attribute))
+    number = _number("perf_event_open")
+    return _check(_libc().syscall(number, data, pid, cpu, -1, _CLOSE_ON_EXEC), "perf_event_open")
+
+
+def filesystem(fd: int) -> int:
+    """The type of the file system that a file is in: f_type of statfs(2)."""
+    data = (ctypes.c_long * 32)()
+    _check(_libc().fstatfs(fd, ctypes.byref(data)), "fstatfs")
+    return int(data[0])
+
+
+def _create(attribute: bytes, call: str) -> int:
+    data = ctypes.create_string_buffer(attribute, len(attribute))
+    return _check(_libc().syscall(_number("bpf"), _LINK_CREATE, data, len(attribute)), call)
+
+
+def _check(result: int, call: str) -> int:
+    """The result of a call that returns -1 and sets errno when it fails."""
+    if result < 0:
+        raise failure(call)
+    return int(result)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    return libc
+
+
+def _number(call: str) -> int:
+    machine = platform.machine()
+    if machine not in _CALLS:
+        raise OSError(errno.ENOSYS, f"the number of {call}() on {machine} is not known")
+    return _CALLS[machine][call]

@@ -1,0 +1,52 @@
+"""The map `tl_peers`: to whom TCP options are written, and from whom they are read.
+
+A longest-prefix-match trie over IPv6 addresses; IPv4 networks are in it as IPv4-mapped ones
+(::ffff:0:0/96, RFC 4291 section 2.5.5.2), so that the programs have one lookup for both families.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+
+from throughline.bpf import libbpf
+
+_KEY = struct.Struct("=I16s")  # struct bpf_lpm_trie_key: bits of the prefix, then the address
+_MAPPED = bytes(10) + b"\xff\xff"
+_HERE = b"\x01"
+
+
+def key(network: IPv4Network | IPv6Network) -> bytes:
+    """The 20 bytes by which the map knows a network."""
+    address = network.network_address.packed
+    if isinstance(network, IPv4Network):
+        return _KEY.pack(96 + network.prefixlen, _MAPPED + address)
+    return _KEY.pack(network.prefixlen, address)
+
+
+def keys(networks: Iterable[IPv4Network | IPv6Network]) -> set[bytes]:
+    """As few keys as cover the networks: neighbours are one, and what is in another is left out."""
+    known = list(networks)
+    four = collapse_addresses(n for n in known if isinstance(n, IPv4Network))
+    six = collapse_addresses(n for n in known if isinstance(n, IPv6Network))
+    return {*map(key, four), *map(key, six)}
+
+
+def tell(table: int, networks: Iterable[IPv4Network | IPv6Network]) -> None:
+    """Makes the map say `networks` and nothing else. Raises ENOSPC when it is too small."""
+    wanted = keys(networks)
+    told = set(libbpf.keys(table, _KEY.size))
+    for stale in told - wanted:
+        libbpf.delete(table, stale)
+    for fresh in wanted - told:
+        try:
+            libbpf.update(table, fresh, _HERE)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise OSError(
+                errno.ENOSPC,
+                f"propagation.peers: {len(wanted)} networks are more than tl_peers holds",
+            ) from error

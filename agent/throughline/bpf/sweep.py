@@ -1,0 +1,91 @@
+"""Housekeeping in the maps: entries whose end no program has seen, found by a walk from user space.
+
+BPF iterators could do this inside the kernel, but some kernels refuse them. A walk reads a map in a
+few system calls (bpf/hashes.py); what has to change together in the kernel is done there, by a
+program that is run once for up to eight requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from throughline.bpf import abi, libbpf
+from throughline.bpf.hashes import Hash
+
+log = logging.getLogger(__name__)
+
+TOO_OLD_SECONDS = 300.0  # TL_AGE_MAX_NS of bpf/tl.bpf.h: older requests are no parents
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Descriptors of the maps that hold more of a request, which goes with it."""
+
+    tracestates: int
+    opened: int  # tl_open: key, and the thread that has read it
+
+
+def requests(
+    table: int,
+    others: Others,
+    program: int | None,
+    *,
+    only_probed: bool,
+    older_than: float,
+) -> int:
+    """Ends requests of the map `tl_requests` that are older (in seconds); returns how many.
+
+    `program` is tl_end_requests, which also tells the thread that has read the request. Without it
+    the entries are only removed: then the thread is taken to have one request more than it has, and
+    its calls may have no parent. `only_probed`: those whose end only a probe sees.
+    """
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(older_than * 1e9)
+    stale: list[tuple[int, int]] = []  # key, reader
+    for key, value in _entries(table, 8, abi.REQUEST.size):
+        request = abi.Request(*abi.REQUEST.unpack(value))
+        probed = bool(request.flags & abi.RequestFlags.REQUEST_PROBED)
+        # 0: an entry that is being made
+        if 0 < request.start_ns <= before and (probed or not only_probed):
+            stale.append((int.from_bytes(key, "little"), request.reader))
+    at_once = abi.Abi.ENDED_AT_ONCE
+    for start in range(0, len(stale), at_once):
+        some = stale[start : start + at_once]
+        if program is not None:
+            try:
+                libbpf.run(program, [key for key, _ in some])
+                continue
+            except OSError as error:
+                log.warning(
+                    "requests are removed without telling their threads: %s", error.strerror
+                )
+                program = None
+        for number, reader in some:
+            key = number.to_bytes(8, "little")
+            libbpf.delete(others.tracestates, key)
+            libbpf.delete(others.opened, key + reader.to_bytes(8, "little"))
+            libbpf.delete(table, key)
+    return len(stale)
+
+
+def members(table: int, sockhash: int, learned: int) -> int:
+    """Takes sockets of processes in the map `tl_fionread` out of the sockhash; returns how many."""
+    count = 0
+    # by number, and when they began
+    processes = {pid + born for pid, born in _entries(learned, 4, 4)}
+    for key, process in _entries(table, 8, 8):
+        if process in processes:
+            # in this order: what is no member any more is read by tl_egress
+            if libbpf.delete(sockhash, key):
+                count += 1
+            libbpf.delete(table, key)
+    return count
+
+
+def _entries(fd: int, key_size: int, value_size: int) -> list[tuple[bytes, bytes]]:
+    return [
+        (key, bytes(value))
+        for batch in Hash(fd, key_size, value_size).entries()
+        for key, value in batch
+    ]

@@ -1,0 +1,1 @@
+"""The command line: `throughline run`, `status`, `doctor`, `inspect`, `detach`, `config`."""

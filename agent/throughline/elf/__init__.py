@@ -1,0 +1,1 @@
+"""ELF files, read in pieces as small as the question."""

@@ -1,0 +1,1 @@
+"""Uprobes in the files that traced processes execute: found, attached, watched, taken away."""

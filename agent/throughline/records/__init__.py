@@ -1,0 +1,1 @@
+"""Finished spans: decoded from the ring buffer, and named by their service."""

@@ -1,0 +1,1 @@
+"""One folder for each language runtime whose processes the agent probes."""

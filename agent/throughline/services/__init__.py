@@ -1,0 +1,1 @@
+"""Which cgroups are traced, and which service each belongs to."""

@@ -1,0 +1,1 @@
+"""One module for each TLS library whose functions the agent probes."""
