@@ -52,7 +52,7 @@ if sys.argv[1:2] == ["run"]:
 import os
 import threading
 
-from throughline.status import StatusWriter
+from throughline.agent.status import StatusWriter
 
 write = StatusWriter.write
 
@@ -125,7 +125,7 @@ def make(
     _replace(contents, VERSION, old, f'__version__ = "{version}"')
     manifest["version"] = version
     if fault != "none":
-        before = "from throughline.cli import main"
+        before = "from throughline.commands.cli import main"
         _replace(contents, START, before, f"{FAULTS[fault]}\n{before}")
     if service:
         _replace(contents, UNIT, "[Service]\n", "\n".join(["[Service]", *service, ""]))
