@@ -98,12 +98,13 @@ demo: bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the
 
 # Tests wait for the kernel and for each other's processes more than they compute, so that two run at
 # a time: whole files, each with hosts, agents and ports of its own. The longest files come first.
+NO_GO := --ignore=tests/kernel/go
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: test
 test: bundle ## Run the unit, kernel and fleet tests (root)
 	@failed=0; \
-	$(PYTHON) -m pytest -m 'not alone and not long' $(PARALLEL) tests/fleet tests/kernel tests/unit || failed=1; \
-	$(PYTHON) -m pytest -m 'alone and not long' tests/fleet tests/kernel tests/unit || failed=1; \
+	$(PYTHON) -m pytest -m 'not alone and not long' $(PARALLEL) $(NO_GO) tests/fleet tests/kernel tests/unit || failed=1; \
+	$(PYTHON) -m pytest -m 'alone and not long' $(NO_GO) tests/fleet tests/kernel tests/unit || failed=1; \
 	exit $$failed
 
 .PHONY: test-molecule
@@ -112,14 +113,14 @@ test-molecule: bundle ## Run the Molecule scenario: the roles on two systemd hos
 
 .PHONY: test-go
 test-go: bundle ## Run the tests with Go services that need few releases of Go (root)
-	@$(PYTHON) -m pytest -m 'not long' tests/golang
+	@$(PYTHON) -m pytest -m 'not long' tests/kernel/go
 
 .PHONY: test-all
 test-all: bundle ## Run every test: what is long, all releases of Go, the kernel matrix; hours (root)
 	@failed=0; \
-	$(PYTHON) -m pytest -m 'not alone' $(PARALLEL) tests/fleet tests/kernel tests/unit || failed=1; \
-	$(PYTHON) -m pytest -m alone tests/fleet tests/kernel tests/unit || failed=1; \
-	$(PYTHON) -m pytest tests/golang || failed=1; \
+	$(PYTHON) -m pytest -m 'not alone' $(PARALLEL) $(NO_GO) tests/fleet tests/kernel tests/unit || failed=1; \
+	$(PYTHON) -m pytest -m alone $(NO_GO) tests/fleet tests/kernel tests/unit || failed=1; \
+	$(PYTHON) -m pytest tests/kernel/go || failed=1; \
 	$(MAKE) test-molecule || failed=1; \
 	$(MAKE) test-kernels || failed=1; \
 	exit $$failed

@@ -34,8 +34,8 @@ from tests.bench.measure import (
     statistics_ns,
     stop_agent,
 )
-from tests.golang.build import STRIPPED, build
-from tests.kernel.traced import Traced, free_port, wait_port
+from tests.fixtures.go.build import STRIPPED, build
+from tests.fixtures.traced import Traced, free_port, wait_port
 
 ROUNDS, SECONDS = 3, 2  # wrk knows whole seconds only
 CONNECTIONS = 64
@@ -48,7 +48,7 @@ _METHOD = "/throughline.test.Hops/Unary"
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A traced service, and what it is asked for: `path` is a plan of tests/golang/services."""
+    """A traced service, and what it is asked for: `path` is a plan of tests/services/go."""
 
     name: str
     program: str

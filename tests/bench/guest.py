@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 from tests.bench import golang
-from tests.kernel.traced import CHECKOUT
+from tests.fixtures.paths import CHECKOUT
 
 KERNEL = "6.12"
 ROUNDS, SECONDS = 3, 3

@@ -18,7 +18,8 @@ from typing import Any
 
 from tests.bench import load, probes
 from tests.bench.load import SCENARIOS, SECURE, ProgramTime, Rate, Scenario
-from tests.kernel.traced import Traced, free_port, wait_port
+from tests.fixtures.paths import SERVICES
+from tests.fixtures.traced import Traced, free_port, wait_port
 
 ROUNDS = 5
 SECONDS = 2.0
@@ -27,7 +28,7 @@ OUTSIDE, INSIDE = "on, without `tls`", "on, with `tls`"
 SECURE_STATES = (OFF, OUTSIDE, INSIDE)
 STATES = (OFF, UNSAMPLED, SAMPLED)
 _SAMPLER = {UNSAMPLED: "always_off", SAMPLED: "always_on"}
-_PYTHON_SERVICE = Path(__file__).parents[1] / "kernel" / "services" / "origin.py"
+_PYTHON_SERVICE = SERVICES / "origin.py"
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 Say = Callable[[str], None]

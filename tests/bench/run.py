@@ -23,7 +23,7 @@ CHECKOUT = Path(__file__).parents[2]
 sys.path[:0] = [str(CHECKOUT)]
 
 from tests.bench import golang, golang_report, guest, load, measure, report  # noqa: E402
-from tests.kernel.traced import Traced  # noqa: E402
+from tests.fixtures.traced import Traced  # noqa: E402
 
 LONGEST_SECONDS = 590  # of what is on this kernel, for each page
 PARTS = ("programs", "agent", "starts", "syscalls", "tls", "others", "rates")

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tests.fleet.spans import Span
+from tests.fixtures.spans import Span
 
 Hop = tuple[str, str]
 

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.fixtures.paths import CHECKOUT
 from tests.fleet.hosts import Fleet
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = CHECKOUT
 SERVICES = Path(__file__).with_name("services.yml")
 CHECK = REPOSITORY / "playbooks" / "check.yml"
 SITE = REPOSITORY / "playbooks" / "site.yml"

@@ -31,9 +31,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
 
-from tests.fleet import spans as decoding
+from tests.fixtures import spans as decoding
+from tests.fixtures.spans import Span
 from tests.fleet import tree, waterfall
-from tests.fleet.spans import Span
 
 PROTOBUF = "application/x-protobuf"
 MAX_BODY = 64 * 1024 * 1024

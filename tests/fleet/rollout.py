@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.fixtures.spans import Span
 from tests.fleet import hosts, joined, network, playbook, shop
 from tests.fleet.hosts import Fleet
 from tests.fleet.joined import Request
 from tests.fleet.receiver import Receiver
-from tests.fleet.spans import Span
 
 AGENT = "/opt/throughline/current/bin/throughline"
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from tests.fixtures.spans import Span, Value
 from tests.fleet.joined import CHAIN, SECURE, Request, check, complete
-from tests.fleet.spans import Span, Value
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CLIENT = "00f067aa0ba902b7"

@@ -24,7 +24,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from tests.fleet import spans, tree, waterfall
+from tests.fixtures import spans
+from tests.fleet import tree, waterfall
 from tests.fleet.receiver import Receiver
 
 CHAIN = ("shop-web", "shop-orders", "shop-stock", "shop-prices")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.fleet.spans import Span, walk
+from tests.fixtures.spans import Span, walk
 
 
 def lines(spans: Iterable[Span]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tests.fleet.spans import Span, by_trace, walk
+from tests.fixtures.spans import Span, by_trace, walk
 
 TEMPLATES = Path(__file__).with_name("templates")
 COLOURS = 8

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.traced import Traced
-from tests.kernel.wire import Outside, Service, traced_service
+from tests.fixtures.traced import Traced
+from tests.fixtures.wire import Outside, Service, traced_service
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.paths import CHECKOUT
 from throughline.commands import cli
 from throughline.config import model as config
 from throughline.config import schema as settings
 from throughline.config.schema import SETTINGS, Setting
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = CHECKOUT
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("roles/*/*.md")])
 CONFIGURATION = DOCS / "configuration.md"

@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.golang.build import STRIPPED, build
+from tests.fixtures.go.build import STRIPPED, build
 
 PROGRAMS = {"go-front": "chain/server", "go-middle": "grpc/gateway", "go-back": "grpc/server"}
 

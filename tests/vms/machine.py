@@ -19,11 +19,12 @@ from pathlib import Path
 
 import jinja2
 
+from tests.fixtures.paths import CHECKOUT
 from tests.fleet.hosts import CONNECT
 from tests.vms import boxes, hypervisor, kvm, leftovers, platforms, stock
 from tests.vms.platforms import Platform
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = CHECKOUT
 TEMPLATE = REPOSITORY / "molecule/kernels/Vagrantfile.j2"
 # A boot hangs when the console has said nothing new for so long: a busy machine only takes longer.
 BOOT_SECONDS = 150

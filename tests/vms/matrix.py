@@ -22,11 +22,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from tests.fixtures.paths import CHECKOUT
 from tests.fleet.interrupt import interruptible
 from tests.vms import boxes, hypervisor, kvm, leftovers, nobtf, platforms, stock
 from tests.vms.platforms import Platform
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = CHECKOUT
 BUILD = REPOSITORY / "build/kernels"
 PLATFORM_SECONDS = 45 * 60.0
 LOG_LINES = 60
@@ -37,7 +38,7 @@ BOX_MIB = 4096  # while a box is being built
 # What decides what a run shows, besides the bundle, the box, and the platform's entries.
 INPUTS = (
     *("molecule/kernels", "playbooks", "plugins", "roles"),
-    *("tests/fleet/services", "tests/golang/services"),
+    *("tests/services/shop", "tests/services/go"),
 )
 # Molecule's lines for a step that begins, and for one that has failed.
 STEP = re.compile(r"^INFO +kernels \S+ (\w+): Executing$", re.MULTILINE)

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.fixtures.paths import CHECKOUT
 from tests.vms import expected
 from tests.vms.expected import Platform
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = CHECKOUT
 RESULTS = REPOSITORY / "build/kernels/results"
 PAGE = REPOSITORY / "docs/kernel-matrix.md"
 STEPS = ("boot", "converge", "verify")

@@ -2,7 +2,8 @@
 
 A kernel may refuse one program and accept all others. Loading tries each (bpf/objects.py): a
 group is off when a *required* program of it is refused; an optional one that is refused takes away
-what only it gives. `tests/kernel/test_trial.py` compares the table with the compiled objects.
+what only it gives. `tests/kernel/features/test_trial.py` compares the table with the compiled
+objects.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from testinfra.host import Host
-from tests.fleet import spans as decoding
+from tests.fixtures import spans as decoding
+from tests.fixtures.go.judge import Found, id_of, judge
+from tests.fixtures.spans import Span
 from tests.fleet.joined import Request, cart
-from tests.fleet.spans import Span
-from tests.golang.judge import Found, id_of, judge
 from tests.vms import hypervisor
 from tests.vms.expected import Platform
 

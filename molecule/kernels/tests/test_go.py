@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from machine import Machine, SentToGo
-from tests.fleet.spans import Span
+from tests.fixtures.spans import Span
 from tests.vms.expected import Platform
 
 pytestmark = [pytest.mark.usefixtures("accepted"), pytest.mark.timeout(600)]

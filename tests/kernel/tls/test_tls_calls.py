@@ -1,0 +1,117 @@
+"""Calls of OpenSSL as libraries make them: repeated with more bytes, and one inside of another."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fixtures.operated import Operated
+from tests.fixtures.paths import SERVICES
+from tests.fixtures.secure import Secure, make_certificate
+from tests.fixtures.tls_pair import exchange, secured, take
+from tests.fixtures.traced import free_port, wait_port
+from tests.fixtures.wire import OK
+from tests.kernel.io.test_injection import head
+from tests.kernel.io.test_middle import wait_probed
+from tests.kernel.tls.test_tls import LIBRARY
+
+COUNT = 5
+
+
+@pytest.fixture
+def traced() -> Iterator[Operated]:
+    with Operated() as found:
+        yield found
+
+
+def send_growing(near: ssl.SSLSocket, text: bytes, more: int) -> int:
+    """Sends in pieces, what could not be sent again with `more` bytes. Returns how often."""
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 30_000)
+    near.setblocking(False)
+    at, size, again = 0, 16_384, 0
+    while at < len(text):
+        try:
+            at += near.send(text[at : at + size])
+            size = 16_384
+        except ssl.SSLWantWriteError:
+            again += 1
+            size += more
+            select.select([], [near], [], 0.1)
+    near.settimeout(10)
+    return again
+
+
+@pytest.mark.parametrize("more", [0, 1, 5000])
+def test_a_write_that_is_repeated_with_more_bytes(traced: Operated, more: int) -> None:
+    """As SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER and SSL_MODE_ENABLE_PARTIAL_WRITE allow it."""
+    certificate = make_certificate(traced.directory)
+    body = b"y" * 3_000_000
+    lines = [
+        head(f"Content-Length: {len(body)}", method="PUT", target="/again/0"),
+        f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode(),
+    ]
+    with traced.inside("service"), secured(certificate) as (client, server):
+        wait_probed(traced)
+        for sends, reads, text in ((client, server, lines[0]), (server, client, lines[1])):
+            reads.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 30_000)
+            got: list[bytes] = []
+
+            def read(
+                reads: ssl.SSLSocket = reads,
+                size: int = len(text) + len(body),
+                got: list[bytes] = got,
+            ) -> None:
+                got.append(take(reads, size))
+
+            thread = threading.Timer(0.2, read)  # the buffers are full by then
+            thread.start()
+            again = send_growing(sends, text + body, more)
+            thread.join(20)
+            assert again > 1, "no write was repeated: the test is none"
+            assert got == [text + body]
+        for number in range(1, COUNT):
+            exchange(client, server, head(target=f"/again/{number}"), OK)
+        spans = traced.wait_spans(2 * COUNT, seconds=5)
+    assert sorted(
+        (span.kind, span.path, span.attributes.get("http.response.status_code")) for span in spans
+    ) == sorted(
+        (kind, f"/again/{number}", 200) for kind in ("CLIENT", "SERVER") for number in range(COUNT)
+    )
+    assert "tls_lost" not in traced.counters()
+
+
+def test_tls_inside_of_tls(traced: Operated) -> None:
+    """curl reads from the server by SSL_read, which reads from the proxy by SSL_read."""
+    secure = Secure(traced)
+    server = secure.python("server")
+    port = free_port()
+    environment = {**os.environ, "CERTIFICATE": str(secure.certificate)}
+    proxy = subprocess.Popen(
+        [sys.executable, str(SERVICES / "tls_proxy.py"), str(port)], env=environment
+    )
+    try:
+        wait_port(port)
+        secure.wait_found(LIBRARY)
+        urls = [f"https://127.0.0.1:{server}/nested/{number}" for number in range(COUNT)]
+        trust = ["--cacert", str(secure.certificate), "--proxy-cacert", str(secure.certificate)]
+        run = ["curl", "-sS", "--http1.1", *trust, "--proxy", f"https://127.0.0.1:{port}", *urls]
+        curl = traced.spawn("curl", run, stdout=subprocess.DEVNULL)
+        assert curl.wait(20) == 0
+    finally:
+        proxy.terminate()
+        proxy.wait(5)
+    spans = traced.wait_spans(COUNT, where=lambda span: span.service == "curl", seconds=5)
+    calls = [
+        (span.path, span.attributes.get("http.response.status_code"), span.error)
+        for span in spans
+        if span.kind == "CLIENT" and span.path.startswith("/nested/")
+    ]
+    assert sorted(calls) == [(f"/nested/{number}", 200, False) for number in range(COUNT)]

@@ -1,0 +1,123 @@
+"""What the roles compute for a host: capabilities of the unit, and the agent's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped]
+from ansible.template import Templar  # type: ignore[import-untyped]
+
+from tests.fixtures.paths import CHECKOUT
+from tests.unit.ansible.test_fleet_modules import (
+    EVERYTHING,
+    UNLOCKED,
+    collection_is_importable,
+    plugin,
+    verdict,
+)
+
+__all__ = ["collection_is_importable"]  # a fixture that each test here uses
+
+ROOT = CHECKOUT
+LOCKED = "none [integrity] confidentiality"
+DEFAULT = ("observe", "headers", "packets", "tls", "go")
+NETWORK = {"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"}
+PROBES, ADMIN = {"CAP_LEASE", "CAP_SYS_PTRACE"}, {"CAP_SYS_ADMIN"}
+
+
+def computed(role: str, variable: str, **given: Any) -> Any:
+    """A variable of a role, as its templates get it."""
+    loader = DataLoader()
+    file = str(ROOT / "roles" / role / "vars/main.yml")
+    variables = loader.load_from_file(file, trusted_as_template=True)
+    return Templar(loader=loader, variables={**variables, **given}).template(variables[variable])
+
+
+def capabilities(
+    preflight: dict[str, Any], wanted: tuple[str, ...], *, consent: bool = False
+) -> set[str]:
+    """What the unit gets on a host that preflight has found so."""
+    return set(
+        computed(
+            "capabilities",
+            "__throughline_capabilities",
+            throughline_groups=list(wanted),
+            throughline_allow_sys_admin=consent,
+            ansible_facts={"throughline_preflight": preflight},
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "uprobes", "lockdown", "consent", "granted"),
+    [
+        (DEFAULT, "multi", UNLOCKED, False, NETWORK | PROBES),
+        (("observe", "headers"), "multi", UNLOCKED, True, NETWORK),
+        (EVERYTHING, "multi", UNLOCKED, False, NETWORK | PROBES | ADMIN),
+        (EVERYTHING, "multi", LOCKED, False, NETWORK | PROBES),  # it could not be used
+        (EVERYTHING, "multi", LOCKED, True, NETWORK | PROBES),
+        (("observe", "go_write"), "multi", UNLOCKED, False, NETWORK),  # nothing without go
+        # uprobes ask for it, too
+        (DEFAULT, "admin", UNLOCKED, False, NETWORK),
+        (DEFAULT, "admin", UNLOCKED, True, NETWORK | PROBES | ADMIN),
+        (EVERYTHING, "admin", UNLOCKED, False, NETWORK | PROBES | ADMIN),
+        (EVERYTHING, "admin", LOCKED, False, NETWORK),
+        (EVERYTHING, "admin", LOCKED, True, NETWORK | PROBES | ADMIN),
+    ],
+)
+def test_sys_admin_is_granted_where_it_is_asked_for_and_of_use(
+    tmp_path: Path,
+    wanted: tuple[str, ...],
+    uprobes: str,
+    lockdown: str,
+    consent: bool,
+    granted: set[str],
+) -> None:
+    found = verdict(
+        tmp_path, wanted=wanted, uprobes=uprobes, lockdown=lockdown, allow_sys_admin=consent
+    )
+    assert capabilities(found, wanted, consent=consent) == granted
+    assert tried_with(found, consent=consent) == granted
+
+
+def tried_with(preflight: dict[str, Any], *, consent: bool = False) -> set[str]:
+    """What the trial of check.yml gives to the doctor there."""
+    judging = plugin("module_utils.verdict")
+    return set(
+        judging.granted_capabilities(
+            preflight["host"], preflight["groups"], allow_sys_admin=consent
+        )
+    )
+
+
+def test_files_are_not_guarded_where_no_unit_can(tmp_path: Path) -> None:
+    """In a container that has everything but CAP_LEASE."""
+    found = verdict(tmp_path, capabilities="000001ffefffffff")
+    assert capabilities(found, DEFAULT) == NETWORK | PROBES - {"CAP_LEASE"}
+    assert tried_with(found) == NETWORK | PROBES - {"CAP_LEASE"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "instrumentation", "written"),
+    [
+        (DEFAULT, {}, {"go_write": "off"}),
+        (EVERYTHING, {}, {"go_write": "auto"}),
+        (EVERYTHING, {"go_write": "off"}, {"go_write": "off"}),
+        (DEFAULT, {"go_write": "auto"}, {"go_write": "off"}),
+        (("observe", "headers", "packets"), {}, dict.fromkeys(("tls", "go", "go_write"), "off")),
+    ],
+)
+def test_the_agent_is_told_what_is_wanted(
+    wanted: tuple[str, ...], instrumentation: dict[str, str], written: dict[str, str]
+) -> None:
+    given = {
+        "throughline_groups": list(wanted),
+        "throughline_config": {"instrumentation": instrumentation} if instrumentation else {},
+        "throughline_peers": ["10.0.0.0/8"],
+    }
+    effective = computed("agent", "__throughline_effective", **given)
+    assert effective.get("instrumentation") == written
+    expected = computed("agent", "__throughline_expected", **given)
+    assert ("go_write" in expected) == (written["go_write"] == "auto")

@@ -1,0 +1,300 @@
+"""The bundle as a host gets it: its bytes, its launcher, and `unpack.py` on every Python around."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.paths import CHECKOUT
+
+REPOSITORY = CHECKOUT
+MAX_BYTES = 25_000_000
+MINORS = (10, 11, 12, 13, 14)
+
+IMPORTS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import throughline.config.model, throughline.telemetry.spans
+import charset_normalizer, jinja2, markupsafe, pyroute2, requests, yaml
+import opentelemetry.context
+import opentelemetry.exporter.otlp.proto.http.metric_exporter
+import opentelemetry.exporter.otlp.proto.http.trace_exporter
+from google.protobuf.internal import api_implementation
+assert api_implementation.Type() == "upb", api_implementation.Type()
+assert yaml.safe_load("a: [1]") == {"a": [1]}
+assert str(markupsafe.escape("<")) == "&lt;"
+assert opentelemetry.context.get_current() == {}
+for name in ("grpc", "yaml", "opentelemetry.sdk.trace", "throughline"):
+    __import__(name)
+    assert sys.modules[name].__file__.startswith(sys.argv[1]), name
+import opentelemetry.exporter.otlp.proto.grpc.trace_exporter
+import grpc
+grpc.insecure_channel("127.0.0.1:1").close()
+print(grpc.__version__)
+"""
+
+LOAD_LIBBPF = """
+import ctypes, sys
+for name in ("libz.so.1", "libelf.so.1", "libbpf.so.1"):
+    library = ctypes.CDLL(f"{sys.argv[1]}/{name}")
+print(library.libbpf_major_version())
+"""
+
+
+def run(
+    *command: str | Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        env=os.environ | (env or {}),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=240,
+    )
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def interpreter(minor: int) -> str:
+    """A Python 3.`minor` that is no virtual environment. Skips when the machine has none."""
+    name = f"python3.{minor}"
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    candidates = [*pyenv.glob(f"versions/3.{minor}.*/bin/{name}")]
+    candidates += [Path(folder, name) for folder in ("/usr/bin", "/usr/local/bin")]
+    for path in candidates:
+        if path.exists():
+            return str(path)
+    pytest.skip(f"this machine has no Python 3.{minor}")
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Path:
+    """The bundle of this tree; built now unless `make bundle` has just done so."""
+    built = run("make", "-C", REPOSITORY, "bundle")
+    assert built.returncode == 0, built.stdout + built.stderr
+    match = re.search(r"^bundle: (dist/\S+)", built.stdout, re.MULTILINE)
+    assert match, built.stdout
+    return REPOSITORY / match[1]
+
+
+@pytest.fixture
+def release(bundle: Path, tmp_path: Path) -> Path:
+    """A fresh extraction, which the test may change."""
+    target = tmp_path / "release"
+    target.mkdir()
+    assert run("tar", "-xzf", bundle, "-C", target).returncode == 0
+    return target
+
+
+def unpack(release: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = {"THROUGHLINE_PYTHON": sys.executable}
+    return run(release / "bin/python", release / "unpack.py", *options, env=environment)
+
+
+def test_size(bundle: Path) -> None:
+    assert bundle.stat().st_size <= MAX_BYTES
+
+
+def test_archive_says_nothing_about_where_and_when_it_was_built(bundle: Path) -> None:
+    with tarfile.open(bundle) as archive:
+        members = archive.getmembers()
+        content = b"".join(
+            reader.read() for member in members if (reader := archive.extractfile(member))
+        )
+    names = [member.name for member in members]
+    assert names == sorted(names)
+    assert {member.mtime for member in members} == {members[0].mtime}
+    assert {(m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, "root", "root")}
+    assert {m.mode for m in members if m.isfile()} == {0o644, 0o755}
+    assert all(member.isfile() or member.isdir() for member in members)
+    assert not [name for name in names if name.endswith((".pyc", "RECORD", "direct_url.json"))]
+    assert str(REPOSITORY).encode() not in content
+
+
+def test_manifest_lists_every_file(release: Path) -> None:
+    manifest = json.loads((release / "MANIFEST.json").read_text())
+    files = {str(p.relative_to(release)): sha256(p) for p in release.rglob("*") if p.is_file()}
+    del files["MANIFEST.json"]
+    assert manifest["files"] == files
+    assert manifest["arch"] == "x86_64"
+    assert manifest["glibc"] <= [2, 34]
+    assert set(manifest["extensions"]) == {f"cp3{minor}" for minor in MINORS}
+    objects = {path.stem for path in (REPOSITORY / "bpf").glob("*.bpf.c")}
+    objects |= {f"{name}-legacy.bpf" for name in ("observe", "headers", "packets", "tls")}
+    assert {Path(name).stem for name in files if name.endswith(".bpf.o")} == objects
+
+
+def test_two_builds_in_different_folders_are_equal(bundle: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "with a longer path"
+    other.mkdir(parents=True)
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("agent", "bpf"):
+        shutil.copytree(REPOSITORY / name, other / name, ignore=ignored)
+    for name in ("Makefile", "LICENSE", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, other / name)
+    (other / "build").mkdir()
+    (other / "build/wheels").symlink_to(REPOSITORY / "build/wheels")
+    built = run("make", "-C", other, f"dist/{bundle.name}")
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert sha256(other / "dist" / bundle.name) == sha256(bundle)
+
+
+@pytest.mark.parametrize("minor", MINORS)
+def test_runs_on(minor: int, release: Path) -> None:
+    environment = {"THROUGHLINE_PYTHON": interpreter(minor)}
+    unpacked = run(release / "bin/python", release / "unpack.py", env=environment)
+    assert unpacked.returncode == 0, unpacked.stderr
+    assert f"gRPC extension for cp3{minor}" in unpacked.stdout
+    imported = run(release / "bin/python", "-c", IMPORTS, release / "lib/python", env=environment)
+    assert imported.returncode == 0, imported.stderr
+    libbpf = run(release / "bin/python", "-c", LOAD_LIBBPF, release / "lib", env=environment)
+    assert libbpf.stdout == "1\n", libbpf.stderr
+    version = run(release / "bin/throughline", "--version", env=environment)
+    assert version.stdout == f"throughline {manifest_version(release)}\n", version.stderr
+
+
+def manifest_version(release: Path) -> str:
+    version: str = json.loads((release / "MANIFEST.json").read_text())["version"]
+    return version
+
+
+def test_agent_starts_through_a_link_and_ignores_the_callers_python(
+    release: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "current").symlink_to(release)
+    hostile = tmp_path / "hostile"
+    for name in ("throughline", "json", "yaml", "opentelemetry"):
+        (hostile / name).mkdir(parents=True)
+        (hostile / name / "__init__.py").write_text("raise SystemExit('from outside')\n")
+    environment = {"PYTHONPATH": str(hostile), "PYTHONHOME": str(hostile)}
+    started = run(tmp_path / "current/bin/throughline", "--version", env=environment)
+    assert started.stdout == f"throughline {manifest_version(release)}\n", started.stderr
+    assert not list(release.rglob("*.pyc")), "the agent must not write into its release"
+
+
+@pytest.mark.parametrize(
+    "script", ["exit 1", None], ids=["an interpreter that is too old", "no interpreter"]
+)
+def test_launcher_says_when_python_is_missing(
+    release: Path, tmp_path: Path, script: str | None
+) -> None:
+    python = tmp_path / "python3.9"
+    if script:
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+    started = run(release / "bin/throughline", "--version", env={"THROUGHLINE_PYTHON": str(python)})
+    assert started.returncode == 2
+    assert "no Python 3.10 or newer" in started.stderr
+    assert str(python) in started.stderr
+
+
+def test_unpack_twice(release: Path) -> None:
+    assert unpack(release, "--check").returncode == 0
+    assert not list(release.glob("UNPACKED-*"))
+    assert unpack(release).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in release.rglob("*")}
+    again = unpack(release)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in release.rglob("*")} == before
+    assert (release / f"UNPACKED-cp3{sys.version_info[1]}").exists()
+    assert {path.stat().st_mode & 0o777 for path in before if path.suffix == ".pyc"} == {0o644}
+
+
+def change(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"#")
+
+
+def vouch_for(archive: Path) -> None:
+    """Put the archive's present SHA-256 into the manifest."""
+    listing = archive.parents[1] / "MANIFEST.json"
+    manifest = json.loads(listing.read_text())
+    manifest["files"]["lib/grpc.tar.xz"] = sha256(archive)
+    listing.write_text(json.dumps(manifest))
+
+
+def damage_archive(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    vouch_for(path)
+
+
+def replace_extension(path: Path) -> None:
+    name = f"cygrpc.cpython-3{sys.version_info[1]}-x86_64-linux-gnu.so"
+    with tarfile.open(path, "w:xz") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    vouch_for(path)
+
+
+def link(path: Path) -> None:
+    copy = path.parents[1] / "copy"
+    path.rename(copy)
+    path.symlink_to(copy)
+
+
+@pytest.mark.parametrize(
+    ("path", "tamper"),
+    [
+        ("lib/python/throughline/__init__.py", change),
+        ("bpf/observe.bpf.o", change),
+        ("lib/libbpf.so.1", Path.unlink),
+        ("lib/python/sitecustomize.py", Path.touch),
+        ("bin/throughline", link),
+        ("MANIFEST.json", change),
+        ("lib/grpc.tar.xz", change),
+        ("lib/grpc.tar.xz", damage_archive),
+        ("lib/grpc.tar.xz", replace_extension),
+    ],
+    ids=[
+        "module",
+        "object",
+        "removed",
+        "added",
+        "link",
+        "manifest",
+        "grpc",
+        "grpc-damaged",
+        "grpc-replaced",
+    ],
+)
+def test_unpack_refuses(release: Path, path: str, tamper: Callable[[Path], None]) -> None:
+    tamper(release / path)
+    refused = unpack(release)
+    assert refused.returncode == 1
+    assert path in refused.stderr
+    assert not list(release.glob("UNPACKED-*"))
+    assert not list(release.rglob("*.pyc"))
+    assert not list(release.rglob("cygrpc*.so*"))
+
+
+def test_tests_run_with_the_versions_that_the_bundle_ships() -> None:
+    def versions(path: str) -> dict[str, str]:
+        found = re.findall(r"^([\w.-]+)==([\w.]+)", (REPOSITORY / path).read_text(), re.MULTILINE)
+        return {name.lower().replace("_", "-"): version for name, version in found}
+
+    installed = versions(".ci/constraints.txt")
+    shipped = versions("agent/bundle/requirements.lock")
+    assert shipped
+    assert {name: installed.get(name) for name in shipped} == shipped
+
+
+def test_unit_is_well_formed(release: Path, tmp_path: Path) -> None:
+    text = (release / "systemd/throughline.service").read_text()
+    assert "\nExecStart=/opt/throughline/current/bin/throughline run " in text
+    unit = tmp_path / "throughline.service"
+    unit.write_text(text.replace("/opt/throughline/current/bin/throughline", "/bin/true"))
+    verified = run("systemd-analyze", "verify", "--man=no", unit)
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
