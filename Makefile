@@ -15,10 +15,12 @@ PYTHON := $(VENV)/bin/python
 export PATH := $(VENV)/bin:/usr/local/sbin:/usr/sbin:/sbin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-BPF_SOURCES := $(wildcard bpf/*.bpf.c)
-# Kernels before 5.15 get objects of their own, see bpf/compat.bpf.h.
+# One object for each source, named after it alone: bpf/io/observe.bpf.c becomes build/bpf/observe.bpf.o.
+BPF_SOURCES := $(wildcard bpf/*/*.bpf.c)
+vpath %.bpf.c $(sort $(dir $(BPF_SOURCES)))
+# Kernels before 5.15 get objects of their own, see bpf/core/compat.h.
 BPF_LEGACY := $(patsubst %,build/bpf/%-legacy.bpf.o,observe headers packets tls)
-BPF_OBJECTS := $(BPF_SOURCES:bpf/%.c=build/bpf/%.o) $(BPF_LEGACY)
+BPF_OBJECTS := $(patsubst %.c,build/bpf/%.o,$(notdir $(BPF_SOURCES))) $(BPF_LEGACY)
 ABI_GENERATOR := bpf/generate_abi.py
 ABI_OBJECT := build/bpf/observe.bpf.o
 
@@ -45,8 +47,8 @@ setup: ## Install what is missing: Debian packages and the Python environment .v
 	@.ci/setup
 
 .PHONY: bpf
-bpf: setup $(BPF_OBJECTS) build/abi.stamp ## Compile bpf/*.bpf.c to build/bpf/*.bpf.o
-	@$(if $(BPF_OBJECTS),,echo 'make bpf: there is no bpf/*.bpf.c' >&2; exit 1)
+bpf: setup $(BPF_OBJECTS) build/abi.stamp ## Compile bpf/*/*.bpf.c to build/bpf/*.bpf.o
+	@$(if $(BPF_OBJECTS),,echo 'make bpf: there is no bpf/*/*.bpf.c' >&2; exit 1)
 	@echo "bpf: $(words $(BPF_OBJECTS)) object(s) in build/bpf"
 
 build/vmlinux.h:
@@ -54,19 +56,22 @@ build/vmlinux.h:
 	@mkdir -p $(@D)
 	@$(BPFTOOL) btf dump file /sys/kernel/btf/vmlinux format c > $@
 
-build/bpf/%.bpf.o: bpf/%.bpf.c build/vmlinux.h Makefile
+build/bpf/%.bpf.o: %.bpf.c build/vmlinux.h Makefile
 	@echo "bpf: Compiling $<"
 	@mkdir -p $(@D)
-	@$(CLANG) $(BPF_CFLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@
+	@$(CLANG) $(BPF_CFLAGS) -MMD -MP -MF $(@:.o=.deps) -MT $@ -c $< -o $@
 	@$(LLVM_STRIP) -g $@
+	@sed -i 's#: $< #: #' $(@:.o=.deps)
 
-build/bpf/%-legacy.bpf.o: bpf/%.bpf.c build/vmlinux.h Makefile
+build/bpf/%-legacy.bpf.o: %.bpf.c build/vmlinux.h Makefile
 	@echo "bpf: Compiling $< for kernels before 5.15"
 	@mkdir -p $(@D)
-	@$(CLANG) $(BPF_CFLAGS) -DTL_LEGACY -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@
+	@$(CLANG) $(BPF_CFLAGS) -DTL_LEGACY -MMD -MP -MF $(@:.o=.deps) -MT $@ -c $< -o $@
 	@$(LLVM_STRIP) -g $@
+	@sed -i 's#: $< #: #' $(@:.o=.deps)
 
--include $(BPF_OBJECTS:.o=.d)
+# Without the source itself, which the rules above name: a source that moves would stop the next build.
+-include $(BPF_OBJECTS:.o=.deps)
 
 # agent/throughline/bpf/abi.py is the object's BTF, read back as Python.
 build/abi.stamp: $(BPF_OBJECTS) $(ABI_GENERATOR)

@@ -61,7 +61,7 @@ def generate(path: Path) -> str:
     types = {kind["id"]: kind for kind in dump["types"]}
     named = {(kind["kind"], kind["name"]): kind for kind in dump["types"]}
     lines = [
-        '"""Generated from bpf/abi.h by generate_abi.py (`make bpf`): do not edit."""',
+        '"""Generated from bpf/core/abi.h by generate_abi.py (`make bpf`): do not edit."""',
         "",
         "from enum import IntEnum",
         "from struct import Struct",
@@ -122,7 +122,7 @@ def main(arguments: list[str]) -> int:
     if target.exists() and target.read_text() == text:
         return 0
     if "--check" in arguments:
-        print(f"{target} differs from bpf/abi.h: run make bpf", file=sys.stderr)
+        print(f"{target} differs from bpf/core/abi.h: run make bpf", file=sys.stderr)
         return 1
     target.write_text(text)
     return 0

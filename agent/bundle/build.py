@@ -37,7 +37,8 @@ ONE_VARIANT = ("restore", "go", "go_write")
 
 def collect(root: Path) -> tuple[dict[str, bytes], dict[str, tuple[str, bytes]]]:
     """The files of the release, without the manifest, and the gRPC extensions by Python version."""
-    sources = [source.name.partition(".")[0] for source in sorted((root / "bpf").glob("*.bpf.c"))]
+    names_of = (source.name.partition(".")[0] for source in (root / "bpf").glob("*/*.bpf.c"))
+    sources = sorted(names_of)
     names = [*sources, *(f"{name}-legacy" for name in sources if name not in ONE_VARIANT)]
     objects = [root / "build/bpf" / f"{name}.bpf.o" for name in names]
     if missing := [path.name for path in objects if not path.exists()]:

@@ -177,7 +177,7 @@ def test_examples_of_the_file_are_valid(page: Path, tmp_path: Path) -> None:
 
 def counters() -> set[str]:
     """Every counter that `throughline status` can show: the kernel's and the agent's."""
-    header = (ROOT / "bpf/abi.h").read_text(encoding="utf-8")
+    header = (ROOT / "bpf/core/abi.h").read_text(encoding="utf-8")
     enum = re.search(r"enum tl_counter \{(.*?)\};", header, re.DOTALL)
     assert enum is not None
     kernel = {name.lower() for name in re.findall(r"^\tTL_([A-Z_]+)\b", enum[1], re.MULTILINE)}
@@ -247,7 +247,7 @@ def test_counters_of_the_other_pages_exist() -> None:
 
 def test_what_ends_the_entries_of_each_map_is_documented() -> None:
     """A map that nobody thought about has no row."""
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bpf").glob("*.[ch]"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bpf").rglob("*.[ch]"))
     known = set(re.findall(r"^\} (tl_\w+) SEC\(\"\.maps\"\);", sources, re.MULTILINE))
     assert len(known) > 25
     page = DOCS / "state.md"
@@ -258,7 +258,7 @@ def test_what_ends_the_entries_of_each_map_is_documented() -> None:
 
 
 def test_limits_of_maps_are_documented() -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bpf").glob("*.[ch]"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bpf").rglob("*.[ch]"))
     maps = re.compile(
         r"__uint\(max_entries, (\d+)(?: << (\d+))?\);[^}]*LIBBPF_PIN_BY_NAME\);\n\} (\w+) SEC"
     )

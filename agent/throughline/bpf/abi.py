@@ -1,4 +1,4 @@
-"""Generated from bpf/abi.h by generate_abi.py (`make bpf`): do not edit."""
+"""Generated from bpf/core/abi.h by generate_abi.py (`make bpf`): do not edit."""
 
 from enum import IntEnum
 from struct import Struct

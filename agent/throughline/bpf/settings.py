@@ -10,7 +10,7 @@ from throughline.config.model import Config
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the programs are told; see struct tl_settings in bpf/abi.h."""
+    """What the programs are told; see struct tl_settings in bpf/core/abi.h."""
 
     sampler: abi.Sampler
     ratio: float

@@ -19,7 +19,7 @@ from throughline.features import pins
 from throughline.features import table as features
 
 # Objects made of one source, in the order in which they are tried; the second is for kernels before
-# 5.15 (bpf/compat.bpf.h).
+# 5.15 (bpf/core/compat.h).
 VARIANTS = ("", "-legacy")
 # Each processor sets so many free entries of an LRU map aside for itself, and has others give way
 # when it finds fewer (LOCAL_FREE_TARGET, kernel/bpf/bpf_lru_list.c): a map needs so many more.

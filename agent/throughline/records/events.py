@@ -1,7 +1,7 @@
 """What the kernel tells: one record for each finished, sampled span, and duration histograms.
 
-The layouts come from `bpf/abi.h`; the decoding of bytes into these classes is the only thing that
-happens here, so that the stages behind it can be tested from recorded records without root.
+The layouts come from `bpf/core/abi.h`. Only bytes are decoded into these classes here, so that the
+later stages can be tested from recorded records without root.
 """
 
 from __future__ import annotations

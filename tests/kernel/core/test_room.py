@@ -48,7 +48,7 @@ def loaded(*names: str) -> Iterator[Objects]:
 def promised() -> dict[str, int]:
     """What the sources say."""
     found = {}
-    for source in sorted(BPF.glob("*.bpf.[ch]")):
+    for source in sorted(BPF.rglob("*.[ch]")):
         for body, name in re.findall(r"struct \{([^}]*)\} (\w+) SEC", source.read_text()):
             if "LRU_HASH" in body:
                 (size,) = re.findall(r"max_entries, (\d+)", body)

@@ -132,7 +132,7 @@ def test_manifest_lists_every_file(release: Path) -> None:
     assert manifest["arch"] == "x86_64"
     assert manifest["glibc"] <= [2, 34]
     assert set(manifest["extensions"]) == {f"cp3{minor}" for minor in MINORS}
-    objects = {path.stem for path in (REPOSITORY / "bpf").glob("*.bpf.c")}
+    objects = {path.stem for path in (REPOSITORY / "bpf").glob("*/*.bpf.c")}
     objects |= {f"{name}-legacy.bpf" for name in ("observe", "headers", "packets", "tls")}
     assert {Path(name).stem for name in files if name.endswith(".bpf.o")} == objects
 

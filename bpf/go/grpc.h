@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * go_grpc.bpf.h - the part of go.bpf.c for google.golang.org/grpc.
+ * go/grpc.h - the part of go.bpf.c for google.golang.org/grpc.
  *
  *   grpc.(*Server).handleStream               a goroutine handles a call
  *   transport.(*http2Server).writeStatus      it has; WriteStatus before 1.69

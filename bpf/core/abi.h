@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * abi.h - everything that crosses between the BPF programs and Python.
+ * core/abi.h - everything that crosses between the BPF programs and Python.
  *
  * This is the one source: agent/throughline/bpf/abi.py is generated from the BTF of the
  * compiled object (`make bpf` rewrites it, a unit test refuses drift), and an object whose

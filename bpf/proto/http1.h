@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * http.bpf.h - a resumable HTTP/1.x parser (RFC 9112), a few bytes at a time.
+ * proto/http1.h - a resumable HTTP/1.x parser (RFC 9112), a few bytes at a time.
  *
  * It follows the framing of one direction of a connection exactly, since the start of the next
  * message must be known, and keeps the few header values that matter. Whatever it does not
@@ -9,7 +9,7 @@
 #ifndef THROUGHLINE_HTTP_H
 #define THROUGHLINE_HTTP_H
 
-#include "tl.bpf.h"
+#include "core/tl.h"
 
 enum tl_feed {
 	TL_FEED_MORE = 0, /* the chunk is used up */

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * go_calls.bpf.h - what Go programs serve and ask, shared by `go`, which sees it, and `go_write`,
+ * go/calls.h - what Go programs serve and ask, shared by `go`, which sees it, and `go_write`,
  * which writes into what is asked.
  */
 #ifndef THROUGHLINE_GO_CALLS_H
 #define THROUGHLINE_GO_CALLS_H
 
-#include "exchange.bpf.h"
+#include "evidence/exchange.h"
 
 #define TL_FLAGS_CF 0x01
 #define TL_FLAGS_ZF 0x40

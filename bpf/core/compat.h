@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * compat.bpf.h - kernel differences, each with the version that ended it.
+ * core/compat.h - kernel differences, each with the version that ended it.
  *
  * Two objects are made of one source. The ordinary one needs Linux 5.15. With TL_LEGACY it is one
  * for older kernels, down to 5.10, at the price of a hash lookup where the other follows a pointer.

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * traceparent.bpf.h - the context of a call as it is written into its header.
+ * evidence/traceparent.h - the context of a call as it is written into its header.
  */
 #ifndef THROUGHLINE_TRACEPARENT_H
 #define THROUGHLINE_TRACEPARENT_H
 
-#include "context.bpf.h"
+#include "evidence/context.h"
 
 #define TL_TRACEPARENT_VALUE_BYTES 55
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * tls.bpf.c - group `tls`: HTTP/1.x inside of TLS, where the process hands it to OpenSSL.
+ * tls/tls.bpf.c - group `tls`: HTTP/1.x inside of TLS, where the process hands it to OpenSSL.
  *
  *   SSL_read, SSL_read_ex    what was received, once it is decrypted
  *   SSL_write, SSL_write_ex, SSL_write_ex2 (OpenSSL 3.3)
@@ -14,7 +14,7 @@
  * does so before such a call. Nothing is changed in the process: only memory is read.
  */
 #define TL_OF_TLS
-#include "exchange.bpf.h"
+#include "evidence/exchange.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * headers.bpf.c - group `headers`: writes `traceparent` (and `tracestate`) into outgoing plaintext
+ * io/headers.bpf.c - group `headers`: writes `traceparent` (and `tracestate`) into outgoing plaintext
  * HTTP/1.x requests.
  *
  *   sock_ops             a thread connects: remember for which request; enrol the socket
@@ -13,9 +13,9 @@
  * body; insert at the end of a header block only when all of it was seen and no traceparent stood
  * in it; commit last; undo on failure.
  */
-#include "connect.bpf.h"
-#include "exchange.bpf.h"
-#include "traceparent.bpf.h"
+#include "evidence/connect.h"
+#include "evidence/exchange.h"
+#include "evidence/traceparent.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * go.bpf.c - group `go`: which request a goroutine works for, and the requests that the network groups
+ * go/go.bpf.c - group `go`: which request a goroutine works for, and the requests that the network groups
  * cannot read (docs/go.md).
  *
  *   runtime.newproc1                            a goroutine starts another
@@ -22,8 +22,8 @@
  * that Go moves. Arguments are in the registers of Go's ABIInternal (Go 1.17 and later): AX, BX, CX, DI, SI, and
  * the current goroutine in R14. Nothing is changed in the process: only memory is read.
  */
-#include "go_calls.bpf.h"
-#include "traceparent.bpf.h"
+#include "go/calls.h"
+#include "evidence/traceparent.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -989,4 +989,4 @@ int tl_go_h2_called(struct pt_regs *ctx)
 	return 0;
 }
 
-#include "go_grpc.bpf.h"
+#include "go/grpc.h"

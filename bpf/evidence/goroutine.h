@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * go.bpf.h - which request a goroutine works for: kept by `go`, used by all groups.
+ * evidence/goroutine.h - which request a goroutine works for: kept by `go`, used by all groups.
  *
  * A goroutine is known by its process and its number, which is never given twice in a process until it
  * executes another program.
@@ -8,7 +8,7 @@
 #ifndef THROUGHLINE_GO_H
 #define THROUGHLINE_GO_H
 
-#include "tl.bpf.h"
+#include "core/tl.h"
 
 #define TL_GO_DEPTH_MAX 16 /* goroutines that were started by one that was started by one … */
 

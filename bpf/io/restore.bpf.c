@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * restore.bpf.c - part of group `observe` where the kernel allows it: which request has written to
+ * io/restore.bpf.c - part of group `observe` where the kernel allows it: which request has written to
  * a connection that sk_msg does not see. An object of its own, since older kernels refuse it.
  */
-#include "context.bpf.h"
+#include "evidence/context.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 

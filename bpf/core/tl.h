@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * tl.bpf.h - state, settings, counters and maps that the feature groups share.
+ * core/tl.h - state, settings, counters and maps that the feature groups share.
  *
  * The maps are pinned by name: whichever object is loaded second reuses those of the first, and
  * an agent that starts after a crash adopts those that are there.
@@ -14,8 +14,8 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
-#include "abi.h"
-#include "compat.bpf.h"
+#include "core/abi.h"
+#include "core/compat.h"
 
 #define TL_CHUNK \
 	128 /* bytes parsed per call: it lives on the stack, which preemption cannot share */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * packets.bpf.c - group `packets`: sends a context beside bytes that cannot carry it, in a TCP option
+ * io/packets.bpf.c - group `packets`: sends a context beside bytes that cannot carry it, in a TCP option
  * of the first segment of what a request writes (docs/packets.md).
  *
  *   sock_ops             connections made while we look: the kernel leaves room for the option, and
@@ -11,9 +11,9 @@
  * one system call, and rides on the segment that starts with the first of them: another segment may
  * hold what somebody else wrote. It is sent again until that byte is acknowledged.
  */
-#include "connect.bpf.h"
-#include "exchange.bpf.h"
-#include "option.bpf.h"
+#include "evidence/connect.h"
+#include "evidence/exchange.h"
+#include "wire/option.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 

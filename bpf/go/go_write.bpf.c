@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * go_write.bpf.c - group `go_write`: writes `traceparent` (and `tracestate`) into requests that Go programs
+ * go/go_write.bpf.c - group `go_write`: writes `traceparent` (and `tracestate`) into requests that Go programs
  * send, inside TLS too, before they are encrypted (docs/go.md, docs/decisions/0009-go-write.md).
  *
  *   net/http.(*transferWriter).writeHeader    HTTP/1: the request line is in the buffer, the rest follows
@@ -14,8 +14,8 @@
  * a buffer. What is committed is one length, last; what fails before changes nothing that the program
  * would look at. A goroutine is stopped at the probe, and owns what it writes.
  */
-#include "go_calls.bpf.h"
-#include "traceparent.bpf.h"
+#include "go/calls.h"
+#include "evidence/traceparent.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * exchange.bpf.h - one request and its response on a connection: begin, end, and the record.
+ * evidence/exchange.h - one request and its response on a connection: begin, end, and the record.
  */
 #ifndef THROUGHLINE_EXCHANGE_H
 #define THROUGHLINE_EXCHANGE_H
 
-#include "context.bpf.h"
-#include "option.bpf.h"
+#include "evidence/context.h"
+#include "wire/option.h"
 
 const __u64 tl_bounds_ns[TL_BUCKETS - 1] = {
 	5000000,   10000000,  25000000,   50000000,   75000000,   100000000,  250000000,

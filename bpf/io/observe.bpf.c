@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * observe.bpf.c - group `observe`: HTTP/1.x server and client spans from what the sockets of a
+ * io/observe.bpf.c - group `observe`: HTTP/1.x server and client spans from what the sockets of a
  * cgroup receive and send, and which thread works for which request.
  *
  *   cgroup_skb/ingress   requests that come in, responses to our calls
@@ -10,7 +10,7 @@
  *   sys_enter            a thread waits for several descriptors: the tick of its event loop ends
  *   (BPF_PROG_RUN)       the agent ends requests whose end nobody has seen
  */
-#include "exchange.bpf.h"
+#include "evidence/exchange.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * connect.bpf.h - a connection is being made: by whom, and during which request.
+ * evidence/connect.h - a connection is being made: by whom, and during which request.
  */
 #ifndef THROUGHLINE_CONNECT_H
 #define THROUGHLINE_CONNECT_H
 
-#include "context.bpf.h"
+#include "evidence/context.h"
 
 /*
  * Programs known to call FIONREAD late, when an answer fills their buffer: learning it then would be

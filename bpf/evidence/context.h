@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * context.bpf.h - W3C Trace Context, and which request a thread is working for.
+ * evidence/context.h - W3C Trace Context, and which request a thread is working for.
  *
  * A wrong parent is worse than none: every function here that finds a parent either has evidence
  * or says no and counts why (docs/propagation.md).
@@ -8,8 +8,8 @@
 #ifndef THROUGHLINE_CONTEXT_H
 #define THROUGHLINE_CONTEXT_H
 
-#include "go.bpf.h"
-#include "http.bpf.h"
+#include "evidence/goroutine.h"
+#include "proto/http1.h"
 
 #define TL_ERRNO_EEXIST 17
 #define TL_FLAG_SAMPLED 0x01

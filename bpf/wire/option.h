@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * option.bpf.h - a context beside the bytes: the TCP option that carries it, and what came in one.
+ * wire/option.h - a context beside the bytes: the TCP option that carries it, and what came in one.
  *
  * Kind 25, the layout of OpenTelemetry eBPF Instrumentation: trace id and span id, of a trace that is sampled.
  * Of one that is not, the flags follow, which makes it a length that others do not know and leave alone.
@@ -9,7 +9,7 @@
 #ifndef THROUGHLINE_OPTION_H
 #define THROUGHLINE_OPTION_H
 
-#include "tl.bpf.h"
+#include "core/tl.h"
 
 #define TL_OPTION_KIND 25
 #define TL_OPTION_SAMPLED_BYTES 26
