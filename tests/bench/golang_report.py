@@ -27,8 +27,8 @@ def markdown(here: Results | None, vm: Results | None) -> str:
     lines = [
         "# What tracing costs services of Go",
         "",
-        "Written by `make bench`. [go](go.md#what-it-costs) says what of it is why; other services"
-        " are in [bench](bench.md).",
+        "Written by `make bench`. [Go](../operator/go.md#what-it-costs) explains the numbers."
+        " Other services are in [bench](bench.md).",
         "",
         "The agent is off and on by turns in one run, so compare within a table. A service has one"
         " processor (`GOMAXPROCS=1`); what asks it (wrk, by kept connections; for gRPC h2load, with"

@@ -35,7 +35,7 @@ _TOOLS = ("nginx", "wrk", "h2load", "bpftool", "taskset", "cc")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--output", type=Path, default=CHECKOUT / "docs", help="for the pages")
+    parser.add_argument("--output", type=Path, default=CHECKOUT / "docs/reference")
     every = [*PARTS, *GO_PARTS]
     parser.add_argument("--only", default=",".join(every), help="parts, with commas between them")
     arguments = parser.parse_args()

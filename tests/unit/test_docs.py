@@ -18,7 +18,7 @@ from throughline.config.schema import SETTINGS, Setting
 ROOT = CHECKOUT
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("roles/*/*.md")])
-CONFIGURATION = DOCS / "configuration.md"
+CONFIGURATION = DOCS / "operator/configure.md"
 # Variables that are no setting: where the file is, what the launcher does, what is ignored.
 OTHER_VARIABLES = {
     "THROUGHLINE_CONFIG",
@@ -217,11 +217,11 @@ def first_column(path: Path, heading: str) -> set[str]:
 
 
 def test_counters_are_documented() -> None:
-    assert first_column(DOCS / "troubleshooting.md", "Every counter") == counters()
+    assert first_column(DOCS / "operator/troubleshoot.md", "Every counter") == counters()
 
 
 def test_dropped_spans_are_documented() -> None:
-    assert first_column(DOCS / "troubleshooting.md", "Dropped spans") == drops()
+    assert first_column(DOCS / "operator/troubleshoot.md", "Dropped spans") == drops()
 
 
 def test_counters_of_the_other_pages_exist() -> None:
@@ -250,7 +250,7 @@ def test_what_ends_the_entries_of_each_map_is_documented() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bpf").rglob("*.[ch]"))
     known = set(re.findall(r"^\} (tl_\w+) SEC\(\"\.maps\"\);", sources, re.MULTILINE))
     assert len(known) > 25
-    page = DOCS / "state.md"
+    page = DOCS / "developer/state.md"
     assert {code for code in CODE.findall(prose(page)) if code in known} == known
     for row in rows(page):
         if row[0].startswith("`tl_"):
@@ -266,7 +266,9 @@ def test_limits_of_maps_are_documented() -> None:
     known = {name: size for name, size in sizes.items() if size > 1}  # one entry is no limit
     assert len(known) > 6
     found = {
-        row[0].strip("`"): row[1] for row in rows(DOCS / "what-works.md") if row[0][:4] == "`tl_"
+        row[0].strip("`"): row[1]
+        for row in rows(DOCS / "operator/what-works.md")
+        if row[0][:4] == "`tl_"
     }
     assert set(found) == set(known)
     for name, size in known.items():

@@ -1,4 +1,4 @@
-"""Imports run one way between the folders, as docs/architecture.md draws them."""
+"""Imports run one way between the folders, as docs/developer/architecture.md draws them."""
 
 from __future__ import annotations
 

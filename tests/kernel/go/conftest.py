@@ -33,7 +33,7 @@ def writing() -> Iterator[Traced]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keeps for docs/go-versions.md what has passed."""
+    """Keeps for docs/reference/go-versions.md what has passed."""
     report = yield
     if call.when == "teardown" or (call.when == "setup" and report.passed):
         return report

@@ -58,7 +58,7 @@ def test_a_call_is_of_the_request_of_its_goroutine(hops: Hops, plan: str, calls:
 
 @pytest.mark.parametrize("plan", ["bare-fan-1-5/get/answer", "bare-fan-2-2/answer"])
 def test_goroutines_inherit_what_they_were_started_for(hops: Hops, plan: str) -> None:
-    """One in 16 cannot be told when it begins, and not always later (docs/go.md)."""
+    """One in 16 cannot be told when it begins, and not always later (docs/operator/go.md)."""
     found = hops.load(plan)
     assert_whole(found)
     assert found.calls["right"] >= 0.9 * found.calls.total()

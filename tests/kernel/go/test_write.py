@@ -49,7 +49,7 @@ def test_every_hop_is_in_the_trace(
     first, *plans = plans_of(protocol)[0], *plans_of(protocol)
     ids = (1 + len(plans)) * REQUESTS  # each is a method of gRPC
     hops = Hops(writing, protocol, version=version, flags=flags, modules=modules, ids=ids)
-    # where the buffers of gRPC are shared a long header finds none: docs/go.md
+    # where the buffers of gRPC are shared a long header finds none: docs/operator/go.md
     shared = PROTOCOLS[protocol].grpc and not modules
     warm = hops.load(first, requests=REQUESTS)  # with the first call of each connection
     calls, none = warm.calls.total(), warm.hops["none"]

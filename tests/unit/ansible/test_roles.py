@@ -97,7 +97,7 @@ def test_choices_of_the_configuration_are_the_agents() -> None:
 
 
 def test_playbooks_use_only_documented_variables() -> None:
-    documented = set((ROOT / "docs/roles.md").read_text(encoding="utf-8").split("`"))
+    documented = set((ROOT / "docs/operator/roles.md").read_text(encoding="utf-8").split("`"))
     used: set[str] = set()
     for folder in ("roles", "playbooks"):
         for path in (ROOT / folder).rglob("*"):

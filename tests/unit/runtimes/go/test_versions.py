@@ -1,4 +1,4 @@
-"""docs/go-versions.md, and whether the agent follows only what it says was run."""
+"""docs/reference/go-versions.md, and whether the agent follows only what it says was run."""
 
 from __future__ import annotations
 
