@@ -10,8 +10,10 @@
 #ifndef THROUGHLINE_ABI_H
 #define THROUGHLINE_ABI_H
 
+#include "vmlinux.h"
+
 enum tl_abi {
-	TL_ABI_VERSION = 7,
+	TL_ABI_VERSION = 8,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,

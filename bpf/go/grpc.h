@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * go/grpc.h - the part of go.bpf.c for google.golang.org/grpc.
+ * go/grpc.h - google.golang.org/grpc.
  *
  *   grpc.(*Server).handleStream               a goroutine handles a call
  *   transport.(*http2Server).writeStatus      it has; WriteStatus before 1.69
@@ -14,8 +14,12 @@
 #ifndef THROUGHLINE_GO_GRPC_H
 #define THROUGHLINE_GO_GRPC_H
 
+#include "go/call.h"
+
 #define TL_GRPC_ADDED_MAX 4 /* calls of metadata.AppendToOutgoingContext that are looked at */
 #define TL_GRPC_WRAPPED_MAX 4 /* errors around another */
+
+#define TL_GRPC_LAST 16 /* UNAUTHENTICATED */
 
 /*
  * What a context, or one that it was made of, has for the key of a type that nobody else has: the
@@ -38,18 +42,18 @@ static __always_inline __u64 tl_go_grpc_metadata(__u64 context, __u64 key_type)
 }
 
 /* Names and values by turns that were added to the metadata of a call, in a slice of strings. */
-__noinline int tl_go_grpc_added(struct tl_conn *conn, struct tl_text *text, __u64 slice)
+__noinline int tl_go_grpc_added(struct tl_go_exchange *go, __u64 slice)
 {
 	__u64 strings[2] = {}; /* where, and how many */
 	__u32 length, names = 0;
 	int i;
 
-	if (!conn || !text || bpf_probe_read_user(strings, sizeof(strings), (void *)slice))
+	if (!go || bpf_probe_read_user(strings, sizeof(strings), (void *)slice))
 		return 0;
 	for (i = 0; i < 8 && 2 * i + 1 < strings[1]; i++) {
 		length = tl_go_name(strings[0] + 32 * i, &names);
 		if (length)
-			tl_go_value(conn, text, length, strings[0] + 32 * i + 16, true);
+			tl_go_value(go, length, strings[0] + 32 * i + 16, true);
 	}
 	return 0;
 }
@@ -64,7 +68,7 @@ static __always_inline bool tl_go_grpc_is_tls(const struct tl_go_binary *binary,
 	for (i = 0; i < TL_GO_CONNECTIONS_MAX; i++) {
 		if (bpf_probe_read_user(held, sizeof(held), (void *)connection))
 			return false;
-		if (tl_go_word(held[0] + 8) == binary->tls_conn_type + moved)
+		if (tl_user_word(held[0] + 8) == binary->tls_conn_type + moved)
 			return true;
 		connection = held[1];
 	}
@@ -73,19 +77,19 @@ static __always_inline bool tl_go_grpc_is_tls(const struct tl_go_binary *binary,
 
 /* The net.Conn at `connection` carries the call. */
 static __always_inline void tl_go_grpc_on(const struct tl_go_binary *binary, __u64 moved,
-					  struct tl_conn *conn, __u64 connection)
+					  struct tl_go_exchange *go, __u64 connection)
 {
-	conn->http_major = 2;
-	conn->flags |= TL_CONN_GRPC;
+	go->exchange.http_major = 2;
+	go->exchange.flags |= TL_EXCHANGE_GRPC;
 	if (tl_go_grpc_is_tls(binary, moved, connection))
-		conn->flags |= TL_CONN_TLS;
-	tl_go_on(conn, tl_go_socket(binary, moved, connection), false);
+		go->exchange.flags |= TL_EXCHANGE_TLS;
+	tl_go_on(go, tl_go_socket(binary, moved, connection), false);
 }
 
 /* The code of a *google.rpc.Status; none is OK. */
 static __always_inline __u32 tl_go_grpc_code(const struct tl_go_binary *binary, __u64 proto)
 {
-	__u32 code = proto ? (__u32)tl_go_word(proto + binary->grpc_proto_code) : 0;
+	__u32 code = proto ? (__u32)tl_user_word(proto + binary->grpc_proto_code) : 0;
 
 	/* what is no code of gRPC counts as this one (its doc/statuscodes.md); a peer may have made it up */
 	return code <= TL_GRPC_LAST ? code : TL_GRPC_UNKNOWN;
@@ -94,7 +98,8 @@ static __always_inline __u32 tl_go_grpc_code(const struct tl_go_binary *binary, 
 /* That of a *status.Status. */
 static __always_inline __u32 tl_go_grpc_status(const struct tl_go_binary *binary, __u64 status)
 {
-	return status ? tl_go_grpc_code(binary, tl_go_word(status + binary->grpc_status_proto)) : 0;
+	return status ? tl_go_grpc_code(binary, tl_user_word(status + binary->grpc_status_proto)) :
+			0;
 }
 
 /*
@@ -111,7 +116,7 @@ static __always_inline __u32 tl_go_grpc_error(const struct tl_go_binary *binary,
 	if (!table)
 		return 0;
 	for (i = 0; i < TL_GRPC_WRAPPED_MAX; i++) {
-		type = tl_go_word(table + 8) - moved;
+		type = tl_user_word(table + 8) - moved;
 		if (type == binary->grpc_error_type)
 			break;
 		if (type != binary->wrap_error_type ||
@@ -124,8 +129,8 @@ static __always_inline __u32 tl_go_grpc_error(const struct tl_go_binary *binary,
 	if (type == binary->grpc_error_type) {
 		if (binary->grpc_error_proto != TL_GO_UNKNOWN)
 			return tl_go_grpc_code(binary,
-					       tl_go_word(error + binary->grpc_error_proto));
-		return tl_go_grpc_status(binary, tl_go_word(error + binary->grpc_error_status));
+					       tl_user_word(error + binary->grpc_error_proto));
+		return tl_go_grpc_status(binary, tl_user_word(error + binary->grpc_error_status));
 	}
 	if (bpf_probe_read_user(words, sizeof(words), (void *)error) || words[1] != 3 ||
 	    bpf_probe_read_user(text, 3, (void *)words[0]) || !tl_go_is(text, (char[16]){ "EOF" }))
@@ -141,31 +146,28 @@ SEC("uprobe")
 int tl_go_rpc_serve(struct pt_regs *ctx)
 {
 	const struct tl_go_binary *binary;
-	struct tl_go_exchange *exchange;
+	struct tl_go_exchange *go;
 	__u64 moved, stream, context;
-	struct tl_text *text;
 	__u32 index;
 
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
 	moved = ctx->ip - binary->grpc_serve_at;
-	if (tl_go_word(ctx->bx + 8) != binary->grpc_server_type + moved)
+	if (tl_user_word(ctx->bx + 8) != binary->grpc_server_type + moved)
 		return 0;
-	exchange = tl_go_make(tl_go_object_key(ctx->di), TL_ROLE_SERVER);
-	if (!exchange)
+	go = tl_go_make(tl_go_object_key(ctx->di), TL_KIND_SERVER);
+	if (!go)
 		return 0;
-	text = &exchange->text;
 	stream = ctx->di;
 	if (binary->grpc_stream != TL_GO_UNKNOWN)
-		stream = tl_go_word(stream + binary->grpc_stream);
-	tl_go_grpc_on(binary, moved, &exchange->conn, ctx->cx + binary->grpc_server_conn);
-	text->target_len =
-		tl_go_string(text->target, TL_TARGET_MAX, stream + binary->grpc_stream_method);
-	context = tl_go_word(stream + binary->grpc_stream_ctx + 8);
-	tl_go_headers(binary, &exchange->conn, text,
-		      tl_go_grpc_metadata(context, binary->grpc_incoming_type + moved));
-	tl_go_takes_up(binary, ctx->r14, exchange, context);
+		stream = tl_user_word(stream + binary->grpc_stream);
+	tl_go_grpc_on(binary, moved, go, ctx->cx + binary->grpc_server_conn);
+	go->text.target_len =
+		tl_go_string(go->text.target, TL_TARGET_MAX, stream + binary->grpc_stream_method);
+	context = tl_user_word(stream + binary->grpc_stream_ctx + 8);
+	tl_go_headers(binary, go, tl_go_grpc_metadata(context, binary->grpc_incoming_type + moved));
+	tl_go_takes_up(binary, ctx->r14, go, context);
 	return 0;
 }
 
@@ -185,38 +187,37 @@ int tl_go_rpc_reply(struct pt_regs *ctx)
 
 /* The metadata that a call is going to send: a map, and slices of what was added to it. */
 static __always_inline void tl_go_grpc_outgoing(const struct tl_go_binary *binary,
-						struct tl_go_exchange *exchange, __u64 metadata)
+						struct tl_go_exchange *go, __u64 metadata)
 {
-	struct tl_conn *conn = &exchange->conn;
 	__u64 raw[3]; /* the map, and where the slices are and how many */
 	int i;
 
 	if (!metadata || bpf_probe_read_user(raw, sizeof(raw), (void *)metadata))
 		return;
-	tl_go_headers(binary, conn, &exchange->text, raw[0]);
+	tl_go_headers(binary, go, raw[0]);
 	for (i = 0; i < TL_GRPC_ADDED_MAX && i < raw[2]; i++)
-		tl_go_grpc_added(conn, &exchange->text, raw[1] + 24 * i);
+		tl_go_grpc_added(go, raw[1] + 24 * i);
 }
 
 /* The call of an attempt: its text, its parent. */
 static __always_inline void tl_go_rpc_calls(const struct tl_go_binary *binary, __u64 moved,
-					    __u64 goroutine, struct tl_go_exchange *exchange,
-					    __u64 call, __u64 attempt)
+					    __u64 goroutine, struct tl_go_exchange *go, __u64 call,
+					    __u64 attempt)
 {
-	__u64 header = tl_go_word(call + binary->grpc_call_header), context, sent;
-	struct tl_text *text = &exchange->text;
+	__u64 header = tl_user_word(call + binary->grpc_call_header), context, sent;
 
-	text->target_len =
-		tl_go_string(text->target, TL_TARGET_MAX, header + binary->grpc_header_method);
-	text->host_len = tl_go_string(text->host, TL_HOST_MAX, header + binary->grpc_header_host);
-	context = tl_go_word(call + binary->grpc_call_ctx + 8);
+	go->text.target_len =
+		tl_go_string(go->text.target, TL_TARGET_MAX, header + binary->grpc_header_method);
+	go->text.host_len =
+		tl_go_string(go->text.host, TL_HOST_MAX, header + binary->grpc_header_host);
+	context = tl_user_word(call + binary->grpc_call_ctx + 8);
 	/* with what a stats.Handler has added, as that of OpenTelemetry does */
 	sent = context;
 	if (binary->grpc_attempt_ctx != TL_GO_UNKNOWN)
-		sent = tl_go_word(attempt + binary->grpc_attempt_ctx + 8);
-	tl_go_grpc_outgoing(binary, exchange,
+		sent = tl_user_word(attempt + binary->grpc_attempt_ctx + 8);
+	tl_go_grpc_outgoing(binary, go,
 			    tl_go_grpc_metadata(sent, binary->grpc_outgoing_type + moved));
-	tl_go_calls_with(binary, goroutine, exchange, context);
+	tl_go_calls_with(binary, goroutine, go, context);
 }
 
 /* (*csAttempt).newStream(a), in the goroutine that makes the call: a.cs is the call */
@@ -226,7 +227,7 @@ int tl_go_rpc_call(struct pt_regs *ctx)
 	struct tl_go_writing writing = { .kind = TL_GO_WRITING_CALL };
 	__u64 moved, call, connection, transport[2] = {};
 	const struct tl_go_binary *binary;
-	struct tl_go_exchange *exchange;
+	struct tl_go_exchange *go;
 	__u32 index;
 	bool again;
 
@@ -234,31 +235,30 @@ int tl_go_rpc_call(struct pt_regs *ctx)
 	if (!binary)
 		return 0;
 	moved = ctx->ip - binary->grpc_call_at;
-	call = tl_go_word(ctx->ax + binary->grpc_attempt_stream);
+	call = tl_user_word(ctx->ax + binary->grpc_attempt_stream);
 	writing.exchange = tl_go_object_key(call);
-	exchange = tl_go_find(writing.exchange);
-	again = exchange && exchange->conn.flags & TL_CONN_ACTIVE &&
-		!(__u8)tl_go_word(call + binary->grpc_call_first);
+	go = tl_go_find(writing.exchange);
+	again = go && go->exchange.flags & TL_EXCHANGE_ACTIVE &&
+		!(__u8)tl_user_word(call + binary->grpc_call_first);
 	if (!again)
-		exchange = tl_go_make(writing.exchange, TL_ROLE_CLIENT);
-	if (!exchange) {
+		go = tl_go_make(writing.exchange, TL_KIND_CLIENT);
+	if (!go) {
 		tl_go_writes(binary, ctx->r14, NULL);
 		return 0;
 	}
 	bpf_probe_read_user(transport, sizeof(transport),
 			    (void *)(ctx->ax + binary->grpc_attempt_transport));
 	connection = 0;
-	if (tl_go_word(transport[0] + 8) == binary->grpc_client_type + moved)
+	if (tl_user_word(transport[0] + 8) == binary->grpc_client_type + moved)
 		connection = transport[1] + binary->grpc_client_conn;
-	tl_go_grpc_on(binary, moved, &exchange->conn, connection);
+	tl_go_grpc_on(binary, moved, go, connection);
 	if (!again)
-		tl_go_rpc_calls(binary, moved, ctx->r14, exchange, call, ctx->ax);
+		tl_go_rpc_calls(binary, moved, ctx->r14, go, call, ctx->ax);
 	if (binary->writes & TL_GO_WRITES_GRPC) {
-		writing.span = tl_go_span(exchange);
-		writing.object = tl_go_word(tl_go_word(call + binary->grpc_call_header) +
-					    binary->grpc_header_method);
-		tl_go_writes(binary, ctx->r14,
-			     tl_go_may_write(&exchange->conn, true) ? &writing : NULL);
+		writing.span = tl_go_span(go);
+		writing.object = tl_user_word(tl_user_word(call + binary->grpc_call_header) +
+					      binary->grpc_header_method);
+		tl_go_writes(binary, ctx->r14, tl_go_may_write(go, true) ? &writing : NULL);
 	}
 	return 0;
 }

@@ -3,26 +3,22 @@
  * io/restore.bpf.c - part of group `observe` where the kernel allows it: which request has written to
  * a connection that sk_msg does not see. An object of its own, since older kernels refuse it.
  */
-#include "evidence/context.h"
+#include "evidence/find.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
- * For which request was the first call on a connection made that we saw being made? As in
- * tl_find_parent(): for the one in which it was made. An event loop writes ticks later, when its thread
- * has read another: false, it is known or cannot be.
+ * Whether the thread may say for which request this call is made. Not where it is the first on a
+ * connection that we saw being made: then that request is it (`*known`), and an event loop has gone on.
  */
-static __always_inline bool tl_ask_thread(struct tl_conn *conn, struct tl_thread *thread,
+static __always_inline bool tl_ask_thread(struct tl_flow *flow, struct tl_thread *thread,
 					  struct tl_parent *parent, bool *known)
 {
 	*known = false;
-	if (!(conn->flags & TL_CONN_FIRST) || !(conn->flags & TL_CONN_CONNECTED))
+	if (!(flow->flags & TL_FLOW_FIRST))
 		return true;
-	if (conn->connect && tl_take_parent(conn->connect, TL_EVIDENCE_CONNECT, parent) < 0) {
-		*known = true;
-		return false;
-	}
-	return !(thread && thread->loop);
+	*known = tl_connect_parent(flow, parent);
+	return !*known && !tl_loop_has_gone_on(flow, thread);
 }
 
 /*
@@ -30,17 +26,17 @@ static __always_inline bool tl_ask_thread(struct tl_conn *conn, struct tl_thread
  * packet was seen without its thread, which is here. The call carries no header, but its span gets
  * its parent, and the request has called.
  */
-static __always_inline void tl_call_without_header(struct tl_conn *conn)
+static __always_inline void tl_call_without_header(struct tl_flow *flow)
 {
 	struct tl_thread *thread;
 	struct tl_parent parent;
 	bool known;
 	int refused;
 
-	if (!(conn->flags & TL_CONN_ACTIVE) || conn->parent)
+	if (!(flow->exchange.flags & TL_EXCHANGE_ACTIVE) || flow->caller)
 		return;
 	thread = tl_thread_now();
-	if (tl_ask_thread(conn, thread, &parent, &known)) {
+	if (tl_ask_thread(flow, thread, &parent, &known)) {
 		refused = tl_thread_parent(thread, &parent);
 		known = refused < 0;
 		if (!known)
@@ -48,14 +44,14 @@ static __always_inline void tl_call_without_header(struct tl_conn *conn)
 	}
 	if (!known)
 		return;
-	conn->parent = parent.key;
+	flow->caller = parent.key;
 	tl_settle(parent.key, true);
-	if (conn->evidence != TL_EVIDENCE_NONE)
+	if (flow->exchange.evidence != TL_EVIDENCE_NONE)
 		return;
-	__builtin_memcpy(conn->trace_id, parent.trace_id, 16);
-	__builtin_memcpy(conn->parent_span_id, &parent.key, 8);
-	conn->trace_flags = parent.trace_flags;
-	conn->evidence = parent.evidence;
+	__builtin_memcpy(flow->exchange.context.trace_id, parent.trace_id, 16);
+	__builtin_memcpy(flow->exchange.parent_span_id, &parent.key, 8);
+	flow->exchange.context.trace_flags = parent.trace_flags;
+	flow->exchange.evidence = parent.evidence;
 	tl_count_parent(parent.evidence);
 }
 
@@ -69,32 +65,32 @@ SEC("tp_btf/sock_send_length")
 int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 {
 	struct tl_parent parent;
-	struct tl_conn *conn;
+	struct tl_flow *flow;
 	__u64 key = 0;
 
 	if (bytes <= 0)
 		return 0;
-	conn = TL_CONN_FIND(sk, TL_COOKIE(sk));
-	if (!conn)
+	flow = TL_FLOW_FIND(sk, TL_COOKIE(sk));
+	if (!flow)
 		return 0;
-	if (!(conn->flags & TL_CONN_OPAQUE)) {
-		if (conn->role == TL_ROLE_CLIENT && !(conn->flags & TL_CONN_ENROLLED))
-			tl_call_without_header(conn);
+	if (!(flow->flags & TL_FLOW_OPAQUE)) {
+		if (flow->role == TL_ROLE_CLIENT && !(flow->flags & TL_FLOW_ENROLLED))
+			tl_call_without_header(flow);
 		return 0;
 	}
 	if (tl_thread_parent(tl_thread_now(), &parent) < 0)
 		key = parent.key;
-	conn->parent = key;
-	if (conn->writer != key) {
-		if (conn->writer && bpf_map_lookup_elem(&tl_requests, &conn->writer))
-			conn->parent = 0;
-		else if (!conn->writer && !(conn->flags & TL_CONN_ANSWERED))
-			conn->parent = 0;
+	flow->caller = key;
+	if (flow->writer != key) {
+		if (flow->writer && bpf_map_lookup_elem(&tl_requests, &flow->writer))
+			flow->caller = 0;
+		else if (!flow->writer && !(flow->flags & TL_FLOW_ANSWERED))
+			flow->caller = 0;
 	}
-	conn->writer = key;
-	conn->flags &= ~TL_CONN_ANSWERED;
+	flow->writer = key;
+	flow->flags &= ~TL_FLOW_ANSWERED;
 	/* it waits for an answer now; that answer will tell who goes on */
-	if (conn->parent)
-		tl_settle(conn->parent, false);
+	if (flow->caller)
+		tl_settle(flow->caller, false);
 	return 0;
 }

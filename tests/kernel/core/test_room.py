@@ -25,7 +25,7 @@ BPF = CHECKOUT / "bpf"
 # object, map, bytes of key and value: one of each size that there is
 MAPS = [
     ("tls", "tl_tls_pids", 4, 4),
-    ("observe", "tl_go_calls", 8, 16),
+    ("observe", "tl_claims", 8, 16),
     ("observe", "tl_threads", 4, 48),
 ]
 

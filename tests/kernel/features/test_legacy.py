@@ -61,7 +61,7 @@ def _serve(host: Operated, name: str, *arguments: str) -> int:
 def _kept(host: Operated) -> tuple[int, int]:
     """Connections and texts that the programs keep something of."""
     found = []
-    for name in ("tl_conns", "tl_texts"):
+    for name in ("tl_flows", "tl_texts"):
         table = libbpf.get_pinned(next(host.bpffs.glob(f"abi*-legacy/{name}")))
         found.append(sum(1 for _ in libbpf.keys(table, 8)))
         os.close(table)
@@ -91,9 +91,9 @@ def test_doctor_tries_them_too(legacy: Operated) -> None:
 def test_what_a_killed_trial_has_left_is_no_hindrance(legacy: Operated) -> None:
     """Maps are pinned before the verifier has spoken: an agent killed then leaves them behind."""
     legacy.stop_agent()
-    left = legacy.bpffs / f"abi{abi.Abi.ABI_VERSION}" / "tl_conns"
+    left = legacy.bpffs / f"abi{abi.Abi.ABI_VERSION}" / "tl_flows"
     left.parent.mkdir()
-    create = ["type", "array", "key", "4", "value", "8", "entries", "1", "name", "tl_conns"]
+    create = ["type", "array", "key", "4", "value", "8", "entries", "1", "name", "tl_flows"]
     subprocess.run(["bpftool", "map", "create", str(left), *create], check=True)
     legacy.start_agent()
     status = legacy.status()

@@ -7,7 +7,8 @@ from collections.abc import Collection
 
 from throughline.bpf import abi, libbpf
 
-PROCESS_KEY_BYTES = 8  # tl_process_key() in bpf/go.bpf.h
+LAYOUT_BYTES = 8  # struct tl_unit_layout, which begins with the index
+PROCESS_KEY_BYTES = 8  # tl_process_key() in bpf/core/process.h
 
 
 class GoIndices:
@@ -15,7 +16,7 @@ class GoIndices:
 
     def __init__(self, loaded: libbpf.Object) -> None:
         self._binaries = loaded.map_fd("tl_go_binaries")
-        self._processes = loaded.map_fd("tl_go_processes")
+        self._processes = loaded.map_fd("tl_unit_layouts")
         self._starts = loaded.map_fd("tl_go_starts")
         self._started = loaded.map_fd("tl_go_started")
         self._of: dict[str, int] = {}
@@ -43,7 +44,8 @@ class GoIndices:
         """Nobody has been seen to run it, and nothing is known of its functions."""
         wanted = index.to_bytes(4, "little")
         for key in list(libbpf.keys(self._processes, PROCESS_KEY_BYTES)):
-            if libbpf.lookup(self._processes, key, len(wanted)) == wanted:
+            layout = libbpf.lookup(self._processes, key, LAYOUT_BYTES)
+            if layout is not None and layout.startswith(wanted):
                 libbpf.delete(self._processes, key)
         for key in list(libbpf.keys(self._starts, abi.GO_START_KEY.size)):
             if abi.GoStartKey(*abi.GO_START_KEY.unpack(key)).binary == index:

@@ -204,7 +204,7 @@ _WRITES = {
 }
 
 # maps with what an earlier run knew
-_EARLIER = ("tl_go_processes", "tl_go_exchanges", "tl_go_writers", "tl_go_written")
+_EARLIER = ("tl_unit_layouts", "tl_go_exchanges", "tl_go_writers", "tl_go_written")
 _MAX_KEPT_BYTES = 64 << 20  # of where functions begin: 4 for each
 BUDGET_SECONDS = 0.02  # for looking at functions, while spans wait
 _NEW = bytes([abi.GoStart.NEW])

@@ -27,7 +27,7 @@ class Maps:
     """Of an object that is not loaded."""
 
     def map_fd(self, name: str) -> int:
-        known = {"tl_go_binaries": BINARIES, "tl_go_starts": STARTS, "tl_go_processes": PROCESSES}
+        known = {"tl_go_binaries": BINARIES, "tl_go_starts": STARTS, "tl_unit_layouts": PROCESSES}
         return {**known, "tl_go_started": STARTED}.get(name, -1)
 
 
@@ -279,12 +279,12 @@ def test_what_is_probed_no_more_gives_its_index_back(
     programs: GoPrograms, told: Told, tmp_path: Path, shop: int
 ) -> None:
     sites = find(programs, tmp_path / "shop")
-    one = (1).to_bytes(4, "little")
+    one = (1).to_bytes(8, "little")  # struct tl_unit_layout, which begins with the index
     start = abi.GO_START_KEY.pack(*abi.GoStartKey(pc=gofile.TEXT_AT, binary=1))
     for kept in (True, False):
         told |= {
             (PROCESSES, b"process1"): one,
-            (PROCESSES, b"process2"): (2).to_bytes(4, "little"),
+            (PROCESSES, b"process2"): (2).to_bytes(8, "little"),
             (STARTS, start): bytes([abi.GoStart.NEW]),
         }
         programs.answer([(shop, sites)] if kept else [])

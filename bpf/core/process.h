@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * core/process.h - processes and threads: how they are told apart, and their memory.
+ */
+#ifndef THROUGHLINE_CORE_PROCESS_H
+#define THROUGHLINE_CORE_PROCESS_H
+
+#include "core/compat.h"
+
+#define TL_TICK_NS 10000000
+
+/*
+ * When a task began, as /proc/PID/stat has it: in hundredths of a second since boot. Numbers of threads
+ * and of processes are given again; with this they are not.
+ */
+static __always_inline __u32 tl_born(struct task_struct *task)
+{
+	return TL_READ(task, start_boottime) / TL_TICK_NS;
+}
+
+static __always_inline bool tl_is_born(struct task_struct *task, __u32 born)
+{
+	return TL_READ(task, start_boottime) - (__u64)born * TL_TICK_NS < TL_TICK_NS;
+}
+
+#define TL_PROCESS_SHIFT 42 /* process ids are below 2^22 */
+#define TL_EXECUTED_SHIFT 36 /* numbers of units are below 2^36, as are addresses up to 1 TB */
+
+/*
+ * The key of something in a process: the number of a unit of work, or an address. The kernel gives
+ * process ids again, and a process keeps its id when it executes another program (execve). So the
+ * key also holds when the process began, and how many programs it has executed.
+ */
+static __always_inline __u64 tl_process_key(__u64 what)
+{
+	struct task_struct *task = tl_current_task(), *leader = TL_READ(task, group_leader);
+	__u64 began = TL_READ(leader, start_time);
+
+	began += TL_READ(task, self_exec_id) << TL_EXECUTED_SHIFT;
+	return what ^ (began & ((1ULL << TL_PROCESS_SHIFT) - 1)) ^
+	       bpf_get_current_pid_tgid() >> 32 << TL_PROCESS_SHIFT;
+}
+
+static __always_inline __u32 tl_current_tid(void)
+{
+	return (__u32)bpf_get_current_pid_tgid();
+}
+
+static __always_inline __u64 tl_cgroup_of(struct task_struct *task)
+{
+#ifdef TL_LEGACY
+	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+#else
+	return task->cgroups->dfl_cgrp->kn->id;
+#endif
+}
+
+/* A word of the current process's memory; 0 where there is none. */
+static __always_inline __u64 tl_user_word(__u64 address)
+{
+	__u64 word = 0;
+
+	if (bpf_probe_read_user(&word, sizeof(word), (void *)address))
+		return 0;
+	return word;
+}
+
+#endif

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * evidence/find.h - for which request a call is made.
+ */
+#ifndef THROUGHLINE_EVIDENCE_FIND_H
+#define THROUGHLINE_EVIDENCE_FIND_H
+
+#include "evidence/claim.h"
+#include "evidence/thread.h"
+
+static __always_inline void tl_count_parent(__u8 evidence)
+{
+	switch (evidence) {
+	case TL_EVIDENCE_CONTEXT:
+		tl_count(TL_PARENT_CONTEXT);
+		return;
+	case TL_EVIDENCE_GOROUTINE:
+		tl_count(TL_PARENT_GOROUTINE);
+		return;
+	case TL_EVIDENCE_CONNECT:
+		tl_count(TL_PARENT_CONNECT);
+		return;
+	case TL_EVIDENCE_RESTORE:
+		tl_count(TL_PARENT_RESTORE);
+		return;
+	}
+	tl_count(TL_PARENT_THREAD);
+}
+
+/*
+ * The first call on a connection: takes the request during which the connection was made. False: that
+ * is not known, or it has ended.
+ */
+static __always_inline bool tl_connect_parent(const struct tl_flow *flow, struct tl_parent *parent)
+{
+	return flow->connect && tl_take_parent(flow->connect, TL_EVIDENCE_CONNECT, parent) < 0;
+}
+
+/*
+ * An event loop writes the first request of a connection ticks after it has decided to make it: what
+ * its thread has read since says nothing about that request.
+ */
+static __always_inline bool tl_loop_has_gone_on(const struct tl_flow *flow,
+						const struct tl_thread *thread)
+{
+	return thread && thread->loop && flow->flags & TL_FLOW_CONNECTED;
+}
+
+/* For which request is this call made? False: for none that we know. */
+static __always_inline bool tl_find_parent(struct tl_flow *flow, struct tl_parent *parent)
+{
+	bool first = !(flow->flags & TL_FLOW_USED);
+	struct tl_thread *thread;
+	int refused;
+
+	if (first && tl_connect_parent(flow, parent)) {
+		tl_count(TL_PARENT_CONNECT);
+		return true;
+	}
+	thread = tl_thread_now();
+	if (first && tl_loop_has_gone_on(flow, thread)) {
+		tl_count(TL_ROOT_NO_CONTEXT);
+		return false;
+	}
+	refused = tl_thread_parent(thread, parent);
+	if (!thread)
+		refused = tl_claimed_parent(flow->endpoints.socket, parent, refused);
+	if (refused >= 0) {
+		tl_unattributed(thread, refused);
+		tl_count(refused);
+		return false;
+	}
+	tl_count_parent(parent->evidence);
+	return true;
+}
+
+#endif

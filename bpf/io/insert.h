@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * io/insert.h - inserts header lines into a send.
+ */
+#ifndef THROUGHLINE_IO_INSERT_H
+#define THROUGHLINE_IO_INSERT_H
+
+#include "proto/limits.h"
+#include "trace/begin.h"
+
+#define TL_LINEAR_MAX 16384 /* a send up to this size leaves in one piece, as it would have */
+
+/*
+ * Would the socket take this much at once? When it takes only a part of a send, the kernel counts
+ * our bytes with those that the application has sent already, and some would leave twice.
+ */
+static __always_inline bool tl_has_room(struct tcp_sock *tcp, __u32 bytes)
+{
+	struct sock *sk = &tcp->inet_conn.icsk_inet.sk;
+	__u32 lowat = tcp->notsent_lowat;
+
+	/* each segment costs about 1 KB beside its bytes, of which it holds 536 at least */
+	if ((__s64)sk->sk_wmem_queued + 3 * bytes + 4096 > sk->sk_sndbuf)
+		return false;
+	return !lowat || tcp->write_seq - tcp->snd_nxt + bytes < lowat;
+}
+
+/* Undoes an insertion. What cannot be undone must not leave: the send fails instead. */
+static __always_inline int tl_undo(struct sk_msg_md *msg, __u32 at, __u32 bytes)
+{
+	tl_count(TL_SKIP_NO_MEMORY);
+	if (!bpf_msg_pop_data(msg, at, bytes, 0))
+		return 0;
+	tl_count(TL_FORCED_DROP);
+	return -1;
+}
+
+/*
+ * Inserts `bytes` of header lines at offset `at` of the send. Returns the bytes inserted, 0 when
+ * the send is unchanged, -1 when it must be refused.
+ */
+__noinline int tl_insert(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 bytes)
+{
+	TL_TAKE_FLOW(flow, text);
+	__u32 size, end, i;
+	__u8 *data, *data_end, *out;
+
+	if (!flow || !text)
+		return 0;
+	if (at > TL_HEADER_BYTES_MAX || bytes < TL_TRACEPARENT_BYTES ||
+	    bytes > TL_TRACEPARENT_BYTES + 14 + TL_TRACESTATE_MAX) {
+		tl_count(TL_SKIP_HEADERS_TOO_LONG);
+		return 0;
+	}
+	if (bpf_msg_push_data(msg, at, bytes, 0)) {
+		tl_count(TL_SKIP_NO_MEMORY);
+		return 0;
+	}
+	/* in one piece: three pieces would leave as three segments, one waiting for another's ACK */
+	size = msg->size;
+	end = size <= TL_LINEAR_MAX ? size : at + bytes;
+	if (bpf_msg_pull_data(msg, 0, end, 0))
+		return tl_undo(msg, at, bytes);
+	data = msg->data;
+	data_end = msg->data_end;
+	out = data + at;
+	/* one pointer for check and use: the verifier knows ranges by pointer */
+	asm volatile("" : "+r"(out));
+	if (out + TL_TRACEPARENT_BYTES > data_end)
+		return tl_undo(msg, at, bytes);
+	if (bytes == TL_TRACEPARENT_BYTES) {
+		tl_write_traceparent(out, &flow->exchange.context);
+		tl_count(TL_INJECTED);
+		return bytes;
+	}
+	if (out + TL_TRACEPARENT_BYTES + 14 > data_end)
+		return tl_undo(msg, at, bytes);
+	tl_write_traceparent(out, &flow->exchange.context);
+	out += TL_TRACEPARENT_BYTES;
+	__builtin_memcpy(out, "tracestate: ", 12);
+	out += 12;
+	for (i = 0; i < TL_TRACESTATE_MAX; i++) {
+		if (i >= bytes - TL_TRACEPARENT_BYTES - 14)
+			break;
+		if (out + 1 > data_end)
+			return tl_undo(msg, at, bytes);
+		*out++ = text->tracestate[i];
+	}
+	if (out + 2 > data_end)
+		return tl_undo(msg, at, bytes);
+	out[0] = '\r';
+	out[1] = '\n';
+	tl_count(TL_INJECTED);
+	tl_count(TL_INJECTED_TRACESTATE);
+	return bytes;
+}
+
+#endif

@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * io/offer_tc.h - offers of connections older than that: whether a packet that leaves is the one to carry it.
+ */
+#ifndef THROUGHLINE_IO_OFFER_TC_H
+#define THROUGHLINE_IO_OFFER_TC_H
+
+#include "core/registers.h"
+#include "io/offer.h"
+
+#define TL_ETH_IP 0x0800
+#define TL_ETH_IPV6 0x86dd
+#define TL_IP_FRAGMENT 0x3fff /* more fragments follow, or this is not the first */
+#define TL_LINK_BYTES 64 /* what may stand before the IP header */
+#define TL_PIECES 8 /* buffers of a send that are added up */
+
+/* A TCP segment with payload, as it leaves. */
+struct tl_leaving {
+	__u32 link_len; /* of what stands before the IP header */
+	__u32 ip_len;
+	__u32 tcp_len;
+	__u32 payload;
+	__u32 seq;
+	__u8 peer[16];
+};
+
+/* False: it is none of ours. Without a map: this is what others' packets pay. */
+static __always_inline bool tl_leaves(struct __sk_buff *skb, struct tl_leaving *leaving)
+{
+	__u32 *peer = (__u32 *)leaving->peer;
+	struct tcphdr tcp;
+	__u32 total;
+
+	if (skb->protocol == bpf_htons(TL_ETH_IP)) {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET) ||
+		    ip.protocol != IPPROTO_TCP || ip.frag_off & bpf_htons(TL_IP_FRAGMENT))
+			return false;
+		leaving->ip_len = ip.ihl * 4;
+		total = bpf_ntohs(ip.tot_len);
+		peer[2] = bpf_htonl(0xffff);
+		peer[3] = ip.daddr;
+	} else if (skb->protocol == bpf_htons(TL_ETH_IPV6)) {
+		struct ipv6hdr ip;
+
+		if (bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET) ||
+		    ip.nexthdr != IPPROTO_TCP)
+			return false;
+		leaving->ip_len = sizeof(ip);
+		total = sizeof(ip) + bpf_ntohs(ip.payload_len);
+		__builtin_memcpy(peer, &ip.daddr, 16);
+	} else {
+		return false;
+	}
+	if (bpf_skb_load_bytes_relative(skb, leaving->ip_len, &tcp, sizeof(tcp), BPF_HDR_START_NET))
+		return false;
+	leaving->tcp_len = tcp.doff * 4;
+	if (tcp.syn || leaving->tcp_len < sizeof(tcp) ||
+	    total <= leaving->ip_len + leaving->tcp_len || skb->len < total)
+		return false;
+	leaving->payload = total - leaving->ip_len - leaving->tcp_len;
+	leaving->link_len = skb->len - total;
+	leaving->seq = bpf_ntohl(tcp.seq);
+	return leaving->link_len <= TL_LINK_BYTES;
+}
+
+/* How much the system call of the current thread sends; 0: that cannot be told, or it does not send. */
+__noinline __u64 tl_send_length(void)
+{
+#if defined(__TARGET_ARCH_x86)
+	struct {
+		__u64 base;
+		__u64 len;
+	} piece = {};
+	struct pt_regs regs = {};
+	__u64 pieces, at, sum = 0;
+	__u32 i;
+
+	if (!tl_stack_registers(&regs) || regs.cs != TL_USER_CS || tl_is_compat())
+		return 0;
+	switch (regs.orig_ax) {
+	case 1: /* write */
+	case 44: /* sendto */
+		return regs.dx;
+	case 20: /* writev */
+		at = regs.si;
+		pieces = regs.dx;
+		break;
+	case 46: /* sendmsg: msg_iov and msg_iovlen of struct msghdr */
+		if (bpf_probe_read_user(&piece, sizeof(piece), (void *)(regs.si + 16)))
+			return 0;
+		at = piece.base;
+		pieces = piece.len;
+		break;
+	default:
+		return 0;
+	}
+	if (pieces > TL_PIECES)
+		return 0;
+	for (i = 0; i < TL_PIECES; i++) {
+		if (i >= pieces)
+			break;
+		if (bpf_probe_read_user(&piece, sizeof(piece), (void *)(at + i * sizeof(piece))))
+			return 0;
+		sum += piece.len;
+	}
+	return sum;
+#else
+	return 0;
+#endif
+}
+
+/*
+ * Did this end make the connection? The one that was accepted has its listener's backlog; and a
+ * listener may have been given none.
+ */
+static __always_inline bool tl_is_client(struct __sk_buff *skb, struct bpf_sock *sk,
+					 struct tcp_sock *tcp)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *listener;
+	__u32 size = sizeof(tuple.ipv4);
+
+	if (tcp->inet_conn.icsk_inet.sk.sk_max_ack_backlog)
+		return false;
+	if (sk->family == TL_AF_INET) {
+		tuple.ipv4.daddr = tl_keep(sk->src_ip4);
+		tuple.ipv4.dport = bpf_htons(tl_keep(sk->src_port));
+	} else {
+		tuple.ipv6.daddr[0] = tl_keep(sk->src_ip6[0]);
+		tuple.ipv6.daddr[1] = tl_keep(sk->src_ip6[1]);
+		tuple.ipv6.daddr[2] = tl_keep(sk->src_ip6[2]);
+		tuple.ipv6.daddr[3] = tl_keep(sk->src_ip6[3]);
+		tuple.ipv6.dport = bpf_htons(tl_keep(sk->src_port));
+		size = sizeof(tuple.ipv6);
+	}
+	listener = bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!listener)
+		return true;
+	bpf_sk_release(listener);
+	return false;
+}
+
+/*
+ * The connection's offer, when the current thread is the one that sends this segment. It was not sent
+ * before, and behind its first byte the socket holds just as much as is being sent: so it starts with
+ * what is being sent. Where the socket holds less, the rest is still to come, and does not fit into a
+ * segment anyway.
+ */
+static __always_inline struct tl_offer *tl_offer_packet(struct __sk_buff *skb, struct bpf_sock *sk,
+							struct tl_offer *offer,
+							struct tcp_sock *tcp,
+							const struct tl_leaving *leaving)
+{
+	__u64 socket = bpf_get_socket_cookie(skb);
+	__u32 held = tcp->write_seq - leaving->seq;
+	struct tl_announced found = {};
+	struct tl_flow *flow;
+	__u64 length;
+
+	if (leaving->seq != tcp->snd_nxt)
+		return offer;
+	flow = TL_FLOW_FIND(sk, socket);
+	if (!offer && flow && flow->role == TL_ROLE_SERVER)
+		return TL_OFFER_MAKE(sk, socket); /* never: it will not be looked at again */
+	length = tl_send_length();
+	if (length < held)
+		return offer;
+	if (!flow && !tl_traced(bpf_skb_cgroup_id(skb)))
+		return offer;
+	if (!tl_find_context(flow, offer && offer->announced, socket, &found))
+		return offer;
+	if (!offer) {
+		offer = TL_OFFER_MAKE(sk, socket);
+		if (!offer) {
+			tl_count(TL_FULL_STORAGE);
+			return NULL;
+		}
+		offer->way = TL_WAY_NEVER;
+		sk = bpf_sk_fullsock(sk);
+		if (sk && tl_is_client(skb, sk, tcp))
+			offer->way = TL_WAY_TC;
+	}
+	if (offer->way != TL_WAY_TC || tl_says_again(offer, tcp, &found.context))
+		return offer;
+	tl_offer(offer, tcp, leaving->seq, &found);
+	if (length != held) {
+		offer->state = TL_OFFER_DONE;
+		tl_count(TL_OPTION_TOO_BIG);
+	}
+	return offer;
+}
+
+#endif

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * io/stream.h - parses the payload of packets.
+ */
+#ifndef THROUGHLINE_IO_STREAM_H
+#define THROUGHLINE_IO_STREAM_H
+
+#include "trace/http1.h"
+
+static __always_inline bool tl_looks_like_request(struct __sk_buff *skb,
+						  const struct tl_segment *segment)
+{
+	__u32 n = segment->len < 4 ? segment->len : 4;
+	__u8 start[4] = {};
+
+	if (n < 1 || bpf_skb_load_bytes(skb, segment->off, start, tl_length(n, 4)))
+		return false;
+	return tl_begins_request(start, n);
+}
+
+/* Does a connection begin here: with a request, or with the PROXY protocol in front of one? */
+static __always_inline bool tl_looks_like_start(struct __sk_buff *skb,
+						const struct tl_segment *segment)
+{
+	__u32 n = segment->len < 16 ? segment->len : 16;
+	__u8 start[16] = {};
+
+	if (n < 1 || bpf_skb_load_bytes(skb, segment->off, start, tl_length(n, 16)))
+		return false;
+	return tl_begins_request(start, n < 4 ? n : 4) || tl_begins_proxy(start, n);
+}
+
+/* A request of a socket that sk_msg does not see: its thread is not known here. */
+static __always_inline void tl_call_of_nobody(struct tl_flow *flow, struct tl_text *text)
+{
+	tl_count(flow->flags & TL_FLOW_MPTCP ? TL_SKIP_MPTCP : TL_SKIP_NOT_ENROLLED);
+	tl_flow_calls(flow, text, NULL);
+}
+
+/*
+ * The parser stopped in a direction of a packet: acts on it. Its own function, so that the
+ * verifier walks it once and not for each turn of the loop that calls it.
+ */
+__noinline int tl_packet_event(TL_FLOW, __u32 direction, __u32 what)
+{
+	TL_TAKE_FLOW(flow, text);
+
+	if (flow && text)
+		tl_stream_event(flow, text, direction, what, tl_call_of_nobody);
+	return 0;
+}
+
+/*
+ * Parses what comes next in the bytes `range` of the packet (the first in the upper half, the one
+ * behind the last in the lower). Returns tl_went(), 0 when the rest says nothing, -1 when it is not HTTP. A
+ * function of its own, as tl_packet_event().
+ */
+__noinline int tl_packet_chunk(struct __sk_buff *skb, TL_FLOW, __u64 range, __u32 direction)
+{
+	TL_TAKE_FLOW(flow, text);
+	struct tl_http *http;
+	__u32 off = range >> 32;
+	__u32 end = range;
+	__u32 skipped, n;
+	int what;
+
+	if (!flow || !text)
+		return 0;
+	TL_CHUNK_OF(flow, direction, chunk);
+	http = tl_http_of(flow, direction);
+	if (flow->role == TL_ROLE_OFF || http->state >= TL_HTTP_UNTIL_CLOSE)
+		return 0;
+	skipped = tl_http_skip(http, end - off);
+	off += skipped;
+	if (off >= end)
+		return skipped;
+	n = end - off;
+	if (n > TL_CHUNK)
+		n = TL_CHUNK;
+	if (bpf_skb_load_bytes(skb, off, chunk->data, tl_length(n, TL_CHUNK))) {
+		tl_count(TL_LOST_GAP);
+		http->state = TL_HTTP_LOST;
+		return 0;
+	}
+	if (!tl_chunk_ready(flow, text, http, chunk, n, 0))
+		return 0;
+	what = tl_http_feed(TL_GIVE_STREAM(flow, text, direction, chunk));
+	if (what != TL_FEED_MORE && what != TL_FEED_HEADERS && what != TL_FEED_MESSAGE)
+		return -1;
+	return tl_went(skipped + chunk->pos, what);
+}
+
+/*
+ * As many as TL_CHUNKS_MAX of them, and what they come to. Returns how many bytes it has gone on, 0 when the rest
+ * says nothing, -1 when it is not HTTP. A function of its own, too: what a packet may hold takes more turns than
+ * the verifier would walk.
+ */
+__noinline int tl_packet_chunks(struct __sk_buff *skb, TL_FLOW, __u64 range, __u32 direction)
+{
+	TL_TAKE_FLOW(flow, text);
+	__u64 off = range >> 32;
+	__u32 end = range;
+	__u32 i;
+
+	if (!flow || !text)
+		return 0;
+	for (i = 0; i < TL_CHUNKS_MAX && off < end; i++) {
+		int went =
+			tl_packet_chunk(skb, TL_GIVE_FLOW(flow, text), off << 32 | end, direction);
+
+		if (went <= 0)
+			return went;
+		off += went & TL_WENT_MAX;
+		if (went > (int)TL_WENT_MAX)
+			tl_packet_event(TL_GIVE_FLOW(flow, text), direction, went >> TL_WENT_BITS);
+	}
+	return off - (range >> 32);
+}
+
+/* The bytes of a direction are not HTTP. */
+static __always_inline void tl_not_http(struct tl_flow *flow, struct tl_text *text,
+					struct tl_http *http)
+{
+	http->state = TL_HTTP_LOST;
+	if (flow->flags & TL_FLOW_USED) {
+		tl_count(TL_SKIP_MALFORMED);
+		return;
+	}
+	if (flow->role == TL_ROLE_SERVER) {
+		tl_count(TL_LOST_NOT_HTTP);
+	} else if (!(flow->flags & TL_FLOW_OPAQUE)) {
+		tl_count(TL_SKIP_NOT_HTTP);
+		flow->flags |= TL_FLOW_OPAQUE;
+	}
+	/* else it may be the middle of a connection older than the agent: a request may follow */
+	if (!tl_is_guess(flow) || tl_is_http2(text))
+		flow->role = TL_ROLE_OFF;
+	else
+		tl_guess_again(flow);
+}
+
+/* Parses the payload of a segment. */
+static __always_inline void tl_parse_segment(struct __sk_buff *skb, struct tl_flow *flow,
+					     struct tl_text *text, const struct tl_segment *segment,
+					     __u32 direction)
+{
+	struct tl_sequence *sequence = &flow->sequence[direction & 1];
+	struct tl_http *http = tl_http_of(flow, direction);
+	__u64 off = segment->off;
+	__u64 end = segment->off + segment->len;
+	__s32 ahead;
+	__u32 i;
+
+	if (!sequence->known) {
+		sequence->known = 1;
+		sequence->next = segment->seq;
+	}
+	ahead = segment->seq - sequence->next;
+	if (ahead < 0) {
+		/* sent again: only what lies behind the known part is new */
+		if ((__u32)-ahead >= segment->len)
+			return;
+		off += (__u32)-ahead;
+	} else if (ahead > 0) {
+		if ((http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) &&
+		    http->remain > (__u32)ahead) {
+			http->remain -= ahead;
+		} else if (http->state < TL_HTTP_UNTIL_CLOSE) {
+			tl_count(TL_LOST_GAP);
+			http->state = TL_HTTP_LOST;
+		}
+	}
+	sequence->next = segment->seq + segment->len;
+
+	for (i = 0; i < TL_ROUNDS_MAX && off < end; i++) {
+		int went =
+			tl_packet_chunks(skb, TL_GIVE_FLOW(flow, text), off << 32 | end, direction);
+
+		if (!went)
+			return;
+		if (went < 0)
+			break;
+		off += (__u32)went;
+	}
+	if (off < end)
+		tl_not_http(flow, text, http);
+}
+
+#endif

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * io/syscalls.h - what a system call tells about its thread.
+ *
+ * Numbers of the architecture itself, and of x86 those of 32-bit programs (asm/unistd_32.h).
+ */
+#ifndef THROUGHLINE_IO_SYSCALLS_H
+#define THROUGHLINE_IO_SYSCALLS_H
+
+#include "core/registers.h"
+
+/*
+ * What a system call does that tells something of a thread. Numbers of the architecture itself, and of
+ * x86 those of 32-bit programs (asm/unistd_32.h).
+ */
+#if defined(__TARGET_ARCH_x86)
+#define TL_NR_IOCTL 16
+#define TL_NR_POLL 7
+#define TL_NR_SELECT 23
+#define TL_NR_EPOLL_WAIT 232
+#define TL_NR_PSELECT6 270
+#define TL_NR_PPOLL 271
+#define TL_NR_EPOLL_PWAIT 281
+#define TL_NR_IO_URING_ENTER 426
+#define TL_NR_EPOLL_PWAIT2 441
+#define TL_X32_BIT \
+	0x40000000 /* of programs with 32-bit pointers, whose numbers are others here and there */
+#define TL_NR_X32_IOCTL (TL_X32_BIT | 514)
+#elif defined(__TARGET_ARCH_arm64)
+#define TL_NR_IOCTL 29
+#define TL_NR_POLL -1
+#define TL_NR_SELECT -1
+#define TL_NR_EPOLL_WAIT -1
+#define TL_NR_PSELECT6 72
+#define TL_NR_PPOLL 73
+#define TL_NR_EPOLL_PWAIT 22
+#define TL_NR_IO_URING_ENTER 426
+#define TL_NR_EPOLL_PWAIT2 441
+#endif
+
+#define TL_FIONREAD 0x541b
+
+enum tl_call {
+	TL_CALL_OTHER = 0,
+	TL_CALL_WAIT, /* for several descriptors */
+	TL_CALL_IOCTL,
+};
+
+/* `second` and `third` are arguments of the system call `number`. */
+static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64 third)
+{
+	switch (number) {
+	case TL_NR_EPOLL_WAIT:
+	case TL_NR_EPOLL_PWAIT:
+	case TL_NR_EPOLL_PWAIT2:
+	case TL_NR_PSELECT6:
+#if defined(__TARGET_ARCH_x86)
+	case TL_NR_SELECT:
+#endif
+		return TL_CALL_WAIT;
+#if defined(__TARGET_ARCH_x86)
+	case TL_NR_POLL:
+#endif
+	case TL_NR_PPOLL:
+		return second < 2 ? TL_CALL_OTHER : TL_CALL_WAIT;
+	case TL_NR_IOCTL:
+		return TL_CALL_IOCTL;
+	case TL_NR_IO_URING_ENTER:
+		/* min_complete: only a call that waits */
+		return third ? TL_CALL_WAIT : TL_CALL_OTHER;
+	}
+	return TL_CALL_OTHER;
+}
+
+#if defined(__TARGET_ARCH_x86)
+/* The same of a 32-bit program. */
+static __always_inline enum tl_call tl_call32_of(__u32 number, __u32 second, __u32 third)
+{
+	switch (number) {
+	case 82: /* select */
+	case 142: /* _newselect */
+	case 256: /* epoll_wait */
+	case 308: /* pselect6 */
+	case 319: /* epoll_pwait */
+	case 413: /* pselect6_time64 */
+	case 441: /* epoll_pwait2 */
+		return TL_CALL_WAIT;
+	case 168: /* poll */
+	case 309: /* ppoll */
+	case 414: /* ppoll_time64 */
+		return second < 2 ? TL_CALL_OTHER : TL_CALL_WAIT;
+	case 54:
+		return TL_CALL_IOCTL;
+	case 426: /* io_uring_enter */
+		return third ? TL_CALL_WAIT : TL_CALL_OTHER;
+	}
+	return TL_CALL_OTHER;
+}
+#endif
+
+#endif

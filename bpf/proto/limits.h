@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * proto/limits.h - limits that servers have unless their operators chose others. Our lines must not carry a
+ * request over one of them (docs/propagation.md#limits-of-servers).
+ */
+#ifndef THROUGHLINE_PROTO_LIMITS_H
+#define THROUGHLINE_PROTO_LIMITS_H
+
+#include "core/settings.h"
+#include "proto/http1.h"
+
+enum tl_limit {
+	TL_LIMIT_FIELDS = 100, /* many; http.server of Python takes 99 */
+	TL_LIMIT_8K = 8192, /* Tomcat, Jetty, Netty, lighttpd */
+	TL_LIMIT_HAPROXY = 15360, /* tune.bufsize - tune.maxrewrite */
+	TL_LIMIT_16K = 16384, /* Node.js, h11 */
+};
+
+#define TL_HAPROXY_FIELD 4 /* bytes that HAProxy needs beside those of a line, */
+#define TL_HAPROXY_HEAD 80 /* and of the header block */
+
+static __always_inline bool tl_limits_matter(void)
+{
+	const struct tl_settings *settings = tl_settings_now();
+
+	return settings && settings->limits;
+}
+
+/* Is a limit kept by what is counted as `least` without our lines, and reached by `most`, with them? */
+static __always_inline bool tl_reaches(__s32 least, __s32 most, enum tl_limit limit)
+{
+	return least <= (__s32)limit && most >= (__s32)limit;
+}
+
+/*
+ * Would `lines` more header lines, of `bytes`, carry the header block over a limit that it keeps without
+ * them? Servers do not count the same bytes: what separates names, values and lines counts or not
+ * (Node.js), and so does the request line (Netty). So a range is compared with a limit.
+ */
+static __always_inline bool tl_near_limit(const struct tl_http *http, const struct tl_text *text,
+					  __u32 bytes, __u32 lines)
+{
+	__s32 first = text->method_len + 12; /* of the request line all but the target */
+	__s32 between = 4 * http->fields + 2; /* `: ` and CR LF of each field, and the empty line */
+	__s32 least = http->header_bytes - first - between;
+	__s32 most = http->header_bytes + bytes;
+	__s32 haproxy = TL_HAPROXY_FIELD * (http->fields + lines) + TL_HAPROXY_HEAD;
+
+	return tl_limits_matter() &&
+	       (tl_reaches(http->fields, http->fields + lines, TL_LIMIT_FIELDS) ||
+		tl_reaches(least, most, TL_LIMIT_8K) ||
+		tl_reaches(least - text->target_len, most - first - text->target_len,
+			   TL_LIMIT_8K) ||
+		tl_reaches(least, most + haproxy, TL_LIMIT_HAPROXY) ||
+		tl_reaches(least, most, TL_LIMIT_16K));
+}
+
+#endif

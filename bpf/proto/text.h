@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * proto/text.h - what is kept of a request's text.
+ */
+#ifndef THROUGHLINE_PROTO_TEXT_H
+#define THROUGHLINE_PROTO_TEXT_H
+
+#include "core/abi.h"
+#include "core/maps.h"
+
+struct tl_text {
+#ifdef TL_LEGACY
+	__u64 cookie; /* the key of this entry */
+#endif
+	__u8 trace_id[16]; /* the ids in `traceparent`: see tl_parse_traceparent() */
+	__u8 parent_span_id[8];
+	char traceparent[64];
+	char host[TL_HOST_MAX];
+	char target[TL_TARGET_MAX];
+	char method[TL_METHOD_MAX];
+	char tracestate[TL_TRACESTATE_MAX];
+	__u16 traceparent_len;
+	__u16 host_len;
+	__u16 target_len; /* on the wire */
+	__u16 method_len;
+	__u16 tracestate_len;
+	__u16 _pad[3];
+};
+
+/* What is known of `traceparent` and `tracestate` of a request. */
+enum tl_header_flags {
+	TL_HEADER_HAS_TRACEPARENT = 1 << 4,
+	TL_HEADER_BAD_TRACEPARENT = 1 << 5, /* repeated, folded, too long */
+	TL_HEADER_HAS_TRACESTATE = 1 << 6,
+	TL_HEADER_BAD_TRACESTATE = 1 << 7,
+};
+
+struct {
+	TL_SOCKET_MAP(struct tl_text);
+} tl_texts SEC(".maps");
+
+/*
+ * Functions that the verifier walks once, whatever calls them, take a text and what belongs to it by
+ * these macros. The verifier trusts a pointer only as far as its type goes. Older kernels accept no
+ * pointer there: those functions are given the cookie of the socket, and look up again.
+ */
+#ifdef TL_LEGACY
+/* An object whose connections are not sockets defines maps of its own before this. */
+#ifndef TL_TEXTS
+#define TL_TEXTS tl_texts
+#endif
+
+static __always_inline struct tl_text *tl_make_text(__u64 cookie)
+{
+	struct tl_text *text = tl_kept(&TL_TEXTS, cookie, true);
+
+	if (text)
+		text->cookie = cookie;
+	return text;
+}
+
+#define TL_TEXT_FIND(sk, cookie) tl_kept(&TL_TEXTS, cookie, false)
+#define TL_TEXT_MAKE(sk, cookie) tl_make_text(cookie)
+
+#define TL_TEXT __u64 cookie
+#define TL_GIVE_TEXT(text) (text)->cookie
+#define TL_TAKE_TEXT(text) struct tl_text *text = TL_TEXT_FIND(, cookie)
+#else
+#define TL_TEXT_FIND(sk, cookie) bpf_sk_storage_get(&tl_texts, sk, NULL, 0)
+#define TL_TEXT_MAKE(sk, cookie) \
+	bpf_sk_storage_get(&tl_texts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE)
+
+#define TL_TEXT struct tl_text *text
+#define TL_GIVE_TEXT(text) text
+#define TL_TAKE_TEXT(text)
+#endif
+
+/* Known methods by their letters, up to eight, little-endian. */
+static __always_inline __u8 tl_method_code(const struct tl_text *text)
+{
+	__u64 word = *(__u64 *)text->method;
+	__u32 len = text->method_len;
+
+	if (!len || len > 7)
+		return TL_METHOD_OTHER;
+	word &= ~0ULL >> (64 - 8 * len);
+	switch (word) {
+	case 0x544547ULL:
+		return TL_METHOD_GET;
+	case 0x44414548ULL:
+		return TL_METHOD_HEAD;
+	case 0x54534f50ULL:
+		return TL_METHOD_POST;
+	case 0x545550ULL:
+		return TL_METHOD_PUT;
+	case 0x4554454c4544ULL:
+		return TL_METHOD_DELETE;
+	case 0x5443454e4e4f43ULL:
+		return TL_METHOD_CONNECT;
+	case 0x534e4f4954504fULL:
+		return TL_METHOD_OPTIONS;
+	case 0x4543415254ULL:
+		return TL_METHOD_TRACE;
+	case 0x4843544150ULL:
+		return TL_METHOD_PATCH;
+	}
+	return TL_METHOD_OTHER;
+}
+
+/* Is what could not be parsed the preface of HTTP/2? Then nothing behind it is HTTP/1. */
+static __always_inline bool tl_is_http2(const struct tl_text *text)
+{
+	return text->method_len == 3 && text->method[0] == 'P' && text->method[1] == 'R' &&
+	       text->method[2] == 'I';
+}
+
+#endif

@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * tls/calls.h - calls of OpenSSL that threads are in, and the sockets that they read.
+ *
+ * The socket of a TLS connection is the one that the thread reads inside of a call for it. A process that
+ * reads the socket itself and hands the bytes over (Node.js, asyncio) does so before such a call.
+ */
+#ifndef THROUGHLINE_TLS_CALLS_H
+#define THROUGHLINE_TLS_CALLS_H
+
+#include "core/registers.h"
+#include "core/settings.h"
+#include "tls/connection.h"
+
+/* Calls that a thread is in at once: one inside of another, or on stacks of their own. */
+#define TL_TLS_CALLS 4
+
+/* A call that a thread is in. */
+struct tl_tls_call {
+	__u64 key; /* of the TLS connection, or 0: none */
+	__u64 stack; /* where its return address is: tells it from calls around it and inside of it */
+	__u64 buffer; /* addresses in the process */
+	__u64 length_at; /* where an _ex function leaves how much it has read or written */
+	__u64 length; /* of the buffer */
+	__u32 parsed; /* of what is written, with what was parsed before and comes again */
+	__u8 deferred; /* what is written is looked at when the call has succeeded */
+	__u8 _pad[3];
+};
+
+/* A thread: its calls for TLS connections, and the socket that it has read last. */
+struct tl_tls_thread {
+	struct tl_tls_call calls[TL_TLS_CALLS];
+	/* of the socket that was read outside of any call; its cookie is 0 where there is none */
+	struct tl_endpoints endpoints;
+	__u64 connect; /* its tl_flow.connect */
+	__u32 flags; /* its tl_flow.flags */
+	__u32 born; /* see tl_born() */
+	__u32 turn; /* which call gives way where there are too many */
+	__u32 _pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u32);
+	__type(value, struct tl_tls_thread);
+} tl_tls_threads SEC(".maps");
+
+/*
+ * Processes that were seen to call OpenSSL, and when they began (tl_born()): only their reads are of
+ * interest.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u32);
+} tl_tls_pids SEC(".maps");
+
+/* What is known of the current thread. `make`: also of one of which nothing is known yet. */
+static __always_inline struct tl_tls_thread *tl_tls_thread_now(bool make)
+{
+	struct task_struct *task = tl_current_task();
+	struct tl_tls_thread *thread;
+	__u32 tid = tl_current_tid();
+
+	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
+	if (thread && tl_is_born(task, thread->born))
+		return thread;
+	if (thread) /* that of one that has ended, whose number it was */
+		bpf_map_delete_elem(&tl_tls_threads, &tid);
+	if (!make)
+		return NULL;
+	tl_insert_zeros(&tl_tls_threads, &tid, BPF_NOEXIST);
+	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
+	if (thread)
+		thread->born = tl_born(task);
+	return thread;
+}
+
+/* The call whose return address is there, or NULL. */
+static __always_inline struct tl_tls_call *tl_tls_call_at(struct tl_tls_thread *thread, __u64 stack)
+{
+	__u32 i;
+
+	for (i = 0; i < TL_TLS_CALLS; i++)
+		if (thread->calls[i].key && thread->calls[i].stack == stack)
+			return &thread->calls[i];
+	return NULL;
+}
+
+/*
+ * The key of the TLS connection that the thread is in a call for, or 0. Of the calls that lie above the
+ * thread's stack pointer the nearest: what calls from one stack and what from another (coroutines) is not
+ * to be mixed up. Where the stack pointer cannot be had, the lowest of all.
+ */
+static __always_inline __u64 tl_tls_inside(const struct tl_tls_thread *thread)
+{
+	__u64 found = 0, nearest = ~0ULL >> 1, distance;
+	struct tl_user user = {};
+	__u32 i;
+
+	tl_read_user(&user);
+	for (i = 0; i < TL_TLS_CALLS; i++) {
+		distance = thread->calls[i].stack - user.sp;
+		if (!thread->calls[i].key || distance >= nearest)
+			continue;
+		nearest = distance;
+		found = thread->calls[i].key;
+	}
+	return found;
+}
+
+/* The TLS connection is on the socket that the thread has read. */
+static __always_inline void tl_tls_on(struct tl_flow *flow, const struct tl_tls_thread *thread)
+{
+	flow->endpoints = thread->endpoints;
+	if (flow->flags & TL_FLOW_USED)
+		return;
+	flow->connect = thread->connect;
+	flow->flags &= ~TL_FLOW_CONNECTED;
+	flow->flags |= thread->flags & TL_FLOW_CONNECTED;
+}
+
+/*
+ * The thread has read a socket itself, and hands over what it got there; but not with its first call
+ * for a connection: a client's comes before there is anything to read. `takes`: the call is one to get
+ * what was received. One that writes may do so as well, until the handshake is done.
+ */
+static __always_inline void tl_tls_handed_over(struct tl_flow *flow, struct tl_tls_thread *thread,
+					       bool takes)
+{
+	bool first = !(flow->flags & TL_FLOW_CALLED);
+
+	if (!first && !flow->endpoints.socket) {
+		tl_tls_on(flow, thread);
+	} else if (!first && !takes) {
+		return;
+	} else if (!first && flow->endpoints.socket != thread->endpoints.socket &&
+		   !(flow->flags & TL_FLOW_USED)) {
+		/* one of the two was a chance: which of them is not known */
+		flow->endpoints.socket = 0;
+		flow->connect = 0;
+		flow->flags |= TL_FLOW_CONNECTED;
+	}
+	thread->endpoints.socket = 0;
+}
+
+/* A place for a call whose return address is at `stack`: that of one that has ended. */
+static __always_inline struct tl_tls_call *tl_tls_place(struct tl_tls_thread *thread, __u64 stack)
+{
+	struct tl_tls_call *call = tl_tls_call_at(thread, stack);
+	struct tl_flow *flow;
+	__u64 key;
+	__u32 i;
+
+	if (call) /* it has ended without being seen: by longjmp(), say */
+		return call;
+	for (i = 0; i < TL_TLS_CALLS; i++)
+		if (!thread->calls[i].key)
+			return &thread->calls[i];
+	call = &thread->calls[thread->turn++ & (TL_TLS_CALLS - 1)];
+	/* what it reads or writes will not be seen */
+	key = call->key;
+	flow = tl_tls_find(key);
+	if (flow) {
+		tl_count(TL_TLS_LOST);
+		flow->in.state = TL_HTTP_LOST;
+		flow->out.state = TL_HTTP_LOST;
+	}
+	return call;
+}
+
+/* What a call hands over: the SSL, and what it reads or writes. */
+struct tl_tls_arguments {
+	__u64 ssl;
+	__u64 buffer;
+	__u64 length;
+	__u64 length_at;
+};
+
+/*
+ * A thread calls OpenSSL for a connection. `takes`: to get what was received. NULL, or the call and the
+ * connection.
+ */
+static __always_inline struct tl_tls_call *tl_tls_enter(struct pt_regs *ctx,
+							const struct tl_tls_arguments *given,
+							bool takes, struct tl_flow **of)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct tl_tls_thread *thread;
+	struct tl_tls_call *call;
+	struct tl_flow *flow;
+	__u32 born, *known;
+
+	if (!given->ssl || !tl_probe_traced())
+		return NULL;
+	born = tl_born(TL_READ(tl_current_task(), group_leader));
+	known = bpf_map_lookup_elem(&tl_tls_pids, &tgid);
+	if (!known || *known != born)
+		bpf_map_update_elem(&tl_tls_pids, &tgid, &born, BPF_ANY);
+	thread = tl_tls_thread_now(true);
+	if (!thread)
+		return NULL;
+	call = tl_tls_place(thread, PT_REGS_SP(ctx));
+	call->key = tl_tls_key(given->ssl);
+	call->stack = PT_REGS_SP(ctx);
+	call->buffer = given->buffer;
+	call->length = given->length;
+	call->length_at = given->length_at;
+	call->parsed = 0;
+	call->deferred = 0;
+	flow = tl_tls_make(call->key);
+	if (!flow) {
+		call->key = 0;
+		return NULL;
+	}
+	if (thread->endpoints.socket)
+		tl_tls_handed_over(flow, thread, takes);
+	flow->flags |= TL_FLOW_CALLED;
+	*of = flow;
+	return call;
+}
+
+/* A call returns. NULL: it was none that we follow. */
+static __always_inline struct tl_tls_call *tl_tls_leave(struct pt_regs *ctx, __u64 *key)
+{
+	struct tl_tls_thread *thread = tl_tls_thread_now(false);
+	struct tl_tls_call *call;
+
+	if (!thread)
+		return NULL;
+	call = tl_tls_call_at(thread, PT_REGS_SP(ctx) - TL_RETURN_BYTES);
+	if (!call)
+		return NULL;
+	*key = call->key;
+	call->key = 0;
+	return call;
+}
+
+/* How many bytes a call has read or written; `result` is what it returns. */
+static __always_inline __u64 tl_tls_length(const struct tl_tls_call *call, int result)
+{
+	__u64 length = 0;
+
+	if (result <= 0)
+		return 0;
+	if (!call->length_at)
+		return result;
+	if (bpf_probe_read_user(&length, sizeof(length), (void *)call->length_at))
+		return 0;
+	return length <= call->length ? length : 0;
+}
+
+#endif

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * tls/stream.h - what a process reads and writes inside of a TLS connection.
+ */
+#ifndef THROUGHLINE_TLS_STREAM_H
+#define THROUGHLINE_TLS_STREAM_H
+
+#include "evidence/find.h"
+#include "tls/calls.h"
+#include "trace/http1.h"
+
+/*
+ * A request inside of TLS goes out; the thread that wrote it is the current one. A function of its own,
+ * for its stack.
+ */
+__noinline int tl_tls_asks(TL_FLOW)
+{
+	TL_TAKE_FLOW(flow, text);
+	struct tl_parent parent;
+	bool found;
+
+	if (!flow || !text)
+		return 0;
+	found = tl_find_parent(flow, &parent);
+	tl_flow_calls(flow, text, found ? &parent : NULL);
+	return 0;
+}
+
+static __always_inline void tl_tls_call(struct tl_flow *flow, struct tl_text *text)
+{
+	tl_tls_asks(TL_GIVE_FLOW(flow, text));
+}
+
+/* A function of its own, so that the verifier walks it once. */
+__noinline int tl_tls_event(TL_FLOW, __u32 direction, __u32 what)
+{
+	TL_TAKE_FLOW(flow, text);
+
+	if (flow && text)
+		tl_stream_event(flow, text, direction & 1, what, tl_tls_call);
+	return 0;
+}
+
+/*
+ * Parses what comes next of `left` bytes (at most TL_WENT_MAX) at `address` in the process. Returns tl_went(), 0
+ * when the rest says nothing, -1 when it is not HTTP. A function of its own, too.
+ */
+__noinline int tl_tls_chunk(TL_FLOW, __u64 address, __u32 left, __u32 direction)
+{
+	TL_TAKE_FLOW(flow, text);
+	struct tl_http *http;
+	__u32 skipped, n;
+	int what;
+
+	if (!flow || !text)
+		return 0;
+	TL_CHUNK_OF(flow, direction, chunk);
+	http = tl_http_of(flow, direction);
+	if (flow->role == TL_ROLE_OFF || http->state >= TL_HTTP_UNTIL_CLOSE)
+		return 0;
+	skipped = tl_http_skip(http, left);
+	tl_http_seen(http, skipped);
+	if (skipped >= left)
+		return skipped;
+	n = left - skipped;
+	if (n > TL_CHUNK)
+		n = TL_CHUNK;
+	if (bpf_probe_read_user(chunk->data, tl_length(n, TL_CHUNK), (void *)(address + skipped))) {
+		tl_count(TL_TLS_LOST);
+		http->state = TL_HTTP_LOST;
+		return 0;
+	}
+	if (!tl_chunk_ready(flow, text, http, chunk, n, 0))
+		return 0;
+	what = tl_http_feed(TL_GIVE_STREAM(flow, text, direction, chunk));
+	if (what != TL_FEED_MORE && what != TL_FEED_HEADERS && what != TL_FEED_MESSAGE)
+		return -1;
+	return tl_went(skipped + chunk->pos, what);
+}
+
+/*
+ * As many as TL_CHUNKS_MAX of them, and what they come to. Returns how many bytes it has gone on, 0 when the rest
+ * says nothing, -1 when it is not HTTP. A function of its own, too: what is written at once takes more turns than
+ * the verifier would walk.
+ */
+__noinline int tl_tls_chunks(TL_FLOW, __u64 address, __u32 left, __u32 direction)
+{
+	TL_TAKE_FLOW(flow, text);
+	__u32 off = 0;
+	__u32 i;
+
+	if (!flow || !text)
+		return 0;
+	for (i = 0; i < TL_CHUNKS_MAX && off < left; i++) {
+		__u32 rest = left - off < TL_WENT_MAX ? left - off : TL_WENT_MAX;
+		int went = tl_tls_chunk(TL_GIVE_FLOW(flow, text), address + off, rest, direction);
+
+		if (went <= 0)
+			return went;
+		off += went & TL_WENT_MAX;
+		if (went > (int)TL_WENT_MAX)
+			tl_tls_event(TL_GIVE_FLOW(flow, text), direction, went >> TL_WENT_BITS);
+	}
+	return off;
+}
+
+static __always_inline void tl_tls_stream(struct tl_flow *flow, __u64 address, __u64 length,
+					  __u32 direction)
+{
+	struct tl_text *text;
+	__u32 off = 0;
+	__u32 i;
+
+	for (i = 0; i < TL_ROUNDS_MAX && off < length; i++) {
+		int went = tl_tls_chunks(TL_GIVE_FLOW(flow, TL_TLS_TEXT(flow)), address + off,
+					 length - off, direction);
+
+		if (!went)
+			return;
+		if (went < 0)
+			break;
+		off += (__u32)went;
+	}
+	if (off >= length)
+		return;
+	if (flow->flags & TL_FLOW_USED) {
+		tl_count(TL_TLS_LOST);
+		tl_http_of(flow, direction)->state = TL_HTTP_LOST;
+		return;
+	}
+	if (!(flow->flags & TL_FLOW_OPAQUE))
+		tl_count(TL_TLS_NOT_HTTP);
+	flow->flags |= TL_FLOW_OPAQUE;
+	text = TL_TLS_TEXT(flow);
+	if (text && tl_is_http2(text))
+		flow->role = TL_ROLE_OFF;
+	else
+		tl_guess_again(flow);
+}
+
+/* Requests of the connection are lost: may one begin anew? Not before the last one is answered. */
+static __always_inline bool tl_tls_may_begin(const struct tl_flow *flow,
+					     const struct tl_http *response)
+{
+	if (flow->flags & TL_FLOW_PIPELINED)
+		return false;
+	return !(flow->exchange.flags & TL_EXCHANGE_ACTIVE) ||
+	       response->state >= TL_HTTP_UNTIL_CLOSE;
+}
+
+/*
+ * Does what the process reads or writes concern us? A connection is a server's when its first bytes
+ * that are a request come in, and a client's when they go out. One that is older than the agent may be
+ * in the middle of something; it may also not be HTTP.
+ */
+static __always_inline bool tl_tls_concerns(struct tl_flow *flow, __u64 address, __u64 length,
+					    __u32 direction)
+{
+	__u8 asks = direction == TL_IN ? TL_ROLE_SERVER : TL_ROLE_CLIENT;
+	struct tl_http *http = tl_http_of(flow, direction);
+	bool lost = flow->role == asks && http->state == TL_HTTP_LOST;
+	__u8 start[4] = {};
+	__u32 n = length < 4 ? length : 4;
+
+	if (flow->role == TL_ROLE_OFF || !n)
+		return false;
+	if (flow->role == asks && !lost)
+		return true;
+	if (flow->role != TL_ROLE_UNKNOWN && !lost && flow->flags & TL_FLOW_USED)
+		return true;
+	if (lost && !tl_tls_may_begin(flow, tl_http_of(flow, !direction)))
+		return false;
+	if (bpf_probe_read_user(start, tl_length(n, 4), (void *)address) ||
+	    !tl_begins_request(start, n))
+		return flow->role != TL_ROLE_UNKNOWN && !lost;
+	if (lost) {
+		if (flow->exchange.flags & TL_EXCHANGE_ACTIVE)
+			tl_flow_ends(flow, TL_TLS_TEXT(flow), 0, TL_END_CLOSED);
+		tl_http_restart(http);
+		return true;
+	}
+	if (flow->role != TL_ROLE_UNKNOWN)
+		tl_guess_again(flow);
+	flow->role = asks;
+	return true;
+}
+
+/*
+ * The thread hands `length` bytes to OpenSSL, which are about to be sent. Those that it handed over before
+ * and that were not sent come first: they were parsed. OpenSSL insists on the same bytes; there may be
+ * more or less of them than there were.
+ */
+static __always_inline void tl_tls_write(struct tl_flow *flow, struct tl_tls_call *call,
+					 __u64 length)
+{
+	__u64 address = call->buffer, span;
+	struct tl_outgoing *out;
+	__u32 before = flow->unsent;
+	__u32 tid;
+
+	flow->unsent = 0;
+	call->parsed = before > length ? before : length;
+	if (before >= length)
+		return;
+	address += before;
+	length -= before;
+	if (!tl_tls_concerns(flow, address, length, TL_OUT))
+		return;
+	span = tl_key(flow->exchange.context.span_id);
+	if (flow->role == TL_ROLE_SERVER) {
+		tl_responds(flow);
+		flow->out.flags |= TL_HTTP_RESPONSE;
+	}
+	tl_tls_stream(flow, address, length, TL_OUT);
+	if (flow->role != TL_ROLE_CLIENT || !(flow->exchange.flags & TL_EXCHANGE_ACTIVE) ||
+	    span == tl_key(flow->exchange.context.span_id) ||
+	    flow->out.flags & TL_HEADER_HAS_TRACEPARENT)
+		return;
+	/* a request has begun: what the thread sends next is it */
+	tid = tl_current_tid();
+	tl_insert_zeros(&tl_thread_outs, &tid, BPF_ANY);
+	out = bpf_map_lookup_elem(&tl_thread_outs, &tid);
+	if (!out)
+		return;
+	out->socket = flow->endpoints.socket;
+	out->context = flow->exchange.context;
+	out->pending = 1;
+}
+
+/* The thread has got `length` decrypted bytes. */
+static __always_inline void tl_tls_read(struct tl_flow *flow, __u64 address, __u64 length)
+{
+	struct tl_thread *thread;
+	__u64 before, key;
+	__u8 evidence;
+
+	if (!tl_tls_concerns(flow, address, length, TL_IN))
+		return;
+	before = flow->exchange.request;
+	if (flow->role == TL_ROLE_CLIENT) {
+		/* a server that speaks first does not speak HTTP */
+		if (!(flow->flags & TL_FLOW_USED))
+			return;
+		flow->in.flags |= TL_HTTP_RESPONSE;
+	}
+	tl_tls_stream(flow, address, length, TL_IN);
+	thread = tl_thread_now();
+	if (thread)
+		tl_leave_partial(thread);
+	if (flow->role == TL_ROLE_SERVER) {
+		key = flow->exchange.request;
+		evidence = TL_EVIDENCE_THREAD;
+		if (key != before && !flow->endpoints.socket)
+			tl_count(TL_TLS_NO_SOCKET);
+	} else {
+		key = flow->caller;
+		evidence = TL_EVIDENCE_RESTORE;
+	}
+	tl_thread_reads(flow, thread, key, evidence, flow->in.state == TL_HTTP_START);
+}
+
+/*
+ * A process that hands over bytes itself (Node.js) may write its request before the handshake is done
+ * and write it again then. At first nothing is known that could tell for whom it is: neither the
+ * socket, nor a request that the thread of an event loop would be working for.
+ */
+static __always_inline bool tl_tls_defer(const struct tl_flow *flow)
+{
+	struct tl_thread *thread;
+
+	if (flow->endpoints.socket || flow->unsent)
+		return false;
+	thread = tl_thread_now();
+	return !thread || !thread->current || thread->loop;
+}
+
+#endif

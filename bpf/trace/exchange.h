@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * trace/exchange.h - one request and its answer.
+ */
+#ifndef THROUGHLINE_TRACE_EXCHANGE_H
+#define THROUGHLINE_TRACE_EXCHANGE_H
+
+#include "proto/w3c.h"
+
+enum tl_exchange_flags {
+	TL_EXCHANGE_ACTIVE = 1 << 0, /* it is under way */
+	TL_EXCHANGE_RESPONDING = 1 << 1, /* the answer has begun */
+	TL_EXCHANGE_TLS = 1 << 2, /* seen inside TLS */
+	TL_EXCHANGE_GRPC = 1 << 3, /* a call of gRPC */
+};
+
+struct tl_exchange {
+	__u64 request; /* server: the request being served (key of tl_requests), or 0 */
+	__u64 start_ns;
+	__u64 cgroup_id;
+	struct tl_context context;
+	__u8 parent_span_id[8];
+	__u32 pid; /* of the process that has read the request or makes the call, or 0 */
+	/*
+	 * Of an exchange that only probes see: the counter of those that begin, which the counter of
+	 * those that end follows. Else 0.
+	 */
+	__u16 probed;
+	__u8 kind; /* enum tl_kind */
+	__u8 evidence; /* enum tl_evidence */
+	__u8 method; /* enum tl_method */
+	__u8 http_major; /* 0: 1 */
+	__u8 http_minor;
+	__u8 flags; /* enum tl_exchange_flags */
+	__u8 _pad[4];
+};
+
+#endif

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * trace/http1.h - the exchange of an HTTP/1 flow: what the parser finds begins and ends it.
+ */
+#ifndef THROUGHLINE_TRACE_HTTP1_H
+#define THROUGHLINE_TRACE_HTTP1_H
+
+#include "trace/begin.h"
+#include "trace/span.h"
+
+/*
+ * Until a header block of a request was seen whole, which end of a connection is the client's is a guess,
+ * unless we saw it being made: bytes in the middle of an answer may look like the start of a request.
+ * (Of TLS the flag says nothing: its socket may not be known yet.)
+ */
+static __always_inline bool tl_is_guess(const struct tl_flow *flow)
+{
+	if (flow->flags & TL_FLOW_USED)
+		return false;
+	return flow->flags & TL_FLOW_INSIDE || !(flow->flags & TL_FLOW_CONNECTED);
+}
+
+/* The guess was wrong: whatever looks like the start of a request is looked at anew. */
+static __always_inline void tl_guess_again(struct tl_flow *flow)
+{
+	tl_http_restart(&flow->in);
+	tl_http_restart(&flow->out);
+	flow->in.flags = 0;
+	flow->out.flags = 0;
+	flow->role = TL_ROLE_UNKNOWN;
+}
+
+/* The header block of a request has come in on the flow. */
+static __always_inline void tl_flow_serves(struct tl_flow *flow, struct tl_text *text)
+{
+	struct tl_exchange *exchange = &flow->exchange;
+
+	flow->flags |= TL_FLOW_USED;
+	exchange->cgroup_id = flow->cgroup_id;
+	exchange->http_minor = flow->in.minor;
+	if (flow->flags & TL_FLOW_EARLY) {
+		/* nothing is kept for a segment that may be anybody's: tl_take_early() goes on */
+		flow->early_header = flow->in.flags;
+		exchange->flags |= TL_EXCHANGE_ACTIVE;
+		return;
+	}
+	flow->flags &= ~TL_FLOW_OPAQUE;
+	tl_begin_server(TL_GIVE_EXCHANGE(flow, text), flow->in.flags);
+}
+
+/* The header block of a call goes out on the flow; `parent` may be NULL. */
+static __always_inline void tl_flow_calls(struct tl_flow *flow, struct tl_text *text,
+					  const struct tl_parent *parent)
+{
+	struct tl_exchange *exchange = &flow->exchange;
+
+	if (flow->flags & TL_FLOW_USED)
+		flow->flags &= ~TL_FLOW_FIRST;
+	else
+		flow->flags |= TL_FLOW_FIRST;
+	flow->flags |= TL_FLOW_USED;
+	flow->flags &= ~TL_FLOW_OPAQUE;
+	flow->caller = parent ? parent->key : 0;
+	exchange->cgroup_id = flow->cgroup_id;
+	exchange->http_minor = flow->out.minor;
+	exchange->pid = flow->pid;
+	tl_begin_client(exchange, text, flow->out.flags, parent);
+}
+
+static __always_inline void tl_flow_ends(struct tl_flow *flow, struct tl_text *text, __u32 status,
+					 __u32 end)
+{
+	/* of a segment that may be anybody's nothing has begun */
+	if (!(flow->flags & TL_FLOW_EARLY))
+		tl_finish(TL_GIVE_EXCHANGE(flow, text), status, end);
+}
+
+/*
+ * A second request has come before the answer to the first was seen whole. When the answer was
+ * lost from sight, the exchange is closed; else the requests are pipelined: what is asked is not
+ * followed any more, and the connection is left alone once the first is answered. Returns true then.
+ */
+static __always_inline bool tl_pipelined(struct tl_flow *flow, struct tl_text *text)
+{
+	struct tl_http *request = flow->role == TL_ROLE_SERVER ? &flow->in : &flow->out;
+	struct tl_http *response = flow->role == TL_ROLE_SERVER ? &flow->out : &flow->in;
+
+	if (!(flow->exchange.flags & TL_EXCHANGE_ACTIVE))
+		return false;
+	if (response->state >= TL_HTTP_UNTIL_CLOSE) {
+		tl_flow_ends(flow, text, response->status, TL_END_CLOSED);
+		tl_http_restart(response);
+		return false;
+	}
+	tl_count(TL_SKIP_PIPELINED);
+	/* whose call it is that the service makes next cannot be told */
+	if (flow->role == TL_ROLE_SERVER)
+		tl_request_end(flow->exchange.request);
+	flow->exchange.request = 0;
+	flow->flags |= TL_FLOW_PIPELINED;
+	request->state = TL_HTTP_LOST;
+	return true;
+}
+
+/*
+ * `n` bytes have been read into the chunk, at offset `base` of the send: may they be parsed? False when
+ * requests are pipelined, which is asked before the parser overwrites the text of the one under way.
+ */
+static __always_inline bool tl_chunk_ready(struct tl_flow *flow, struct tl_text *text,
+					   const struct tl_http *http, struct tl_chunk *chunk,
+					   __u32 n, __u32 base)
+{
+	if (http->state == TL_HTTP_START && !(http->flags & TL_HTTP_RESPONSE)) {
+		/* an empty line in front of a request is a chunk of its own: nothing has begun yet */
+		if (chunk->data[0] == '\r' || chunk->data[0] == '\n')
+			n = 1;
+		else if (tl_pipelined(flow, text))
+			return false;
+	}
+	chunk->len = n;
+	chunk->pos = 0;
+	chunk->base = base;
+	return true;
+}
+
+/*
+ * What a parser of a chunk has come to, in one number: how many bytes it has gone on, and above them the enum
+ * tl_feed. What is to be done there is done by its caller, whose stack is not below the chunk's.
+ */
+#define TL_WENT_BITS 24
+#define TL_WENT_MAX ((1U << TL_WENT_BITS) - 1)
+
+static __always_inline int tl_went(__u32 bytes, int what)
+{
+	return (bytes & TL_WENT_MAX) | what << TL_WENT_BITS;
+}
+
+/* One end of message was reached in direction `http`. */
+static __always_inline void tl_message_ends(struct tl_flow *flow, struct tl_text *text,
+					    struct tl_http *http)
+{
+	if (http->flags & TL_HTTP_RESPONSE && http->status >= 200) {
+		tl_flow_ends(flow, text, http->status, TL_END_COMPLETE);
+		if (flow->flags & TL_FLOW_PIPELINED)
+			flow->role = TL_ROLE_OFF;
+	} else if (http->flags & TL_HTTP_RESPONSE && flow->role == TL_ROLE_SERVER) {
+		__u64 key = flow->exchange.request;
+		struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
+		/* 100 Continue is no answer yet */
+		flow->exchange.flags &= ~TL_EXCHANGE_RESPONDING;
+		if (request)
+			request->answering = 0;
+	}
+	tl_http_restart(http);
+}
+
+/*
+ * The parser stopped in a direction of a connection: acts on it. `call` begins the exchange of a
+ * request that goes out.
+ */
+static __always_inline void tl_stream_event(struct tl_flow *flow, struct tl_text *text,
+					    __u32 direction, __u32 what,
+					    void (*call)(struct tl_flow *, struct tl_text *))
+{
+	struct tl_http *http = tl_http_of(flow, direction);
+
+	if (what == TL_FEED_MESSAGE) {
+		/* the segments of a body may carry the context, too: not for the next request */
+		if (direction == TL_IN && flow->role == TL_ROLE_SERVER)
+			tl_incoming_used(flow->endpoints.socket);
+		tl_message_ends(flow, text, http);
+		return;
+	}
+	if (!(http->flags & TL_HTTP_RESPONSE)) {
+		if (tl_pipelined(flow, text))
+			return;
+		if (flow->role == TL_ROLE_SERVER) {
+			tl_flow_serves(flow, text);
+			flow->out.flags |= TL_HTTP_RESPONSE;
+			if (flow->out.state == TL_HTTP_LOST)
+				tl_http_restart(&flow->out);
+		} else {
+			call(flow, text);
+			flow->in.flags |= TL_HTTP_RESPONSE;
+			if (flow->in.state == TL_HTTP_LOST)
+				tl_http_restart(&flow->in);
+		}
+	}
+	if (tl_http_frame(http, flow->exchange.method)) {
+		if (http->state == TL_HTTP_TUNNEL) {
+			tl_count(TL_SKIP_TUNNEL);
+			tl_flow_ends(flow, text, http->status, TL_END_COMPLETE);
+			flow->role = TL_ROLE_OFF;
+			return;
+		}
+		tl_message_ends(flow, text, http);
+	} else if (http->state == TL_HTTP_LOST) {
+		tl_count(TL_SKIP_MALFORMED);
+	}
+}
+
+/* A response begins to leave: its request makes no more calls that thread evidence could tell. */
+static __always_inline void tl_responds(struct tl_flow *flow)
+{
+	struct tl_request *request;
+	__u64 key = flow->exchange.request;
+
+	if (flow->exchange.flags & TL_EXCHANGE_RESPONDING || !key)
+		return;
+	flow->exchange.flags |= TL_EXCHANGE_RESPONDING;
+	request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (request) {
+		/* its key: should the element be another's by now, that says nothing of it */
+		request->answering = key;
+		tl_request_settle(request, key);
+	}
+}
+
+#endif

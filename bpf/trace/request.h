@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * trace/request.h - requests that are being served: what their calls inherit.
+ */
+#ifndef THROUGHLINE_TRACE_REQUEST_H
+#define THROUGHLINE_TRACE_REQUEST_H
+
+#include "core/counters.h"
+#include "core/maps.h"
+#include "proto/text.h"
+#include "trace/reader.h"
+
+#define TL_FANOUT_MAX 1024 /* calls of a request that get it as their parent */
+#define TL_AGE_MAX_NS (300ULL * 1000 * 1000 * 1000)
+
+struct tl_tracestate {
+	__u64 request; /* its key: as with tl_request, another request's may stand here a moment later */
+	char text[TL_TRACESTATE_MAX];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__type(key, __u64);
+	__type(value, struct tl_request);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_requests SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct tl_tracestate);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_tracestates SEC(".maps");
+
+/* Does the element still hold the request `key`? To be asked after what was read of it. */
+static __always_inline bool tl_is_request(const struct tl_request *request, __u64 key)
+{
+	asm volatile("" ::: "memory");
+	return *(const volatile __u64 *)request->span_id == key;
+}
+
+/*
+ * The request needs its reader's attention no more: it called on, or began to answer, or ended. Of a
+ * request that has ended meanwhile there is nothing to settle, whatever its element holds now.
+ */
+static __always_inline void tl_request_settle(const struct tl_request *request, __u64 key)
+{
+	struct tl_open_key open = { key, *(const volatile __u64 *)&request->reader };
+	struct tl_thread *thread;
+	__u32 tid = open.thread;
+
+	if (!open.thread || bpf_map_delete_elem(&tl_open, &open))
+		return;
+	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	if (thread && thread->id == open.thread)
+		__sync_fetch_and_add(&thread->open, -1);
+}
+
+/* The request runs in the current thread again, and may call next. */
+static __always_inline void tl_request_open(struct tl_request *request, __u64 key,
+					    struct tl_thread *thread)
+{
+	struct tl_open_key open = { key, thread->id };
+	__u8 one = 1;
+	int error;
+
+	if (!tl_is_request(request, key))
+		return;
+	if (request->reader != thread->id) {
+		tl_request_settle(request, key);
+		*(volatile __u64 *)&request->reader = thread->id;
+	}
+	error = bpf_map_update_elem(&tl_open, &open, &one, BPF_NOEXIST);
+	if (error == -TL_ERRNO_EEXIST)
+		return;
+	/* without an entry it counts for ever: no parent is found by this thread rather than a wrong one */
+	if (error)
+		tl_count(TL_FULL_REQUESTS);
+	__sync_fetch_and_add(&thread->open, 1);
+	/* has it ended meanwhile? Then whoever ended it may have come too early to settle it */
+	if (!tl_is_request(request, key) && !bpf_map_delete_elem(&tl_open, &open))
+		__sync_fetch_and_add(&thread->open, -1);
+}
+
+static __always_inline void tl_request_end(__u64 key)
+{
+	struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+	struct tl_tracestate *state;
+
+	if (!request || !tl_is_request(request, key))
+		return;
+	*(volatile __u64 *)request->span_id = 0;
+	/* it is no parent any more; the addition orders what stands before and behind it */
+	__sync_fetch_and_add(&request->fanout, TL_FANOUT_MAX);
+	tl_request_settle(request, key);
+	if (request->tracestate_len) {
+		state = bpf_map_lookup_elem(&tl_tracestates, &key);
+		if (state)
+			*(volatile __u64 *)&state->request = 0;
+		bpf_map_delete_elem(&tl_tracestates, &key);
+	}
+	bpf_map_delete_elem(&tl_requests, &key);
+}
+
+/* Settles a request of which only the key is known. `called`: it made a call. */
+static __always_inline void tl_settle(__u64 key, bool called)
+{
+	struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
+	if (!request)
+		return;
+	if (called)
+		__sync_fetch_and_add(&request->fanout, 1);
+	tl_request_settle(request, key);
+}
+
+/*
+ * The parent of a call: what it inherits from its request. A copy: the element that a request is in may
+ * be that of another one at any time, so that nothing may be taken from it without being asked.
+ */
+struct tl_parent {
+	__u64 key; /* of tl_requests, which is the span's id */
+	__u8 trace_id[16];
+	__u8 parent_span_id[8]; /* the parent's own */
+	__u16 tracestate_len;
+	__u8 trace_flags;
+	__u8 evidence; /* enum tl_evidence */
+	__u8 _pad[4];
+};
+
+/*
+ * Takes the request `key` for the parent of a call. Returns -1, or why it may not be one (any more):
+ * enum tl_counter.
+ */
+static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_parent *parent)
+{
+	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
+	if (!request)
+		return TL_ROOT_PARENT_ENDED;
+	if (bpf_ktime_get_ns() - request->start_ns > TL_AGE_MAX_NS)
+		return tl_is_request(request, key) ? TL_ROOT_TOO_OLD : TL_ROOT_PARENT_ENDED;
+	if (request->fanout >= TL_FANOUT_MAX)
+		return tl_is_request(request, key) ? TL_ROOT_FANOUT : TL_ROOT_PARENT_ENDED;
+	parent->key = key;
+	__builtin_memcpy(parent->trace_id, request->trace_id, 16);
+	__builtin_memcpy(parent->parent_span_id, request->parent_span_id, 8);
+	parent->tracestate_len = request->tracestate_len;
+	parent->trace_flags = request->trace_flags;
+	parent->evidence = evidence;
+	return tl_is_request(request, key) ? -1 : TL_ROOT_PARENT_ENDED;
+}
+
+/* The request's calls will need its tracestate, long after `text` holds the next request's. */
+static __always_inline void tl_keep_tracestate(struct tl_text *text, struct tl_request *request,
+					       __u64 key)
+{
+	struct tl_tracestate *state;
+
+	tl_insert_zeros(&tl_tracestates, &key, BPF_ANY);
+	state = bpf_map_lookup_elem(&tl_tracestates, &key);
+	if (!state) {
+		tl_count(TL_FULL_TRACESTATES);
+		return;
+	}
+	__builtin_memcpy(state->text, text->tracestate, TL_TRACESTATE_MAX);
+	asm volatile("" ::: "memory");
+	state->request = key;
+	request->tracestate_len = text->tracestate_len;
+}
+
+/* Takes over the parent's tracestate: it travels with the trace. */
+static __always_inline void tl_inherit_tracestate(struct tl_text *text,
+						  const struct tl_parent *parent)
+{
+	struct tl_tracestate *state;
+	__u64 key;
+
+	text->tracestate_len = 0;
+	if (!parent || !parent->tracestate_len)
+		return;
+	key = parent->key;
+	state = bpf_map_lookup_elem(&tl_tracestates, &key);
+	if (!state)
+		return;
+	__builtin_memcpy(text->tracestate, state->text, TL_TRACESTATE_MAX);
+	asm volatile("" ::: "memory");
+	/* what was copied may be another's by now */
+	if (*(volatile __u64 *)&state->request == key)
+		text->tracestate_len = parent->tracestate_len;
+}
+
+#endif
