@@ -8,8 +8,6 @@
 #include "io/early.h"
 #include "wire/option.h"
 
-#define TL_OPTION_WINDOW (1 << 20) /* bytes ahead of what was received that a segment may be */
-
 static __always_inline void tl_option_keep(struct tl_incoming *incoming,
 					   const struct tl_option *option)
 {
