@@ -127,7 +127,7 @@ enum tl_counter {
 	TL_OPTION_READ, /* segments that came with a context in a TCP option */
 	TL_OPTION_TAKEN, /* incoming requests whose parent came in a TCP option */
 	TL_OPTION_MALFORMED, /* kind 25, but not our layout */
-	TL_OPTION_STRANGER, /* an option an option from an address that is no peer */
+	TL_OPTION_STRANGER, /* an option from an address that is no peer */
 	TL_OPTION_STALE, /* an option in a segment that the connection cannot receive next */
 	TL_OPTION_NO_ROOM, /* other options take the space */
 	TL_OPTION_TOO_BIG, /* the segment is full or will be cut into several */
@@ -363,7 +363,7 @@ struct tl_go_start_key {
 enum tl_go_start {
 	TL_GO_START_NEW = 0, /* the agent has not looked at the function yet */
 	TL_GO_START_INHERITS, /* yes */
-	TL_GO_START_RECEIVES, /* no: no: it takes work from others, as workers of a pool do */
+	TL_GO_START_RECEIVES, /* no: it takes work from others, as workers of a pool do */
 };
 
 enum tl_request_flags {

@@ -5,7 +5,7 @@
  *
  * Kind 25, the layout of OpenTelemetry eBPF Instrumentation: trace id and span id, of a trace that
  * is sampled. For a trace that is not sampled the flags follow: others do not know an option of
- * that length and ignore it. `observe` reads it, `packets` writes it (docs/packets.md).
+ * that length and ignore it. `observe` reads it, `packets` writes it (docs/operator/packets.md).
  */
 #ifndef THROUGHLINE_WIRE_OPTION_H
 #define THROUGHLINE_WIRE_OPTION_H
