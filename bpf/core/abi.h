@@ -2,10 +2,10 @@
 /*
  * core/abi.h - everything that crosses between the BPF programs and Python.
  *
- * This is the one source: agent/throughline/bpf/abi.py is generated from the BTF of the
- * compiled object (`make bpf` rewrites it, a unit test refuses drift), and an object whose
- * TL_ABI_VERSION differs is refused at load. Fixed-width fields and explicit padding only;
- * constants are enums, since macros are not in BTF.
+ * This is the one source: agent/throughline/bpf/abi.py is generated from the BTF of the compiled
+ * object (`make bpf` rewrites it, a unit test refuses drift), and an object whose TL_ABI_VERSION
+ * differs is refused at load. Fixed-width fields and explicit padding only; constants are enums,
+ * since macros are not in BTF.
  */
 #ifndef THROUGHLINE_ABI_H
 #define THROUGHLINE_ABI_H
@@ -55,8 +55,8 @@ struct tl_config {
 };
 
 /*
- * What an operator may change. In a map: a socket keeps the program that it was enrolled with, and
- * must follow a reload all the same.
+ * What an operator may change. It is in a map, since a socket keeps the program that it was
+ * enrolled with: a reload must reach that program, too.
  */
 struct tl_settings {
 	__u64 ratio_bound; /* RATIO: sampled when the low 64 bits of the trace id are below it */
@@ -64,14 +64,14 @@ struct tl_settings {
 	__u8 parent_based; /* an incoming sampled flag decides */
 	__u8 trace_unlisted; /* trace cgroups that are not in tl_cgroups */
 	__u8 packets; /* read contexts from TCP options of peers */
-	__u8 ticks; /* ends of an event loop's ticks are seen: without, threads prove nothing */
-	__u8 limits; /* leave requests alone that our lines would carry over a usual limit */
+	__u8 ticks; /* the end of an event loop's tick is seen; without that threads are no evidence */
+	__u8 limits; /* write nothing where our lines would push a request over a usual limit */
 	__u8 _pad[2];
 };
 
 /*
- * Everything that happened, was skipped or was dropped, by reason. User space shows the names in
- * lower case without TL_.
+ * What the programs count: what happened, what they skipped and what they dropped, by reason. User
+ * space shows the names in lower case without TL_.
  */
 enum tl_counter {
 	TL_REQUESTS_SERVER = 0,
@@ -85,13 +85,13 @@ enum tl_counter {
 	TL_PARENT_CONNECT,
 	TL_PARENT_RESTORE,
 	TL_PARENT_THREAD,
-	TL_ROOT_NO_CONTEXT, /* outgoing request of a thread without a current request */
+	TL_ROOT_NO_CONTEXT, /* a call by a thread that works for no known request */
 	TL_ROOT_AMBIGUOUS, /* several requests could be the parent */
-	TL_ROOT_GOROUTINE, /* thread evidence proves nothing for Go */
-	TL_ROOT_VIRTUAL_THREAD, /* nor for a carrier of Java virtual threads */
+	TL_ROOT_GOROUTINE, /* a goroutine: its thread is no evidence */
+	TL_ROOT_VIRTUAL_THREAD, /* the carrier of Java virtual threads: no evidence either */
 	TL_ROOT_TOO_OLD,
 	TL_ROOT_FANOUT,
-	TL_ROOT_PARENT_ENDED, /* the request that was current has been answered */
+	TL_ROOT_PARENT_ENDED, /* the request has been answered already */
 	TL_RESTARTED_TRACEPARENT, /* incoming traceparent invalid or repeated */
 	TL_DROPPED_TRACESTATE, /* incoming tracestate invalid, over 32 members or too long */
 	TL_SKIP_PIPELINED,
@@ -103,7 +103,7 @@ enum tl_counter {
 	TL_SKIP_NOT_ENROLLED, /* outgoing request on a socket outside the sockhash */
 	TL_SKIP_NOT_HTTP, /* client connection that does not speak HTTP/1 */
 	TL_SKIP_TUNNEL, /* CONNECT or protocol upgrade */
-	TL_SKIP_NEAR_LIMIT, /* our lines would carry it over a usual limit of servers */
+	TL_SKIP_NEAR_LIMIT, /* our lines would push it over a usual limit of servers */
 	TL_SKIP_MPTCP, /* outgoing request on a Multipath TCP socket */
 	TL_LOST_GAP, /* segments missed or out of order inside a message */
 	TL_LOST_BUSY, /* two processors handled one connection at once */
@@ -111,24 +111,24 @@ enum tl_counter {
 	TL_LOST_EARLY, /* request in the segment that made its connection, before Linux 5.15 */
 	TL_EARLY_READ, /* requests in segments that came to a listener: anybody can send them */
 	TL_EARLY_TAKEN, /* of these, the first of a connection that its segment made */
-	TL_SKIP_OUT_OF_WINDOW, /* segments that TCP will not take: not looked at */
+	TL_SKIP_OUT_OF_WINDOW, /* segments that TCP will not accept: not parsed */
 	TL_ENROLLED,
 	TL_ENROL_BUSY, /* another program owns the socket (EBUSY) */
 	TL_ENROL_FAILED,
 	TL_EVICTED,
-	TL_EVICTED_FIONREAD, /* left for a process that calls FIONREAD, where that is broken */
-	TL_FIONREAD_LEARNED, /* processes that were seen to call it */
+	TL_EVICTED_FIONREAD, /* taken out of the sockhash for a process that calls FIONREAD, where that is broken */
+	TL_FIONREAD_LEARNED, /* processes that were seen to call FIONREAD */
 	TL_FULL_REQUESTS, /* map full */
 	TL_FULL_TRACESTATES,
 	TL_FULL_DURATIONS,
 	TL_FULL_STORAGE,
 	TL_FORCED_DROP, /* a send was refused because its insertion could not be undone */
 	TL_OPTION_WRITTEN, /* segments that left with a context in a TCP option */
-	TL_OPTION_READ, /* segments that came with one */
-	TL_OPTION_TAKEN, /* incoming requests whose parent came in one */
+	TL_OPTION_READ, /* segments that came with a context in a TCP option */
+	TL_OPTION_TAKEN, /* incoming requests whose parent came in a TCP option */
 	TL_OPTION_MALFORMED, /* kind 25, but not our layout */
-	TL_OPTION_STRANGER, /* from an address that is no peer */
-	TL_OPTION_STALE, /* outside of what the connection can receive next */
+	TL_OPTION_STRANGER, /* an option from an address that is no peer */
+	TL_OPTION_STALE, /* an option in a segment that the connection cannot receive next */
 	TL_OPTION_NO_ROOM, /* other options take the space */
 	TL_OPTION_TOO_BIG, /* the segment is full or will be cut into several */
 	TL_TLS_NOT_HTTP, /* TLS connection that does not speak HTTP/1 */
@@ -138,24 +138,24 @@ enum tl_counter {
 	TL_FULL_INCOMING,
 	TL_PARENT_GOROUTINE,
 	TL_PARENT_CONTEXT,
-	TL_GO_CHILD_UNKNOWN, /* goroutines of a request whose number could not be told when they began */
-	TL_GO_CHILD_RECEIVES, /* that take work from others: not passed on to */
+	TL_GO_CHILD_UNKNOWN, /* goroutines that a request's goroutine started, whose number was not known then */
+	TL_GO_CHILD_RECEIVES, /* goroutines that take work from others: they do not inherit the request */
 	TL_GO_TOO_DEEP,
 	TL_FULL_GO,
 	TL_GO_NO_SOCKET, /* requests of a Go program whose connection is not known */
 	TL_FULL_GO_STARTS, /* map full */
 	TL_GO_WRITTEN, /* requests of Go programs that a traceparent was written into */
-	TL_GO_WRITE_UNPROVEN, /* not all of the header could be read: it may have one already */
-	TL_GO_WRITE_NO_ROOM, /* no buffer had room for it */
-	TL_GO_WRITE_MISMATCH, /* what was to be written is not what was expected */
+	TL_GO_WRITE_UNPROVEN, /* not all of the header could be read: it may have a traceparent already */
+	TL_GO_WRITE_NO_ROOM, /* no buffer had room for the traceparent */
+	TL_GO_WRITE_MISMATCH, /* the request that is being written is not the expected one */
 	TL_GO_WRITE_FAILED, /* the kernel refused a write: nothing was changed */
 	TL_GO_CLIENT_CONN, /* a call that may wait for its connection: not followed */
-	TL_TLS_BEGUN, /* requests and calls seen inside TLS, and */
-	TL_TLS_ENDED, /* those of them that have ended: the rest is open, or was lost */
-	TL_TLS_GAVE_WAY, /* TLS connections that made room for others while a call was under way */
-	TL_GO_BEGUN, /* the same of Go programs */
+	TL_TLS_BEGUN, /* exchanges seen inside TLS */
+	TL_TLS_ENDED, /* exchanges inside TLS that have ended; the others are open, or were lost */
+	TL_TLS_GAVE_WAY, /* TLS connections whose entry made room for another during a call */
+	TL_GO_BEGUN, /* exchanges seen in Go programs */
 	TL_GO_ENDED,
-	TL_GO_GAVE_WAY, /* requests served by Go programs that made room for others before they ended */
+	TL_GO_GAVE_WAY, /* requests served by Go programs whose entry made room for another before they ended */
 	TL_COUNTERS,
 };
 
@@ -176,7 +176,7 @@ struct tl_duration {
 	__u64 buckets[TL_BUCKETS];
 };
 
-/* How the parent of a span was found, strongest first (DESIGN: finding the parent). */
+/* How the parent of a span was found. */
 enum tl_evidence {
 	TL_EVIDENCE_NONE = 0, /* no parent: the span is the root of a new trace */
 	TL_EVIDENCE_HEADER = 1, /* the message itself carried a traceparent */
@@ -185,7 +185,7 @@ enum tl_evidence {
 	TL_EVIDENCE_THREAD = 4, /* the thread read the request */
 	TL_EVIDENCE_PACKET = 5, /* the request came with a TCP option that carried a context */
 	TL_EVIDENCE_GOROUTINE =
-		6, /* Go: the goroutine read the request, or one that did started it */
+		6, /* Go: the goroutine, or the one that started it, read the request */
 	TL_EVIDENCE_CONTEXT = 7, /* Go: the call was given the request's context.Context */
 };
 
@@ -202,9 +202,9 @@ enum tl_span_flags {
 };
 
 /*
- * One finished, sampled span. The record in the ring buffer is cut after `tracestate_len` bytes
- * of tracestate. Times are CLOCK_MONOTONIC nanoseconds; ports are in host order; IPv4 addresses
- * are IPv4-mapped IPv6.
+ * One finished, sampled span. The record in the ring buffer is cut after `tracestate_len` bytes of
+ * tracestate. Times are CLOCK_MONOTONIC nanoseconds; ports are in host order; IPv4 addresses are
+ * IPv4-mapped IPv6.
  */
 struct tl_span {
 	__u64 start_ns;
@@ -237,8 +237,8 @@ struct tl_span {
 };
 
 /*
- * Where programs of a Go binary keep what we read: offsets in bytes, TL_GO_UNKNOWN where that is not
- * known. Named after package, type and field.
+ * Where the programs of a Go binary keep what we read: offsets in bytes, TL_GO_UNKNOWN where an
+ * offset is not known. Members are named after package, type and field.
  */
 struct tl_go_binary {
 	__u64 newproc_at; /* addresses of probes, as linked */
@@ -310,7 +310,7 @@ struct tl_go_binary {
 	__u16 grpc_header_host; /* (*CallHdr).Host */
 	__u16 grpc_header_method;
 	__u16 grpc_error_status; /* (*status.Error).s */
-	__u16 grpc_error_proto; /* (*status.Error).e, which is what that leads to: before 1.40 */
+	__u16 grpc_error_proto; /* (*status.Error).e before 1.40: the *google.rpc.Status itself */
 	__u16 grpc_status_proto; /* (*status.Status).s */
 	__u16 grpc_proto_code; /* (*google.rpc.Status).Code */
 	__u16 wrap_error_err;
@@ -323,7 +323,7 @@ struct tl_go_binary {
 	__u16 h2_stream_id; /* (*clientStream).ID */
 	__u16 grpc_attempt_ctx; /* (*csAttempt).ctx */
 	__u16 grpc_headers_hf; /* (*headerFrame).hf */
-	__u16 grpc_headers_init; /* (*headerFrame).initStream, which servers do not have */
+	__u16 grpc_headers_init; /* (*headerFrame).initStream; servers set none */
 	__u16 grpc_loopy_cbuf; /* (*loopyWriter).cbuf */
 	__u16 grpc_buffer_buf; /* (*bufWriter).buf, or */
 	__u16 grpc_buffer_handle; /* (*bufWriter).bufHandle, which points to it */
@@ -342,11 +342,11 @@ enum tl_go_writes {
 enum tl_go {
 	TL_GO_UNKNOWN = 0xffff,
 	TL_GO_BINARIES = 256, /* indices, of which 0 is none */
-	TL_GO_AGAIN =
-		1
-		<< 17, /* in a cookie: another index of the same binary stands for its processes */
+	TL_GO_AGAIN = 1
+		      << 17, /* in a cookie: processes of this binary are known by another index */
 	TL_GO_RESTARTS =
-		1 << 16, /* in a cookie: where the branch is taken the function begins once more */
+		1
+		<< 16, /* in a cookie: the probed branch, when taken, begins the function once more */
 };
 
 /* A function that goroutines begin with. */
@@ -356,11 +356,14 @@ struct tl_go_start_key {
 	__u64 pc; /* as linked */
 };
 
-/* May a goroutine that begins there be taken to work for the request of the one that started it? */
+/*
+ * Does a goroutine that begins with a function work for the request of the goroutine that started
+ * it?
+ */
 enum tl_go_start {
-	TL_GO_START_NEW = 0, /* nobody has looked at the function yet */
-	TL_GO_START_INHERITS,
-	TL_GO_START_RECEIVES, /* it takes work from others, as workers of a pool do */
+	TL_GO_START_NEW = 0, /* the agent has not looked at the function yet */
+	TL_GO_START_INHERITS, /* yes */
+	TL_GO_START_RECEIVES, /* no: it takes work from others, as workers of a pool do */
 };
 
 enum tl_request_flags {
@@ -368,8 +371,8 @@ enum tl_request_flags {
 };
 
 /*
- * A request that is being served: what its calls inherit. As soon as it ends its element may hold
- * another one: `span_id`, its key, is written last and erased first.
+ * A request that is being served: what its calls inherit. As soon as it ends, its element of the
+ * map may hold another request. So `span_id`, which is its key, is written last and erased first.
  */
 struct tl_request {
 	__u64 start_ns;

@@ -3,8 +3,8 @@
  * core/compat.h - differences between kernels, each with the version that ended it.
  *
  * Two objects are made of one source. The ordinary one needs Linux 5.15. With TL_LEGACY it is one
- * for older kernels, down to 5.10. The older one looks up in a hash map what the ordinary one reaches
- * through a pointer. The agent tries them in this order. They differ in:
+ * for older kernels, down to 5.10. The older one looks up in a hash map what the ordinary one
+ * reaches through a pointer. The agent tries them in this order. They differ in:
  *
  *   what                                       since   instead
  *   global functions that take pointers        5.13    the socket's cookie, and look up again
@@ -24,9 +24,9 @@
 #include <bpf/bpf_tracing.h>
 
 /*
- * `n` as a length between 1 and `max` (a power of two), for a helper that refuses 0; `n` must be
- * that already. Verifiers before Linux 6.8 learn nothing from `n != 0` (d028f87517d6), which is what
- * compilers make of `n < 1`.
+ * Shows the verifier that `n` is between 1 and `max` (a power of two), for a helper that refuses 0.
+ * `n` must be in that range already. Compilers turn `n < 1` into `n != 0`, from which verifiers
+ * before Linux 6.8 learn nothing (d028f87517d6).
  */
 static __always_inline __u32 tl_length(__u32 n, __u32 max)
 {
@@ -36,8 +36,8 @@ static __always_inline __u32 tl_length(__u32 n, __u32 max)
 }
 
 /*
- * Takes a lock that nobody waits for; two that try at once may both fail. By addition alone: an
- * exchange needs Linux 5.12 (5ffa25502b5a).
+ * Takes a lock without waiting; two that try at once may both fail. It uses only addition: an
+ * atomic exchange needs Linux 5.12 (5ffa25502b5a).
  */
 static __always_inline bool tl_take(__u32 *lock)
 {
@@ -56,9 +56,10 @@ static __always_inline void tl_give_back(__u32 *lock)
 /*
  * A uprobe keeps its variables on the stack of its task (docs/decisions/0010-preemption.md).
  *
- * Linux 6.13 (a76ab5731e32), and Debian's 6.12, give programs of its type one stack for each processor: for
- * programs that nobody comes in between. A uprobe may be preempted, by a task that comes to the same
- * one. A program with a tail call in it, be it one that is never made, has no such stack.
+ * Linux 6.13 (a76ab5731e32), and Debian's 6.12, give programs of this type one stack for each
+ * processor. That is safe only for programs that are never preempted. A uprobe may be preempted by
+ * a task that runs the same uprobe. A program with a tail call, even one that is never made, gets
+ * no such stack.
  */
 #ifdef TL_LEGACY
 #define tl_own_stack(ctx) ((void)(ctx))
@@ -96,7 +97,7 @@ static __always_inline void tl_own_stack(void *ctx)
 	__uint(pinning, LIBBPF_PIN_BY_NAME)
 #endif
 
-/* A field of a task that a tracing program may follow on its own where the type is known to it. */
+/* Reads a field of a task. A tracing program that knows the type may read it directly. */
 #ifdef TL_LEGACY
 #define tl_current_task() ((struct task_struct *)bpf_get_current_task())
 #define TL_READ(task, ...) BPF_CORE_READ(task, __VA_ARGS__)

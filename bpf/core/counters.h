@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * core/counters.h - what happened, was skipped or was dropped, by reason.
- */
+/* core/counters.h - what happened, was skipped or was dropped, by reason. */
 #ifndef THROUGHLINE_CORE_COUNTERS_H
 #define THROUGHLINE_CORE_COUNTERS_H
 

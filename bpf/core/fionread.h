@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * core/fionread.h - processes that call FIONREAD, on kernels that answer it wrongly for sockets in a sockhash
- * (docs/decisions/0002-fionread.md).
+ * core/fionread.h - processes that call FIONREAD, on kernels that answer it wrongly for sockets in
+ * a sockhash (docs/decisions/0002-fionread.md).
  */
 #ifndef THROUGHLINE_CORE_FIONREAD_H
 #define THROUGHLINE_CORE_FIONREAD_H
@@ -11,8 +11,8 @@
 #include "core/settings.h"
 
 /*
- * Processes (thread groups) that were seen to call FIONREAD, and when they began (tl_born()); kept only
- * where that is broken.
+ * Processes (thread groups) that were seen to call FIONREAD, and when they began (tl_born()). Kept
+ * only where FIONREAD is broken.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -22,15 +22,16 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_fionread SEC(".maps");
 
-/* A process, as tl_fionread has it. */
+/* A process: an entry of tl_fionread, key and value. */
 struct tl_member_of {
 	__u32 pid;
 	__u32 born; /* when it began: see tl_born() */
 };
 
 /*
- * Where FIONREAD is broken: what is in the sockhash, by socket cookie, and the process that made the connection. Ends
- * with the connection, or when the socket leaves the sockhash. Whatever is not in it, sk_msg does not see any more.
+ * The sockets in the sockhash, by cookie, and the process that made the connection. Kept only where
+ * FIONREAD is broken. An entry ends with the connection, or when the socket leaves the sockhash:
+ * sk_msg does not see the sends of a socket that has no entry.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -42,8 +43,8 @@ struct {
 } tl_members SEC(".maps");
 
 /*
- * Programs known to call FIONREAD late, when an answer fills their buffer: learning it then would be
- * too late. Others are learned (tl_learn_fionread).
+ * Programs that are known to call FIONREAD. They call it when an answer fills their buffer, and to
+ * learn it then would be too late. Other programs are learned (tl_learn_fionread()).
  */
 static __always_inline bool tl_calls_fionread(struct task_struct *task)
 {
@@ -63,7 +64,7 @@ static __always_inline bool tl_calls_fionread(struct task_struct *task)
 	       word == 0x647074746867696cULL; /* lighttpd */
 }
 
-/* A process asks how much it can read: where the kernel lies to it, its sockets must leave. */
+/* A process calls FIONREAD: its sockets must leave the sockhash. */
 static __always_inline void tl_learn_fionread(void)
 {
 	struct task_struct *task = tl_current_task();

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * core/maps.h - new entries, and entries by the cookie of a socket.
- */
+/* core/maps.h - new entries, and entries by the cookie of a socket. */
 #ifndef THROUGHLINE_CORE_MAPS_H
 #define THROUGHLINE_CORE_MAPS_H
 
@@ -31,12 +29,15 @@ static __always_inline long tl_insert_zeros(void *map, const void *key, __u64 fl
 	return zeros ? bpf_map_update_elem(map, key, zeros, flags) : -1;
 }
 
-/* A socket's cookie in a program that may follow its fields; 0 while nobody has asked for it. */
+/*
+ * A socket's cookie, in a program that may read its fields; 0 where the kernel has not made one
+ * yet.
+ */
 #define TL_COOKIE(sk) ((sk)->__sk_common.skc_cookie.counter)
 
 /*
- * What a map keeps of a socket, where that is found by the socket's cookie (TL_LEGACY). `create`: an
- * entry of zeros where there is none yet.
+ * The entry of a socket, in a map with the socket's cookie as key (TL_LEGACY). `create`: makes an
+ * entry of zeros where there is none.
  */
 static __always_inline void *tl_kept(void *map, __u64 cookie, bool create)
 {

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * core/process.h - processes and threads: how they are told apart, and their memory.
- */
+/* core/process.h - processes and threads: how they are told apart, and their memory. */
 #ifndef THROUGHLINE_CORE_PROCESS_H
 #define THROUGHLINE_CORE_PROCESS_H
 
@@ -10,8 +8,8 @@
 #define TL_TICK_NS 10000000
 
 /*
- * When a task began, as /proc/PID/stat has it: in hundredths of a second since boot. Numbers of threads
- * and of processes are given again; with this they are not.
+ * When a task began, as in /proc/PID/stat: in hundredths of a second since boot. The kernel gives
+ * ids of threads and processes again; together with this time they are unique.
  */
 static __always_inline __u32 tl_born(struct task_struct *task)
 {

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * core/registers.h - the registers with which the current thread entered the kernel.
- */
+/* core/registers.h - the registers with which the current thread entered the kernel. */
 #ifndef THROUGHLINE_CORE_REGISTERS_H
 #define THROUGHLINE_CORE_REGISTERS_H
 
@@ -10,12 +8,13 @@
 /* Registers of the current thread from when it entered the kernel. */
 struct tl_user {
 	__u64 sp;
-	__u64 goroutine; /* where Go keeps the current one (ABIInternal, Go 1.17 and later) */
+	__u64 goroutine; /* the register in which Go keeps the current goroutine (ABIInternal, Go 1.17) */
 };
 
 #if defined(__TARGET_ARCH_x86)
 #define TL_GOROUTINE(regs) ((regs)->r14)
-#define TL_RETURN_BYTES 8 /* on the stack when a function begins, off it when it has returned */
+#define TL_RETURN_BYTES \
+	8 /* the return address, which is off the stack when a function has returned */
 #else
 #define TL_GOROUTINE(regs) ((regs)->regs[28])
 #define TL_RETURN_BYTES 0
@@ -24,7 +23,7 @@ struct tl_user {
 #if defined(__TARGET_ARCH_x86)
 #define TL_TS_COMPAT 2 /* thread_info.status: in a system call of a 32-bit program */
 
-/* Does the current thread make a system call by the numbers and registers of 32-bit programs? */
+/* Is the current thread in a system call of a 32-bit program? */
 static __always_inline bool tl_is_compat(void)
 {
 #ifdef TL_LEGACY
@@ -40,9 +39,9 @@ static __always_inline bool tl_is_compat(void)
 #define TL_USER32_CS 0x23
 
 /*
- * Registers of the current thread from when it entered the kernel, as far as they are asked for here.
- * The older programs find them at the top of the task's stack (from Linux 6.9 on they lie lower), which
- * the code segment there shows. False: they are not to be had.
+ * The registers that are used here. The objects for older kernels read them from the top of the
+ * task's stack. From Linux 6.9 on they lie lower: then the code segment found there is wrong.
+ * False: they could not be read.
  */
 static __always_inline bool tl_stack_registers(struct pt_regs *regs)
 {
@@ -68,7 +67,7 @@ static __always_inline bool tl_stack_registers(struct pt_regs *regs)
 #endif
 }
 
-/* False: they are not to be had. */
+/* False: the registers could not be read. */
 static __always_inline bool tl_read_user(struct tl_user *user)
 {
 #ifdef TL_LEGACY
@@ -87,7 +86,7 @@ static __always_inline bool tl_read_user(struct tl_user *user)
 	return true;
 }
 
-/* Is the current thread in a system call that sends? False where that cannot be told. */
+/* Is the current thread in a system call that sends? False where that is not known. */
 static __always_inline bool tl_in_send(void)
 {
 #if defined(__TARGET_ARCH_x86)
@@ -103,7 +102,7 @@ static __always_inline bool tl_in_send(void)
 	case 46: /* sendmsg */
 	case 275: /* splice */
 	case 307: /* sendmmsg */
-	case 426: /* io_uring_enter, which sends at once what does not block */
+	case 426: /* io_uring_enter: it sends at once where that does not block */
 		return true;
 	}
 #endif

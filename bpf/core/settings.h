@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * core/settings.h - what the agent tells the programs: at load, and while they run.
- */
+/* core/settings.h - what the agent tells the programs: at load, and while they run. */
 #ifndef THROUGHLINE_CORE_SETTINGS_H
 #define THROUGHLINE_CORE_SETTINGS_H
 
@@ -13,7 +11,7 @@ const volatile struct tl_config tl_config SEC(".rodata.config") = {
 	.abi_version = TL_ABI_VERSION,
 };
 
-/* What Python is told of: BTF holds only types that something uses. */
+/* The types that Python gets: BTF holds only types that are used. */
 struct tl_abi_types {
 	struct tl_span span;
 	struct tl_duration_key duration_key;
@@ -44,7 +42,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_settings SEC(".maps");
 
-/* cgroup id -> traced or not; what is missing follows tl_settings.trace_unlisted. */
+/* cgroup id -> traced or not. For a cgroup without an entry tl_settings.trace_unlisted decides. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);

@@ -2,7 +2,9 @@
 /*
  * evidence/claim.h - claims: for which request a connection's next request is.
  *
- * A runtime's programs decide it where the call is made; another unit may write it, on any thread.
+ * The programs of a runtime make a claim where the application makes a call. The request may then
+ * be written by another unit of work, on any thread: `observe` and `headers` find the claim by the
+ * socket, and need not know the runtime.
  */
 #ifndef THROUGHLINE_EVIDENCE_CLAIM_H
 #define THROUGHLINE_EVIDENCE_CLAIM_H
@@ -10,9 +12,9 @@
 #include "trace/request.h"
 
 struct tl_claim {
-	__u64 request; /* key of tl_requests, or 0: known to be for none that we know */
+	__u64 request; /* key of tl_requests, or 0: for no known request */
 	__u8 evidence; /* enum tl_evidence */
-	__u8 fresh; /* no request has begun since */
+	__u8 fresh; /* no request has begun on the socket since */
 	__u8 _pad[6];
 };
 
@@ -25,7 +27,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_claims SEC(".maps");
 
-/* The next request of the socket is a call of `request`, or of no request that we know (0). */
+/* Claims the next request of the socket for `request`, or for no known request (0). */
 static __always_inline void tl_claim(__u64 socket, __u64 request, __u8 evidence)
 {
 	struct tl_claim claim = { .request = request, .evidence = evidence, .fresh = 1 };
@@ -34,8 +36,8 @@ static __always_inline void tl_claim(__u64 socket, __u64 request, __u8 evidence)
 }
 
 /*
- * Takes the request that the socket's next request was claimed for. Returns as tl_take_parent(),
- * `unknown` where nothing was claimed.
+ * Takes the request that the socket's next request is claimed for. Returns the same as
+ * tl_take_parent(), and `unknown` where there is no claim.
  */
 static __always_inline int tl_claimed_parent(__u64 socket, struct tl_parent *parent, int unknown)
 {

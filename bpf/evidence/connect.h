@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * evidence/connect.h - a connection is being made: by which process, and during which request.
- */
+/* evidence/connect.h - a connection is being made: by which process, and during which request. */
 #ifndef THROUGHLINE_EVIDENCE_CONNECT_H
 #define THROUGHLINE_EVIDENCE_CONNECT_H
 
@@ -9,8 +7,8 @@
 #include "evidence/thread.h"
 
 /*
- * The current thread connects. Each group that is there calls this, in either order: the first finds
- * the request, since finding it settles it.
+ * The current thread connects. Both `headers` and `packets` call this, in either order. Only the
+ * first call finds the request, since that also settles it.
  */
 static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
@@ -31,7 +29,7 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	}
 	if (tl_config.fionread_broken && tl_calls_fionread(task))
 		flow->flags |= TL_FLOW_LEAVES;
-	/* a socket may connect more than once: each time it begins at another sequence number */
+	/* a socket may connect again: then it begins at another sequence number */
 	if (flow->flags & TL_FLOW_CONNECTED && flow->sequence[TL_OUT].next == tcp->write_seq)
 		return;
 	flow->flags |= TL_FLOW_CONNECTED;

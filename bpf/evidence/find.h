@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * evidence/find.h - for which request a call is made.
- */
+/* evidence/find.h - for which request a call is made. */
 #ifndef THROUGHLINE_EVIDENCE_FIND_H
 #define THROUGHLINE_EVIDENCE_FIND_H
 
@@ -28,8 +26,8 @@ static __always_inline void tl_count_parent(__u8 evidence)
 }
 
 /*
- * The first call on a connection: takes the request during which the connection was made. False: that
- * is not known, or it has ended.
+ * For the first call on a connection: takes the request during which the connection was made.
+ * False: it is not known, or has ended.
  */
 static __always_inline bool tl_connect_parent(const struct tl_flow *flow, struct tl_parent *parent)
 {
@@ -37,8 +35,9 @@ static __always_inline bool tl_connect_parent(const struct tl_flow *flow, struct
 }
 
 /*
- * An event loop writes the first request of a connection ticks after it has decided to make it: what
- * its thread has read since says nothing about that request.
+ * Was this connection made by an event loop? An event loop writes the first request of a connection
+ * some ticks after it has begun to connect. What its thread has read since is no evidence for that
+ * request.
  */
 static __always_inline bool tl_loop_has_gone_on(const struct tl_flow *flow,
 						const struct tl_thread *thread)
@@ -46,7 +45,7 @@ static __always_inline bool tl_loop_has_gone_on(const struct tl_flow *flow,
 	return thread && thread->loop && flow->flags & TL_FLOW_CONNECTED;
 }
 
-/* For which request is this call made? False: for none that we know. */
+/* Finds the request that a call is made for. False: there is no evidence. */
 static __always_inline bool tl_find_parent(struct tl_flow *flow, struct tl_parent *parent)
 {
 	bool first = !(flow->flags & TL_FLOW_USED);

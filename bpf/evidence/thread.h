@@ -2,8 +2,8 @@
 /*
  * evidence/thread.h - which request a thread works for.
  *
- * A wrong parent is worse than none: every function here that finds a parent either has evidence or
- * refuses and counts why (docs/propagation.md).
+ * A wrong parent is worse than none: every function here that finds a parent either has evidence,
+ * or refuses and counts the reason.
  */
 #ifndef THROUGHLINE_EVIDENCE_THREAD_H
 #define THROUGHLINE_EVIDENCE_THREAD_H
@@ -15,7 +15,7 @@
 
 #define TL_DEFERRED_NS (60ULL * 1000 * 1000 * 1000)
 
-/* What is known of the current thread, if anything. */
+/* The entry of the current thread, or NULL. */
 static __always_inline struct tl_thread *tl_thread_now(void)
 {
 	struct task_struct *task = tl_current_task();
@@ -25,12 +25,12 @@ static __always_inline struct tl_thread *tl_thread_now(void)
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
 	if (!thread || tl_is_born(task, thread->born))
 		return thread;
-	/* that of one that has ended, whose number it was */
+	/* the entry of a thread that has ended, which had the same id */
 	bpf_map_delete_elem(&tl_threads, &tid);
 	return NULL;
 }
 
-/* The current thread, of which nothing is known, has read a request. NULL: there is no memory. */
+/* Makes an entry for the current thread, which has read a request. NULL: there is no memory. */
 static __always_inline struct tl_thread *tl_thread_make(void)
 {
 	struct task_struct *task = tl_current_task();
@@ -44,9 +44,10 @@ static __always_inline struct tl_thread *tl_thread_make(void)
 }
 
 /*
- * Takes the request that `thread` works for. Returns as tl_take_parent(). A thread may have read
- * several requests (an event loop, a worker that puts one aside): the last one is it only as long as
- * no other could be the one that calls. A thread that serves one after the other never has two open.
+ * Takes the request that `thread` works for. Returns the same as tl_take_parent(). A thread may
+ * have read several requests (an event loop; a worker that puts one aside). Then the one that it
+ * has read last is taken only if no other one is open, since an open request may make the call. A
+ * thread that serves one request after the other never has two open.
  */
 static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_parent *parent)
 {
@@ -55,7 +56,10 @@ static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_
 	__s32 others;
 	int refused;
 
-	/* an event loop whose ticks are not seen to end looks like a thread that serves one request */
+	/*
+	 * where ends of ticks are not seen, an event loop looks like a thread that serves one
+	 * request
+	 */
 	if (!thread || !thread->current || !settings || !settings->ticks)
 		return TL_ROOT_NO_CONTEXT;
 	refused = tl_take_parent(thread->current, thread->evidence, parent);
@@ -72,11 +76,11 @@ static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_
 }
 
 /*
- * A call could not be attributed; what does it say about the thread?
+ * A call has no parent: what follows for the thread?
  *
- * Refused as ambiguous, the request that was read last most likely made it. Unless the thread is
- * known to call from timers it is not open any more: else it would make all that overlap with it
- * ambiguous in turn, for ever under load, long after what began it has ended.
+ * Where several requests were open, the one that was read last most likely made the call, so it is
+ * settled. Else each request that overlaps with it would be ambiguous in turn, without an end under
+ * load. But a thread that makes calls from timers settles none: any request may have made the call.
  */
 static __always_inline void tl_unattributed(struct tl_thread *thread, int refused)
 {
@@ -94,13 +98,14 @@ static __always_inline void tl_unattributed(struct tl_thread *thread, int refuse
 }
 
 /*
- * Thread evidence proves nothing where many tasks share a thread without the kernel seeing it.
- * Go keeps the current goroutine in a register, and the goroutine begins with the bounds of its
- * stack, a power of two apart: no other program has them around its stack pointer there. (The heap's
- * address says nothing: Go 1.26 randomises it.)
- * Java: virtual threads run on carriers named ForkJoinPool-1-worker-N.
- * `request` is what the thread has read: a goroutine that we can tell from others works for it.
- * Returns why, -1 when that is noted, or 0. A function of its own, for its stack.
+ * Is the current thread no evidence, since many tasks share it? Go keeps the current goroutine in a
+ * register. The goroutine's object begins with the bounds of its stack, which are a power of two
+ * apart and around the stack pointer: no other program has that there. (The address of the heap is
+ * no sign: Go 1.26 randomises it.) Virtual threads of Java run on carriers that are named
+ * ForkJoinPool-1-worker-N. `request` is the request that the thread has read: where the goroutine's
+ * number is known, it works for that request from now on. Returns the reason for a refusal (enum
+ * tl_counter), -1 when the goroutine works for the request, 0 when the thread is evidence. A global
+ * function, to have a stack of its own.
  */
 __noinline int tl_thread_refused(__u64 request)
 {
@@ -127,9 +132,9 @@ __noinline int tl_thread_refused(__u64 request)
 }
 
 /*
- * A request whose body, or the answer to whose call, was read in part had its chance to act on that
- * part. When its thread goes on with something else it waits for the rest, which will come with a
- * read: it is not open meanwhile.
+ * The thread goes on with something else. If it has read only a part of a message, the message's
+ * request waits for the rest, which comes with another read: until then it makes no call, and is
+ * not open.
  */
 static __always_inline void tl_leave_partial(struct tl_thread *thread)
 {
@@ -139,7 +144,7 @@ static __always_inline void tl_leave_partial(struct tl_thread *thread)
 	thread->partial = 0;
 }
 
-/* The thread goes on with something that belongs to nobody we know. */
+/* The thread goes on with something that belongs to no known request. */
 static __always_inline void tl_leave(struct tl_thread *thread)
 {
 	thread->current = 0;
@@ -147,8 +152,8 @@ static __always_inline void tl_leave(struct tl_thread *thread)
 }
 
 /*
- * The current thread, `thread` if it is known already, has read bytes of `flow`, which belong to the
- * request `key`. `whole`: they were the end of a message.
+ * The current thread has read bytes of `flow` that belong to the request `key`. `thread` is its
+ * entry, or NULL. `whole`: the bytes were the end of a message.
  */
 static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thread *thread,
 					    __u64 key, __u8 evidence, bool whole)
@@ -165,8 +170,8 @@ static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thre
 	}
 	if (evidence == TL_EVIDENCE_RESTORE && (!thread || request->reader != thread->id)) {
 		/*
-		 * The answer was read by a thread that did not read the request (the pool of a client
-		 * library): it says nothing about what that thread does next.
+		 * The thread that reads the answer has not read the request (it is of the pool of a
+		 * client library): this is no evidence for what it does next.
 		 */
 		if (thread)
 			tl_leave(thread);
@@ -175,7 +180,7 @@ static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thre
 	if (flow->role == TL_ROLE_SERVER && !flow->pid)
 		flow->pid = bpf_get_current_pid_tgid() >> 32;
 	if (!thread) {
-		/* what a client connection brings is read by a goroutine of its own */
+		/* in Go, another goroutine reads the answers on a client connection */
 		refused = tl_thread_refused(flow->role == TL_ROLE_SERVER ? key : 0);
 		if (refused) {
 			if (refused > 0)
@@ -189,12 +194,12 @@ static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thre
 	thread->current = key;
 	thread->evidence = evidence;
 	thread->unknown = 0;
-	/* until it calls on or answers, it may be the one that calls next */
+	/* until it makes a call or answers, it may make the next call */
 	if (flow->role == TL_ROLE_SERVER && flow->exchange.flags & TL_EXCHANGE_RESPONDING)
 		return;
 	if (!whole)
 		thread->partial = key;
-	/* the last bytes of an answer leave long after the thread has gone on */
+	/* the last bytes of an answer may be sent long after the thread has gone on */
 	if (request->answering != key)
 		tl_request_open(request, key, thread);
 }

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * evidence/unit.h - units of work that are no threads: which request each works for.
+ * evidence/unit.h - units of work that are not threads, and the requests that they work for.
  *
- * Runtimes that run many tasks on one thread keep the current task at a place that a program can
- * read. Such a task is known by its process and its number, which a process never gives twice until
- * it executes another program. Probes of the runtime tell for a process where the number is.
+ * A runtime that runs many tasks on one thread keeps the current task at a place that a BPF program
+ * can read. A task is known by its process and its number, which is unique in the process until
+ * that executes another program. The probes of the runtime write for each process where the number
+ * is.
  */
 #ifndef THROUGHLINE_EVIDENCE_UNIT_H
 #define THROUGHLINE_EVIDENCE_UNIT_H
@@ -17,18 +18,18 @@
 /* What a unit works for. */
 struct tl_unit {
 	__u64 request; /* key of tl_requests */
-	__u8 depth; /* 0: it read the request; 1: a unit that did has started it; … */
+	__u8 depth; /* 0: it has read the request; 1: a unit of depth 0 has started it; … */
 	__u8 _pad[7];
 };
 
-/* How a process keeps its units. */
+/* Where a process keeps the number of a unit. */
 struct tl_unit_layout {
-	__u32 index; /* of the program in its runtime's table */
+	__u32 index; /* of the program, in the table of its runtime */
 	__u16 number_at; /* offset in the object of a unit, or TL_UNIT_UNKNOWN */
 	__u8 _pad[2];
 };
 
-/* By tl_process_key(0) of a process. Kept by the probes of its runtime. */
+/* By tl_process_key(0) of the process. Written by the probes of its runtime. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
@@ -55,8 +56,8 @@ static __always_inline __u64 tl_unit_number(__u64 address, __u16 number_at)
 }
 
 /*
- * The unit whose object is at `address` has read a request. False: the units of this process are not
- * known.
+ * The unit whose object is at `address` has read a request. False: where this process keeps the
+ * number is not known.
  */
 static __always_inline bool tl_unit_reads(__u64 address, __u64 request)
 {

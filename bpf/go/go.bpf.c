@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * go/go.bpf.c - group `go`: which request a goroutine works for, and the requests that the
- * network groups cannot read (docs/go.md).
+ * network groups cannot read (docs/operator/go.md).
  *
  *   runtime.newproc1                            a goroutine starts another
  *

@@ -2,12 +2,12 @@
 /*
  * io/early.h - a request in the segment that also completes the handshake.
  *
- * That happens when the bare ACK was lost or never sent, or when the accept queue was full. The hook
- * runs for the listener then, since the connection's own socket does not exist yet, and it runs before
- * TCP has looked at the segment: anybody may have sent it. TCP makes the connection at once, on this
- * processor, or not at all. So each processor keeps the last one only, and nothing of it goes into any
- * other map before there is a connection. The numbers in it tell the connection that TCP makes of the
- * segment from any other.
+ * That happens when the bare ACK was lost or never sent, or when the accept queue was full. The
+ * hook runs for the listener then, since the connection's own socket does not exist yet, and it
+ * runs before TCP has looked at the segment: anybody may have sent it. TCP makes the connection at
+ * once, on this processor, or not at all. So each processor keeps the last one only, and nothing of
+ * it goes into any other map before there is a connection. Its sequence numbers tell which
+ * connection TCP has made of the segment.
  */
 #ifndef THROUGHLINE_IO_EARLY_H
 #define THROUGHLINE_IO_EARLY_H
@@ -33,7 +33,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_early SEC(".maps");
 
-/* From whom to whom the segment is, and its numbers. */
+/* Keeps the addresses, ports and sequence numbers of the segment. */
 static __always_inline int tl_early_ends(struct __sk_buff *skb, const struct tl_segment *segment,
 					 struct tl_early *early)
 {
@@ -53,7 +53,7 @@ static __always_inline int tl_early_ends(struct __sk_buff *skb, const struct tl_
 	return bpf_skb_load_bytes(skb, 16, &local[3], 4);
 }
 
-/* The segment came to a listener: parses it, for the connection that TCP may make of it. */
+/* Parses a segment that came to a listener: TCP may make a connection of it. */
 static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_segment *segment)
 {
 	struct tl_early *early;
@@ -80,7 +80,7 @@ static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_seg
 	early->waits = 1;
 }
 
-/* Did the segment that this processor has parsed for a listener make the connection? */
+/* Was the connection made by the segment that this processor has parsed for a listener? */
 static __always_inline bool tl_is_early(const struct tl_early *early, struct sock *sk,
 					const struct tcp_sock *tcp)
 {
@@ -99,7 +99,7 @@ static __always_inline bool tl_is_early(const struct tl_early *early, struct soc
 	return a[0] == local[0] && a[1] == local[1] && b[0] == peer[0] && b[1] == peer[1];
 }
 
-/* A connection was made: what its first segment held, if that made it, becomes its own. */
+/* A connection was made: if a segment with data made it, the connection takes what was parsed. */
 static __always_inline void tl_take_early(struct sock *sk)
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
@@ -145,7 +145,7 @@ static __always_inline void tl_take_early(struct sock *sk)
 }
 
 #else
-/* There is no cookie yet to keep it by: the request is not seen. */
+/* There is no socket yet, and so no cookie to keep the request by: it is not seen. */
 static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_segment *segment)
 {
 	if (tl_looks_like_start(skb, segment) && tl_traced(bpf_skb_cgroup_id(skb)))

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * io/enrol.h - connections enter the sockhash, and leave it.
- */
+/* io/enrol.h - connections enter the sockhash, and leave it. */
 #ifndef THROUGHLINE_IO_ENROL_H
 #define THROUGHLINE_IO_ENROL_H
 
@@ -28,11 +26,11 @@ static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *
 	if (!flow || flow->role != TL_ROLE_CLIENT)
 		return;
 	tl_set_addresses(&flow->endpoints, sk);
-	/* what is sent on it does not come to sk_msg; tl_egress counts its requests */
+	/* sk_msg does not see its sends; tl_egress counts its requests */
 	if (flow->flags & TL_FLOW_MPTCP)
 		return;
 	if (ops->data_segs_out) {
-		/* TCP Fast Open: the request left with the SYN, which tl_egress has seen */
+		/* TCP Fast Open: the request was sent with the SYN, where tl_egress has seen it */
 		if (!(flow->flags & TL_FLOW_USED))
 			tl_count(TL_SKIP_NOT_ENROLLED);
 		return;
@@ -55,14 +53,14 @@ static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *
 	}
 	flow->flags |= TL_FLOW_ENROLLED;
 	tl_count(TL_ENROLLED);
-	/* acknowledgements tell when it may be taken out again, should it not be HTTP */
+	/* tl_acknowledged() takes it out again where it is not HTTP */
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
 /*
- * Our bytes were acknowledged; the data of this packet is not in the socket yet. The first answer
- * comes no earlier than this, so a socket that leaves the sockhash here has left before its owner
- * could ask what it can read.
+ * Bytes that we have sent were acknowledged. The data of this packet is not in the socket yet, and
+ * no answer comes before this. So a socket that leaves the sockhash here leaves it before its
+ * process can call FIONREAD for an answer.
  */
 static __always_inline void tl_acknowledged(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
@@ -75,13 +73,13 @@ static __always_inline void tl_acknowledged(struct bpf_sock_ops *ops, struct bpf
 		return;
 	if (http && tl_config.fionread_broken) {
 		leaves = flow->flags & TL_FLOW_LEAVES || tl_asks_fionread(flow->pid, flow->born);
-		/* its process may yet turn out to call it: look again at the next one */
+		/* its process may call FIONREAD later: check again with the next acknowledgement */
 		if (!leaves)
 			return;
 	}
 	if (flow && flow->flags & TL_FLOW_ENROLLED && (leaves || flow->role == TL_ROLE_OFF)) {
 		cookie = bpf_get_socket_cookie(ops);
-		/* from here on tl_egress reads what it sends */
+		/* from here on tl_egress parses what it sends */
 		flow->flags &= ~TL_FLOW_ENROLLED;
 		if (!bpf_map_delete_elem(&tl_socks, &cookie))
 			tl_count(leaves ? TL_EVICTED_FIONREAD : TL_EVICTED);

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * io/grow.h - puts an option into a finished packet.
- */
+/* io/grow.h - puts an option into a finished packet. */
 #ifndef THROUGHLINE_IO_GROW_H
 #define THROUGHLINE_IO_GROW_H
 
@@ -9,9 +7,9 @@
 
 #define TL_OPTIONS_MAX 40
 #define TL_NOPS_TIMESTAMPS 0x0101080a
-#define TL_NOPS_SACK 0x0101050a /* of one block */
+#define TL_NOPS_SACK 0x0101050a /* SACK of one block */
 #define TL_MOVE 128 /* bytes moved at once */
-#define TL_MOVE_MAX 9216 /* payload of a segment that an option is put into: jumbo frames */
+#define TL_MOVE_MAX 9216 /* the largest payload of a segment that gets an option: a jumbo frame */
 
 /* May the segment grow by the option? */
 static __always_inline bool tl_option_fits(struct __sk_buff *skb, struct tcp_sock *tcp,
@@ -23,7 +21,10 @@ static __always_inline bool tl_option_fits(struct __sk_buff *skb, struct tcp_soc
 		tl_count(TL_OPTION_NO_ROOM);
 		return false;
 	}
-	/* a signature (kinds 19 and 29) covers the header; Linux begins with these two otherwise */
+	/*
+	 * a signature (kinds 19 and 29) would cover the option; without one, Linux writes these two
+	 * first
+	 */
 	if (leaving->tcp_len > sizeof(struct tcphdr) &&
 	    (bpf_skb_load_bytes_relative(skb, leaving->ip_len + sizeof(struct tcphdr), &first,
 					 sizeof(first), BPF_HDR_START_NET) ||
@@ -31,7 +32,7 @@ static __always_inline bool tl_option_fits(struct __sk_buff *skb, struct tcp_soc
 		tl_count(TL_OPTION_NO_ROOM);
 		return false;
 	}
-	/* what is asked of it is that it stays in one packet; its own headers count as they are */
+	/* it must stay in one packet */
 	if (skb->gso_size || leaving->payload > TL_MOVE_MAX ||
 	    leaving->tcp_len + leaving->payload + TL_OPTION_SPACE >
 		    (__u32)tcp->tcp_header_len + tcp->mss_cache) {
@@ -42,8 +43,8 @@ static __always_inline bool tl_option_fits(struct __sk_buff *skb, struct tcp_soc
 }
 
 /*
- * Moves the payload, which begins at `start`, back by the room for the option. 0, or an error. Functions
- * of their own, this and tl_send_length(), so that the verifier walks them once.
+ * Moves the payload, which begins at `start`, to make room for the option in front of it. Returns
+ * 0, or an error. A global function, which the verifier walks once.
  */
 __noinline int tl_move_payload(struct __sk_buff *skb, __u32 start, __u32 payload)
 {
@@ -81,7 +82,7 @@ static __always_inline int tl_grow_headers(struct __sk_buff *skb, const struct t
 				0))
 		return -1;
 
-	/* the data offset, in words, is the upper four bits of this one */
+	/* the upper four bits of this word are the data offset, in units of four bytes */
 	if (bpf_skb_load_bytes(skb, tcp + 12, &old, sizeof(old)))
 		return -1;
 	new = bpf_htons(bpf_ntohs(old) + (TL_OPTION_SPACE / 4 << 12));
@@ -107,8 +108,7 @@ static __always_inline int tl_grow_headers(struct __sk_buff *skb, const struct t
 }
 
 /*
- * Is it there already? A packet passes one interface after the other where they stand on top of one
- * another.
+ * Has the packet the option already? Where interfaces are stacked, a packet passes several of them.
  */
 static __always_inline bool tl_has_option(struct __sk_buff *skb, const struct tl_leaving *leaving)
 {

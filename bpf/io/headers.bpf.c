@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * io/headers.bpf.c - group `headers`: writes `traceparent` (and `tracestate`) into outgoing plaintext
- * HTTP/1.x requests.
+ * io/headers.bpf.c - group `headers`: writes `traceparent` (and `tracestate`) into outgoing
+ * plaintext HTTP/1.x requests.
  *
  *   sock_ops             a thread connects: remember for which request; enrol the socket
  *   sk_msg               each send of an enrolled socket: find the header block, insert
  *
- * Where FIONREAD of a socket in the sockhash is broken, sockets of processes that call it are taken out again, here
- * when a packet is acknowledged, and by the agent: see docs/decisions/0002-fionread.md.
+ * Where FIONREAD is broken for a socket in the sockhash, the sockets of processes that call it are
+ * taken out again: here when a packet is acknowledged, and by the agent. See
+ * docs/decisions/0002-fionread.md.
  *
- * Rules: parse every byte that is sent, so that a body that looks like a request is known as a
- * body; insert at the end of a header block only when all of it was seen and no traceparent stood
- * in it; commit last; undo on failure.
+ * Rules: parse every byte that is sent, so that a body that looks like a request is known to be a
+ * body. Insert at the end of a header block, only when all of it was seen and it has no
+ * traceparent. Commit last; undo on failure.
  */
 #include "evidence/find.h"
 #include "io/enrol.h"
@@ -80,7 +81,7 @@ __noinline int tl_request_out(TL_FLOW)
 	return bytes;
 }
 
-/* The bytes of a client connection cannot be followed any more: leave it alone from here on. */
+/* The bytes of a client connection cannot be followed any more: it is ignored from here on. */
 static __always_inline void tl_give_up(struct tl_flow *flow)
 {
 	flow->out.state = TL_HTTP_LOST;
@@ -92,17 +93,17 @@ static __always_inline void tl_give_up(struct tl_flow *flow)
 		tl_count(TL_SKIP_MALFORMED);
 		return;
 	}
-	/* it is not HTTP/1: take it out */
+	/* not HTTP/1: tl_acknowledged() takes it out of the sockhash */
 	tl_count(TL_SKIP_NOT_HTTP);
 	flow->role = TL_ROLE_OFF;
 	flow->flags |= TL_FLOW_OPAQUE;
 }
 
 /*
- * Compares what was parsed with what was sent since. A socket whose buffer is full takes a part of a
- * send, and the application sends the rest again; the first piece of that the kernel does not show
- * us (tcp_bpf_send_verdict keeps the verdict on the piece that failed). False: the connection cannot
- * be followed.
+ * Compares what was parsed with what was sent since. When its buffer is full, a socket takes only a
+ * part of a send, and the application sends the rest again. sk_msg does not see the first piece of
+ * that (tcp_bpf_send_verdict keeps the verdict for the piece that failed). False: the connection
+ * cannot be followed.
  */
 static __always_inline bool tl_resume(struct tl_flow *flow, struct tcp_sock *tcp)
 {
@@ -119,9 +120,9 @@ static __always_inline bool tl_resume(struct tl_flow *flow, struct tcp_sock *tcp
 }
 
 /*
- * Parses what comes next in the send, from `off` on. Returns how many bytes it has gone on, with
- * what was inserted; 0 when the rest says nothing, -1 when it is not HTTP, -2 when the send must not
- * leave. A function of its own, so that the verifier walks it once.
+ * Parses the next chunk of the send, from `off` on. Returns how many bytes it has parsed or
+ * inserted, 0 when the rest need not be parsed, -1 when it is not HTTP, -2 when the send must be
+ * refused. A global function, which the verifier walks once.
  */
 __noinline int tl_send_chunk(struct sk_msg_md *msg, TL_FLOW, __u32 off)
 {
@@ -188,8 +189,8 @@ __noinline int tl_send_chunk(struct sk_msg_md *msg, TL_FLOW, __u32 off)
 }
 
 /*
- * As many as TL_CHUNKS_MAX of them. Returns as tl_send_chunk(). A function of its own, too: what a send
- * may hold takes more turns than the verifier would walk.
+ * Parses up to TL_CHUNKS_MAX chunks. Returns the same as tl_send_chunk(). A global function: a send
+ * may have more chunks than the verifier would walk in one loop.
  */
 __noinline int tl_send_chunks(struct sk_msg_md *msg, TL_FLOW, __u32 off)
 {
@@ -234,7 +235,7 @@ int tl_send(struct sk_msg_md *msg)
 	text = TL_TEXT_MAKE(sk, flow->cookie);
 	if (!text) {
 		tl_count(TL_FULL_STORAGE);
-		/* bytes go by unseen: what follows cannot be framed */
+		/* these bytes are sent without being parsed: what follows cannot be framed */
 		http->state = TL_HTTP_LOST;
 		return SK_PASS;
 	}

@@ -1,31 +1,29 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * io/insert.h - inserts header lines into a send.
- */
+/* io/insert.h - inserts header lines into a send. */
 #ifndef THROUGHLINE_IO_INSERT_H
 #define THROUGHLINE_IO_INSERT_H
 
 #include "proto/limits.h"
 #include "trace/begin.h"
 
-#define TL_LINEAR_MAX 16384 /* a send up to this size leaves in one piece, as it would have */
+#define TL_LINEAR_MAX 16384 /* a send of up to this size stays in one piece */
 
 /*
- * Would the socket take this much at once? When it takes only a part of a send, the kernel counts
- * our bytes with those that the application has sent already, and some would leave twice.
+ * Does the socket take this much at once? When it takes only a part of a send, the kernel counts
+ * our bytes as sent by the application, and some bytes would be sent twice.
  */
 static __always_inline bool tl_has_room(struct tcp_sock *tcp, __u32 bytes)
 {
 	struct sock *sk = &tcp->inet_conn.icsk_inet.sk;
 	__u32 lowat = tcp->notsent_lowat;
 
-	/* each segment costs about 1 KB beside its bytes, of which it holds 536 at least */
+	/* each segment needs about 1 KB in addition to its bytes, which are at least 536 */
 	if ((__s64)sk->sk_wmem_queued + 3 * bytes + 4096 > sk->sk_sndbuf)
 		return false;
 	return !lowat || tcp->write_seq - tcp->snd_nxt + bytes < lowat;
 }
 
-/* Undoes an insertion. What cannot be undone must not leave: the send fails instead. */
+/* Undoes an insertion. Where that fails, the send is refused. */
 static __always_inline int tl_undo(struct sk_msg_md *msg, __u32 at, __u32 bytes)
 {
 	tl_count(TL_SKIP_NO_MEMORY);
@@ -56,7 +54,10 @@ __noinline int tl_insert(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 bytes)
 		tl_count(TL_SKIP_NO_MEMORY);
 		return 0;
 	}
-	/* in one piece: three pieces would leave as three segments, one waiting for another's ACK */
+	/*
+	 * in one piece: three pieces would be sent as three segments, and one would wait for the
+	 * ACK of another
+	 */
 	size = msg->size;
 	end = size <= TL_LINEAR_MAX ? size : at + bytes;
 	if (bpf_msg_pull_data(msg, 0, end, 0))
@@ -64,7 +65,9 @@ __noinline int tl_insert(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 bytes)
 	data = msg->data;
 	data_end = msg->data_end;
 	out = data + at;
-	/* one pointer for check and use: the verifier knows ranges by pointer */
+	/*
+	 * the same pointer for the check and the use: the verifier keeps a range for each pointer
+	 */
 	asm volatile("" : "+r"(out));
 	if (out + TL_TRACEPARENT_BYTES > data_end)
 		return tl_undo(msg, at, bytes);

@@ -3,12 +3,12 @@
  * io/observe.bpf.c - group `observe`: HTTP/1.x server and client spans from what the sockets of a
  * cgroup receive and send, and which thread works for which request.
  *
- *   cgroup_skb/ingress   requests that come in, responses to our calls
- *   cgroup_skb/egress    responses that go out, requests of sockets that sk_msg does not see
+ *   cgroup_skb/ingress   incoming requests, answers to calls
+ *   cgroup_skb/egress    outgoing answers, calls on sockets that sk_msg does not see
  *   tcp_rcv_space_adjust a thread has read a socket
  *   inet_sock_set_state  a connection ends
  *   sys_enter            a thread waits for several descriptors: the tick of its event loop ends
- *   (BPF_PROG_RUN)       the agent ends requests whose end nobody has seen
+ *   (BPF_PROG_RUN)       the agent ends requests whose end no program has seen
  */
 #include "evidence/find.h"
 #include "io/early.h"
@@ -57,7 +57,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 
 	if (!sk)
 		return 1;
-	/* raw sockets may send TCP, and get copies of what connections get */
+	/* raw sockets may send TCP segments, and get copies of those of connections */
 	sk = bpf_sk_fullsock(sk);
 	if (!sk || sk->type != TL_SOCK_STREAM)
 		return 1;
@@ -99,25 +99,25 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 		}
 	} else {
 		if (direction == TL_OUT) {
-			/* sk_msg saw these bytes already, before the insertion */
+			/* sk_msg has parsed these bytes already, before the insertion */
 			if (tl_is_enrolled(flow))
 				return 1;
 		} else {
-			/* a server that speaks first does not speak HTTP */
+			/* the server speaks first: this is not HTTP */
 			if (!(flow->flags & TL_FLOW_USED))
 				return 1;
 			http->flags |= TL_HTTP_RESPONSE;
 		}
 	}
-	/* Nothing more to learn from this direction: no lock, no text. */
+	/* This direction is not parsed: it needs no lock and no text. */
 	if (http->state >= TL_HTTP_UNTIL_CLOSE) {
 		tl_pass(&flow->sequence[direction], &segment);
 		if (http->state != TL_HTTP_LOST || http->flags & TL_HTTP_RESPONSE ||
 		    flow->role != TL_ROLE_SERVER || flow->flags & TL_FLOW_PIPELINED)
 			return 1;
 		/*
-		 * A new request at the start of a segment brings a lost server connection back. Until
-		 * the answer is complete it may as well be the body of the request that is served.
+		 * A request at the start of a segment ends the state LOST of a server's connection.
+		 * But until the answer is complete it may be the body of the present request.
 		 */
 		if (flow->exchange.flags & TL_EXCHANGE_ACTIVE &&
 		    flow->out.state < TL_HTTP_UNTIL_CLOSE)
@@ -131,7 +131,10 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 		return 1;
 	}
 	if (!tl_take(&flow->busy[direction])) {
-		/* another processor handles a packet of this direction: the gap check settles it */
+		/*
+		 * another processor parses this direction: the check for gaps finds the missing
+		 * bytes
+		 */
 		tl_count(TL_LOST_BUSY);
 		return 1;
 	}
@@ -159,8 +162,8 @@ int tl_egress(struct __sk_buff *skb)
 }
 
 /*
- * Has the application read all of the message that was parsed, and was that all of it? The parser may
- * be ahead of the application. The socket is locked.
+ * Has the application read a whole message? The parser may be ahead of the application, or the
+ * message may not be complete. The socket is locked.
  */
 static __always_inline bool tl_read_whole(struct sock *sk, const struct tl_flow *flow)
 {
@@ -185,7 +188,7 @@ int BPF_PROG(tl_read, struct sock *sk)
 	if (flow && flow->flags & TL_FLOW_OPAQUE) {
 		flow->flags |= TL_FLOW_ANSWERED;
 	} else if (!flow || flow->role == TL_ROLE_OFF || flow->role == TL_ROLE_UNKNOWN) {
-		/* an event loop goes on with something that we know nothing about */
+		/* an event loop goes on with something unknown */
 		if (thread && thread->loop)
 			tl_leave(thread);
 		return 0;
@@ -201,7 +204,7 @@ int BPF_PROG(tl_read, struct sock *sk)
 	return 0;
 }
 
-/* A connection comes to its end: so does the exchange on it. */
+/* A connection ends, and with it its exchange. */
 static __always_inline void tl_closes(struct tl_flow *flow, struct tl_text *text, int newstate)
 {
 	__u8 state;
@@ -210,7 +213,7 @@ static __always_inline void tl_closes(struct tl_flow *flow, struct tl_text *text
 		return;
 	state = flow->role == TL_ROLE_SERVER ? flow->out.state : flow->in.state;
 	if (state == TL_HTTP_UNTIL_CLOSE) {
-		/* the end of the response; a client that only stops sending does not end it */
+		/* this is the end of the answer, but not when a client only stops sending */
 		if (flow->role == TL_ROLE_SERVER && newstate == BPF_TCP_CLOSE_WAIT)
 			return;
 		tl_flow_ends(flow, text,
@@ -221,7 +224,7 @@ static __always_inline void tl_closes(struct tl_flow *flow, struct tl_text *text
 	}
 }
 
-/* What any group keeps by the cookie of a socket ends with the socket. */
+/* Removes what any program keeps by the cookie of the socket. */
 static __always_inline void tl_socket_ends(__u64 cookie)
 {
 	if (!cookie)
@@ -257,8 +260,9 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 }
 
 /*
- * The end of a tick. Waiting for one descriptor (a client library that waits for its answer) is
- * not one. The tracepoint costs every system call of the host some nanoseconds (docs/decisions/0003-end-of-tick.md).
+ * The end of a tick: a thread waits for several descriptors. Waiting for one is no end: a client
+ * library may wait for its answer. The tracepoint costs each system call of the host some
+ * nanoseconds (docs/decisions/0003-end-of-tick.md).
  */
 SEC("tp_btf/sys_enter")
 int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
@@ -273,7 +277,7 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 	if (id == TL_NR_X32_IOCTL)
 		id = TL_NR_IOCTL;
 	call = tl_call_of(id & ~TL_X32_BIT, second, PT_REGS_PARM3_SYSCALL(regs));
-	/* asked last: this runs in every system call of the host */
+	/* checked last: this runs in every system call of the host */
 	if (call != call32 && tl_is_compat()) {
 		call = call32;
 		second = regs->cx;
@@ -299,9 +303,10 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 }
 
 /*
- * Ends requests whose end nobody has seen: the agent walks tl_requests and names them here, by BPF_PROG_RUN. Attached
- * nowhere. A raw tracepoint, since that can be run in this way from Linux 5.10 on (1b4d60ec162f), and iterators are
- * refused on some kernels. A key of 0 names none.
+ * Ends requests whose end no program has seen. The agent walks tl_requests, and runs this with
+ * their keys (BPF_PROG_RUN); a key of 0 stands for none. It is attached nowhere. It is a raw
+ * tracepoint, which Linux can run in this way since 5.10 (1b4d60ec162f): iterators are refused on
+ * some kernels.
  */
 SEC("raw_tp")
 int tl_end_requests(struct bpf_raw_tracepoint_args *ctx)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * io/offer.h - the context that a client connection sends in a TCP option, and the bytes it belongs to.
+ * io/offer.h - the context that a client connection sends in a TCP option, and the bytes it belongs
+ * to.
  */
 #ifndef THROUGHLINE_IO_OFFER_H
 #define THROUGHLINE_IO_OFFER_H
@@ -11,12 +12,12 @@
 
 enum tl_offer_state {
 	TL_OFFER_NONE = 0,
-	TL_OFFER_ACTIVE, /* its first byte was not acknowledged yet */
+	TL_OFFER_ACTIVE, /* the first byte has not been acknowledged */
 	TL_OFFER_DONE,
 };
 
 enum tl_offer_way {
-	TL_WAY_NEVER = 0, /* not the client's end */
+	TL_WAY_NEVER = 0, /* this is not the client's end of the connection */
 	TL_WAY_SOCK_OPS,
 	TL_WAY_TC,
 };
@@ -25,18 +26,18 @@ enum tl_offer_way {
 struct tl_offer {
 	struct tl_context context;
 	__u32 start_seq; /* of the first byte that the context is for */
-	__u32 rcv_nxt; /* what had been received then */
+	__u32 rcv_nxt; /* what had been received when the offer was made */
 	__u8 state; /* enum tl_offer_state */
 	__u8 way; /* enum tl_offer_way */
 	__u8 room; /* the size of segments leaves room for the option */
-	__u8 reserved; /* so does the segment that is being made */
+	__u8 reserved; /* so does the segment that is being built */
 	__u8 refused; /* the other options left no room: counted once */
 	__u8 announced; /* see struct tl_announced */
 	__u8 _pad[2];
 };
 
 #ifdef TL_LEGACY
-/* Oldest out first: a socket of the second kind has no end that we see. */
+/* The oldest entries give way: the end of a socket that TL_WAY_TC serves is not seen. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -60,14 +61,14 @@ struct {
 /* The context of what is about to be sent. */
 struct tl_announced {
 	struct tl_context context;
-	/* A program that sees the requests has said so (tl_outgoing): what the thread works for says nothing */
+	/* it comes from a tl_outgoing: the thread's own request is no evidence here */
 	__u8 announced;
 	__u8 _pad[7];
 };
 
 /*
- * Takes the context that was announced for this connection, by the current thread (what a thread keeps
- * for itself may leave after what it sends elsewhere) or for the socket.
+ * Takes the context that was announced by the current thread, or for the socket. The thread's
+ * announcement names the socket, too: the thread may send other data first, elsewhere.
  */
 static __always_inline bool tl_take_outgoing(__u32 tid, __u64 socket, struct tl_announced *found)
 {
@@ -91,8 +92,8 @@ static __always_inline bool tl_take_outgoing(__u32 tid, __u64 socket, struct tl_
 }
 
 /*
- * For which request does the current thread write to this connection? False: that is not known, or
- * the request gets a header. `announced`: those of the connection are announced.
+ * Finds the context of what the current thread writes to this connection. False: it is not known,
+ * or the request gets a header. `announced`: contexts of this connection are announced.
  */
 static __always_inline bool tl_find_context(struct tl_flow *flow, bool announced, __u64 socket,
 					    struct tl_announced *found)
@@ -104,7 +105,7 @@ static __always_inline bool tl_find_context(struct tl_flow *flow, bool announced
 	if (flow) {
 		if (flow->role == TL_ROLE_SERVER)
 			return false;
-		/* options of its own take the space, and an application's send may take another path */
+		/* its own options take the space, and a send may take another path */
 		if (flow->flags & TL_FLOW_MPTCP)
 			return false;
 		/* plaintext HTTP, or not known yet to be anything else */
@@ -120,7 +121,7 @@ static __always_inline bool tl_find_context(struct tl_flow *flow, bool announced
 	thread = tl_thread_now();
 	if (!thread)
 		return false;
-	/* how many requests an opaque connection has carried since it was made cannot be seen */
+	/* whether an opaque connection has carried a request before is not known */
 	if (flow && !(flow->flags & TL_FLOW_USED) && tl_loop_has_gone_on(flow, thread))
 		return false;
 	if (tl_thread_parent(thread, &parent) >= 0)
@@ -136,7 +137,7 @@ static __always_inline bool tl_acknowledges(struct tcp_sock *tcp, const struct t
 	return (__s32)(tcp->snd_una - offer->start_seq) > 0;
 }
 
-/* Would this context only say again what the connection has said, for the same request? */
+/* Has the connection sent this context already, for the same request? */
 static __always_inline bool tl_says_again(const struct tl_offer *offer, struct tcp_sock *tcp,
 					  const struct tl_context *context)
 {
@@ -165,7 +166,7 @@ static __always_inline void tl_offer_follow(struct tl_offer *offer, struct tcp_s
 		offer->state = TL_OFFER_DONE;
 }
 
-/* Writes an option, as the peers understand it. Returns its length. */
+/* Writes the option in the peers' layout. Returns its length. */
 static __always_inline __u32 tl_option_fill(struct tl_option *option, const struct tl_offer *offer)
 {
 	option->kind = TL_OPTION_KIND;

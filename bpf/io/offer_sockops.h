@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * io/offer_sockops.h - offers of connections that were made while we look: the kernel leaves room for the option,
- * and writes it into every copy of the segment.
+ * io/offer_sockops.h - offers of connections that were made while the programs were attached: the
+ * kernel leaves room for the option, and writes it into each transmission of the segment.
  */
 #ifndef THROUGHLINE_IO_OFFER_SOCKOPS_H
 #define THROUGHLINE_IO_OFFER_SOCKOPS_H
@@ -9,7 +9,7 @@
 #include "evidence/connect.h"
 #include "io/offer.h"
 
-/* A connection of ours stands. */
+/* A client connection is established. */
 static __always_inline void tl_established(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
 	struct tl_flow *flow = TL_FLOW_FIND(sk, bpf_get_socket_cookie(ops));
@@ -27,15 +27,16 @@ static __always_inline void tl_established(struct bpf_sock_ops *ops, struct bpf_
 	}
 	__builtin_memset(offer, 0, sizeof(*offer));
 	offer->way = TL_WAY_SOCK_OPS;
-	/* it stays set: whether another program has come to need it cannot be seen */
+	/* it stays set: another program may need it by then */
 	bpf_sock_ops_cb_flags_set(ops,
 				  ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }
 
 /*
- * Somebody is about to write of whom nothing is known, or who works for nobody. An offer that has no
- * bytes yet (its send has failed, or came to an end before this) would be given theirs. What a TLS
- * library could not write it writes again, before all else.
+ * The current thread is about to write, and works for no known request. An offer that has no bytes
+ * yet (its send has failed, or has ended before this) would get the bytes of this send, so it is
+ * withdrawn. An announced offer stays: a TLS library writes again what it could not write, before
+ * all else.
  */
 static __always_inline void tl_offer_withdraw(struct tl_offer *offer, struct tcp_sock *tcp)
 {
@@ -44,7 +45,7 @@ static __always_inline void tl_offer_withdraw(struct tl_offer *offer, struct tcp
 		offer->state = TL_OFFER_NONE;
 }
 
-/* The current thread is about to write to the connection, or is at it. */
+/* The current thread writes to the connection. */
 static __always_inline void tl_offer_send(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 					  struct tl_offer *offer, struct tcp_sock *tcp)
 {
@@ -60,9 +61,9 @@ static __always_inline void tl_offer_send(struct bpf_sock_ops *ops, struct bpf_s
 }
 
 /*
- * The kernel asks how large a segment may be. It asks first in every send, and again before it cuts
- * what it has into segments: only here may the room for the option come and go. A segment that had
- * it without having been cut for it would be larger than the path carries.
+ * The kernel asks how large a segment may be: first in each send, and again before it cuts data
+ * into segments. Room for the option is added or removed only here: a segment that gets the option
+ * without room for it would be larger than the path allows.
  */
 static __always_inline void tl_option_size(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 					   struct tl_offer *offer)
@@ -72,7 +73,7 @@ static __always_inline void tl_option_size(struct bpf_sock_ops *ops, struct bpf_
 	if (!tcp)
 		return;
 	tl_offer_follow(offer, tcp);
-	/* a socket with an owner has nobody but it at work */
+	/* while a process owns the socket, only that process works on it */
 	if (tcp->inet_conn.icsk_inet.sk.sk_lock.owned) {
 		if (tl_in_send())
 			tl_offer_send(ops, sk, offer, tcp);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * io/offer_tc.h - offers of connections older than that: whether a packet that leaves is the one to carry it.
+ * io/offer_tc.h - offers of connections that are older than the programs: finds the packet that has
+ * to carry the option.
  */
 #ifndef THROUGHLINE_IO_OFFER_TC_H
 #define THROUGHLINE_IO_OFFER_TC_H
@@ -11,10 +12,10 @@
 #define TL_ETH_IP 0x0800
 #define TL_ETH_IPV6 0x86dd
 #define TL_IP_FRAGMENT 0x3fff /* more fragments follow, or this is not the first */
-#define TL_LINK_BYTES 64 /* what may stand before the IP header */
-#define TL_PIECES 8 /* buffers of a send that are added up */
+#define TL_LINK_BYTES 64 /* the most that may stand before the IP header */
+#define TL_PIECES 8 /* the most buffers of a send that are added up */
 
-/* A TCP segment with payload, as it leaves. */
+/* An outgoing TCP segment with payload. */
 struct tl_leaving {
 	__u32 link_len; /* of what stands before the IP header */
 	__u32 ip_len;
@@ -24,7 +25,7 @@ struct tl_leaving {
 	__u8 peer[16];
 };
 
-/* False: it is none of ours. Without a map: this is what others' packets pay. */
+/* False: it is no such segment. It uses no map, since every outgoing packet comes here. */
 static __always_inline bool tl_leaves(struct __sk_buff *skb, struct tl_leaving *leaving)
 {
 	__u32 *peer = (__u32 *)leaving->peer;
@@ -65,7 +66,10 @@ static __always_inline bool tl_leaves(struct __sk_buff *skb, struct tl_leaving *
 	return leaving->link_len <= TL_LINK_BYTES;
 }
 
-/* How much the system call of the current thread sends; 0: that cannot be told, or it does not send. */
+/*
+ * How many bytes the current system call sends. 0: that is not known, or it does not send. A global
+ * function, which the verifier walks once.
+ */
 __noinline __u64 tl_send_length(void)
 {
 #if defined(__TARGET_ARCH_x86)
@@ -112,8 +116,8 @@ __noinline __u64 tl_send_length(void)
 }
 
 /*
- * Did this end make the connection? The one that was accepted has its listener's backlog; and a
- * listener may have been given none.
+ * Did this end make the connection? An accepted socket has the backlog of its listener. A listener
+ * may have a backlog of 0, so it is looked up, too.
  */
 static __always_inline bool tl_is_client(struct __sk_buff *skb, struct bpf_sock *sk,
 					 struct tcp_sock *tcp)
@@ -143,10 +147,10 @@ static __always_inline bool tl_is_client(struct __sk_buff *skb, struct bpf_sock 
 }
 
 /*
- * The connection's offer, when the current thread is the one that sends this segment. It was not sent
- * before, and behind its first byte the socket holds just as much as is being sent: so it starts with
- * what is being sent. Where the socket holds less, the rest is still to come, and does not fit into a
- * segment anyway.
+ * Makes the connection's offer, when the current thread sends this segment. The segment was not
+ * sent before, and from its first byte on the socket holds as many bytes as the send has: so it
+ * starts with the first byte of the send. Where the socket holds fewer, the rest still has to come,
+ * and does not fit into one segment. Returns the offer, or NULL.
  */
 static __always_inline struct tl_offer *tl_offer_packet(struct __sk_buff *skb, struct bpf_sock *sk,
 							struct tl_offer *offer,
@@ -163,7 +167,7 @@ static __always_inline struct tl_offer *tl_offer_packet(struct __sk_buff *skb, s
 		return offer;
 	flow = TL_FLOW_FIND(sk, socket);
 	if (!offer && flow && flow->role == TL_ROLE_SERVER)
-		return TL_OFFER_MAKE(sk, socket); /* never: it will not be looked at again */
+		return TL_OFFER_MAKE(sk, socket); /* TL_WAY_NEVER: it is not looked at again */
 	length = tl_send_length();
 	if (length < held)
 		return offer;

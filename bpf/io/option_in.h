@@ -1,14 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * io/option_in.h - a context that comes in a TCP option.
- */
+/* io/option_in.h - a context that comes in a TCP option. */
 #ifndef THROUGHLINE_IO_OPTION_IN_H
 #define THROUGHLINE_IO_OPTION_IN_H
 
 #include "io/early.h"
 #include "wire/option.h"
-
-#define TL_OPTION_WINDOW (1 << 20) /* bytes ahead of what was received that a segment may be */
 
 static __always_inline void tl_option_keep(struct tl_incoming *incoming,
 					   const struct tl_option *option)
@@ -23,8 +19,8 @@ static __always_inline void tl_option_keep(struct tl_incoming *incoming,
 }
 
 /*
- * Reads the context that a segment carries, if it does. `lengths`: of the IP header (upper half) and
- * of the TCP header. A function of its own, so that the verifier walks it once.
+ * Reads the context that a segment carries, if it has one. `lengths`: of the IP header in the upper
+ * half, of the TCP header in the lower. A global function, which the verifier walks once.
  */
 __noinline int tl_option_in(struct __sk_buff *skb, __u64 lengths)
 {
@@ -80,7 +76,7 @@ __noinline int tl_option_in(struct __sk_buff *skb, __u64 lengths)
 		tl_count(TL_OPTION_STALE);
 		return 0;
 	}
-	/* the segment was not received before, and may be */
+	/* the segment was not received before, and can be received now */
 	ahead = bpf_ntohl(seq) + (skb->len - ip_len - tcp_len) - tcp->rcv_nxt;
 	if ((__s32)ahead <= 0 || ahead > TL_OPTION_WINDOW) {
 		tl_count(TL_OPTION_STALE);

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * io/packets.bpf.c - group `packets`: sends a context beside bytes that cannot carry it, in a TCP option
- * of the first segment of what a request writes (docs/packets.md).
+ * io/packets.bpf.c - group `packets`: sends a context in a TCP option, beside bytes that cannot
+ * carry it: in the first segment of what is written for a request.
  *
- *   sock_ops             connections made while we look: the kernel leaves room for the option, and
- *                        writes it into every copy of that segment
- *   tc, egress           connections older than that: the option is put into the finished packet
+ *   sock_ops     connections made while this is attached: the kernel leaves room for the option, and
+ *                writes it into each transmission of that segment
+ *   tc, egress   older connections: the option is put into the finished packet
  *
- * Rules: only towards peers; never on a request that gets a header. A context belongs to the bytes of
- * one system call, and rides on the segment that starts with the first of them: another segment may
- * hold what somebody else wrote. It is sent again until that byte is acknowledged.
+ * Rules: only towards peers, and never for a request that gets a header. A context belongs to the
+ * bytes of one system call, and is sent in the segment that starts with the first of them: any
+ * other segment may hold bytes of another request. It is sent again until that byte is
+ * acknowledged.
  */
 #include "io/grow.h"
 #include "io/offer_sockops.h"
@@ -107,7 +108,10 @@ int tl_packets_out(struct __sk_buff *skb)
 	if (tl_move_payload(skb, leaving.link_len + leaving.ip_len + leaving.tcp_len,
 			    leaving.payload) ||
 	    tl_grow_headers(skb, &leaving, space.words)) {
-		/* half done: it must not leave; it will be sent again, without */
+		/*
+		 * the packet is half changed, so it is dropped; TCP sends it again, without the
+		 * option
+		 */
 		tl_count(TL_FORCED_DROP);
 		offer->state = TL_OFFER_NONE;
 		return TC_ACT_SHOT;

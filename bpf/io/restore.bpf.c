@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * io/restore.bpf.c - part of group `observe` where the kernel allows it: which request has written to
- * a connection that sk_msg does not see. An object of its own, since older kernels refuse it.
+ * io/restore.bpf.c - part of the group `observe`: for which request a thread writes to a connection
+ * that sk_msg does not see. It is an object of its own, since older kernels refuse it.
  */
 #include "evidence/find.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
- * Whether the thread may say for which request this call is made. Not where it is the first on a
- * connection that we saw being made: then that request is it (`*known`), and an event loop has gone on.
+ * Is the thread evidence for this call? Not if it is the first call on a connection that we saw
+ * being made: then the request at that time is the parent (`*known`), and an event loop has gone
+ * on.
  */
 static __always_inline bool tl_ask_thread(struct tl_flow *flow, struct tl_thread *thread,
 					  struct tl_parent *parent, bool *known)
@@ -22,9 +23,9 @@ static __always_inline bool tl_ask_thread(struct tl_flow *flow, struct tl_thread
 }
 
 /*
- * An HTTP call on a connection outside the sockhash (older than the agent, or it has left): the
- * packet was seen without its thread, which is here. The call carries no header, but its span gets
- * its parent, and the request has called.
+ * An HTTP call on a connection outside the sockhash, which is older than the agent or has left. The
+ * packet was seen without its thread; this program sees the thread. The call gets no header, but
+ * its span gets a parent, and the request has made a call.
  */
 static __always_inline void tl_call_without_header(struct tl_flow *flow)
 {
@@ -57,9 +58,9 @@ static __always_inline void tl_call_without_header(struct tl_flow *flow)
 
 /*
  * The current thread has written to `sk`. For a connection that does not speak HTTP (a database, a
- * cache) it is remembered for which request, so that reading the answer restores it. Whether an
- * answer is complete cannot be seen; so the connection takes over another request only when the
- * one that wrote before has ended. The tracepoint exists from Linux 6.3 on.
+ * cache) the thread's request is kept: when the answer is read, that request is the thread's again.
+ * Whether an answer is complete is not known. So another request replaces the kept one only when
+ * that has ended. The tracepoint exists since Linux 6.3.
  */
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
@@ -89,7 +90,7 @@ int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 	}
 	flow->writer = key;
 	flow->flags &= ~TL_FLOW_ANSWERED;
-	/* it waits for an answer now; that answer will tell who goes on */
+	/* the request waits for an answer now, and is open again when that is read */
 	if (flow->caller)
 		tl_settle(flow->caller, false);
 	return 0;

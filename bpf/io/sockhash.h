@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * io/sockhash.h - the sockets whose sends sk_msg sees.
- */
+/* io/sockhash.h - the sockets whose sends sk_msg sees. */
 #ifndef THROUGHLINE_IO_SOCKHASH_H
 #define THROUGHLINE_IO_SOCKHASH_H
 
@@ -9,8 +7,8 @@
 #include "trace/flow.h"
 
 /*
- * Is the socket in the sockhash? Where FIONREAD is broken, user space takes sockets out, which cannot change what
- * we keep of them: that one is no member any more tells.
+ * Is the socket in the sockhash? Where FIONREAD is broken, the agent takes sockets out. It cannot
+ * change the flow, but it removes the entry in tl_members.
  */
 static __always_inline bool tl_is_enrolled(struct tl_flow *flow)
 {
@@ -21,7 +19,7 @@ static __always_inline bool tl_is_enrolled(struct tl_flow *flow)
 	if (!tl_config.fionread_broken || bpf_map_lookup_elem(&tl_members, &socket))
 		return true;
 	flow->flags &= ~TL_FLOW_ENROLLED;
-	/* what it has sent until now sk_msg has parsed, up to next_seq */
+	/* sk_msg has parsed what was sent until now, up to sequence.next */
 	flow->sequence[TL_OUT].known = 1;
 	return false;
 }

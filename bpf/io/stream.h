@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * io/stream.h - parses the payload of packets.
- */
+/* io/stream.h - parses the payload of packets. */
 #ifndef THROUGHLINE_IO_STREAM_H
 #define THROUGHLINE_IO_STREAM_H
 
@@ -18,7 +16,7 @@ static __always_inline bool tl_looks_like_request(struct __sk_buff *skb,
 	return tl_begins_request(start, n);
 }
 
-/* Does a connection begin here: with a request, or with the PROXY protocol in front of one? */
+/* Does a connection begin here, with a request or with the PROXY protocol in front of one? */
 static __always_inline bool tl_looks_like_start(struct __sk_buff *skb,
 						const struct tl_segment *segment)
 {
@@ -30,7 +28,7 @@ static __always_inline bool tl_looks_like_start(struct __sk_buff *skb,
 	return tl_begins_request(start, n < 4 ? n : 4) || tl_begins_proxy(start, n);
 }
 
-/* A request of a socket that sk_msg does not see: its thread is not known here. */
+/* A call on a socket that sk_msg does not see: the thread is not known here. */
 static __always_inline void tl_call_of_nobody(struct tl_flow *flow, struct tl_text *text)
 {
 	tl_count(flow->flags & TL_FLOW_MPTCP ? TL_SKIP_MPTCP : TL_SKIP_NOT_ENROLLED);
@@ -38,8 +36,8 @@ static __always_inline void tl_call_of_nobody(struct tl_flow *flow, struct tl_te
 }
 
 /*
- * The parser stopped in a direction of a packet: acts on it. Its own function, so that the
- * verifier walks it once and not for each turn of the loop that calls it.
+ * Acts on what the parser has found in a packet. A global function: the verifier walks it once, and
+ * not for each turn of the loop that calls it.
  */
 __noinline int tl_packet_event(TL_FLOW, __u32 direction, __u32 what)
 {
@@ -51,9 +49,9 @@ __noinline int tl_packet_event(TL_FLOW, __u32 direction, __u32 what)
 }
 
 /*
- * Parses what comes next in the bytes `range` of the packet (the first in the upper half, the one
- * behind the last in the lower). Returns tl_went(), 0 when the rest says nothing, -1 when it is not HTTP. A
- * function of its own, as tl_packet_event().
+ * Parses the next chunk of the packet. `range`: the offset of the first byte in the upper half,
+ * that behind the last byte in the lower. Returns tl_went(), 0 when the rest need not be parsed, -1
+ * when it is not HTTP. A global function, which the verifier walks once.
  */
 __noinline int tl_packet_chunk(struct __sk_buff *skb, TL_FLOW, __u64 range, __u32 direction)
 {
@@ -91,9 +89,9 @@ __noinline int tl_packet_chunk(struct __sk_buff *skb, TL_FLOW, __u64 range, __u3
 }
 
 /*
- * As many as TL_CHUNKS_MAX of them, and what they come to. Returns how many bytes it has gone on, 0 when the rest
- * says nothing, -1 when it is not HTTP. A function of its own, too: what a packet may hold takes more turns than
- * the verifier would walk.
+ * Parses up to TL_CHUNKS_MAX chunks, and acts on them. Returns how many bytes it has parsed, 0 when
+ * the rest need not be parsed, -1 when it is not HTTP. A global function: a packet may have more
+ * chunks than the verifier would walk in one loop.
  */
 __noinline int tl_packet_chunks(struct __sk_buff *skb, TL_FLOW, __u64 range, __u32 direction)
 {
@@ -132,7 +130,7 @@ static __always_inline void tl_not_http(struct tl_flow *flow, struct tl_text *te
 		tl_count(TL_SKIP_NOT_HTTP);
 		flow->flags |= TL_FLOW_OPAQUE;
 	}
-	/* else it may be the middle of a connection older than the agent: a request may follow */
+	/* else the connection may be older than the agent, and a request may follow */
 	if (!tl_is_guess(flow) || tl_is_http2(text))
 		flow->role = TL_ROLE_OFF;
 	else
@@ -157,7 +155,7 @@ static __always_inline void tl_parse_segment(struct __sk_buff *skb, struct tl_fl
 	}
 	ahead = segment->seq - sequence->next;
 	if (ahead < 0) {
-		/* sent again: only what lies behind the known part is new */
+		/* sent again: only the bytes behind those that were parsed are new */
 		if ((__u32)-ahead >= segment->len)
 			return;
 		off += (__u32)-ahead;

@@ -9,10 +9,6 @@
 
 #include "core/registers.h"
 
-/*
- * What a system call does that tells something of a thread. Numbers of the architecture itself, and of
- * x86 those of 32-bit programs (asm/unistd_32.h).
- */
 #if defined(__TARGET_ARCH_x86)
 #define TL_NR_IOCTL 16
 #define TL_NR_POLL 7
@@ -24,7 +20,7 @@
 #define TL_NR_IO_URING_ENTER 426
 #define TL_NR_EPOLL_PWAIT2 441
 #define TL_X32_BIT \
-	0x40000000 /* of programs with 32-bit pointers, whose numbers are others here and there */
+	0x40000000 /* set in numbers of programs with 32-bit pointers (x32); some of their numbers differ */
 #define TL_NR_X32_IOCTL (TL_X32_BIT | 514)
 #elif defined(__TARGET_ARCH_arm64)
 #define TL_NR_IOCTL 29
@@ -66,14 +62,14 @@ static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64
 	case TL_NR_IOCTL:
 		return TL_CALL_IOCTL;
 	case TL_NR_IO_URING_ENTER:
-		/* min_complete: only a call that waits */
+		/* min_complete: the call waits only where it is not 0 */
 		return third ? TL_CALL_WAIT : TL_CALL_OTHER;
 	}
 	return TL_CALL_OTHER;
 }
 
 #if defined(__TARGET_ARCH_x86)
-/* The same of a 32-bit program. */
+/* The same for a 32-bit program. */
 static __always_inline enum tl_call tl_call32_of(__u32 number, __u32 second, __u32 third)
 {
 	switch (number) {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * proto/http1.h - HTTP/1.x (RFC 9112): where the bytes of one direction stand, and how messages are framed.
+ * proto/http1.h - HTTP/1.x (RFC 9112): where the bytes of one direction stand, and how messages are
+ * framed.
  */
 #ifndef THROUGHLINE_PROTO_HTTP1_H
 #define THROUGHLINE_PROTO_HTTP1_H
@@ -21,7 +22,7 @@ enum tl_http_state {
 	TL_HTTP_NAME_START, /* first byte of a header line */
 	TL_HTTP_NAME,
 	TL_HTTP_VALUE,
-	TL_HTTP_SKIP, /* the rest of a line that does not matter */
+	TL_HTTP_SKIP, /* the rest of a line whose content is not needed */
 	TL_HTTP_BLANK, /* CR of the empty line was seen */
 	TL_HTTP_FRAMING, /* header block complete: the caller decides what follows */
 	TL_HTTP_BODY, /* `remain` bytes */
@@ -34,9 +35,9 @@ enum tl_http_state {
 	TL_HTTP_TRAILER_BLANK,
 	TL_HTTP_PROXY_LINE, /* the PROXY protocol's header in front of the first request: a line */
 	TL_HTTP_PROXY_BINARY, /* its second version: signature, version, family and length */
-	TL_HTTP_PROXY_DATA, /* `remain` bytes of it */
+	TL_HTTP_PROXY_DATA, /* `remain` bytes of the second version */
 	TL_HTTP_UNTIL_CLOSE, /* the body ends with the connection */
-	TL_HTTP_TUNNEL, /* CONNECT or an upgrade: no HTTP any more */
+	TL_HTTP_TUNNEL, /* after CONNECT or an upgrade: what follows is not HTTP */
 	TL_HTTP_LOST, /* bytes were missed, or they are not HTTP */
 };
 
@@ -67,7 +68,7 @@ enum tl_http_flags {
 	TL_HTTP_LATER = 1 << 10, /* not the first message of the connection */
 };
 
-/* Resumable parser of one direction. */
+/* The state of the parser in one direction. */
 struct tl_http {
 	__u64 remain; /* bytes left of the body or chunk; value of the number being read */
 	__u64 token; /* the last eight letters of a transfer coding */
@@ -79,7 +80,7 @@ struct tl_http {
 	__u16 status;
 	__u8 state; /* enum tl_http_state */
 	__u8 header; /* enum tl_header, while in its value */
-	__u8 names; /* bit per header whose name still fits */
+	__u8 names; /* one bit for each header whose name still fits; in a value: enum tl_value_flags */
 	__u8 minor;
 	__u8 members; /* of tracestate */
 	__u8 member; /* enum tl_member: where in a tracestate member */
@@ -99,7 +100,7 @@ static __always_inline void tl_http_begin(struct tl_http *http)
 	http->fields = 0;
 }
 
-/* The same behind another message: what comes next is not the first of the connection. */
+/* The same after a message: the next one is not the first of the connection. */
 static __always_inline void tl_http_restart(struct tl_http *http)
 {
 	http->flags &= TL_HTTP_RESPONSE;
@@ -115,8 +116,8 @@ static __always_inline void tl_http_seen(struct tl_http *http, __u32 bytes)
 }
 
 /*
- * How many of the next `left` bytes are body and need not be read; they count as parsed. The last
- * byte of a body is left to the parser, which ends the message with it.
+ * Returns how many of the next `left` bytes are body and need not be read; they count as parsed.
+ * The last byte of a body is left for the parser, which ends the message with it.
  */
 static __always_inline __u32 tl_http_skip(struct tl_http *http, __u32 left)
 {
@@ -131,8 +132,8 @@ static __always_inline __u32 tl_http_skip(struct tl_http *http, __u32 left)
 }
 
 /*
- * The last `bytes` that were parsed were not sent after all and will come again. Steps back where
- * they were body; false when they were not.
+ * The last `bytes` that were parsed were not sent and will come again. Steps back where they were
+ * body. False: they were not body.
  */
 static __always_inline bool tl_http_back(struct tl_http *http, __u32 bytes)
 {
@@ -141,7 +142,7 @@ static __always_inline bool tl_http_back(struct tl_http *http, __u32 bytes)
 	case TL_HTTP_CHUNK_DATA:
 		break;
 	case TL_HTTP_START:
-		/* a body that was complete; of a message without one nothing was seen */
+		/* the body was complete; a message without a body has no bytes to step back over */
 		http->state = TL_HTTP_BODY;
 		break;
 	case TL_HTTP_CHUNK_END:
@@ -173,7 +174,7 @@ static __always_inline bool tl_http_back(struct tl_http *http, __u32 bytes)
 	return true;
 }
 
-/* `bytes` went by unseen. True where they were body, up to its end at most. */
+/* `bytes` were sent without being parsed. True where they were body, at most up to its end. */
 static __always_inline bool tl_http_ahead(struct tl_http *http, __u32 bytes)
 {
 	if ((http->state != TL_HTTP_BODY && http->state != TL_HTTP_CHUNK_DATA) ||
@@ -191,8 +192,8 @@ static __always_inline bool tl_http_ahead(struct tl_http *http, __u32 bytes)
 }
 
 /*
- * After TL_FEED_HEADERS: what follows the header block (RFC 9112 section 6.3). `method` is that
- * of the request, for a response too. Returns true when the message ends here.
+ * To be called after TL_FEED_HEADERS: finds out what follows the header block (RFC 9112 section
+ * 6.3). `method` is the request's, also for a response. Returns true when the message ends here.
  */
 static __always_inline bool tl_http_frame(struct tl_http *http, __u8 method)
 {

@@ -2,9 +2,9 @@
 /*
  * proto/http1_parse.h - a resumable parser of HTTP/1.x (RFC 9112), a few bytes at a time.
  *
- * It follows the framing of one direction of a connection exactly, since the start of the next
- * message must be known, and keeps the few header values that matter. Bytes that it does not
- * understand make the direction LOST or the message MALFORMED; it never guesses.
+ * It follows the framing of one direction of a connection exactly, to find the start of the next
+ * message, and keeps the few header values that are needed. Bytes that it does not understand make
+ * the direction LOST or the message MALFORMED; it never guesses.
  */
 #ifndef THROUGHLINE_PROTO_HTTP1_PARSE_H
 #define THROUGHLINE_PROTO_HTTP1_PARSE_H
@@ -22,7 +22,7 @@ enum tl_feed {
 
 const char tl_version[8] = "HTTP/1.";
 
-/* RFC 9110 token characters, which a method and a header name are made of. */
+/* Is the byte a token character of RFC 9110? Methods and header names consist of these. */
 static __always_inline bool tl_is_token(__u8 c)
 {
 	if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'))
@@ -48,7 +48,7 @@ static __always_inline bool tl_is_token(__u8 c)
 	return false;
 }
 
-/* Bit of each byte that is LF; `word` is read little-endian. */
+/* Returns a word with the highest bit of each byte set that is LF in `word`. */
 static __always_inline __u64 tl_find_lf(__u64 word)
 {
 	__u64 x = word ^ 0x0a0a0a0a0a0a0a0aULL;
@@ -66,7 +66,10 @@ static __always_inline int tl_http_lost(struct tl_http *http)
 static __always_inline int tl_http_headers(struct tl_http *http)
 {
 	http->state = TL_HTTP_FRAMING;
-	/* both lengths, an unknown one, or one that HTTP/1.0 has not: peers may disagree on the end */
+	/*
+	 * two lengths, an unknown coding, or a coding in HTTP/1.0: peers may disagree on where the
+	 * message ends
+	 */
 	if (!(http->flags & TL_HTTP_RESPONSE) && http->flags & TL_HTTP_HAS_ENCODING &&
 	    (http->flags & TL_HTTP_HAS_LENGTH || !(http->flags & TL_HTTP_CHUNKED) || !http->minor))
 		http->flags |= TL_HTTP_MALFORMED;
@@ -74,8 +77,8 @@ static __always_inline int tl_http_headers(struct tl_http *http)
 }
 
 /*
- * The next TL_TURNS elements of tl_http_feed(). Few, because the verifier walks each turn on its own:
- * it keeps what it proved about the loop's counter apart from one turn to the next.
+ * Parses the next TL_TURNS elements for tl_http_feed(). They are few, because the verifier walks
+ * each turn on its own: the loop's counter makes each turn another state to it.
  */
 __noinline int tl_http_turns(TL_STREAM)
 {
@@ -94,7 +97,7 @@ __noinline int tl_http_turns(TL_STREAM)
 		if (pos >= chunk->len || pos >= TL_CHUNK)
 			return TL_FEED_MORE;
 
-		/* The rest of a line that does not matter: eight bytes at a time. */
+		/* Skips the rest of a line, eight bytes at a time. */
 		if (http->state == TL_HTTP_SKIP) {
 			__u64 word = *(__u64 *)&chunk->data[pos];
 			__u64 lf = tl_find_lf(word);
@@ -162,7 +165,7 @@ __noinline int tl_http_turns(TL_STREAM)
 			http->header = TL_HEADER_NONE;
 			http->pos = 1;
 			if (http->flags & TL_HTTP_RESPONSE) {
-				/* `text` is the request's, which is needed for its span */
+				/* the request's text is not overwritten: its span needs it */
 				if (c != 'H')
 					return tl_http_lost(http);
 				http->state = TL_HTTP_STATUS;
@@ -276,7 +279,9 @@ __noinline int tl_http_turns(TL_STREAM)
 			if (http->header_bytes > TL_HEADER_BYTES_MAX)
 				return tl_http_lost(http);
 			if (c == ' ' || c == '\t') {
-				/* a folded line continues a value that was taken for complete */
+				/*
+				 * a folded line: it continues a value that was taken for complete
+				 */
 				tl_http_bad_value(http);
 				http->state = TL_HTTP_SKIP;
 				continue;
@@ -317,7 +322,10 @@ __noinline int tl_http_turns(TL_STREAM)
 				http->flags |= TL_HTTP_MALFORMED;
 				continue;
 			}
-			/* White space before the colon: a receiver may or may not see the header. */
+			/*
+			 * White space before the colon: some receivers accept such a header, others
+			 * ignore it.
+			 */
 			if (c == ' ' || c == '\t')
 				http->flags |= TL_HTTP_MALFORMED;
 			at = http->pos;
@@ -351,7 +359,7 @@ __noinline int tl_http_turns(TL_STREAM)
 				continue;
 			}
 			if (http->names & TL_VALUE_CR) {
-				/* CR inside a value: receivers disagree on what it is */
+				/* CR inside a value: receivers disagree on its meaning */
 				tl_http_bad_value(http);
 				continue;
 			}
@@ -406,7 +414,7 @@ chunk_begins:
 			}
 			if (c != '\n')
 				return tl_http_lost(http);
-			/* without CR nobody could step back to where the data ended */
+			/* without CR, tl_http_back() could not tell where the data ended */
 			if (!http->pos)
 				http->data = 0;
 			http->state = TL_HTTP_CHUNK_SIZE;
@@ -454,9 +462,9 @@ chunk_begins:
 }
 
 /*
- * Parses chunk->data[chunk->pos .. chunk->len) and moves chunk->pos.
- * Returns enum tl_feed; on anything but TL_FEED_MORE the caller acts and calls again. After
- * TL_FEED_MORE too, should chunk->pos not have come to chunk->len.
+ * Parses chunk->data[chunk->pos .. chunk->len) and moves chunk->pos. Returns enum tl_feed. On
+ * anything but TL_FEED_MORE the caller acts and calls again. It also calls again after TL_FEED_MORE
+ * when chunk->pos has not reached chunk->len.
  */
 __noinline int tl_http_feed(TL_STREAM)
 {
@@ -466,7 +474,7 @@ __noinline int tl_http_feed(TL_STREAM)
 
 	if (!http || !text || !chunk)
 		return TL_FEED_LOST;
-	/* a turn takes a byte, eight, or a body; two more for those that take none */
+	/* a turn takes at least a byte, but for two turns that may take none */
 	for (i = 0; i < TL_CHUNK / TL_TURNS + 2; i++) {
 		what = tl_http_turns(TL_GIVE_STREAM_ON(http, text, chunk));
 		if (what != TL_FEED_MORE || chunk->pos >= chunk->len)

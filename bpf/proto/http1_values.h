@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * proto/http1_values.h - the few header values that matter.
- */
+/* proto/http1_values.h - the header values that are needed. */
 #ifndef THROUGHLINE_PROTO_HTTP1_VALUES_H
 #define THROUGHLINE_PROTO_HTTP1_VALUES_H
 
@@ -9,7 +7,7 @@
 
 #define TL_NAME_MAX 24
 
-/* not static: libbpf places only global variables of .rodata */
+/* not static: libbpf relocates only global variables of .rodata */
 const char tl_names[TL_HEADERS][TL_NAME_MAX] = {
 	[TL_HEADER_TRACEPARENT] = "traceparent",
 	[TL_HEADER_TRACESTATE] = "tracestate",
@@ -23,7 +21,7 @@ static __always_inline __u8 tl_lower(__u8 c)
 	return c >= 'A' && c <= 'Z' ? c | 0x20 : c;
 }
 
-/* The value of the last header line cannot be relied on. */
+/* The value of the last header line is not reliable. */
 static __always_inline void tl_http_bad_value(struct tl_http *http)
 {
 	http->flags |= TL_HTTP_MALFORMED;
@@ -33,12 +31,12 @@ static __always_inline void tl_http_bad_value(struct tl_http *http)
 		http->flags |= TL_HEADER_BAD_TRACESTATE;
 }
 
-/* Ends a header line: its value is complete. `header` stays, for a folded line that follows. */
+/* The value of a header line is complete. `header` keeps its value: a folded line may follow. */
 static __always_inline void tl_http_end_value(struct tl_http *http, struct tl_text *text)
 {
 	switch (http->header) {
 	case TL_HEADER_TRANSFER_ENCODING:
-		/* "chunked" as the last coding; pos counts the letters of the last one */
+		/* the last coding is "chunked"; `pos` is its length */
 		if (http->pos == 7 && (http->token & 0xffffffffffffffULL) == 0x6368756e6b6564ULL)
 			http->flags |= TL_HTTP_CHUNKED;
 		else
@@ -55,7 +53,7 @@ static __always_inline void tl_http_end_value(struct tl_http *http, struct tl_te
 		http->flags |= TL_HTTP_HAS_LENGTH;
 		break;
 	case TL_HEADER_TRACESTATE:
-		/* a last member without a value is refused, an empty one is allowed */
+		/* a last member may be empty, but not a key without a value */
 		if (http->member == TL_MEMBER_KEY ||
 		    (http->member == TL_MEMBER_VALUE && !http->pos))
 			http->flags |= TL_HEADER_BAD_TRACESTATE;
@@ -63,7 +61,7 @@ static __always_inline void tl_http_end_value(struct tl_http *http, struct tl_te
 	}
 }
 
-/* One byte of a header value that matters. */
+/* Parses one byte of a header value that is needed. */
 static __always_inline void tl_http_value(struct tl_http *http, struct tl_text *text, __u8 c)
 {
 	__u32 at;
@@ -123,7 +121,7 @@ static __always_inline void tl_http_value(struct tl_http *http, struct tl_text *
 			return;
 		}
 		if (http->names & TL_VALUE_SPACE) {
-			/* two words in one coding: not ours to interpret */
+			/* two words in one coding: its meaning is not defined */
 			http->flags |= TL_HTTP_MALFORMED;
 			return;
 		}

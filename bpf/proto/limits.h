@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * proto/limits.h - limits that servers have unless their operators chose others. Our lines must not carry a
- * request over one of them (docs/propagation.md#limits-of-servers).
+ * proto/limits.h - default limits of servers. Our header lines must not push a request over one of
+ * them.
  */
 #ifndef THROUGHLINE_PROTO_LIMITS_H
 #define THROUGHLINE_PROTO_LIMITS_H
@@ -16,8 +16,8 @@ enum tl_limit {
 	TL_LIMIT_16K = 16384, /* Node.js, h11 */
 };
 
-#define TL_HAPROXY_FIELD 4 /* bytes that HAProxy needs beside those of a line, */
-#define TL_HAPROXY_HEAD 80 /* and of the header block */
+#define TL_HAPROXY_FIELD 4 /* bytes that HAProxy needs for each line in addition to its text */
+#define TL_HAPROXY_HEAD 80 /* bytes that HAProxy needs for a header block in addition to its text */
 
 static __always_inline bool tl_limits_matter(void)
 {
@@ -26,21 +26,24 @@ static __always_inline bool tl_limits_matter(void)
 	return settings && settings->limits;
 }
 
-/* Is a limit kept by what is counted as `least` without our lines, and reached by `most`, with them? */
+/*
+ * Is the request within a limit without our lines (counted as `least`), and at the limit with them
+ * (`most`)?
+ */
 static __always_inline bool tl_reaches(__s32 least, __s32 most, enum tl_limit limit)
 {
 	return least <= (__s32)limit && most >= (__s32)limit;
 }
 
 /*
- * Would `lines` more header lines, of `bytes`, carry the header block over a limit that it keeps without
- * them? Servers do not count the same bytes: what separates names, values and lines counts or not
- * (Node.js), and so does the request line (Netty). So a range is compared with a limit.
+ * Would `lines` more header lines, `bytes` long, push the header block over a limit? Servers count
+ * in different ways: separators of names, values and lines may count or not (Node.js), and so may
+ * the request line (Netty). So a range is compared with each limit.
  */
 static __always_inline bool tl_near_limit(const struct tl_http *http, const struct tl_text *text,
 					  __u32 bytes, __u32 lines)
 {
-	__s32 first = text->method_len + 12; /* of the request line all but the target */
+	__s32 first = text->method_len + 12; /* the request line without its target */
 	__s32 between = 4 * http->fields + 2; /* `: ` and CR LF of each field, and the empty line */
 	__s32 least = http->header_bytes - first - between;
 	__s32 most = http->header_bytes + bytes;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * proto/proxy.h - the PROXY protocol of HAProxy: a proxy tells the server for which client it speaks, in front
- * of the first request of a connection. Version 1 is a line, `PROXY TCP4 …`; version 2 begins with a
- * signature.
+ * proto/proxy.h - the PROXY protocol of HAProxy: a proxy tells the server for which client it
+ * speaks, in front of the first request of a connection. Version 1 is a line, `PROXY TCP4 …`;
+ * version 2 begins with a signature.
  */
 #ifndef THROUGHLINE_PROTO_PROXY_H
 #define THROUGHLINE_PROTO_PROXY_H
@@ -17,7 +17,7 @@ static __always_inline bool tl_proxy_may_begin(const struct tl_http *http)
 	return !(http->flags & (TL_HTTP_LATER | TL_HTTP_RESPONSE));
 }
 
-/* `PROXY ` was taken for a method, and `c` follows. */
+/* Was `PROXY ` taken for a method? `c` is the byte that follows. */
 static __always_inline bool tl_is_proxy_line(const struct tl_http *http, const struct tl_text *text,
 					     __u8 c)
 {
@@ -27,8 +27,9 @@ static __always_inline bool tl_is_proxy_line(const struct tl_http *http, const s
 }
 
 /*
- * One byte of version 2, from the end of its signature on; `pos` counts. False: it is none.
- * Behind the signature: version and command, family, length of what follows.
+ * Parses one byte of version 2, from the end of its signature on; `pos` counts the bytes. Behind
+ * the signature come version and command, the family, and the length of the rest. False: it is not
+ * version 2.
  */
 static __always_inline bool tl_proxy_binary(struct tl_http *http, __u8 c)
 {

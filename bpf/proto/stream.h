@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * proto/stream.h - both directions of a connection, and the chunks in which they are parsed.
- */
+/* proto/stream.h - both directions of a connection, and the chunks in which they are parsed. */
 #ifndef THROUGHLINE_PROTO_STREAM_H
 #define THROUGHLINE_PROTO_STREAM_H
 
@@ -9,11 +7,12 @@
 #include "proto/http1.h"
 
 #define TL_CHUNK \
-	128 /* bytes parsed at a time: they live on the stack, which preemption cannot share */
+	128 /* bytes parsed at a time: they are on the stack, since a program may be preempted */
 #define TL_TURNS 8 /* elements parsed in each call of tl_http_turns() */
 /*
- * Chunks parsed in each packet or send: 1 MB, more than either can be (GSO_MAX_SIZE is 512 KB, and
- * what sk_msg shows at once less). In two loops: the verifier walks each on its own.
+ * The most chunks that are parsed in a packet or send, in two loops that the verifier walks
+ * separately. Together they are 1 MB. A packet is at most 512 KB (GSO_MAX_SIZE), and what sk_msg
+ * shows at once is less.
  */
 #define TL_CHUNKS_MAX 128
 #define TL_ROUNDS_MAX 64
@@ -32,8 +31,8 @@ struct tl_chunk {
 };
 
 /*
- * What is kept of a connection. The map is declared here for the older kernels, on which the parser
- * has to look up what it parses. struct tl_flow (trace/flow.h) begins with a struct tl_stream.
+ * What is kept of a connection. The map is declared here since on older kernels the parser has to
+ * look up its own state. struct tl_flow (trace/flow.h) begins with a struct tl_stream.
  */
 struct tl_flow;
 
@@ -44,10 +43,10 @@ struct {
 #ifdef TL_LEGACY
 struct tl_stream {
 	struct tl_http http[2]; /* by enum tl_direction */
-	struct tl_chunk chunk[2]; /* the one on the stack could not be given to a function */
+	struct tl_chunk chunk[2]; /* a function could not be given the address of one on the stack */
 };
 
-/* An object whose connections are not sockets defines maps of its own before this. */
+/* An object whose flows are not sockets has a map of its own: it defines TL_FLOWS before this. */
 #ifndef TL_FLOWS
 #define TL_FLOWS tl_flows
 #endif
@@ -55,7 +54,10 @@ struct tl_stream {
 #define TL_STREAM __u64 cookie, __u32 direction
 #define TL_GIVE_STREAM(flow, text, direction, chunk) (flow)->cookie, direction
 #define TL_GIVE_STREAM_ON(http, text, chunk) cookie, direction
-/* The addresses are made behind the check: verifiers refuse arithmetic on what may be NULL. */
+/*
+ * The addresses are computed behind the check: verifiers refuse arithmetic on pointers that may be
+ * NULL.
+ */
 #define TL_TAKE_STREAM(http, text, chunk)                             \
 	struct tl_stream *stream = tl_kept(&TL_FLOWS, cookie, false); \
 	struct tl_text *text = TL_TEXT_FIND(, cookie);                \

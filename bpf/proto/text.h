@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * proto/text.h - what is kept of a request's text.
- */
+/* proto/text.h - what is kept of a request's text. */
 #ifndef THROUGHLINE_PROTO_TEXT_H
 #define THROUGHLINE_PROTO_TEXT_H
 
@@ -40,12 +38,12 @@ struct {
 } tl_texts SEC(".maps");
 
 /*
- * Functions that the verifier walks once, whatever calls them, take a text and what belongs to it by
- * these macros. The verifier trusts a pointer only as far as its type goes. Older kernels accept no
- * pointer there: those functions are given the cookie of the socket, and look up again.
+ * Parameters of global functions, which the verifier walks once and not for each call. It trusts a
+ * pointer parameter as far as its type goes. Older kernels allow no pointer parameters: there the
+ * function gets the cookie of the socket, and looks up again.
  */
 #ifdef TL_LEGACY
-/* An object whose connections are not sockets defines maps of its own before this. */
+/* An object whose flows are not sockets has a map of its own: it defines TL_TEXTS before this. */
 #ifndef TL_TEXTS
 #define TL_TEXTS tl_texts
 #endif
@@ -75,7 +73,7 @@ static __always_inline struct tl_text *tl_make_text(__u64 cookie)
 #define TL_TAKE_TEXT(text)
 #endif
 
-/* Known methods by their letters, up to eight, little-endian. */
+/* The code of a known method: up to eight letters, compared as a little-endian word. */
 static __always_inline __u8 tl_method_code(const struct tl_text *text)
 {
 	__u64 word = *(__u64 *)text->method;
@@ -107,7 +105,7 @@ static __always_inline __u8 tl_method_code(const struct tl_text *text)
 	return TL_METHOD_OTHER;
 }
 
-/* Is what could not be parsed the preface of HTTP/2? Then nothing behind it is HTTP/1. */
+/* Is the text that could not be parsed the preface of HTTP/2? Then what follows is not HTTP/1. */
 static __always_inline bool tl_is_http2(const struct tl_text *text)
 {
 	return text->method_len == 3 && text->method[0] == 'P' && text->method[1] == 'R' &&

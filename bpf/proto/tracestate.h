@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * proto/tracestate.h - the value of `tracestate`, a byte at a time.
- */
+/* proto/tracestate.h - the value of `tracestate`, a byte at a time. */
 #ifndef THROUGHLINE_PROTO_TRACESTATE_H
 #define THROUGHLINE_PROTO_TRACESTATE_H
 
@@ -9,7 +7,7 @@
 
 #define TL_MEMBER_PART_MAX 256 /* key or value of a tracestate member */
 
-/* In a value, tl_http.names has no names to tell apart: */
+/* What tl_http.names holds while a value is parsed. */
 enum tl_value_flags {
 	TL_VALUE_SPACE = 1 << 0, /* white space behind the value */
 	TL_VALUE_CR = 1 << 1, /* the last byte was CR */
@@ -17,9 +15,9 @@ enum tl_value_flags {
 };
 
 /*
- * One byte of a tracestate value (W3C Trace Context Level 2, section 3.3). `pos` counts the bytes of
- * the key or value, `token` the spaces behind the value so far: they belong to it only when it goes
- * on.
+ * Parses one byte of a tracestate value (W3C Trace Context Level 2, section 3.3). `pos` counts the
+ * bytes of the key or value. `token` counts the spaces at its end: they belong to the value only
+ * when more of it follows.
  */
 static __always_inline void tl_http_tracestate(struct tl_http *http, struct tl_text *text, __u8 c)
 {
@@ -86,7 +84,7 @@ static __always_inline void tl_http_tracestate(struct tl_http *http, struct tl_t
 		http->token = 0;
 	}
 	if (++http->pos > TL_MEMBER_PART_MAX || at >= TL_TRACESTATE_MAX) {
-		/* what is refused need not be counted on */
+		/* refused: the position is not counted any further */
 		http->flags |= TL_HEADER_BAD_TRACESTATE;
 		http->pos = TL_MEMBER_PART_MAX;
 		return;

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * proto/w3c.h - W3C Trace Context Level 2: ids, flags, `traceparent`.
- */
+/* proto/w3c.h - W3C Trace Context Level 2: ids, flags, `traceparent`. */
 #ifndef THROUGHLINE_PROTO_W3C_H
 #define THROUGHLINE_PROTO_W3C_H
 
@@ -18,7 +16,7 @@ struct tl_context {
 	__u8 span_id[8];
 	__u8 trace_flags;
 	__u8 _pad[7];
-} __attribute__((aligned(8))); /* copied in words, wherever it stands */
+} __attribute__((aligned(8))); /* aligned, so that it is copied in words */
 
 static __always_inline void tl_random_id(__u8 *id, __u32 words)
 {
@@ -66,7 +64,8 @@ static __always_inline int tl_hex(char c)
 
 /*
  * W3C Trace Context Level 2, section 3.2: reads the ids of text->traceparent into the text. Returns
- * the flags that are passed on, or -1 for a value that restarts the trace; the ids are undefined then.
+ * the flags that are passed on, or -1 for a value that restarts the trace; the ids are undefined
+ * then.
  */
 __noinline int tl_parse_traceparent(TL_TEXT)
 {
@@ -80,7 +79,7 @@ __noinline int tl_parse_traceparent(TL_TEXT)
 		return -1;
 	value = text->traceparent;
 	len = text->traceparent_len;
-	/* a later version may be longer than what is kept */
+	/* the value of a later version may be longer than what is kept */
 	if (len > sizeof(text->traceparent))
 		len = sizeof(text->traceparent);
 	if (len < 55)

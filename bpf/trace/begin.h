@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * trace/begin.h - an exchange begins: its context, and where that comes from.
- */
+/* trace/begin.h - an exchange begins: its context, and where that comes from. */
 #ifndef THROUGHLINE_TRACE_BEGIN_H
 #define THROUGHLINE_TRACE_BEGIN_H
 
@@ -11,8 +9,8 @@
 #include "trace/request.h"
 
 /*
- * Takes the context of a message that carries one, and returns its flags. -1: it carries none, or an
- * invalid one. `header`: enum tl_header_flags.
+ * Takes the context that is in a message's header, and returns its flags. -1: there is none, or it
+ * is invalid. `header`: enum tl_header_flags.
  */
 static __always_inline int tl_take_header(struct tl_exchange *exchange, struct tl_text *text,
 					  __u32 header)
@@ -62,7 +60,7 @@ static __always_inline void tl_begin(struct tl_exchange *exchange, struct tl_tex
 	tl_random_id(exchange->context.span_id, 2);
 }
 
-/* The calls of a request that has begun inherit from what is kept of it here. */
+/* Keeps what the calls of a request inherit from it. */
 static __always_inline void tl_keep_request(struct tl_exchange *exchange, struct tl_text *text,
 					    __u64 key)
 {
@@ -82,12 +80,15 @@ static __always_inline void tl_keep_request(struct tl_exchange *exchange, struct
 		request->flags = TL_REQUEST_PROBED;
 	if (text->tracestate_len)
 		tl_keep_tracestate(text, request, key);
-	/* last: see tl_is_request() */
+	/* written last: see tl_is_request() */
 	asm volatile("" ::: "memory");
 	*(volatile __u64 *)request->span_id = key;
 }
 
-/* The header block of a request has come in: a server span begins. `header`: enum tl_header_flags. */
+/*
+ * The header block of a request has been received: a server span begins. `header`: enum
+ * tl_header_flags.
+ */
 __noinline int tl_begin_server(TL_EXCHANGE, __u32 header)
 {
 	TL_TAKE_EXCHANGE(exchange, text, endpoints);
@@ -124,7 +125,7 @@ __noinline int tl_begin_server(TL_EXCHANGE, __u32 header)
 }
 
 /*
- * A call begins: gives it its context. `parent` may be NULL, which starts a trace. `header`: enum
+ * A call begins: gives it a context. Without a parent (NULL) a trace begins. `header`: enum
  * tl_header_flags.
  */
 static __always_inline void tl_begin_client(struct tl_exchange *exchange, struct tl_text *text,
@@ -139,9 +140,9 @@ static __always_inline void tl_begin_client(struct tl_exchange *exchange, struct
 		tl_settle(parent->key, true);
 	if (flags >= 0) {
 		/*
-		 * The application's own header wins. A proxy passes on the header as it came in: then
-		 * it names the caller's span, which is our server span's parent, and the evidence is
-		 * the better parent within the same trace.
+		 * The application's own header wins. But a proxy passes on the header that it has
+		 * received: then it names the parent of our server span, and the parent that the
+		 * evidence found is the better one within the same trace.
 		 */
 		exchange->evidence = TL_EVIDENCE_HEADER;
 		exchange->context.trace_flags = flags;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * trace/beside.h - contexts that travel beside the bytes of a request, in a TCP option: as they came, and as
- * they are going to be sent.
+ * trace/beside.h - contexts that travel in a TCP option, beside the bytes of a request: received
+ * ones, and those that are going to be sent.
  */
 #ifndef THROUGHLINE_TRACE_BESIDE_H
 #define THROUGHLINE_TRACE_BESIDE_H
@@ -25,8 +25,8 @@ struct {
 } tl_incoming SEC(".maps");
 
 /*
- * The context of a request that is about to be sent, by a program that sees the request but does not
- * send its bytes. `packets` takes it for the bytes that leave next.
+ * The context of a request that is about to be sent, by a program that sees the request but does
+ * not send its bytes. `packets` takes it for the bytes that leave next.
  */
 struct tl_outgoing {
 	struct tl_context context;
@@ -35,7 +35,7 @@ struct tl_outgoing {
 	__u8 _pad[7];
 };
 
-/* By thread: the one that hands over the request also sends it. */
+/* By thread: the thread that hands over the request also sends it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -55,7 +55,7 @@ struct {
 
 /*
  * The connection has begun a message that the context cannot belong to, or a request has taken it:
- * no other request gets what came until now.
+ * no later request gets a context that came before.
  */
 static __always_inline void tl_incoming_used(__u64 socket)
 {

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * trace/exchange.h - one request and its answer.
- */
+/* trace/exchange.h - one request and its answer. */
 #ifndef THROUGHLINE_TRACE_EXCHANGE_H
 #define THROUGHLINE_TRACE_EXCHANGE_H
 
@@ -20,10 +18,11 @@ struct tl_exchange {
 	__u64 cgroup_id;
 	struct tl_context context;
 	__u8 parent_span_id[8];
-	__u32 pid; /* of the process that has read the request or makes the call, or 0 */
+	__u32 pid; /* the process that has read the request or makes the call, or 0 */
 	/*
-	 * Of an exchange that only probes see: the counter of those that begin, which the counter of
-	 * those that end follows. Else 0.
+	 * For an exchange that only probes see: the counter to raise when it begins; the next
+	 * counter is raised when it ends. The difference is what is open, or was lost with an entry
+	 * that gave way or a process that died. 0 for others.
 	 */
 	__u16 probed;
 	__u8 kind; /* enum tl_kind */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * trace/flow.h - a connection that carries HTTP/1: a socket's, or what is inside a TLS connection.
+ * trace/flow.h - a connection that carries HTTP/1: a TCP connection, or the inside of a TLS
+ * connection.
  */
 #ifndef THROUGHLINE_TRACE_FLOW_H
 #define THROUGHLINE_TRACE_FLOW_H
@@ -15,7 +16,7 @@ enum tl_role {
 	TL_ROLE_UNKNOWN = 0,
 	TL_ROLE_SERVER,
 	TL_ROLE_CLIENT,
-	TL_ROLE_OFF, /* not HTTP, not traced, or given up: left alone */
+	TL_ROLE_OFF, /* not HTTP, not traced, or given up: it is ignored */
 };
 
 enum tl_flow_flags {
@@ -26,11 +27,13 @@ enum tl_flow_flags {
 	TL_FLOW_ANSWERED = 1 << 4, /* opaque: something was read since the last write */
 	TL_FLOW_CONNECTED = 1 << 5, /* client: we saw it being made; `connect` is valid */
 	TL_FLOW_LEAVES = 1 << 6, /* leaves the sockhash once its request is acknowledged */
-	TL_FLOW_PIPELINED = 1 << 7, /* is left alone once the exchange under way has ended */
-	TL_FLOW_EARLY = 1 << 8, /* in tl_early: there is no connection yet, perhaps never */
+	TL_FLOW_PIPELINED = 1 << 7, /* is ignored once the present exchange has ended */
+	TL_FLOW_EARLY =
+		1
+		<< 8, /* in tl_early: there is no connection yet, and perhaps there never is one */
 	TL_FLOW_MPTCP = 1 << 9, /* client: Multipath TCP, whose sends sk_msg does not see */
 	TL_FLOW_INSIDE = 1 << 10, /* inside a TLS connection: its socket may not be known */
-	TL_FLOW_CALLED = 1 << 11, /* inside: the TLS library was called for it before */
+	TL_FLOW_CALLED = 1 << 11, /* inside: the TLS library has been called for it */
 };
 
 struct tl_flow {
@@ -43,13 +46,13 @@ struct tl_flow {
 	struct tl_endpoints endpoints;
 	__u64 cgroup_id;
 	__u64 connect; /* client: the request during which the connection was made */
-	__u64 caller; /* client: the request that made the last call, kept until the next call */
+	__u64 caller; /* client: the request that the last call was made for, kept until the next call */
 	__u64 writer; /* opaque: the request that wrote last, or 0 when that is not known */
 	__u32 pid; /* client: the process that made the connection, or its last call */
 	__u32 born; /* when that process began: see tl_born() */
 	__u32 busy[2]; /* one parser at a time in each direction */
 	struct tl_sequence sequence[2]; /* by enum tl_direction */
-	__u32 unsent; /* inside: bytes that were parsed, but not written: they will come again */
+	__u32 unsent; /* inside: bytes that were parsed but not written: they come again */
 	__u16 flags; /* enum tl_flow_flags */
 	__u16 early_header; /* TL_FLOW_EARLY: enum tl_header_flags of the request that has begun */
 	__u8 role; /* enum tl_role */
@@ -89,7 +92,10 @@ static __always_inline struct tl_flow *tl_make_flow(__u64 cookie)
 
 #define TL_EXCHANGE __u64 cookie
 #define TL_GIVE_EXCHANGE(flow, text) (flow)->cookie
-/* Both addresses are made behind the check: verifiers refuse arithmetic on what may be NULL. */
+/*
+ * The addresses are computed behind the check: verifiers refuse arithmetic on pointers that may be
+ * NULL.
+ */
 #define TL_TAKE_EXCHANGE(exchange, text, endpoints)                 \
 	struct tl_flow *flow = TL_FLOW_FIND(, cookie);              \
 	struct tl_text *text = TL_TEXT_FIND(, cookie);              \

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * trace/http1.h - the exchange of an HTTP/1 flow: what the parser finds begins and ends it.
- */
+/* trace/http1.h - the exchange of an HTTP/1 flow: what the parser finds begins and ends it. */
 #ifndef THROUGHLINE_TRACE_HTTP1_H
 #define THROUGHLINE_TRACE_HTTP1_H
 
@@ -9,9 +7,10 @@
 #include "trace/span.h"
 
 /*
- * Until a header block of a request was seen whole, which end of a connection is the client's is a guess,
- * unless we saw it being made: bytes in the middle of an answer may look like the start of a request.
- * (Of TLS the flag says nothing: its socket may not be known yet.)
+ * Is it a guess which end of the connection is the client's? It is no guess once a whole header
+ * block of a request was seen, or where we saw the connection being made. Before that, bytes in the
+ * middle of an answer may look like the start of a request. TL_FLOW_CONNECTED says nothing inside
+ * of TLS: the socket may not be known yet.
  */
 static __always_inline bool tl_is_guess(const struct tl_flow *flow)
 {
@@ -20,7 +19,7 @@ static __always_inline bool tl_is_guess(const struct tl_flow *flow)
 	return flow->flags & TL_FLOW_INSIDE || !(flow->flags & TL_FLOW_CONNECTED);
 }
 
-/* The guess was wrong: whatever looks like the start of a request is looked at anew. */
+/* The guess was wrong: the next bytes that look like the start of a request decide again. */
 static __always_inline void tl_guess_again(struct tl_flow *flow)
 {
 	tl_http_restart(&flow->in);
@@ -30,7 +29,7 @@ static __always_inline void tl_guess_again(struct tl_flow *flow)
 	flow->role = TL_ROLE_UNKNOWN;
 }
 
-/* The header block of a request has come in on the flow. */
+/* The header block of a request has been received on the flow. */
 static __always_inline void tl_flow_serves(struct tl_flow *flow, struct tl_text *text)
 {
 	struct tl_exchange *exchange = &flow->exchange;
@@ -39,7 +38,10 @@ static __always_inline void tl_flow_serves(struct tl_flow *flow, struct tl_text 
 	exchange->cgroup_id = flow->cgroup_id;
 	exchange->http_minor = flow->in.minor;
 	if (flow->flags & TL_FLOW_EARLY) {
-		/* nothing is kept for a segment that may be anybody's: tl_take_early() goes on */
+		/*
+		 * any host may have sent the segment, so nothing more is kept: tl_take_early() goes
+		 * on
+		 */
 		flow->early_header = flow->in.flags;
 		exchange->flags |= TL_EXCHANGE_ACTIVE;
 		return;
@@ -48,7 +50,7 @@ static __always_inline void tl_flow_serves(struct tl_flow *flow, struct tl_text 
 	tl_begin_server(TL_GIVE_EXCHANGE(flow, text), flow->in.flags);
 }
 
-/* The header block of a call goes out on the flow; `parent` may be NULL. */
+/* The header block of a call is being sent on the flow; `parent` may be NULL. */
 static __always_inline void tl_flow_calls(struct tl_flow *flow, struct tl_text *text,
 					  const struct tl_parent *parent)
 {
@@ -70,15 +72,16 @@ static __always_inline void tl_flow_calls(struct tl_flow *flow, struct tl_text *
 static __always_inline void tl_flow_ends(struct tl_flow *flow, struct tl_text *text, __u32 status,
 					 __u32 end)
 {
-	/* of a segment that may be anybody's nothing has begun */
+	/* no exchange begins with a segment that any host may have sent */
 	if (!(flow->flags & TL_FLOW_EARLY))
 		tl_finish(TL_GIVE_EXCHANGE(flow, text), status, end);
 }
 
 /*
- * A second request has come before the answer to the first was seen whole. When the answer was
- * lost from sight, the exchange is closed; else the requests are pipelined: what is asked is not
- * followed any more, and the connection is left alone once the first is answered. Returns true then.
+ * A request begins. Has the answer to the one before it not been seen whole? When that answer could
+ * not be followed, the exchange is closed. Else the requests are pipelined: requests of this
+ * connection are not followed any more, and it is ignored once the first is answered. Returns true
+ * then.
  */
 static __always_inline bool tl_pipelined(struct tl_flow *flow, struct tl_text *text)
 {
@@ -93,7 +96,7 @@ static __always_inline bool tl_pipelined(struct tl_flow *flow, struct tl_text *t
 		return false;
 	}
 	tl_count(TL_SKIP_PIPELINED);
-	/* whose call it is that the service makes next cannot be told */
+	/* for which of the requests the service makes its next call is not known */
 	if (flow->role == TL_ROLE_SERVER)
 		tl_request_end(flow->exchange.request);
 	flow->exchange.request = 0;
@@ -103,15 +106,19 @@ static __always_inline bool tl_pipelined(struct tl_flow *flow, struct tl_text *t
 }
 
 /*
- * `n` bytes have been read into the chunk, at offset `base` of the send: may they be parsed? False when
- * requests are pipelined, which is asked before the parser overwrites the text of the one under way.
+ * `n` bytes have been read into the chunk, from offset `base` of the send. May they be parsed?
+ * False when requests are pipelined. That is checked here, before the parser overwrites the text of
+ * the present request.
  */
 static __always_inline bool tl_chunk_ready(struct tl_flow *flow, struct tl_text *text,
 					   const struct tl_http *http, struct tl_chunk *chunk,
 					   __u32 n, __u32 base)
 {
 	if (http->state == TL_HTTP_START && !(http->flags & TL_HTTP_RESPONSE)) {
-		/* an empty line in front of a request is a chunk of its own: nothing has begun yet */
+		/*
+		 * an empty line in front of a request is a chunk of its own: no request has begun
+		 * yet
+		 */
 		if (chunk->data[0] == '\r' || chunk->data[0] == '\n')
 			n = 1;
 		else if (tl_pipelined(flow, text))
@@ -124,8 +131,8 @@ static __always_inline bool tl_chunk_ready(struct tl_flow *flow, struct tl_text 
 }
 
 /*
- * What a parser of a chunk has come to, in one number: how many bytes it has gone on, and above them the enum
- * tl_feed. What is to be done there is done by its caller, whose stack is not below the chunk's.
+ * What the parser has found in a chunk, as one number: the bytes that it has parsed, and above them
+ * the enum tl_feed. The caller acts on it: then the chunk is not on the stack any more.
  */
 #define TL_WENT_BITS 24
 #define TL_WENT_MAX ((1U << TL_WENT_BITS) - 1)
@@ -135,7 +142,7 @@ static __always_inline int tl_went(__u32 bytes, int what)
 	return (bytes & TL_WENT_MAX) | what << TL_WENT_BITS;
 }
 
-/* One end of message was reached in direction `http`. */
+/* A message has ended in the direction `http`. */
 static __always_inline void tl_message_ends(struct tl_flow *flow, struct tl_text *text,
 					    struct tl_http *http)
 {
@@ -147,7 +154,7 @@ static __always_inline void tl_message_ends(struct tl_flow *flow, struct tl_text
 		__u64 key = flow->exchange.request;
 		struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
 
-		/* 100 Continue is no answer yet */
+		/* 100 Continue is not the answer yet */
 		flow->exchange.flags &= ~TL_EXCHANGE_RESPONDING;
 		if (request)
 			request->answering = 0;
@@ -156,8 +163,8 @@ static __always_inline void tl_message_ends(struct tl_flow *flow, struct tl_text
 }
 
 /*
- * The parser stopped in a direction of a connection: acts on it. `call` begins the exchange of a
- * request that goes out.
+ * Acts on what the parser has found in a direction of the flow. `call` begins the exchange of a
+ * call.
  */
 static __always_inline void tl_stream_event(struct tl_flow *flow, struct tl_text *text,
 					    __u32 direction, __u32 what,
@@ -166,7 +173,7 @@ static __always_inline void tl_stream_event(struct tl_flow *flow, struct tl_text
 	struct tl_http *http = tl_http_of(flow, direction);
 
 	if (what == TL_FEED_MESSAGE) {
-		/* the segments of a body may carry the context, too: not for the next request */
+		/* segments of a body may carry a context, too: it is not the next request's */
 		if (direction == TL_IN && flow->role == TL_ROLE_SERVER)
 			tl_incoming_used(flow->endpoints.socket);
 		tl_message_ends(flow, text, http);
@@ -200,7 +207,7 @@ static __always_inline void tl_stream_event(struct tl_flow *flow, struct tl_text
 	}
 }
 
-/* A response begins to leave: its request makes no more calls that thread evidence could tell. */
+/* The answer is being sent: from here on its thread is no evidence for calls of this request. */
 static __always_inline void tl_responds(struct tl_flow *flow)
 {
 	struct tl_request *request;
@@ -211,7 +218,7 @@ static __always_inline void tl_responds(struct tl_flow *flow)
 	flow->exchange.flags |= TL_EXCHANGE_RESPONDING;
 	request = bpf_map_lookup_elem(&tl_requests, &key);
 	if (request) {
-		/* its key: should the element be another's by now, that says nothing of it */
+		/* the key: if the element holds another request by now, this does not match it */
 		request->answering = key;
 		tl_request_settle(request, key);
 	}

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * trace/request.h - requests that are being served: what their calls inherit.
- */
+/* trace/request.h - requests that are being served: what their calls inherit. */
 #ifndef THROUGHLINE_TRACE_REQUEST_H
 #define THROUGHLINE_TRACE_REQUEST_H
 
@@ -14,7 +12,7 @@
 #define TL_AGE_MAX_NS (300ULL * 1000 * 1000 * 1000)
 
 struct tl_tracestate {
-	__u64 request; /* its key: as with tl_request, another request's may stand here a moment later */
+	__u64 request; /* the key of the request: as in tl_request, the element may hold another one later */
 	char text[TL_TRACESTATE_MAX];
 };
 
@@ -34,7 +32,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_tracestates SEC(".maps");
 
-/* Does the element still hold the request `key`? To be asked after what was read of it. */
+/* Does the element still hold the request `key`? To be checked after reading from it. */
 static __always_inline bool tl_is_request(const struct tl_request *request, __u64 key)
 {
 	asm volatile("" ::: "memory");
@@ -42,8 +40,8 @@ static __always_inline bool tl_is_request(const struct tl_request *request, __u6
 }
 
 /*
- * The request needs its reader's attention no more: it called on, or began to answer, or ended. Of a
- * request that has ended meanwhile there is nothing to settle, whatever its element holds now.
+ * The request is not open any more: it has made a call, or begun to answer, or ended. For a request
+ * that has ended meanwhile there is no entry in tl_open, whatever the element holds now.
  */
 static __always_inline void tl_request_settle(const struct tl_request *request, __u64 key)
 {
@@ -58,7 +56,7 @@ static __always_inline void tl_request_settle(const struct tl_request *request, 
 		__sync_fetch_and_add(&thread->open, -1);
 }
 
-/* The request runs in the current thread again, and may call next. */
+/* The current thread works for the request again: it may make the next call. */
 static __always_inline void tl_request_open(struct tl_request *request, __u64 key,
 					    struct tl_thread *thread)
 {
@@ -75,11 +73,14 @@ static __always_inline void tl_request_open(struct tl_request *request, __u64 ke
 	error = bpf_map_update_elem(&tl_open, &open, &one, BPF_NOEXIST);
 	if (error == -TL_ERRNO_EEXIST)
 		return;
-	/* without an entry it counts for ever: no parent is found by this thread rather than a wrong one */
+	/*
+	 * without an entry the count never goes down: the thread finds no parent rather than a
+	 * wrong one
+	 */
 	if (error)
 		tl_count(TL_FULL_REQUESTS);
 	__sync_fetch_and_add(&thread->open, 1);
-	/* has it ended meanwhile? Then whoever ended it may have come too early to settle it */
+	/* if it has ended meanwhile, tl_request_end() may have come before the entry was made */
 	if (!tl_is_request(request, key) && !bpf_map_delete_elem(&tl_open, &open))
 		__sync_fetch_and_add(&thread->open, -1);
 }
@@ -92,7 +93,7 @@ static __always_inline void tl_request_end(__u64 key)
 	if (!request || !tl_is_request(request, key))
 		return;
 	*(volatile __u64 *)request->span_id = 0;
-	/* it is no parent any more; the addition orders what stands before and behind it */
+	/* from here on it is no parent; the atomic addition also orders the accesses around it */
 	__sync_fetch_and_add(&request->fanout, TL_FANOUT_MAX);
 	tl_request_settle(request, key);
 	if (request->tracestate_len) {
@@ -104,7 +105,7 @@ static __always_inline void tl_request_end(__u64 key)
 	bpf_map_delete_elem(&tl_requests, &key);
 }
 
-/* Settles a request of which only the key is known. `called`: it made a call. */
+/* Settles the request with this key. `called`: it made a call. */
 static __always_inline void tl_settle(__u64 key, bool called)
 {
 	struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
@@ -117,8 +118,9 @@ static __always_inline void tl_settle(__u64 key, bool called)
 }
 
 /*
- * The parent of a call: what it inherits from its request. A copy: the element that a request is in may
- * be that of another one at any time, so that nothing may be taken from it without being asked.
+ * The parent of a call: what the call inherits from its request. It is a copy, since the element of
+ * a request may hold another request at any time: everything that is read from it has to be checked
+ * with tl_is_request().
  */
 struct tl_parent {
 	__u64 key; /* of tl_requests, which is the span's id */
@@ -131,8 +133,8 @@ struct tl_parent {
 };
 
 /*
- * Takes the request `key` for the parent of a call. Returns -1, or why it may not be one (any more):
- * enum tl_counter.
+ * Takes the request `key` as the parent of a call. Returns -1, or the reason why it cannot be a
+ * parent (any more): enum tl_counter.
  */
 static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_parent *parent)
 {
@@ -153,7 +155,7 @@ static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_pa
 	return tl_is_request(request, key) ? -1 : TL_ROOT_PARENT_ENDED;
 }
 
-/* The request's calls will need its tracestate, long after `text` holds the next request's. */
+/* Keeps the tracestate for calls of the request: `text` may soon hold the next request's. */
 static __always_inline void tl_keep_tracestate(struct tl_text *text, struct tl_request *request,
 					       __u64 key)
 {
@@ -187,7 +189,7 @@ static __always_inline void tl_inherit_tracestate(struct tl_text *text,
 		return;
 	__builtin_memcpy(text->tracestate, state->text, TL_TRACESTATE_MAX);
 	asm volatile("" ::: "memory");
-	/* what was copied may be another's by now */
+	/* the element may hold another request's by now */
 	if (*(volatile __u64 *)&state->request == key)
 		text->tracestate_len = parent->tracestate_len;
 }

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * trace/span.h - an exchange ends: its duration, and the record of its span.
- */
+/* trace/span.h - an exchange ends: its duration, and the record of its span. */
 #ifndef THROUGHLINE_TRACE_SPAN_H
 #define THROUGHLINE_TRACE_SPAN_H
 
@@ -18,7 +16,10 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_durations SEC(".maps");
 
-/* cgroup id -> how many entries of tl_durations are its: servers choose statuses, and clients methods. */
+/*
+ * cgroup id -> how many entries of tl_durations it has. Servers choose statuses, and clients
+ * methods: without a limit they could fill the map.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
@@ -38,7 +39,7 @@ const __u64 tl_bounds_ns[TL_BUCKETS - 1] = {
 	500000000, 750000000, 1000000000, 2500000000, 5000000000, 7500000000, 10000000000,
 };
 
-/* May one more series of the cgroup be measured? Whoever answers it must not use up the room of others. */
+/* May the cgroup have one more entry in tl_durations? */
 static __always_inline bool tl_series_left(__u64 cgroup_id)
 {
 	__u32 *series = bpf_map_lookup_elem(&tl_series, &cgroup_id);
@@ -167,7 +168,9 @@ __noinline int tl_finish(TL_EXCHANGE, __u32 status, __u32 end)
 	}
 	tl_fill_span(span, exchange, text, endpoints, status, end, now);
 	tl_count(TL_SPANS_SENT);
-	/* the agent drains by the clock: a wake-up for each span costs more than the span */
+	/*
+	 * the agent reads the ring at intervals: a wake-up for each span costs more than the span
+	 */
 	bpf_ringbuf_submit(span, BPF_RB_NO_WAKEUP);
 	return 0;
 }

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * wire/address.h - both ends of a TCP connection.
- */
+/* wire/address.h - both ends of a TCP connection. */
 #ifndef THROUGHLINE_WIRE_ADDRESS_H
 #define THROUGHLINE_WIRE_ADDRESS_H
 
@@ -19,7 +17,7 @@ struct tl_endpoints {
 	__u8 _pad[4];
 };
 
-/* The fields of a socket are reached at constant offsets only, which merging branches loses. */
+/* Keeps the compiler from merging branches: fields of a socket must be read at constant offsets. */
 static __always_inline __u32 tl_keep(__u32 value)
 {
 	asm volatile("" : "+r"(value));
@@ -69,12 +67,12 @@ static __always_inline void tl_copy_address(__u8 *out, __u16 family, __u32 ip4,
 	address[3] = ip6->in6_u.u6_addr32[3];
 }
 
-/* Since Linux 5.6, where the kernel is built with it. */
+/* This field exists since Linux 5.6, in kernels with CONFIG_MPTCP. */
 struct tcp_sock___mptcp {
 	bool is_mptcp;
 } __attribute__((preserve_access_index));
 
-/* Is the socket a path of a Multipath TCP socket, which the application has? */
+/* Is the socket one path of an application's Multipath TCP socket? */
 static __always_inline bool tl_is_mptcp(struct tcp_sock *tcp)
 {
 	struct tcp_sock___mptcp *path = (void *)tcp;

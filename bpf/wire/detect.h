@@ -1,15 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * wire/detect.h - what the first bytes of a connection look like.
- */
+/* wire/detect.h - what the first bytes of a connection look like. */
 #ifndef THROUGHLINE_WIRE_DETECT_H
 #define THROUGHLINE_WIRE_DETECT_H
 
 #include "core/compat.h"
 
 /*
- * May bytes be the start of a request? Up to four capital letters, or three and a space; the parser
- * checks the rest. Those of an answer are `HTTP`.
+ * May these bytes be the start of a request? They are up to four capital letters, or three and a
+ * space; the parser checks the rest. An answer begins with `HTTP`.
  */
 static __always_inline bool tl_begins_request(const __u8 *start, __u32 n)
 {
@@ -28,12 +26,12 @@ static __always_inline bool tl_begins_request(const __u8 *start, __u32 n)
 	return true;
 }
 
-#define TL_PROXY_SIGNATURE_BYTES 12 /* that the PROXY protocol's second version begins with */
+#define TL_PROXY_SIGNATURE_BYTES 12 /* the first bytes of the PROXY protocol's second version */
 
-/* not static: libbpf places only global variables of .rodata */
+/* not static: libbpf relocates only global variables of .rodata */
 const __u8 tl_proxy_signature[16] = "\r\n\r\n\0\r\nQUIT\n";
 
-/* May bytes be the start of version 2? */
+/* May these bytes be the start of the PROXY protocol's second version? */
 static __always_inline bool tl_begins_proxy(const __u8 *start, __u32 n)
 {
 	__u32 i;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * wire/option.h - the TCP option that carries a context beside the bytes, and the peers that use it.
+ * wire/option.h - the TCP option that carries a context beside the bytes, and the peers that use
+ * it.
  *
- * Kind 25, the layout of OpenTelemetry eBPF Instrumentation: trace id and span id, of a trace that is
- * sampled. For a trace that is not sampled the flags follow: others do not know an option of that
- * length and ignore it. `observe` reads it, `packets` writes it (docs/packets.md).
+ * Kind 25, the layout of OpenTelemetry eBPF Instrumentation: trace id and span id, of a trace that
+ * is sampled. For a trace that is not sampled the flags follow: others do not know an option of
+ * that length and ignore it. `observe` reads it, `packets` writes it (docs/operator/packets.md).
  */
 #ifndef THROUGHLINE_WIRE_OPTION_H
 #define THROUGHLINE_WIRE_OPTION_H
@@ -14,7 +15,7 @@
 #define TL_OPTION_KIND 25
 #define TL_OPTION_SAMPLED_BYTES 26
 #define TL_OPTION_BYTES 27
-#define TL_OPTION_SPACE 28 /* in the header, whose length is a multiple of four */
+#define TL_OPTION_SPACE 28 /* with padding: the header's length is a multiple of four */
 #define TL_OPTION_WINDOW (1 << 20) /* bytes ahead of what was received that a segment may be */
 
 struct tl_option {
@@ -25,9 +26,9 @@ struct tl_option {
 	__u8 trace_flags;
 } __attribute__((packed));
 
-/* Who may send us contexts, and whom we send them to. */
+/* Networks that may send us contexts, and that we send contexts to. */
 struct tl_peer_key {
-	__u32 prefix; /* bits of the address that count */
+	__u32 prefix; /* length of the prefix in bits */
 	__u8 addr[16]; /* IPv4 as IPv4-mapped IPv6 */
 };
 
@@ -57,7 +58,10 @@ static __always_inline bool tl_any(const __u8 *id, __u32 bytes)
 	return any;
 }
 
-/* Where the option of our kind starts among `len` bytes of TCP options, 0: there is none. */
+/*
+ * Returns one more than the offset of the option of our kind in `len` bytes of TCP options. 0:
+ * there is none.
+ */
 static __always_inline __u32 tl_find_option(const __u8 *options, __u32 len)
 {
 	__u32 pos = 0;

@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * wire/segment.h - TCP segments, and which bytes of a direction come next.
- */
+/* wire/segment.h - TCP segments, and which bytes of a direction come next. */
 #ifndef THROUGHLINE_WIRE_SEGMENT_H
 #define THROUGHLINE_WIRE_SEGMENT_H
 
 #include "core/compat.h"
 
-#define TL_WINDOW_GROWS (1 << 20) /* bytes that a window may grow by while we look */
+#define TL_WINDOW_GROWS (1 << 20) /* a window may have grown by so many bytes */
 
 /* Which byte of a direction is expected next. */
 struct tl_sequence {
@@ -71,9 +69,10 @@ static __always_inline int tl_sender_address(struct __sk_buff *skb, __u8 *out)
 }
 
 /*
- * The hook runs before TCP looks at the sequence number, so that anybody who knows the addresses and ports of a
- * connection can send to it. Can TCP take the segment? What lies beyond the window that the socket has offered
- * it drops, and what the peer knows to have arrived is not new. The window may be growing at this moment.
+ * Will TCP accept the segment? The hook runs before TCP looks at the sequence number: any host that
+ * knows the addresses and ports of a connection can send a segment for it. TCP drops bytes beyond
+ * the window that the socket has offered, and bytes that it has acknowledged are not new. The
+ * window may be growing at this moment.
  */
 static __always_inline bool tl_in_window(struct bpf_sock *sk, const struct tl_segment *segment)
 {
