@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fixtures.outside import Outside
+from tests.fixtures.service import Service, traced_service
 from tests.fixtures.traced import Traced
-from tests.fixtures.wire import Outside, Service, traced_service
 
 
 @pytest.fixture(scope="module")

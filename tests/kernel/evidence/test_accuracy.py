@@ -20,7 +20,8 @@ import pytest
 
 from tests.fixtures import needs
 from tests.fixtures.paths import SERVICES
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.traced import Traced
 
 CONCURRENT = 64
 REQUESTS = 3200

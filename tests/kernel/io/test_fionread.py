@@ -25,7 +25,8 @@ from itertools import count
 import pytest
 
 from tests.fixtures.paths import SERVICES
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.traced import Traced
 from tests.services.origin import payload
 from throughline.bpf import fionread
 

@@ -18,25 +18,14 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.fixtures.counting import Counting
+from tests.fixtures.outside import Outside
+from tests.fixtures.service import Service
+from tests.fixtures.sockets import accept, pair, read_all, read_block, read_exactly
 from tests.fixtures.traced import Traced
-from tests.fixtures.wire import (
-    OK,
-    Context,
-    Outside,
-    Service,
-    accept,
-    connect,
-    context,
-    inserted,
-    pair,
-    read_all,
-    read_block,
-    read_exactly,
-)
+from tests.fixtures.wire import OK, PARENT, TRACE, Context, context, head, inserted, send_alone
 
 COUNT = 23
-TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-PARENT = "00f067aa0ba902b7"
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"]
 OTHER_METHODS = ["PROPFIND", "PURGE", "QUERY", "M-SEARCH", "X", "get", "VERSION-CONTROL"]
 #: looks like a request, and like the end of a header block, wherever one begins to read
@@ -52,32 +41,6 @@ def outside(world: tuple[Traced, Service, Outside]) -> Outside:
 def far_listener(outside: Outside) -> Iterator[socket.socket]:
     with outside.listen() as found:
         yield found
-
-
-class Counting:
-    """How much counters grew inside the block; the agent writes them once a second."""
-
-    def __init__(self, traced: Traced) -> None:
-        self._traced = traced
-        self._before = traced.counters()
-
-    def __call__(self, name: str, wanted: int) -> int:
-        before = self._before.get(name, 0)
-        return self._traced.wait_counter(name, before + wanted, seconds=4) - before
-
-
-def head(*lines: str, method: str = "GET", target: str = "/", version: str = "HTTP/1.1") -> bytes:
-    text = [f"{method} {target} {version}", "Host: far.example", *lines, "", ""]
-    return "\r\n".join(text).encode("latin-1")
-
-
-def send_alone(listener: socket.socket, pieces: list[bytes]) -> Context:
-    """Sends pieces on a connection of their own; returns what was inserted."""
-    with connect(listener, nodelay=True) as near, accept(listener) as far:
-        for piece in pieces:
-            near.sendall(piece)
-        near.shutdown(socket.SHUT_WR)
-        return inserted(b"".join(pieces), read_all(far))
 
 
 # -- which requests --------------------------------------------------------------------------------

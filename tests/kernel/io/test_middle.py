@@ -6,19 +6,18 @@ What it sees first is an answer, or bytes of one that look like the start of a r
 from __future__ import annotations
 
 import ssl
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from tests.fixtures.certificate import make_certificate
 from tests.fixtures.operated import Operated
-from tests.fixtures.secure import make_certificate
+from tests.fixtures.outside import Outside
+from tests.fixtures.sockets import accept, connect, listen, read_block, read_exactly
 from tests.fixtures.spans import Span
-from tests.fixtures.tls_pair import exchange, secured
-from tests.fixtures.traced import START_SECONDS
-from tests.fixtures.wire import OK, Outside, accept, connect, listen, read_block, read_exactly
-from tests.kernel.tls.test_tls import LIBRARY
+from tests.fixtures.tls_pair import exchange, secured, wait_probed
+from tests.fixtures.wire import OK
 
 COUNT = 5
 #: the answer that the agent comes into: what leaves before it, and what after it
@@ -68,7 +67,7 @@ def test_plaintext(name: str, headers: str) -> None:
             answers.sendall(before)
             read_exactly(asks, len(before))
         traced.start_agent()
-        traced._wait_cgroup_known()
+        traced.wait_cgroups_known()
         for asks, answers in ((client, server), (near, far)):
             answers.sendall(after)
             read_exactly(asks, len(after))
@@ -88,17 +87,6 @@ def test_plaintext(name: str, headers: str) -> None:
 def traced() -> Iterator[Operated]:
     with Operated() as found:
         yield found
-
-
-def wait_probed(traced: Operated) -> None:
-    """Waits until the agent probes the library that this process has."""
-    deadline = START_SECONDS * 10
-    for _ in range(int(deadline)):
-        files = ((traced.status() or {}).get("tls") or {}).get("files", [])
-        if any(LIBRARY in file["path"] and file["processes"] for file in files):
-            return
-        subprocess.run(["sleep", "0.1"], check=True)
-    raise TimeoutError(f"{LIBRARY} is not probed: {traced.status()}")
 
 
 @pytest.mark.parametrize("name", ["answer", "body", "capitals"])

@@ -18,20 +18,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fixtures.outside import Outside
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.service import Service
+from tests.fixtures.sockets import accept, listen, pair, read_all, read_block, read_exactly
 from tests.fixtures.spans import Span
-from tests.fixtures.traced import Traced, free_port, wait_port
-from tests.fixtures.wire import (
-    OK,
-    Outside,
-    Service,
-    accept,
-    inserted,
-    listen,
-    pair,
-    read_all,
-    read_block,
-    read_exactly,
-)
+from tests.fixtures.traced import Traced
+from tests.fixtures.wire import OK, inserted
 from throughline.bpf import fionread
 
 COUNT = 23

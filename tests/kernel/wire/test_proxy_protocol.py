@@ -13,19 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.traced import Traced, free_port, wait_port
-from tests.fixtures.wire import (
-    OK,
-    Context,
-    Outside,
-    Service,
-    accept,
-    inserted,
-    pair,
-    read_block,
-    read_exactly,
-)
-from tests.kernel.io.test_injection import PARENT, TRACE, Counting, head, send_alone
+from tests.fixtures.counting import Counting
+from tests.fixtures.outside import Outside
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.service import Service
+from tests.fixtures.sockets import accept, pair, read_block, read_exactly
+from tests.fixtures.traced import Traced
+from tests.fixtures.wire import OK, PARENT, TRACE, Context, head, inserted, send_alone
 
 COUNT = 23
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
