@@ -17,7 +17,7 @@ from tests.fixtures.outside import Outside
 from tests.fixtures.sockets import accept, connect, listen, read_block, read_exactly
 from tests.fixtures.spans import Span
 from tests.fixtures.tls_pair import exchange, secured, wait_probed
-from tests.fixtures.wire import OK
+from tests.fixtures.wire import OK, head
 
 COUNT = 5
 #: the answer that the agent comes into: what leaves before it, and what after it
@@ -27,10 +27,6 @@ ANSWERS = {
     "request-like": (b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n", b"GET / of a body"),
     "capitals": (b"HTTP/1.1 200 OK\r\nContent-Length: 30000\r\n\r\n", b"ABCD" * 7500),
 }
-
-
-def request(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: far.example\r\n\r\n".encode()
 
 
 def kinds(spans: list[Span], path: str) -> list[tuple[str, str, object]]:
@@ -62,7 +58,7 @@ def test_plaintext(name: str, headers: str) -> None:
             near = stack.enter_context(connect(back, nodelay=True))
             far = stack.enter_context(accept(back))
         for asks, answers in ((client, server), (near, far)):
-            asks.sendall(request("/first"))
+            asks.sendall(head(target="/first"))
             read_block(answers)
             answers.sendall(before)
             read_exactly(asks, len(before))
@@ -72,8 +68,8 @@ def test_plaintext(name: str, headers: str) -> None:
             answers.sendall(after)
             read_exactly(asks, len(after))
         for number in range(COUNT):
-            exchange(client, server, request(f"/served/{number}"), OK)
-            near.sendall(request(f"/called/{number}"))
+            exchange(client, server, head(target=f"/served/{number}"), OK)
+            near.sendall(head(target=f"/called/{number}"))
             read_block(far)
             far.sendall(OK)
             read_exactly(near, len(OK))
@@ -99,8 +95,8 @@ def test_tls_after_a_reload(traced: Operated, name: str) -> None:
             client, server = ends
             wait_probed(traced)
             for number in range(COUNT):
-                exchange(client, server, request(f"/before/{number}"), OK)
-            client.sendall(request("/middle"))
+                exchange(client, server, head(target=f"/before/{number}"), OK)
+            client.sendall(head(target="/middle"))
             server.recv(65536)
             server.sendall(before)
             traced.reload()
@@ -110,7 +106,7 @@ def test_tls_after_a_reload(traced: Operated, name: str) -> None:
             while wanted:
                 wanted = wanted[len(client.recv(len(wanted))) :]
             for number in range(COUNT):
-                exchange(client, server, request(f"/after/{number}"), OK)
+                exchange(client, server, head(target=f"/after/{number}"), OK)
             spans = traced.wait_spans(4 * COUNT, seconds=5)
     both = sorted(expected("SERVER", "/after/") + expected("CLIENT", "/after/"))
     assert kinds(spans, "/before/") == sorted(
