@@ -35,7 +35,8 @@ from tests.bench.measure import (
     stop_agent,
 )
 from tests.fixtures.go.build import STRIPPED, build
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.traced import Traced
 
 ROUNDS, SECONDS = 3, 2  # wrk knows whole seconds only
 CONNECTIONS = 64

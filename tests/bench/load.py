@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from tests.fixtures.secure import make_certificate
+from tests.fixtures.certificate import make_certificate
 
 NGINX_CPU, WRK_CPU = "0", "1"
 

@@ -19,7 +19,9 @@ from typing import Any
 from tests.bench import load, probes
 from tests.bench.load import SCENARIOS, SECURE, ProgramTime, Rate, Scenario
 from tests.fixtures.paths import SERVICES
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.traced import Traced
+from tests.fixtures.waiting import poll, until
 
 ROUNDS = 5
 SECONDS = 2.0
@@ -96,12 +98,13 @@ class Bench:
         """A new worker, so that no upstream connection is older than the agent."""
         old = self._worker
         self._nginx.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 5
-        while old in (found := load.children(self._nginx.pid)) or len(found) != 1:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"nginx keeps its worker {old}")
-            time.sleep(0.02)
-        self._worker = found[0]
+        [self._worker] = until(
+            lambda: load.children(self._nginx.pid),
+            enough=lambda found: old not in found and len(found) == 1,
+            seconds=5,
+            every=0.02,
+            otherwise=f"nginx keeps its worker {old}",
+        )
 
     # -- the agent -----------------------------------------------------------------------------
 
@@ -146,13 +149,12 @@ class Bench:
 
     def _settled(self) -> dict[str, Any]:
         """The status once every span that was sent has been exported or dropped."""
-        deadline = time.monotonic() + 30
-        while True:
-            status = self._status()
-            export, counters = status["export"], status["counters"]
-            done = export["exported_spans"] + export["dropped_spans"]
-            if done >= counters["spans_sent"] or time.monotonic() > deadline:
-                return status
+
+        def is_settled(status: dict[str, Any]) -> bool:
+            done = status["export"]["exported_spans"] + status["export"]["dropped_spans"]
+            return bool(done >= status["counters"]["spans_sent"])
+
+        return poll(self._status, enough=is_settled, seconds=30, every=0)
 
     # -- requests per second -------------------------------------------------------------------
 
@@ -303,10 +305,12 @@ class Bench:
             yield
 
     def _wait_probed(self) -> None:
-        deadline = time.monotonic() + 15
-        while not (self._status()["tls"] or {}).get("files"):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no TLS library was found:\n{self._traced.log()}")
+        until(
+            lambda: (self._status()["tls"] or {}).get("files"),
+            seconds=15,
+            every=0,
+            otherwise=self._traced.log,
+        )
 
     def others(self, results: Results) -> None:
         """What a packet pays that is neither from nor for a peer, in the programs that see it."""

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.fixtures.receiver import Receiver
 from tests.fixtures.spans import Span, by_trace
 from tests.fleet import joined, network, playbook, shop, tree, waterfall
 from tests.fleet.hosts import Fleet, fleet
 from tests.fleet.joined import Request
 from tests.fleet.playbook import REPOSITORY, PlaybookError
-from tests.fleet.receiver import Receiver
 from tests.fleet.shop import RequestError
 
 PAGE = REPOSITORY / "build" / "demo" / "trace.html"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fixtures import cgroup
+from tests.fixtures.waiting import poll
 from tests.fleet import cgroups, network
 
 BOOT_SH = Path(__file__).with_name("boot.sh")
@@ -127,22 +128,24 @@ def wait_running(host: Host, *, ssh: list[str], seconds: float = BOOT_SECONDS) -
 
     On a connection of its own: one that is made before logind runs stays in ssh.service.
     """
-    deadline = time.monotonic() + seconds
-    state = ""
-    while time.monotonic() < deadline:
-        answer = subprocess.run(
-            [*ssh, "-o", "ControlPath=none", host.name, "systemctl is-system-running --wait"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        state = answer.stdout.strip() or answer.stderr.strip()
-        if state == "running":
-            return
-        if state in ("degraded", "maintenance", "stopping"):
-            break
-        time.sleep(0.05)
-    raise RuntimeError(f"{host.name} is not running after its boot: {state}\n{tail(host)}")
+    state = poll(
+        lambda: system_state([*ssh, "-o", "ControlPath=none", host.name]),
+        enough=lambda found: found in ("running", "degraded", "maintenance", "stopping"),
+        seconds=seconds,
+    )
+    if state != "running":
+        raise RuntimeError(f"{host.name} is not running after its boot: {state}\n{tail(host)}")
+
+
+def system_state(ssh: list[str]) -> str:
+    """The state of systemd once it has started everything, or the error of SSH."""
+    answer = subprocess.run(
+        [*ssh, "systemctl is-system-running --wait"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    return answer.stdout.strip() or answer.stderr.strip()
 
 
 def tail(host: Host, *, lines: int = 20) -> str:
@@ -169,7 +172,7 @@ def leader(host: Host) -> int:
 
 def stop(host: Host) -> None:
     """Ends the host at once, like pulling its plug, and removes its cgroups and files."""
-    cgroups.kill(host.cgroup)
+    cgroup.kill(host.cgroup)
     cgroups.remove(host.cgroup)
     if host.directory.exists():
         shutil.rmtree(host.directory)

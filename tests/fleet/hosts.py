@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fixtures import cgroup
 from tests.fleet import cgroups, host, network, root
 from tests.fleet.host import Host
 from tests.fleet.interrupt import interruptible
@@ -105,7 +106,7 @@ def _check_machine() -> None:
             f"not installed: {', '.join(missing)} "
             "(apt-get install mmdebstrap systemd-container iproute2 util-linux openssh-client)"
         )
-    cgroups.cgroup2()
+    cgroup.cgroup2()
 
 
 def _keygen(file: Path, *, comment: str) -> str:
@@ -255,7 +256,7 @@ def down(name: str) -> None:
     if not NAME.fullmatch(name):
         raise ValueError(f"fleet name {name!r}: at most 9 of a-z, 0-9 and -, a letter first")
     _end_ssh_masters(STATE / name)
-    cgroups.kill(cgroups.fleet(name))
+    cgroup.kill(cgroups.fleet(name))
     cgroups.remove(cgroups.fleet(name))
     network.remove(name)
     if (STATE / name).exists():
@@ -267,7 +268,7 @@ def down(name: str) -> None:
 def names() -> list[str]:
     """All fleets that have left a trace: state files or cgroups."""
     found: set[str] = set()
-    for directory in (STATE, cgroups.cgroup2() / cgroups.PARENT):
+    for directory in (STATE, cgroups.all_fleets()):
         if directory.is_dir():
             found.update(entry.name for entry in directory.iterdir() if entry.is_dir())
     return sorted(found)

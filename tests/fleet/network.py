@@ -7,24 +7,18 @@ same addresses.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import socket
 import subprocess
 import threading
 from pathlib import Path
+
+from tests.fixtures import netns
 
 BRIDGE = "fleet0"
 GATEWAY = "10.77.0.1"
 GATEWAY6 = "fd77::1"
 PREFIX_LENGTH = 24
 PREFIX_LENGTH6 = 64
-
-CLONE_NEWNET = 0x40000000
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
-_libc.setns.restype = ctypes.c_int
 
 
 def address(number: int) -> str:
@@ -88,11 +82,8 @@ def listen(name: str, *, host: str = GATEWAY, port: int = 0) -> socket.socket:
 
     def enter_and_listen() -> None:
         try:
-            with namespace_path(name).open("rb") as file:
-                if _libc.setns(file.fileno(), CLONE_NEWNET) != 0:
-                    error = ctypes.get_errno()
-                    raise OSError(error, os.strerror(error), str(namespace_path(name)))
-            made.append(socket.create_server((host, port), backlog=128))
+            with namespace_path(name).open("rb") as file, netns.entered(file.fileno()):
+                made.append(socket.create_server((host, port), backlog=128))
         except OSError as error:
             failed.append(error)
 

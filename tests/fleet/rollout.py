@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.fixtures.receiver import Receiver
 from tests.fixtures.spans import Span
+from tests.fixtures.waiting import until
 from tests.fleet import hosts, joined, network, playbook, shop
 from tests.fleet.hosts import Fleet
 from tests.fleet.joined import Request
-from tests.fleet.receiver import Receiver
 
 AGENT = "/opt/throughline/current/bin/throughline"
 
@@ -53,15 +53,20 @@ class Shop:
         return [span for span in self.receiver.spans if joined.cart(span) in carts]
 
     def status(self, number: int, *, since: float = 0.0) -> dict[str, Any]:
-        """What the agent on a host (0, 1 or 2) says of itself, not before the time `since`."""
-        deadline = time.monotonic() + 20
-        while True:
+        """The status of the agent on a host (0, 1 or 2), written after the time `since`."""
+
+        def read() -> dict[str, Any]:
             text = self.fleet.run(self.fleet.hosts[number], f"{AGENT} status --json").stdout
             found: dict[str, Any] = json.loads(text)
-            if found["updated_unix"] >= since:
-                return found
-            assert time.monotonic() < deadline, "no status is written"
-            time.sleep(0.1)
+            return found
+
+        return until(
+            read,
+            enough=lambda found: found["updated_unix"] >= since,
+            seconds=20,
+            every=0.1,
+            otherwise="no status is written",
+        )
 
     def pid(self, number: int) -> str:
         """The agent's process id on a host (0, 1 or 2), "0" when it does not run."""
@@ -110,8 +115,11 @@ def answers(client: subprocess.Popen[str]) -> list[str]:
 
 def wait_healthy(running: Shop, *, seconds: float = 30.0) -> None:
     """Waits until every agent says that it is healthy."""
-    deadline = time.monotonic() + seconds
     for host in running.fleet.hosts:
-        while running.fleet.run(host, f"{AGENT} status", check=False).returncode:
-            assert time.monotonic() < deadline, f"the agent on {host.name} is not healthy"
-            time.sleep(0.2)
+        until(
+            lambda host=host: running.fleet.run(host, f"{AGENT} status", check=False).returncode,
+            enough=lambda code: code == 0,
+            seconds=seconds,
+            every=0.2,
+            otherwise=f"the agent on {host.name} is not healthy",
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.waiting import until
 from tests.fleet import joined, playbook, shop
 from tests.fleet.joined import Request
 from tests.fleet.rollout import Shop, answers, load, rolled_out, wait_healthy
@@ -114,23 +115,23 @@ def test_an_unsampled_request_propagates_and_sends_no_span(running: Shop) -> Non
 
 
 def test_metrics_of_all_requests_arrive(running: Shop) -> None:
-    deadline = time.monotonic() + 30
     wanted = {
         ("shop-web", "http.server.request.duration"),
         ("shop-web", "http.client.request.duration"),
         ("shop-prices", "http.server.request.duration"),
     }
-    seen: set[tuple[str, str]] = set()
-    while not wanted <= seen and time.monotonic() < deadline:
-        time.sleep(0.2)
-        for resource in running.receiver.metrics:
-            name = next(
-                pair.value.string_value
-                for pair in resource.resource.attributes
-                if pair.key == "service.name"
-            )
-            seen |= {(name, one.name) for scope in resource.scope_metrics for one in scope.metrics}
-    assert wanted <= seen
+
+    def seen() -> set[tuple[str, str]]:
+        return {
+            (pair.value.string_value, metric.name)
+            for resource in running.receiver.metrics
+            for pair in resource.resource.attributes
+            if pair.key == "service.name"
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+    until(seen, enough=lambda found: wanted <= found, seconds=30, every=0.2)
 
 
 def test_a_killed_agent_breaks_no_request_and_comes_back(running: Shop) -> None:
@@ -142,9 +143,13 @@ def test_a_killed_agent_breaks_no_request_and_comes_back(running: Shop) -> None:
         )
         (meanwhile,) = running.order("meanwhile")
         assert len(meanwhile.received.get("traceparent", ())) == 1, "propagation stopped"
-        deadline = time.monotonic() + 30
-        while running.pid(1) in ("0", before) and time.monotonic() < deadline:
-            time.sleep(0.1)  # the kernel takes its time to detach the probes of the dead
+        # the kernel needs time to detach the probes of the killed agent
+        until(
+            lambda: running.pid(1),
+            enough=lambda pid: pid not in ("0", before),
+            seconds=30,
+            every=0.1,
+        )
         wait_healthy(running)
         time.sleep(0.5)
         statuses = answers(client)
@@ -179,10 +184,13 @@ def test_a_rebooted_host_is_traced_again(running: Shop) -> None:
     boot_id = "cat /proc/sys/kernel/random/boot_id"
     before = running.fleet.run(host, boot_id).stdout
     running.fleet.run(host, "systemctl reboot", check=False)
-    deadline = time.monotonic() + 30
-    while running.fleet.run(host, boot_id, check=False).stdout in ("", before):
-        assert time.monotonic() < deadline, "the host did not come back"
-        time.sleep(0.2)
+    until(
+        lambda: running.fleet.run(host, boot_id, check=False).stdout,
+        enough=lambda found: found not in ("", before),
+        seconds=30,
+        every=0.2,
+        otherwise="the host did not come back",
+    )
     wait_healthy(running)
     running.fleet.run(host, "systemctl is-system-running --wait")
     requests = running.order(*(f"rebooted{number}" for number in range(7)))

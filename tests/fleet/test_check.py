@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.fleet import cgroups, hosts, playbook, releases
+from tests.fixtures import cgroup
+from tests.fleet import hosts, playbook, releases
 from tests.fleet.hosts import Fleet
 from throughline.bpf import fionread
 
@@ -225,7 +226,7 @@ def test_a_host_that_is_away_is_a_line_of_the_report(
     fleet: Fleet, bundle: Path, tmp_path: Path
 ) -> None:
     one, two = fleet.hosts
-    cgroups.kill(one.cgroup)
+    cgroup.kill(one.cgroup)
     output, found = check(fleet, tmp_path, throughline_bundle=str(bundle))
     assert found[one.name]["mode"] == "unknown"
     assert f"{one.name}: unreachable: " in output

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures.waiting import until
 from tests.fleet import cgroups, host, hosts, network
 from tests.fleet.hosts import Fleet
 
@@ -120,11 +120,13 @@ def test_a_host_comes_back_from_a_reboot(fleet: Fleet) -> None:
     command = "cat /proc/sys/kernel/random/boot_id"
     before = fleet.run(two, command).stdout
     fleet.run(two, "touch /var/lib/kept; systemctl reboot", check=False)
-    deadline = time.monotonic() + 30
-    while (after := fleet.run(two, command, check=False).stdout) in ("", before):
-        assert time.monotonic() < deadline, host.tail(two)
-        time.sleep(0.1)
-    assert after != before
+    until(
+        lambda: fleet.run(two, command, check=False).stdout,
+        enough=lambda after: after not in ("", before),
+        seconds=30,
+        every=0.1,
+        otherwise=lambda: host.tail(two),
+    )
     fleet.run(two, "test -e /var/lib/kept")
 
 

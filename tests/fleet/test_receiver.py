@@ -25,8 +25,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from tests.fixtures import spans
+from tests.fixtures.receiver import Receiver
 from tests.fleet import tree, waterfall
-from tests.fleet.receiver import Receiver
 
 CHAIN = ("shop-web", "shop-orders", "shop-stock", "shop-prices")
 START = 1_700_000_000_000_000_000

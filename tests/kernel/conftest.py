@@ -1,4 +1,4 @@
-"""What several files of kernel tests begin with."""
+"""Fixtures of several files of kernel tests."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fixtures.traced import Traced
-from tests.fixtures.wire import Outside, Service, traced_service
+from tests.fixtures.outside import Outside
+from tests.fixtures.service import World, traced_service
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[tuple[Traced, Service, Outside]]:
-    """An agent, a service that it traces, and sockets of the world outside; for one file."""
+def world() -> Iterator[World]:
+    """An agent, a service that it traces, and what makes sockets outside of it; for one file."""
     with traced_service() as found:
         yield found
 
 
 @pytest.fixture
-def far_listener(world: tuple[Traced, Service, Outside]) -> Iterator[socket.socket]:
-    """Listens outside."""
-    with world[2].listen() as found:
+def outside(world: World) -> Outside:
+    """What makes sockets outside of the traced cgroup."""
+    return world[2]
+
+
+@pytest.fixture
+def far_listener(world: World) -> Iterator[socket.socket]:
+    """A listener outside of the traced cgroup: the far side of calls."""
+    with world[-1].listen() as found:
         yield found

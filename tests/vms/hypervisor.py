@@ -11,9 +11,9 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
+from tests.fixtures.waiting import poll
 from tests.vms import cache, processes
 from tests.vms.platforms import STATE, Platform
 from tests.vms.processes import Process
@@ -99,12 +99,10 @@ def _write_state(platform: Platform) -> None:
 
 def _child(pid: int, *, seconds: float = 5.0) -> int:
     """The first process of the PID namespace that `unshare` makes."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := processes.children(pid):
-            return found[0]
-        time.sleep(0.05)
-    raise RuntimeError("the hypervisor ended at its start")
+    found = poll(lambda: processes.children(pid), seconds=seconds)
+    if not found:
+        raise RuntimeError("the hypervisor ended at its start")
+    return found[0]
 
 
 def _log(name: str) -> str:
@@ -137,15 +135,18 @@ def _start(platform: Platform, *, kvm: bool) -> None:
         )
     _record(platform, outside.pid)
     _record(platform, outside.pid, _child(outside.pid))
-    deadline = time.monotonic() + START_SECONDS
-    while subprocess.run(
+    poll(lambda: _answers(name) or outside.poll() is not None, seconds=START_SECONDS, every=0.2)
+    if outside.poll() is not None or not _answers(name):
+        raise RuntimeError(f"libvirtd of {name} does not answer\n{_log(name)}")
+
+
+def _answers(name: str) -> bool:
+    """Returns whether the platform's libvirtd answers."""
+    return not subprocess.run(
         [*inside(name), "virsh", "--quiet", "--connect", "qemu:///system", "uri"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-    ).returncode:
-        if outside.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"libvirtd of {name} does not answer\n{_log(name)}")
-        time.sleep(0.2)
+    ).returncode
 
 
 def up(platform: Platform, *, kvm: bool) -> None:

@@ -20,6 +20,8 @@ from pathlib import Path
 import jinja2
 
 from tests.fixtures.paths import CHECKOUT
+from tests.fixtures.waiting import poll
+from tests.fleet.host import system_state
 from tests.fleet.hosts import CONNECT
 from tests.vms import boxes, hypervisor, kvm, leftovers, platforms, stock
 from tests.vms.platforms import Platform
@@ -171,21 +173,13 @@ def _write_inventory(platform: Platform) -> None:
 
 def _wait_running(platform: Platform, *, seconds: float) -> None:
     """Waits until systemd has started everything."""
-    deadline = time.monotonic() + seconds
-    words = ["ssh", "-F", str(platform.ssh_config), "-o", "ControlPath=none", platform.name]
-    state = ""
-    while time.monotonic() < deadline:
-        answer = subprocess.run(
-            [*words, "systemctl is-system-running --wait"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        state = answer.stdout.strip() or answer.stderr.strip()
-        if state in ("running", "degraded"):
-            return  # the tests judge whether it may be degraded
-        time.sleep(1)
-    raise RuntimeError(f"{platform.name} is not running: {state}")
+    ssh = ["ssh", "-F", str(platform.ssh_config), "-o", "ControlPath=none", platform.name]
+    started = ("running", "degraded")  # the tests judge whether it may be degraded
+    state = poll(
+        lambda: system_state(ssh), enough=lambda found: found in started, seconds=seconds, every=1
+    )
+    if state not in started:
+        raise RuntimeError(f"{platform.name} is not running: {state}")
 
 
 def console_end(platform: Platform, *, lines: int = 25) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 
+from tests.fixtures.waiting import until
 from tests.fleet.hosts import start_time
 
 END_SECONDS = 20.0
@@ -48,14 +48,15 @@ def tree(pid: int) -> list[Process]:
 
 def end(victims: list[Process]) -> None:
     """Kills processes and waits until they are gone. Raises TimeoutError when they outlive it."""
-    deadline = time.monotonic() + END_SECONDS
-    while left := [process for process in victims if alive(process)]:
+
+    def killed() -> list[Process]:
+        left = [process for process in victims if alive(process)]
         for pid, _ in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"processes {left} did not end in {END_SECONDS:.0f} s")
-        time.sleep(0.05)
+        return left
+
+    until(killed, enough=lambda left: not left, seconds=END_SECONDS)
 
 
 def end_tree(process: Process) -> None:

@@ -17,6 +17,7 @@ import pytest
 from tests.fixtures import kernel_objects
 from tests.fixtures.load import Answer, Load, start_chain, start_nginx
 from tests.fixtures.operated import Operated
+from tests.fixtures.waiting import poll
 from throughline.bpf import fionread
 
 CGROUP_PROGRAMS = {"tl_ingress", "tl_egress", "tl_sockops"}
@@ -74,10 +75,8 @@ def test_killed_while_it_attaches(traced: Operated) -> None:
     seen = set()
     for _ in range(20):
         traced.start_agent(wait=False)
-        deadline = time.monotonic() + 5
         if chance.random() < 0.8:  # else while Python starts
-            while not traced.pins() and time.monotonic() < deadline:
-                time.sleep(0.001)
+            poll(traced.pins, seconds=5, every=0.001)
             time.sleep(chance.uniform(0, 0.15))
         else:
             time.sleep(chance.uniform(0, 0.3))

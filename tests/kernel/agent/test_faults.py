@@ -16,8 +16,9 @@ import pytest
 
 from tests.fixtures.load import Chain, Load, start_chain, start_nginx
 from tests.fixtures.operated import Operated
-from tests.fixtures.traced import free_port
-from tests.fleet.receiver import Receiver
+from tests.fixtures.ports import free_port
+from tests.fixtures.receiver import Receiver
+from tests.fixtures.waiting import until
 from throughline.bpf import abi, libbpf
 from throughline.features.programs import Programs, Settings
 from throughline.host import facts
@@ -135,13 +136,7 @@ def _point_to(port: int) -> dict[str, Any]:
 
 def _export(traced: Operated, what: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """What status says of the export, once `what` is true of it."""
-    deadline = time.monotonic() + 20
-    while True:
-        found: dict[str, Any] = (traced.status() or {}).get("export", {})
-        if found and what(found):
-            return found
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
+    return until(traced.export, enough=lambda found: found and what(found), otherwise=traced.log)
 
 
 def _send(traced: Operated, chain: Chain) -> int:

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fixtures import cgroup
 from tests.fixtures.load import SERVICE, Chain, Load, start_chain, start_nginx
 from tests.fixtures.operated import Operated
-from tests.fixtures.traced import free_port, wait_port
-from tests.fleet import cgroups
+from tests.fixtures.ports import free_port, wait_port
 from throughline.bpf import libbpf
 from throughline.features import pins
 
@@ -25,13 +25,6 @@ COUNT = 23
 def traced() -> Iterator[Operated]:
     with Operated() as found:
         yield found
-
-
-def _wait_status(traced: Operated, key: str, value: object, *, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while (traced.status() or {}).get(key) != value:
-        assert time.monotonic() < deadline, (key, value, (traced.status() or {}).get(key))
-        time.sleep(0.05)
 
 
 def _all_traced(traced: Operated, chain: Chain) -> None:
@@ -56,15 +49,15 @@ def test_a_slice_that_comes_goes_and_comes_again() -> None:
         for _ in range(2):
             host.cgroup.mkdir()
             host.wait_log(f"attached to /{top}")
-            _wait_status(host, "absent_cgroups", [])
+            host.wait_status("absent_cgroups", [])
             chain = start_chain(host)
             _all_traced(host, chain)
             status = host.status()
             assert status is not None and status["healthy"] and not status["missing"]
             assert sum(p["where"] == f"/{top}" for p in status["attached"]["programs"]) == 3
             host.end_services()
-            cgroups.remove(host.cgroup)
-            _wait_status(host, "absent_cgroups", [f"/{top}"])
+            cgroup.remove(host.cgroup)
+            host.wait_status("absent_cgroups", [f"/{top}"])
             assert host.command("status").returncode == 0, "nothing to trace is no fault"
             (host.directory / "agent.log").write_text("")
         host.cgroup = home
@@ -125,13 +118,13 @@ def test_cgroups_come_and_go_by_the_hundred(traced: Operated) -> None:
 def test_a_link_that_somebody_detached_is_missed(traced: Operated) -> None:
     pin = next(traced.bpffs.glob("abi*/links/tl_egress@*"))
     subprocess.run(["bpftool", "link", "detach", "pinned", str(pin)], check=True)
-    _wait_status(traced, "healthy", False)
+    traced.wait_status("healthy", False)
     assert (traced.status() or {})["missing"] == [pin.name]
     assert traced.command("status").returncode == 1
     # a restart puts it right
     assert traced.stop_agent(9) == -9
     traced.start_agent()
-    _wait_status(traced, "healthy", True)
+    traced.wait_status("healthy", True)
     assert traced.command("status").returncode == 0
     _all_traced(traced, start_chain(traced))
 
@@ -158,7 +151,7 @@ def test_a_program_that_somebody_detaches_under_load(
             assert status is not None and status["healthy"], refused.stderr
             assert not load.untraced()
             subprocess.run(["bpftool", "link", "detach", "pinned", str(pin)], check=True)
-        _wait_status(traced, "healthy", False)
+        traced.wait_status("healthy", False)
         load.wait(0.5)
         assert (traced.status() or {})["missing"] == [pin.name]
         assert traced.stop_agent() == 0
@@ -170,7 +163,7 @@ def test_a_program_that_somebody_detaches_under_load(
 def test_a_pin_that_somebody_removed_is_missed(traced: Operated) -> None:
     pin = next(traced.bpffs.glob("abi*/links/tl_ingress@*"))
     pin.unlink()
-    _wait_status(traced, "healthy", False)
+    traced.wait_status("healthy", False)
     assert (traced.status() or {})["missing"] == [pin.name]
     assert traced.stop_agent() == 0
     assert traced.pins() == []

@@ -15,8 +15,9 @@ import pytest
 
 from tests.fixtures.load import SERVICE
 from tests.fixtures.operated import Operated
-from tests.fixtures.traced import free_port, wait_port
-from tests.kernel.features.test_privileges import NETWORK, _give, _only
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.privileges import NETWORK, give, only
+from tests.fixtures.waiting import until
 from throughline.bpf import abi, hashes, libbpf
 from throughline.features import pins
 
@@ -51,10 +52,10 @@ def serve(host: Operated, service: str) -> tuple[int, subprocess.Popen[bytes]]:
 
 def test_a_cgroup_whose_owner_forbids_to_look_into_it(host: Operated) -> None:
     """It ended the agent with status 3, so that systemd did not start it again."""
-    _give(host)
+    give(host)
     mine = host.cgroup / "mine.service"
     (mine / "below").mkdir(parents=True)
-    host.start_agent(prefix=_only(*NETWORK))
+    host.start_agent(prefix=only(*NETWORK))
     port, _ = serve(host, "web.service")
     try:
         mine.chmod(0o000)
@@ -63,7 +64,7 @@ def test_a_cgroup_whose_owner_forbids_to_look_into_it(host: Operated) -> None:
         assert len(host.wait_spans(COUNT)) == COUNT
         assert host.agent is not None and host.agent.poll() is None
         assert host.stop_agent(signal.SIGKILL) == -9
-        host.start_agent(prefix=_only(*NETWORK))
+        host.start_agent(prefix=only(*NETWORK))
         ask(port)
         assert len(host.wait_spans(2 * COUNT)) == 2 * COUNT
         assert "cannot be read" in host.log()
@@ -74,23 +75,26 @@ def test_a_cgroup_whose_owner_forbids_to_look_into_it(host: Operated) -> None:
 
 def test_a_cgroup_that_cannot_be_attached_to_holds_up_no_other(host: Operated) -> None:
     """At the start it ended the agent with status 3; later no other cgroup was attached to."""
-    _give(host)
+    give(host)
     tops = [host.cgroup / name for name in ("a.slice", "b.slice", "c.slice")]
     tops[0].mkdir()
     tops[1].mkdir(0)
     rules = [{"match": {"cgroup": f"{host.name}/{top.name}/*"}} for top in tops]
     host.configure(services=rules)
-    host.start_agent(prefix=_only(*NETWORK))
+    host.start_agent(prefix=only(*NETWORK))
 
     def attached() -> set[str]:
         programs = (host.status() or {})["attached"]["programs"]
         return {p["where"].rpartition("/")[2] for p in programs if p["where"].endswith(".slice")}
 
     def wait_attached(*names: str) -> None:
-        deadline = time.monotonic() + 10
-        while attached() != set(names):
-            assert time.monotonic() < deadline, (attached(), host.log())
-            time.sleep(0.1)
+        until(
+            attached,
+            enough=lambda found: found == set(names),
+            seconds=10,
+            every=0.1,
+            otherwise=host.log,
+        )
 
     try:
         wait_attached("a.slice")
@@ -160,10 +164,13 @@ def totals(host: Operated, service: str) -> list[tuple[int, int]]:
 
 
 def wait_total(host: Operated, service: str, total: int, *, seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not any(count >= total for _, count in totals(host, service)):
-        assert time.monotonic() < deadline, (total, totals(host, service)[-3:])
-        time.sleep(0.1)
+    until(
+        lambda: totals(host, service),
+        enough=lambda found: any(count >= total for _, count in found),
+        seconds=seconds,
+        every=0.1,
+        otherwise=f"no total of {service} is {total}",
+    )
 
 
 def test_totals_of_a_unit_that_restarts_do_not_go_back(host: Operated) -> None:

@@ -13,14 +13,15 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures import needs
+from tests.fixtures import needs, nginx, process
 from tests.fixtures.paths import SERVICES
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.traced import Traced
 
 CONCURRENT = 64
 REQUESTS = 3200
@@ -64,22 +65,26 @@ async def load(port: int, name: str, *, requests: int, concurrent: int) -> None:
 def measure(
     traced: Traced,
     name: str,
-    command: list[str],
+    command: list[str] | Callable[[int, int], list[str]],
     tmp_path: Path,
     *,
     requests: int = REQUESTS,
     concurrent: int = CONCURRENT,
 ) -> Counter[str]:
-    """Runs one service under load; `{port}` and `{next}` in its command are replaced."""
+    """Runs one service under load.
+
+    `{port}` and `{next}` in its command are replaced, or it is made of both ports.
+    """
     port, onward = free_port(), free_port()
     record = tmp_path / "record"
 
-    recorder = subprocess.Popen(
-        [sys.executable, str(SERVICES / "recorder.py"), str(onward), str(record)]
-    )
-    try:
+    recorder = [sys.executable, str(SERVICES / "recorder.py"), str(onward), str(record)]
+    with process.running(recorder):
         wait_port(onward)
-        words = [word.format(port=port, next=onward, tmp=tmp_path) for word in command]
+        if callable(command):
+            words = command(port, onward)
+        else:
+            words = [word.format(port=port, next=onward) for word in command]
         service = traced.spawn(name, words)
         wait_port(port)
         asyncio.run(load(port, name, requests=requests, concurrent=concurrent))
@@ -87,9 +92,6 @@ def measure(
             requests, seconds=30, where=lambda s: s.service == name and s.kind.lower() == "server"
         )
         service.terminate()
-    finally:
-        recorder.terminate()
-        recorder.wait(5)
     trace_of = {str(span.attributes["url.path"]): span.trace_id for span in spans}
     assert len(trace_of) == requests
     traces = set(trace_of.values())
@@ -113,14 +115,8 @@ def measure(
 
 
 NGINX = """
-daemon off; worker_processes 2; pid {tmp}/nginx.pid; error_log {tmp}/nginx.err;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off; client_body_temp_path {tmp}/b; proxy_temp_path {tmp}/p;
-  fastcgi_temp_path {tmp}/f; uwsgi_temp_path {tmp}/u; scgi_temp_path {tmp}/s;
   upstream onward {{ server 127.0.0.1:{next}; keepalive 64; }}
   server {{ listen 127.0.0.1:{port} backlog=512; location / {{ {location} }} }}
-}}
 """
 
 PYTHON = sys.executable
@@ -150,15 +146,21 @@ def test_right_where_the_evidence_decides(traced: Traced, name: str, tmp_path: P
 
 @pytest.mark.parametrize("location", ["close", "keepalive"])
 def test_right_through_nginx(traced: Traced, location: str, tmp_path: Path) -> None:
-    lines = {
+    proxied = {
         "close": "proxy_pass http://127.0.0.1:{next};",
         "keepalive": 'proxy_http_version 1.1; proxy_set_header Connection "";'
         " proxy_pass http://onward;",
     }
-    template = NGINX.replace("{location}", lines[location])
-    script = f"cat > {{tmp}}/nginx.conf <<'END'\n{template}END\nexec nginx -c {{tmp}}/nginx.conf"
+    name = f"nginx-{location}"
+
+    def command(port: int, onward: int) -> list[str]:
+        found = proxied[location].format(next=onward)
+        http = NGINX.format(port=port, next=onward, location=found)
+        traced.directory.chmod(0o755)
+        return nginx.prepare(traced.directory / name, http)
+
     assert shutil.which("nginx"), "nginx is missing: run make setup"
-    result = measure(traced, f"nginx-{location}", ["sh", "-c", script], tmp_path)
+    result = measure(traced, name, command, tmp_path)
     assert result["wrong"] == 0
     status = traced.status()
     assert status is not None
@@ -181,10 +183,9 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     port = free_port()
     directory = tmp_path_factory.mktemp("redis")
     command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
-    with subprocess.Popen([*command, "--dir", str(directory)], stdout=subprocess.DEVNULL) as server:
+    with process.running([*command, "--dir", str(directory)], stdout=subprocess.DEVNULL):
         wait_port(port)
         yield port
-        server.terminate()
 
 
 def test_the_answer_of_a_cache_restores_the_request(

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from tests.fixtures.paths import SERVICES
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.traced import Traced
 
 PAIRS = 23
 

@@ -19,20 +19,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.outside import Outside
 from tests.fixtures.packets import THREAD
+from tests.fixtures.service import Service
+from tests.fixtures.sockets import accept, connect, read_block, read_exactly
 from tests.fixtures.traced import Traced
-from tests.fixtures.wire import (
-    OK,
-    Context,
-    Outside,
-    Service,
-    accept,
-    connect,
-    inserted,
-    read_block,
-    read_exactly,
-)
-from tests.kernel.io.test_injection import PARENT, TRACE, head, send_alone
+from tests.fixtures.wire import OK, PARENT, TRACE, Context, head, inserted, send_alone
 from throughline.bpf import abi, libbpf
 
 STATE = "kept=1"

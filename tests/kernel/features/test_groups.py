@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import pytest
 
 from tests.fixtures import kernel_objects
 from tests.fixtures.operated import Operated
-from tests.kernel.features.test_privileges import NETWORK, _give, _only
+from tests.fixtures.privileges import NETWORK, give, only
+from tests.fixtures.waiting import until
 from throughline.bpf import abi, libbpf, peers
 from throughline.config.schema import network
 from throughline.features import pins
@@ -138,15 +138,15 @@ def test_an_interface_that_comes_is_attached_to(host: Operated) -> None:
 
 
 def _wait_interfaces(host: Operated, names: set[str], *, there: bool) -> dict:
-    deadline = time.monotonic() + 5
-    while True:
+
+    def as_wanted() -> bool:
         status = host.status()
         assert status is not None
         found = {place["interface"] for place in status["packets"]["older_connections"]}
-        if (names <= found) if there else not (names & found):
-            return status
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
+        return names <= found if there else not names & found
+
+    until(as_wanted, seconds=5, every=0.1)
+    return host.status() or {}
 
 
 def test_new_cgroups_get_packets_too(host: Operated) -> None:
@@ -159,8 +159,8 @@ def test_new_cgroups_get_packets_too(host: Operated) -> None:
 
 
 def test_tls_needs_sys_ptrace_and_says_so(host: Operated) -> None:
-    _give(host)
-    host.start_agent(prefix=_only(*NETWORK))
+    give(host)
+    host.start_agent(prefix=only(*NETWORK))
     status = host.status()
     assert status is not None and status["healthy"], "it is auto: no fault"
     tls = status["groups"]["tls"]
@@ -172,8 +172,8 @@ def test_tls_needs_sys_ptrace_and_says_so(host: Operated) -> None:
 
 def test_go_write_needs_sys_admin_and_says_so(host: Operated) -> None:
     host.configure(instrumentation={"go_write": "auto"})
-    _give(host)
-    host.start_agent(prefix=_only(*NETWORK, "sys_ptrace"))
+    give(host)
+    host.start_agent(prefix=only(*NETWORK, "sys_ptrace"))
     status = host.status()
     assert status is not None and status["healthy"], "it is auto: no fault"
     found = status["groups"]["go_write"]
@@ -188,19 +188,18 @@ def test_go_write_needs_sys_admin_and_says_so(host: Operated) -> None:
 @pytest.mark.parametrize("more", [[], ["lease"]], ids=["", "lease"])
 def test_four_capabilities_are_enough_for_both(host: Operated, more: list[str]) -> None:
     """With a fifth who writes to what is probed has to wait."""
-    _give(host)
+    give(host)
     host.configure(**LOOPBACK)
-    host.start_agent(prefix=_only(*NETWORK, "sys_ptrace", *more))
+    host.start_agent(prefix=only(*NETWORK, "sys_ptrace", *more))
     status = host.status()
     assert status is not None and status["healthy"]
     assert {status["groups"][name]["state"] for name in ("packets", "tls")} == {"on"}
     code = "import ssl, time; print(1, flush=True); time.sleep(60)"
     service = host.spawn("web", ["python3", "-c", code], stdout=subprocess.PIPE)
     assert service.stdout is not None and service.stdout.readline() == b"1\n"
-    deadline = time.monotonic() + 8
-    while not (files := (host.status() or {})["tls"]["files"]):
-        assert time.monotonic() < deadline, host.log()
-        time.sleep(0.1)
+    files = until(
+        lambda: (host.status() or {})["tls"]["files"], seconds=8, every=0.1, otherwise=host.log
+    )
     assert {Path(file["path"]).name.split(".")[0] for file in files} <= {"libssl"}
     assert files[0]["processes"] == 1 and not files[0]["refused"]
     assert host.counters().get("tls_unguarded", 0) == (0 if more else len(files))

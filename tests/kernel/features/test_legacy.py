@@ -22,7 +22,8 @@ import pytest
 from tests.fixtures import paths
 from tests.fixtures.operated import Operated
 from tests.fixtures.paths import CHECKOUT, SERVICES
-from tests.fixtures.traced import free_port, wait_port
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.waiting import poll
 from throughline.bpf import abi, libbpf
 from throughline.features.objects import directory as objects_directory
 
@@ -130,10 +131,8 @@ def test_a_chain_is_one_trace(legacy: Operated) -> None:
             assert by_id[span.parent_span_id].trace_id == span.trace_id
     assert sum(not span.parent_span_id for span in spans) == COUNT
     # what is kept of a connection goes with it, since nothing else would remove it
-    deadline = time.monotonic() + 5
-    while _kept(legacy) != (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert _kept(legacy) == (0, 0)
+    kept = poll(lambda: _kept(legacy), enough=lambda found: found == (0, 0), seconds=5, every=0.1)
+    assert kept == (0, 0)
 
 
 def test_requests_in_any_pieces(legacy: Operated) -> None:

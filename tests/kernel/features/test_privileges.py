@@ -16,11 +16,9 @@ import pytest
 
 from tests.fixtures.load import Load, start_chain
 from tests.fixtures.operated import Operated
+from tests.fixtures.privileges import NETWORK, NOBODY, give, mounts, only
 from throughline.bpf import abi, libbpf
 from throughline.features.objects import directory as objects_directory
-
-NOBODY = 65534
-NETWORK = ("bpf", "perfmon", "net_admin")
 
 
 @pytest.fixture
@@ -28,35 +26,6 @@ def host() -> Iterator[Operated]:
     """A corner without an agent."""
     with Operated(start=False) as found:
         yield found
-
-
-def _only(*capabilities: str) -> list[str]:
-    """A command prefix: user nobody with these capabilities and no way to get more."""
-    names = ",".join(f"+{name}" for name in capabilities)
-    kept = f"-all,{names}" if names else "-all"
-    return [
-        "setpriv",
-        f"--reuid={NOBODY}",
-        f"--regid={NOBODY}",
-        "--clear-groups",
-        "--no-new-privs",
-        f"--inh-caps={kept}",
-        f"--ambient-caps={kept}",
-        f"--bounding-set={kept}",
-    ]
-
-
-def _mounts(*commands: str) -> list[str]:
-    """A command prefix: a private mount namespace in which `commands` have been run."""
-    script = " && ".join([*commands, 'exec "$@"'])
-    return ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script, "sh"]
-
-
-def _give(host: Operated) -> None:
-    """The corner belongs to nobody, as the unit's directories belong to the agent's user."""
-    for path in (host.directory, host.bpffs):
-        os.chown(path, NOBODY, NOBODY)
-    host.bpffs.chmod(0o700)
 
 
 def _refused(host: Operated, prefix: Sequence[str], **environment: str) -> tuple[str, dict]:
@@ -79,8 +48,8 @@ def _refused(host: Operated, prefix: Sequence[str], **environment: str) -> tuple
 
 
 def test_three_capabilities_are_enough(host: Operated) -> None:
-    _give(host)
-    host.start_agent(prefix=_only(*NETWORK))
+    give(host)
+    host.start_agent(prefix=only(*NETWORK))
     chain = start_chain(host)
     with Load(chain) as load:
         load.wait(0.5)
@@ -98,8 +67,8 @@ def test_three_capabilities_are_enough(host: Operated) -> None:
 
 @pytest.mark.parametrize("without", NETWORK)
 def test_each_capability_is_named_when_it_lacks(host: Operated, without: str) -> None:
-    _give(host)
-    said, report = _refused(host, _only(*(name for name in NETWORK if name != without)))
+    give(host)
+    said, report = _refused(host, only(*(name for name in NETWORK if name != without)))
     name = f"CAP_{without.upper()}"
     others = [f"CAP_{other.upper()}" for other in NETWORK if other != without]
     assert f"missing {name}" in said
@@ -109,21 +78,21 @@ def test_each_capability_is_named_when_it_lacks(host: Operated, without: str) ->
 
 
 def test_no_capability_at_all(host: Operated) -> None:
-    _give(host)
-    said, _ = _refused(host, _only())
+    give(host)
+    said, _ = _refused(host, only())
     assert "missing CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN" in said
 
 
 def test_bpffs_of_another_user(host: Operated) -> None:
     host.bpffs.chmod(0o755)
     os.chown(host.directory, NOBODY, NOBODY)
-    said, _ = _refused(host, _only(*NETWORK))
+    said, _ = _refused(host, only(*NETWORK))
     assert str(host.bpffs) in said
     assert "may not write" in said and "chown" in said
 
 
-def test_bpffs_is_read_only(host: Operated) -> None:
-    said, _ = _refused(host, _mounts(f"mount -o remount,bind,ro {host.bpffs}"))
+def test_bpffs_is_readonly(host: Operated) -> None:
+    said, _ = _refused(host, mounts(f"mount -o remount,bind,ro {host.bpffs}"))
     assert f"{host.bpffs} is mounted read-only" in said
     assert "remount,rw" in said
 
@@ -140,14 +109,14 @@ def test_bpffs_is_a_plain_directory(host: Operated) -> None:
 
 def test_cgroup2_is_not_mounted(host: Operated) -> None:
     cgroup2 = host.cgroup.parent
-    said, report = _refused(host, _mounts(f"umount {cgroup2}"))
+    said, report = _refused(host, mounts(f"umount {cgroup2}"))
     assert "cgroup2 is not mounted" in said
     assert report["host"]["cgroup2"] is None
     assert report["host"]["cgroup_layout"] in ("legacy", "none")
 
 
 def test_btf_is_missing(host: Operated) -> None:
-    said, report = _refused(host, _mounts("mount -t tmpfs none /sys/kernel/btf"))
+    said, report = _refused(host, mounts("mount -t tmpfs none /sys/kernel/btf"))
     assert "/sys/kernel/btf/vmlinux is missing" in said
     assert "CONFIG_DEBUG_INFO_BTF" in said
     assert report["host"]["btf"] is False
@@ -255,11 +224,11 @@ def test_lockdown_is_known_only_with_securityfs(host: Operated) -> None:
         return json.loads(run.stdout)["host"], text.stdout
 
     where = "/sys/kernel/security"
-    found, _ = reported(*_mounts(f"mountpoint -q {where} || mount -t securityfs none {where}"))
+    found, _ = reported(*mounts(f"mountpoint -q {where} || mount -t securityfs none {where}"))
     assert found["securityfs"] is True
     wanted = subprocess.run(
         [
-            *_mounts(f"mountpoint -q {where} || mount -t securityfs none {where}"),
+            *mounts(f"mountpoint -q {where} || mount -t securityfs none {where}"),
             "cat",
             f"{where}/lockdown",
         ],
@@ -267,6 +236,6 @@ def test_lockdown_is_known_only_with_securityfs(host: Operated) -> None:
         text=True,
     ).stdout
     assert f"[{found['lockdown']}]" in wanted
-    found, text = reported(*_mounts(f"! mountpoint -q {where} || umount {where}"))
+    found, text = reported(*mounts(f"! mountpoint -q {where} || umount {where}"))
     assert (found["securityfs"], found["lockdown"]) == (False, "absent")
     assert "unknown: securityfs is not mounted" in text

@@ -20,7 +20,7 @@ import pytest
 
 from tests.fixtures.operated import Operated
 from tests.fixtures.paths import SERVICES
-from tests.fixtures.traced import free_port, wait_port
+from tests.fixtures.ports import free_port, wait_port
 from throughline.bpf import abi, fionread, libbpf, sweep
 from throughline.features import table as features
 from throughline.features.objects import REFUSE, directory

@@ -7,7 +7,6 @@ own; what is judged are the parents of calls within a service.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +15,7 @@ from tests.fixtures.go.build import PIE, STRIPPED
 from tests.fixtures.go.hops import Hops
 from tests.fixtures.go.judge import Found, id_of, own
 from tests.fixtures.traced import Traced
+from tests.fixtures.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
 
@@ -65,12 +65,13 @@ def chain(
         ids=50_000,
         options=options,
     )
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        found = hops.load("fan-2-1/answer", requests=2, concurrent=1, seconds=2)
-        if len(found.spans) == found.expected:
-            return hops
-    raise TimeoutError(f"no spans of {protocol} {modules}:\n{traced.log()}")
+    until(
+        lambda: hops.load("fan-2-1/answer", requests=2, concurrent=1, seconds=2),
+        enough=lambda found: len(found.spans) == found.expected,
+        seconds=READY_SECONDS,
+        otherwise=lambda: f"no spans of {protocol} {modules}:\n{traced.log()}",
+    )
+    return hops
 
 
 def assert_right(found: Found, *, evidence: str) -> None:

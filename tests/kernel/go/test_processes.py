@@ -18,12 +18,14 @@ from typing import Any
 
 import pytest
 
+from tests.fixtures.certificate import make_certificate
 from tests.fixtures.go.build import RACE, STRIPPED, build
 from tests.fixtures.go.hops import CONCURRENT, Hops
 from tests.fixtures.go.judge import Found, id_of
-from tests.fixtures.secure import make_certificate
+from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.spans import Span
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.traced import Traced
+from tests.fixtures.waiting import until
 from throughline.elf.elf import Elf
 from throughline.runtimes.go.sections import named
 
@@ -51,15 +53,6 @@ def traced() -> Iterator[Traced]:
     with Traced(quick=False) as found:  # what happens within a second is what some are about
         yield found
         assert "Traceback" not in found.log()
-
-
-def wait(what: Callable[[], Any], *, seconds: float = 30.0) -> Any:
-    """Waits until something is true, and returns it."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it has not come true"
-        time.sleep(0.05)
-    return found
 
 
 def executes(process: subprocess.Popen[bytes], program: Path) -> bool:
@@ -100,7 +93,7 @@ def test_a_process_that_executes_another_program(traced: Traced) -> None:
         time.sleep(2.0)
         assert ask(url, "context/answer", requests=640, first=1000, ca=certificate)["ok"] == 640
         web.send_signal(signal.SIGUSR1)
-    wait(lambda: executes(web, new))
+    until(lambda: executes(web, new), seconds=30)
     wait_port(port)
     url = f"http://127.0.0.1:{port}"
     assert ask(url, "context/answer", requests=640, first=2000)["ok"] == 640
@@ -112,7 +105,7 @@ def test_a_process_that_executes_another_program(traced: Traced) -> None:
             if (span.service, span.kind) == ("web", "CLIENT") and first <= id_of(span) < last
         ]
 
-    wait(lambda: len(calls(0, 2640)) == 4 * CONCURRENT + 2 * 640)
+    until(lambda: len(calls(0, 2640)) == 4 * CONCURRENT + 2 * 640, seconds=30)
     requests = {span.span_id: span for span in traced.receiver.spans if span.kind == "SERVER"}
     assert {span.parent_span_id for span in calls(0, 4 * CONCURRENT)} == {""}
     for span in calls(1000, 2640):
@@ -233,8 +226,8 @@ def test_processes_that_end_while_they_are_looked_into(traced: Traced) -> None:
         time.sleep(1.3)
         end(*running)
         shutil.rmtree(programs[0].parent)
-    wait(lambda: not [name for name in opened(traced) if "/round-" in name])
-    wait(lambda: len(opened(traced)) <= before + 2)
+    until(lambda: not [name for name in opened(traced) if "/round-" in name], seconds=30)
+    until(lambda: len(opened(traced)) <= before + 2, seconds=30)
     late = Hops(traced, "http/1.1", flags=STRIPPED, names=("late-front", "late-back"))
     for services in (hops, late):
         assert_right(services.load("context/answer", requests=640))
@@ -253,7 +246,7 @@ def test_a_program_that_is_replaced_while_it_runs(traced: Traced) -> None:
     for services in (old, new, old):
         assert_right(services.load("context/answer", requests=640))
     end(*old.processes.values())
-    wait(lambda: f"{program} (deleted)" not in opened(traced))
+    until(lambda: f"{program} (deleted)" not in opened(traced), seconds=30)
     assert_right(new.load("context/answer", requests=640))
 
 
@@ -339,7 +332,10 @@ def test_thousands_of_short_lived_processes(traced: Traced) -> None:
     assert after[1] <= before[1] + 32  # programs that were not probed before, not processes
     assert not {name for name in traced.counters() if name.startswith(("full_", "go_too_many"))}
     everyone = list(range(FIRST, FIRST + 100 + SHORT_LIVED))
-    wait(lambda: sum(id_of(span) >= FIRST for span in traced.receiver.spans) >= 2 * len(everyone))
+    until(
+        lambda: sum(id_of(span) >= FIRST for span in traced.receiver.spans) >= 2 * len(everyone),
+        seconds=30,
+    )
     spans = traced.receiver.spans
     assert_parents(spans, ("front", "middle", "back"))
     calls = {

@@ -9,31 +9,11 @@ import os
 
 import pytest
 
-from tests.fixtures.go import toolchains
-from tests.fixtures.go.build import PIE, RACE, STRIPPED, TRIMMED
 from tests.fixtures.go.hops import PROTOCOLS, Hops
+from tests.fixtures.go.writers import BUILDS
 from tests.fixtures.traced import Traced
 
 REQUESTS = int(os.environ.get("THROUGHLINE_TEST_REQUESTS", "256"))
-
-# protocol, release of Go, flags, set of modules ("" is the newest)
-BUILDS = [
-    ("https/1.1", "1.19", (), ""),
-    ("https/1.1", "1.22", STRIPPED, ""),
-    ("https/1.1", toolchains.NEWEST, PIE + TRIMMED, ""),
-    ("https/2", "1.19", STRIPPED, ""),
-    ("https/2", "1.22", PIE, ""),
-    ("https/2", toolchains.NEWEST, STRIPPED, ""),
-    ("x/net http/2", "1.22", (), "0.33"),
-    ("x/net https/2", toolchains.NEWEST, STRIPPED, ""),
-    ("gin https/2", toolchains.NEWEST, STRIPPED, ""),
-    ("grpc", "1.19", STRIPPED, "1.50"),
-    ("grpc", "1.22", (), "1.64"),
-    ("grpc tls", toolchains.NEWEST, (), ""),
-    ("https/1.1", toolchains.NEWEST, RACE, ""),
-    ("https/2", toolchains.NEWEST, RACE, ""),
-    ("grpc tls", toolchains.NEWEST, RACE, ""),
-]
 
 
 def plans_of(protocol: str) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.fixtures.certificate import make_certificate
 from tests.fixtures.go import debian
 from tests.fixtures.go.build import build
-from tests.fixtures.secure import make_certificate
+from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.spans import Span
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.traced import Traced
 
 REQUESTS = 256
 SCRAPES = 4

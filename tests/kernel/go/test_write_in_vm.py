@@ -16,15 +16,15 @@ import pytest
 from tests.fixtures.go import debian, tested
 from tests.fixtures.go.build import build
 from tests.fixtures.go.hops import PROTOCOLS
+from tests.fixtures.go.writers import BUILDS
 from tests.fixtures.paths import CHECKOUT
-from tests.kernel.go import test_write
 
 KERNEL = "6.12"
 PREEMPTS = "newest"  # tasks in the middle of a probe: docs/decisions/0010-preemption.md
 REQUESTS = 46
 SECONDS = 1200
 # old and new releases of Go, of each protocol one
-BUILDS = [test_write.BUILDS[number] for number in (0, 4, 9, 11)]
+FEW = [BUILDS[number] for number in (0, 4, 9, 11)]
 # there was no guest, or it ended: emulated kernels die now and then while they patch their code
 NO_GUEST, ATTEMPTS = 125, 3
 
@@ -80,11 +80,11 @@ def every_hop(builds: Sequence[tuple[str, str, tuple[str, ...], str]], *, kernel
 
 @pytest.mark.long
 def test_every_protocol() -> None:
-    every_hop(BUILDS, kernel=KERNEL)
+    every_hop(FEW, kernel=KERNEL)
 
 
 def test_a_kernel_that_preempts() -> None:
-    every_hop(BUILDS[-1:], kernel=PREEMPTS)
+    every_hop(FEW[-1:], kernel=PREEMPTS)
 
 
 @pytest.mark.long

@@ -9,41 +9,30 @@ import json
 import re
 import subprocess
 import sys
-import time
 import urllib.request
 
 import pytest
 
+from tests.fixtures.certificate import make_certificate
 from tests.fixtures.go.build import STRIPPED, build
 from tests.fixtures.paths import CHECKOUT
-from tests.fixtures.secure import make_certificate
-from tests.fixtures.traced import START_SECONDS, Traced, free_port, wait_port
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.traced import Traced
+from tests.fixtures.waiting import START_SECONDS, until
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-01")
 # around the places where the integer in front of a value takes one byte more (RFC 7541, 5.1)
 STATES = (0, 3, 126, 127, 128, 254, 255, 256, 300, 511, 512)
 
-_NGINX = """\
-daemon off;
-worker_processes 1;
-error_log {directory}/nginx.log;
-pid {directory}/nginx.pid;
-events {{ worker_connections 512; }}
-http {{
+_SERVER = """
     log_format seen escape=json '{{"traceparent":"$http_traceparent",'
         '"tracestate":"$http_tracestate","uri":"$uri","agent":"$http_user_agent",'
         '"accept":"$http_accept_encoding","host":"$http_host"}}';
-    access_log {directory}/seen.log seen;
-    keepalive_requests 100000;
-    client_body_temp_path {directory}/t1;
-    proxy_temp_path {directory}/t2;
-    fastcgi_temp_path {directory}/t3;
-    uwsgi_temp_path {directory}/t4;
-    scgi_temp_path {directory}/t5;
     large_client_header_buffers 8 32k;
     server {{
         listen 127.0.0.1:{port} ssl{http2};
+        access_log seen.log seen;
         ssl_certificate {certificate};
         ssl_certificate_key {certificate};
         location ~ ^/answer/(?<id>[0-9]+)$ {{
@@ -51,7 +40,6 @@ http {{
             return 200 '{{"id":"$id","kind":"answer","traceparents":["$http_traceparent"]}}';
         }}
     }}
-}}
 """
 
 
@@ -59,24 +47,13 @@ class Nginx:
     """nginx, which says what came, behind a Go service that calls it."""
 
     def __init__(self, traced: Traced, *, http2: bool) -> None:
-        self._log = traced.directory / "seen.log"
         self._read = 0
-        traced.directory.chmod(0o755)  # its worker is another user
         certificate = make_certificate(traced.directory)
         port, self._front = free_port(), free_port()
-        config = traced.directory / "nginx.conf"
-        config.write_text(
-            _NGINX.format(
-                directory=traced.directory,
-                port=port,
-                http2=" http2" if http2 else "",
-                certificate=certificate,
-            )
-        )
         for name in ("nginx", "front"):
             (traced.cgroup / name).mkdir()
-        traced.spawn("nginx", ["nginx", "-c", str(config)])
-        wait_port(port)
+        http = _SERVER.format(port=port, http2=" http2" if http2 else "", certificate=certificate)
+        self._log = nginx.start(traced, "nginx", http, port=port, workers=1) / "seen.log"
         server = build("chain/server", version="1.22", flags=STRIPPED)
         upstream = [f"-upstream=https://127.0.0.1:{port}", f"-ca={certificate}"]
         upstream += ["-upstream-http2"] if http2 else []
@@ -98,10 +75,12 @@ class Nginx:
 
     def seen(self) -> dict[str, str]:
         """What the next request brought: nginx writes it down once it has answered."""
-        deadline = time.monotonic() + 20
-        while len(lines := self._log.read_text().splitlines()) <= self._read:
-            assert time.monotonic() < deadline, "nginx says nothing"
-            time.sleep(0.01)
+        lines = until(
+            lambda: self._log.read_text().splitlines(),
+            enough=lambda found: len(found) > self._read,
+            every=0.01,
+            otherwise="nginx has logged no request",
+        )
         self._read += 1
         found: dict[str, str] = json.loads(lines[self._read - 1])
         return found

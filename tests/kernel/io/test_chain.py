@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fixtures.paths import SERVICES
+from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.spans import Span
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.traced import Traced
 
 COUNT = 23
 SERVICE = SERVICES / "threaded.py"

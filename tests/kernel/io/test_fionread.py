@@ -24,8 +24,10 @@ from itertools import count
 
 import pytest
 
+from tests.fixtures import nginx as nginx_service
 from tests.fixtures.paths import SERVICES
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.traced import Traced
 from tests.services.origin import payload
 from throughline.bpf import fionread
 
@@ -37,17 +39,6 @@ ANSWER_SECONDS = 15.0  # a stalled answer fails within this time
 _numbers = count(1)
 
 NGINX = """
-daemon off;
-user root;
-pid {directory}/nginx.pid;
-error_log {directory}/nginx-error.log;
-worker_processes 2;
-events {{ worker_connections 256; }}
-http {{
-  access_log off;
-  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
-  fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi;
-  scgi_temp_path {directory}/scgi;
   client_max_body_size 10m;
   upstream kept {{ server 127.0.0.1:{origin}; keepalive 32; }}
   server {{
@@ -70,7 +61,6 @@ http {{
       proxy_buffering off; proxy_request_buffering off;
     }}
   }}
-}}
 """
 
 
@@ -195,11 +185,7 @@ def nginx(traced: Traced, origin: int) -> Front:
     if shutil.which("nginx") is None:
         pytest.skip("nginx is not installed")
     port = free_port()
-    config = traced.directory / "nginx.conf"
-    config.write_text(NGINX.format(directory=traced.directory, origin=origin, port=port))
-    log = str(traced.directory / "nginx-error.log")
-    traced.spawn("nginx", ["nginx", "-c", str(config), "-e", log])
-    wait_port(port)
+    nginx_service.start(traced, "nginx", NGINX.format(origin=origin, port=port), port=port)
     return Front(traced, port)
 
 

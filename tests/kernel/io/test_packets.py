@@ -9,18 +9,12 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.fixtures.capture import Segment, read
 from tests.fixtures.forger import Forger
-from tests.fixtures.link import Link, Loss
-from tests.fixtures.packets import (
-    PORT,
-    Context,
-    Packets,
-    Segment,
-    connect,
-    listening,
-    read,
-    receive,
-)
+from tests.fixtures.link import Link
+from tests.fixtures.lossy import Loss
+from tests.fixtures.packets import PORT, Context, Packets, connect, listening
+from tests.fixtures.sockets import read_exactly
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -32,9 +26,9 @@ by_both = pytest.mark.parametrize("by", WAYS)
 def exchange(client: socket.socket, server: socket.socket, data: bytes) -> None:
     """One request and its answer, byte for byte."""
     client.sendall(data)
-    assert receive(server, len(data)) == data
+    assert read_exactly(server, len(data)) == data
     server.sendall(data[::-1])
-    assert receive(client, len(data)) == data[::-1]
+    assert read_exactly(client, len(data)) == data[::-1]
 
 
 def options(segments: list[Segment]) -> dict[int, str]:
@@ -86,7 +80,7 @@ def test_each_write_has_its_own_context(by: str) -> None:
                 with packets.request(context):
                     client.sendall(bytes(100))
             client.sendall(bytes(100))
-            assert len(receive(server, 300)) == 300
+            assert len(read_exactly(server, 300)) == 300
         segments = read(frames)
     assert options(segments) == {
         1: first.option,
@@ -110,7 +104,7 @@ def test_bytes_that_wait_for_others_are_not_given_their_context(by: str) -> None
             with packets.request(second):
                 client.sendall(b"the second's")
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
-            assert receive(server, 35) == b"nobody's, the first's, the second's"
+            assert read_exactly(server, 35) == b"nobody's, the first's, the second's"
         assert options(read(frames)) == {}
 
 
@@ -196,10 +190,10 @@ def test_an_answer_carries_none(backlog: int, closed: bool) -> None:
         if closed:
             listener.close()
         client.sendall(bytes(100))
-        assert receive(server, 100) == bytes(100)
+        assert read_exactly(server, 100) == bytes(100)
         with packets.request(Context.fresh()):
             server.sendall(bytes(100))
-        assert receive(client, 100) == bytes(100)
+        assert read_exactly(client, 100) == bytes(100)
         assert packets.counters == {}
 
 
@@ -211,11 +205,11 @@ def test_a_request_with_a_header_has_no_option() -> None:
             with packets.request(Context.fresh()):
                 client.sendall(request[:9])  # what it is cannot be said yet
                 client.sendall(request[9:])
-                assert len(receive(server, len(request) + 70)) == len(request) + 70
+                assert len(read_exactly(server, len(request) + 70)) == len(request) + 70
                 server.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
-                assert receive(client, 27)
+                assert read_exactly(client, 27)
                 client.sendall(request)
-                assert len(receive(server, len(request) + 70)) == len(request) + 70
+                assert len(read_exactly(server, len(request) + 70)) == len(request) + 70
             assert options(read(frames)) == {}
         counters = packets.counters
     assert counters["injected"] == 2
@@ -263,7 +257,7 @@ def test_a_lost_segment_takes_it_along_again(by: str, version: int) -> None:
         with packets.connected(version) as (client, server):
             with packets.request(context):
                 client.sendall(data)
-            assert receive(server, 300) == data  # sent again long after the request has ended
+            assert read_exactly(server, 300) == data  # sent again long after the request has ended
         sent, arrived = read(left), read(right)
     assert len([s for s in sent if s.option]) >= 3
     assert options(arrived) == {1: context.option}
@@ -310,7 +304,7 @@ def test_options_of_tcp_take_the_space(by: str, timestamps: bool) -> None:
                 with raw:
                     Forger(server, raw).send(b"later", ahead=500)
                 client.sendall(data)
-                assert receive(server, 100) == data
+                assert read_exactly(server, 100) == data
             (segment,) = [s for s in read(frames) if s.length == 100]
         counters = packets.counters
     assert "sack 1" in segment.options
@@ -360,9 +354,9 @@ def test_how_a_send_may_be_made(by: str) -> None:
         ]
         for count, way in enumerate(ways, start=1):
             assert way() == 100
-            assert receive(server, 100) == data
+            assert read_exactly(server, 100) == data
             server.sendall(b"answer")
-            assert receive(client, 6) == b"answer"
+            assert read_exactly(client, 6) == b"answer"
             assert packets.counters == {"option_written": count}
 
 

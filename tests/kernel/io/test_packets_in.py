@@ -8,50 +8,18 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from tests.fixtures.forger import Forger
+from tests.fixtures.forging import ANSWER, OBSERVE, REQUEST, forging, server_spans, span_of
 from tests.fixtures.link import Link
-from tests.fixtures.packets import Context, Packets, receive
+from tests.fixtures.packets import Context, Packets
+from tests.fixtures.sockets import read_exactly
 from throughline.bpf import abi
 
 pytestmark = pytest.mark.timeout(60)
 
-REQUEST = b"GET /23 HTTP/1.1\r\nHost: there\r\n\r\n"
-ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
-OBSERVE = ("tl_ingress", "tl_egress")
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-
-@contextmanager
-def forging(
-    link: Link, packets: Packets, version: int = 4
-) -> Iterator[tuple[Forger, socket.socket]]:
-    link.left.sysctl("ipv4/tcp_timestamps", "0")  # else those that we make up are too old
-    with packets.connected(version) as (client, server):
-        # its answers are never acknowledged
-        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with link.left:
-            raw = socket.socket(client.family, socket.SOCK_RAW, socket.IPPROTO_TCP)
-        with raw:
-            yield Forger(client, raw), server
-
-
-def span_of(packets: Packets, server: socket.socket, request: bytes = REQUEST) -> abi.Span:
-    """Reads and answers one request: the span that has come of it."""
-    assert receive(server, len(request)) == request
-    server.sendall(ANSWER)
-    (span,) = server_spans(packets)
-    return span
-
-
-def server_spans(packets: Packets) -> list[abi.Span]:
-    """The socket that the segments are sent through looks like a client of its own."""
-    return [span for span in packets.spans() if span.kind == abi.Kind.SERVER]
 
 
 def option(trace: str = TRACE, span: str = SPAN, flags: str = "") -> bytes:
@@ -84,7 +52,7 @@ def test_the_layouts_of_others_are_understood(version: int, variant: str) -> Non
         for count, (text, flags) in enumerate(PEERS.items(), start=1):
             with forging(link, packets, version) as (forger, server):
                 forger.send(REQUEST, options=bytes.fromhex(text))
-                assert receive(server, len(REQUEST)) == REQUEST
+                assert read_exactly(server, len(REQUEST)) == REQUEST
                 server.sendall(ANSWER)
                 spans = server_spans(packets)
                 assert packets.counters["option_taken"] == count
@@ -224,17 +192,17 @@ def test_from_one_end_to_the_other(by: str, version: int) -> None:
             context = Context.fresh()
             with packets.request(context):
                 client.sendall(REQUEST)
-            assert receive(server, len(REQUEST)) == REQUEST
+            assert read_exactly(server, len(REQUEST)) == REQUEST
             server.sendall(ANSWER)
-            assert receive(client, len(ANSWER)) == ANSWER
+            assert read_exactly(client, len(ANSWER)) == ANSWER
             spans = {span.kind: span for span in packets.spans()}
             assert spans[abi.Kind.SERVER].evidence == abi.Evidence.PACKET
             assert spans[abi.Kind.SERVER].trace_id == context.trace_id
             assert spans[abi.Kind.SERVER].parent_span_id == context.span_id
             client.sendall(REQUEST)
-            assert receive(server, len(REQUEST)) == REQUEST
+            assert read_exactly(server, len(REQUEST)) == REQUEST
             server.sendall(ANSWER)
-            assert receive(client, len(ANSWER)) == ANSWER
+            assert read_exactly(client, len(ANSWER)) == ANSWER
             spans = {span.kind: span for span in packets.spans()}
             assert spans[abi.Kind.SERVER].evidence == abi.Evidence.NONE
 
@@ -261,7 +229,7 @@ def test_random_options_do_no_harm() -> None:
                 options = bytes([25, 2 + len(content)]) + content
                 forger.send(b"x", options=options.ljust(40, b"\1"), ahead=place)
             forger.send(b"x")
-            assert receive(server, 1001) == b"x" * 1001
+            assert read_exactly(server, 1001) == b"x" * 1001
         counters = packets.counters
     assert counters["option_read"] == read
     assert counters["option_malformed"] == 1000 - read

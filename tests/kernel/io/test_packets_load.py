@@ -19,8 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.link import Link, Loss
-from tests.fixtures.packets import Context, Packets, connect, listening, read, receive
+from tests.fixtures.capture import read
+from tests.fixtures.link import Link
+from tests.fixtures.lossy import Loss
+from tests.fixtures.packets import Context, Packets, connect, listening
+from tests.fixtures.sockets import read_exactly
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -82,7 +85,7 @@ def converse(
             place += len(data)
             with packets.request(context) if packets and context else contextlib.nullcontext():
                 client.sendall(data)
-            assert receive(client, len(data)) == data
+            assert read_exactly(client, len(data)) == data
         return written
 
 

@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from tests.fixtures import paths
+from tests.fixtures.capture import read
+from tests.fixtures.forging import ANSWER, OBSERVE, REQUEST, forging, span_of
 from tests.fixtures.link import Link
-from tests.fixtures.packets import Context, Packets, read, receive
-from tests.kernel.io.test_packets_in import ANSWER, OBSERVE, REQUEST, forging, span_of
+from tests.fixtures.packets import Context, Packets
+from tests.fixtures.sockets import read_exactly
 from throughline.bpf import abi
 
 pytestmark = pytest.mark.timeout(60)
@@ -86,9 +88,9 @@ def test_what_obi_read_is_what_is_written(entry: dict[str, Any], by: str) -> Non
         with packets.connected() as (client, server):
             with packets.request(context):
                 client.sendall(REQUEST)
-            assert receive(server, len(REQUEST)) == REQUEST
+            assert read_exactly(server, len(REQUEST)) == REQUEST
             server.sendall(ANSWER)
-            assert receive(client, len(ANSWER)) == ANSWER
+            assert read_exactly(client, len(ANSWER)) == ANSWER
         (written,) = [segment.options for segment in read(frames) if segment.option]
     padding = ",nop" * (len(options) - 12 - length)
     assert written.endswith(f",unknown-25 0x{options[14 : 12 + length].hex()}{padding}")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.secure import SERVICES, Secure
+from tests.fixtures.paths import SERVICES
+from tests.fixtures.probed import Counter
+from tests.fixtures.secure import Secure, get
 from tests.fixtures.traced import Traced
-from tests.kernel.probes.test_uprobes import Counter
-from tests.kernel.tls.test_tls import get
 from throughline.features import groups
 from throughline.probes import uprobes
 

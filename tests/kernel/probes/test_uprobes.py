@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +19,9 @@ from typing import Any
 import pytest
 
 from tests.fixtures.paths import SERVICES
-from throughline.bpf import libbpf, links, prototypes
+from tests.fixtures.probed import Counter
+from tests.fixtures.waiting import until
+from throughline.bpf import libbpf, links
 from throughline.probes import uprobes
 from throughline.probes.libraries import Libraries
 from throughline.probes.uprobes import Kind, Site
@@ -38,42 +38,6 @@ FOUND = sorted(Path("/usr/lib").glob("*/libssl.so.[13]*")) + sorted(
     Path("/usr/lib64").glob("libssl.so.*")
 )
 CALLS = 23
-
-
-class Counter:
-    """A program that adds to a number, loaded for one kind of attachment."""
-
-    def __init__(self, kind: Kind) -> None:
-        library = prototypes.library()
-        self.map = prototypes.check(library.bpf_map_create(2, b"tl_hits", 4, 8, 1, None), "map")
-        code = b"".join(
-            struct.pack("<BBhi", *instruction)
-            for instruction in (
-                (0x62, 0x0A, -4, 0),  # *(u32 *)(r10 - 4) = 0
-                (0xBF, 0xA2, 0, 0),  # r2 = r10
-                (0x07, 0x02, 0, -4),  # r2 += -4
-                (0x18, 0x11, 0, self.map),  # r1 = map
-                (0x00, 0x00, 0, 0),
-                (0x85, 0x00, 0, 1),  # call bpf_map_lookup_elem
-                (0x15, 0x00, 2, 0),  # if (!r0) goto exit
-                (0xB7, 0x01, 0, 1),
-                (0xDB, 0x10, 0, 0),  # lock *(u64 *)r0 += 1
-                (0xB7, 0x00, 0, 0),
-                (0x95, 0x00, 0, 0),
-            )
-        )
-        expected = links.UPROBE_MULTI if kind is Kind.MULTI else 0
-        self.fd = libbpf.load(code, kind=2, name="tl_count", attach_type=expected)
-
-    @property
-    def hits(self) -> int:
-        value = libbpf.lookup(self.map, bytes(4), 8)
-        assert value is not None
-        return int.from_bytes(value, "little")
-
-    def close(self) -> None:
-        os.close(self.fd)
-        os.close(self.map)
 
 
 class Process:
@@ -163,13 +127,12 @@ class Followed:
 
     def follow(self, *processes: Process) -> None:
         (self._cgroup / "cgroup.procs").write_text("".join(f"{p.pid}\n" for p in processes))
-        deadline = time.monotonic() + 10
-        while True:
+
+        def is_known() -> bool:
             self.libraries.follow([self._cgroup])
-            known = self.libraries._processes
-            if all(process.readings for process in known.values()):
-                return
-            assert time.monotonic() < deadline
+            return all(process.readings for process in self.libraries._processes.values())
+
+        until(is_known, seconds=10, every=0)
 
     def close(self) -> None:
         self.libraries.close()

@@ -9,16 +9,20 @@ import shutil
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures.traced import START_SECONDS, Traced, free_port, wait_port
-from tests.fixtures.wire import Context, Outside, Service, connect
-from tests.kernel.io.test_injection import PARENT, TRACE, Counting, head, send_alone
+from tests.fixtures.counting import Counting
+from tests.fixtures.outside import Outside
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.service import Service
+from tests.fixtures.sockets import connect
+from tests.fixtures.traced import Traced
+from tests.fixtures.waiting import until
+from tests.fixtures.wire import PARENT, TRACE, Context, head, send_alone
 
 #: answers 200 and says whether the request had a traceparent
 WSGI = """
@@ -213,13 +217,11 @@ def reload(traced: Traced) -> None:
     assert traced.agent is not None
     before = traced.status()
     traced.agent.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        status = traced.status()
-        if status and before and status["started_unix"] != before["started_unix"]:
-            return
-        assert time.monotonic() < deadline, traced.log()
-        time.sleep(0.05)
+    until(
+        lambda: (traced.status() or {}).get("started_unix"),
+        enough=lambda found: before and found not in (None, before["started_unix"]),
+        otherwise=traced.log,
+    )
 
 
 def test_the_setting_follows_a_reload(ask: Callable[[int], Ask], world: World) -> None:

@@ -7,8 +7,11 @@ import socket
 
 import pytest
 
+from tests.fixtures.outside import Outside
+from tests.fixtures.service import Service
+from tests.fixtures.sockets import accept, listen
 from tests.fixtures.traced import Traced
-from tests.fixtures.wire import Context, Outside, Service, accept, listen
+from tests.fixtures.wire import Context
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"

@@ -19,12 +19,13 @@ import pytest
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from tests.fixtures.secure import SERVICES, Secure
+from tests.fixtures.paths import SERVICES
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.secure import LIBRARY, Secure, get
 from tests.fixtures.spans import Span
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.traced import Traced
 
 COUNT = 23
-LIBRARY = "libssl.so"
 SERVERS = {"nginx": LIBRARY, "python": LIBRARY, "asyncio": LIBRARY, "node": "node"}
 
 
@@ -46,16 +47,6 @@ def start(secure: Secure, kind: str, traced: Traced) -> int:
         (traced.directory / "server" / "files" / "23").write_text("twenty-three\n")
     secure.wait_found(SERVERS[kind])
     return port
-
-
-def get(port: int, trust: ssl.SSLContext, path: str, headers: dict[str, str]) -> bytes:
-    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=trust)
-    connection.request("GET", path, headers=headers)
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    assert answer.status == 200, body
-    return body
 
 
 @pytest.mark.parametrize("kind", SERVERS)

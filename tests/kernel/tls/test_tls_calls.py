@@ -13,15 +13,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fixtures.certificate import make_certificate
 from tests.fixtures.operated import Operated
 from tests.fixtures.paths import SERVICES
-from tests.fixtures.secure import Secure, make_certificate
-from tests.fixtures.tls_pair import exchange, secured, take
-from tests.fixtures.traced import free_port, wait_port
-from tests.fixtures.wire import OK
-from tests.kernel.io.test_injection import head
-from tests.kernel.io.test_middle import wait_probed
-from tests.kernel.tls.test_tls import LIBRARY
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.secure import LIBRARY, Secure
+from tests.fixtures.sockets import read_exactly
+from tests.fixtures.tls_pair import exchange, secured, wait_probed
+from tests.fixtures.wire import OK, head
 
 COUNT = 5
 
@@ -69,7 +68,7 @@ def test_a_write_that_is_repeated_with_more_bytes(traced: Operated, more: int) -
                 size: int = len(text) + len(body),
                 got: list[bytes] = got,
             ) -> None:
-                got.append(take(reads, size))
+                got.append(read_exactly(reads, size))
 
             thread = threading.Timer(0.2, read)  # the buffers are full by then
             thread.start()

@@ -11,9 +11,10 @@ import pytest
 
 from tests.fixtures import needs
 from tests.fixtures.paths import SERVICES
+from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.secure import Secure
 from tests.fixtures.spans import Span
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.traced import Traced
 
 THREADS, EACH = 64, 23
 LIBRARY = "libssl.so"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
-from tests.fixtures.wire import traced_service
+from tests.fixtures.service import traced_service
 
 PARENT = "00f067aa0ba902b7"
 COUNT = 23

@@ -16,19 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.outside import Outside
+from tests.fixtures.service import Service
+from tests.fixtures.sockets import accept, pair, read_all, read_block, read_exactly
 from tests.fixtures.traced import Traced
-from tests.fixtures.wire import (
-    OK,
-    Context,
-    Outside,
-    Service,
-    accept,
-    inserted,
-    pair,
-    read_all,
-    read_block,
-    read_exactly,
-)
+from tests.fixtures.wire import OK, Context, inserted
 
 DECOY = b"GET /decoy HTTP/1.1\r\nHost: decoy.example\r\n\r\n"
 RANDOM = random.Random(53)

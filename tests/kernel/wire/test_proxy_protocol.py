@@ -13,19 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.traced import Traced, free_port, wait_port
-from tests.fixtures.wire import (
-    OK,
-    Context,
-    Outside,
-    Service,
-    accept,
-    inserted,
-    pair,
-    read_block,
-    read_exactly,
-)
-from tests.kernel.io.test_injection import PARENT, TRACE, Counting, head, send_alone
+from tests.fixtures import nginx as nginx_service
+from tests.fixtures.counting import Counting
+from tests.fixtures.outside import Outside
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.service import Service
+from tests.fixtures.sockets import accept, pair, read_block, read_exactly
+from tests.fixtures.traced import Traced
+from tests.fixtures.wire import OK, PARENT, TRACE, Context, head, inserted, send_alone
 
 COUNT = 23
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
@@ -156,23 +151,15 @@ def test_a_method_of_that_name(far_listener: socket.socket) -> None:
 
 
 @pytest.fixture(scope="module")
-def nginx(world: World, tmp_path_factory: pytest.TempPathFactory) -> int:
+def nginx(world: World) -> int:
     """A server that wants the PROXY protocol, and says whose address it brought, and its header."""
-    directory = tmp_path_factory.mktemp("nginx")
     port = free_port()
-    (directory / "nginx.conf").write_text(f"""
-        daemon off; pid {directory}/pid; error_log stderr error; worker_processes 1; user root;
-        events {{ worker_connections 256; }}
-        http {{
-            access_log off;
-            server {{
-                listen 127.0.0.1:{port} proxy_protocol;
-                location / {{ return 200 "$proxy_protocol_addr $http_traceparent"; }}
-            }}
-        }}""")
-    command = ["nginx", "-e", "stderr", "-p", str(directory), "-c", str(directory / "nginx.conf")]
-    world[0].spawn("nginx", command)
-    wait_port(port)
+    server = f"""
+        server {{
+            listen 127.0.0.1:{port} proxy_protocol;
+            location / {{ return 200 "$proxy_protocol_addr $http_traceparent"; }}
+        }}"""
+    nginx_service.start(world[0], "nginx", server, port=port, workers=1)
     return port
 
 

@@ -15,9 +15,11 @@ import pytest
 
 from tests.fixtures.forger import Forger, Stranger
 from tests.fixtures.link import Link
-from tests.fixtures.packets import PORT, Context, Packets, listening, receive
+from tests.fixtures.packets import PORT, Context, Packets, listening
 from tests.fixtures.paths import SERVICES
-from tests.fixtures.traced import Traced, free_port, wait_port
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.sockets import read_exactly
+from tests.fixtures.traced import Traced
 from throughline.bpf import abi, libbpf
 
 STRAYS = 40_000  # more than tl_requests holds
@@ -94,7 +96,7 @@ def test_segments_of_no_connection_leave_nothing() -> None:
 
 def served(packets: Packets, server: socket.socket) -> list[abi.Span]:
     """Reads and answers one request: the server spans that have ended since the last call."""
-    assert receive(server, len(REQUEST)) == REQUEST
+    assert read_exactly(server, len(REQUEST)) == REQUEST
     server.sendall(ANSWER)
     return [span for span in packets.spans() if span.kind == abi.Kind.SERVER]
 
@@ -139,7 +141,7 @@ def test_a_request_that_makes_its_connection_takes_its_option(version: int, cook
                                 assert span.evidence == abi.Evidence.PACKET
                                 assert span.trace_id == context.trace_id
                                 assert span.parent_span_id == context.span_id
-                            assert receive(client, len(ANSWER)) == ANSWER
+                            assert read_exactly(client, len(ANSWER)) == ANSWER
                 assert packets.counters["early_taken"] == number
         counters = packets.counters
         assert counters["early_read"] == counters["early_taken"]

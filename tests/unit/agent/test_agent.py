@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import pytest
 
+from tests.fixtures.facts import FACTS
 from tests.fixtures.records import batch, record
-from tests.unit.features.test_groups import FACTS
 from throughline.agent import agent as agent_module
 from throughline.agent.agent import Agent
 from throughline.bpf import libbpf

@@ -13,15 +13,8 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from tests.unit.ansible.test_fleet_modules import (
-    NAMESPACE,
-    ROOT,
-    collection_is_importable,
-    plugin,
-    run_program,
-)
-
-__all__ = ["collection_is_importable"]  # a fixture that each test here uses
+from tests.fixtures.paths import CHECKOUT
+from tests.fixtures.plugins import NAMESPACE, plugin, run_program
 
 OLD, NEW = "Bearer old-0123456789", "Bearer new-9876543210"
 GROUP = grp.getgrgid(os.getgid()).gr_name
@@ -168,7 +161,7 @@ def put(base: Path, content: str, *, release: str = "r1", **other: Any) -> dict[
             f"{NAMESPACE}.modules.throughline_config",
         ],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-        env={**os.environ, "PYTHONPATH": str(ROOT / ".ansible/collections")},
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT / ".ansible/collections")},
         capture_output=True,
         text=True,
         check=False,

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib
 import io
 import json
 import shutil
 import struct
-import subprocess
-import sys
 import tarfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,89 +16,19 @@ import jinja2
 import pytest
 
 from tests.fixtures.paths import CHECKOUT
-from throughline.config import model as config
-
-ROOT = CHECKOUT
-NAMESPACE = "ansible_collections.throughline.fleet.plugins"
-UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n"
-HYBRID = (
-    "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n"
-    "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
-    "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+from tests.fixtures.plugins import (
+    ALL_CAPABILITIES,
+    EVERYTHING,
+    HYBRID,
+    LEGACY,
+    UNIFIED,
+    UNLOCKED,
+    answer,
+    plugin,
+    run_program,
+    verdict,
 )
-LEGACY = HYBRID.replace("cgroup2 cgroup2 rw", "cgroup cgroup rw,name=systemd")
-SECURITYFS = "50 20 0:7 / /sys/kernel/security rw - securityfs securityfs rw\n"
-ALL_CAPABILITIES = "000001ffffffffff"
-UNLOCKED = "[none] integrity confidentiality"
-EVERYTHING = ("observe", "headers", "packets", "tls", "go", "go_write")
-Run = Callable[[list[str]], tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def collection_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / ".ansible/collections"))
-    for name in [name for name in sys.modules if name.startswith("ansible_collections")]:
-        monkeypatch.delitem(sys.modules, name)
-
-
-def plugin(name: str) -> Any:
-    return importlib.import_module(f"{NAMESPACE}.{name}")
-
-
-def answer(*, python: str = "3.11.2", systemd: str = "252") -> Run:
-    """What a host's programs print."""
-
-    def run(command: list[str]) -> tuple[int, str, str]:
-        if command[0] == "systemctl":
-            return 0, f"systemd {systemd} ({systemd}.30-1~deb12u2)\n", ""
-        return 0, f"Python {python}\n", ""
-
-    return run
-
-
-def run_program(command: list[str]) -> tuple[int, str, str]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
-def verdict(
-    tree: Path,
-    *,
-    kernel: str = "6.1.0-31-amd64",
-    mounts: str = UNIFIED + SECURITYFS,
-    lockdown: str | None = "none [integrity] confidentiality",
-    btf: bool = True,
-    booted: bool = True,
-    capabilities: str = ALL_CAPABILITIES,
-    options: str | None = None,
-    uprobes: str | None = "multi",
-    allow_sys_admin: bool = False,
-    wanted: Sequence[str] = ("observe", "headers", "packets", "tls", "go"),
-    run: Run | None = None,
-) -> dict[str, Any]:
-    """The verdict on a recorded tree, which by default is a Debian 12 host with Secure Boot."""
-    files = {
-        "proc/sys/kernel/osrelease": kernel + "\n",
-        "proc/self/mountinfo": mounts,
-        "proc/1/status": f"Name:\tsystemd\nCapBnd:\t{capabilities}\n",
-    }
-    if lockdown is not None:
-        files["sys/kernel/security/lockdown"] = lockdown + "\n"
-    if btf:
-        files["sys/kernel/btf/vmlinux"] = "BTF"
-    if booted:
-        files["run/systemd/system/.keep"] = ""
-    if options is not None:
-        files[f"boot/config-{kernel}"] = options
-    for name, content in files.items():
-        path = tree / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    host_module, judging = plugin("module_utils.host"), plugin("module_utils.verdict")
-    host = {**host_module.describe_host(str(tree), run or answer()), "uprobes": uprobes}
-    kernel_options = host_module.read_kernel_options(str(tree), host["kernel"])
-    groups = judging.judge(host, kernel_options, wanted=wanted, allow_sys_admin=allow_sys_admin)
-    return {"host": host, "groups": groups, "mode": judging.mode_of(groups)}
+from throughline.config import model as config
 
 
 def test_a_current_host_can_run_the_network_groups(tmp_path: Path) -> None:
@@ -407,7 +333,7 @@ def test_mount_units_have_the_name_that_systemd_wants(path: str) -> None:
 
 def bundle(folder: Path, content: str, extra: tarfile.TarInfo | None = None) -> tuple[Path, str]:
     """A small bundle with the real unpack.py, and its SHA-256."""
-    source = ROOT / "agent/bundle/release"
+    source = CHECKOUT / "agent/bundle/release"
     files = {
         "bin/python": (source / "bin/python").read_bytes(),
         "unpack.py": (source / "unpack.py").read_bytes(),
@@ -786,7 +712,7 @@ def test_what_a_host_says_reaches_no_terminal_and_no_browser_raw(tmp_path: Path)
     assert any(r"\x1b]0;owned\x07" in line for line in lines), "it is shown, and harmless"
     report["hosts"].append(away)
     json.dumps(report).encode()
-    source = (ROOT / "playbooks/templates/report.html.j2").read_text(encoding="utf-8")
+    source = (CHECKOUT / "playbooks/templates/report.html.j2").read_text(encoding="utf-8")
     for kind in ("doctor", "trial", "preflight"):
         report["hosts"][0]["source"] = kind
         page = jinja2.Template(source).render(__throughline_report=report)

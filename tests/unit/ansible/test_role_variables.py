@@ -10,17 +10,9 @@ from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped
 from ansible.template import Templar  # type: ignore[import-untyped]
 
 from tests.fixtures.paths import CHECKOUT
-from tests.unit.ansible.test_fleet_modules import (
-    EVERYTHING,
-    UNLOCKED,
-    collection_is_importable,
-    plugin,
-    verdict,
-)
+from tests.fixtures.plugins import EVERYTHING, UNLOCKED, plugin, verdict
 
-__all__ = ["collection_is_importable"]  # a fixture that each test here uses
-
-ROOT = CHECKOUT
+CHECKOUT = CHECKOUT
 LOCKED = "none [integrity] confidentiality"
 DEFAULT = ("observe", "headers", "packets", "tls", "go")
 NETWORK = {"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"}
@@ -30,7 +22,7 @@ PROBES, ADMIN = {"CAP_LEASE", "CAP_SYS_PTRACE"}, {"CAP_SYS_ADMIN"}
 def computed(role: str, variable: str, **given: Any) -> Any:
     """A variable of a role, as its templates get it."""
     loader = DataLoader()
-    file = str(ROOT / "roles" / role / "vars/main.yml")
+    file = str(CHECKOUT / "roles" / role / "vars/main.yml")
     variables = loader.load_from_file(file, trusted_as_template=True)
     return Templar(loader=loader, variables={**variables, **given}).template(variables[variable])
 

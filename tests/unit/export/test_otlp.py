@@ -14,7 +14,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from tests.fixtures.otlp_receivers import GrpcReceiver, HttpReceiver, free_port
+from tests.fixtures.otlp_receivers import GrpcReceiver, HttpReceiver
+from tests.fixtures.ports import free_port
 from tests.fixtures.records import SHOP, record
 from throughline.config import model as config
 from throughline.config.model import OtlpTarget

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures.otlp_receivers import GrpcReceiver, HttpReceiver, free_port
+from tests.fixtures.otlp_receivers import GrpcReceiver, HttpReceiver
+from tests.fixtures.ports import free_port
 from tests.fixtures.records import SHOP, START, batch, record
 from throughline.config import model as config
 from throughline.export import outcome, pipeline

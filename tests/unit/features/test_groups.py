@@ -10,23 +10,13 @@ from typing import cast
 
 import pytest
 
+from tests.fixtures.facts import FACTS
 from throughline.config import model as config
 from throughline.features import groups, pins
 from throughline.features.objects import Objects
 from throughline.features.programs import Programs
-from throughline.host.facts import CAPABILITIES, Facts
 from throughline.probes import uprobes
 
-FACTS = Facts(
-    kernel="6.1.0-31-amd64",
-    arch="x86_64",
-    lockdown="none",
-    securityfs=True,
-    btf=True,
-    cgroup2=Path("/sys/fs/cgroup"),
-    cgroup_layout="unified",
-    capabilities=tuple(CAPABILITIES),
-)
 PEERS = "propagation: {peers: [10.1.0.0/16]}"
 WRITE = "instrumentation: {go_write: auto}"
 EVERYTHING = f"{PEERS}\n{WRITE}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.fixtures.clock import Clock
 from throughline.config.model import ServiceRule
 from throughline.host.attributes import host_attributes
 from throughline.services import cgroups
@@ -37,13 +38,6 @@ TREE = (
     "machine.slice/h2.scope/payload/system.slice/inner.service",
     "custom.slice/shop-batch.service",
 )
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.services.test_services import Clock
+from tests.fixtures.clock import Clock
 from throughline.agent import report
 from throughline.bpf import abi
 from throughline.records import events

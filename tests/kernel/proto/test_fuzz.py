@@ -20,9 +20,12 @@ from collections.abc import Callable
 import pytest
 
 from tests.fixtures import reference
+from tests.fixtures.outside import Outside
 from tests.fixtures.reference import Insertion
+from tests.fixtures.service import Service
+from tests.fixtures.sockets import accept, connect, read_exactly
 from tests.fixtures.traced import Traced
-from tests.fixtures.wire import Outside, Service, accept, connect, inserted, read_exactly
+from tests.fixtures.wire import inserted
 
 SEED = int(os.environ.get("THROUGHLINE_FUZZ_SEED", "20250607"))
 INSERTED = 70

@@ -11,25 +11,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fixtures.certificate import make_certificate
+from tests.fixtures.counting import Counting
 from tests.fixtures.operated import Operated
+from tests.fixtures.outside import Outside
 from tests.fixtures.paths import SERVICES
-from tests.fixtures.secure import make_certificate
+from tests.fixtures.service import traced_service
+from tests.fixtures.sockets import accept, listen, pair, read_block, read_exactly
 from tests.fixtures.spans import Span
-from tests.fixtures.tls_pair import exchange, secured
+from tests.fixtures.tls_pair import exchange, secured, wait_probed
 from tests.fixtures.traced import Traced
-from tests.fixtures.wire import (
-    OK,
-    Outside,
-    accept,
-    inserted,
-    listen,
-    pair,
-    read_block,
-    read_exactly,
-    traced_service,
-)
-from tests.kernel.io.test_injection import Counting, head
-from tests.kernel.io.test_middle import wait_probed
+from tests.fixtures.wire import OK, head, inserted
 
 COUNT = 5
 

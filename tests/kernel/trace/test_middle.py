@@ -6,19 +6,18 @@ What it sees first is an answer, or bytes of one that look like the start of a r
 from __future__ import annotations
 
 import ssl
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from tests.fixtures.certificate import make_certificate
 from tests.fixtures.operated import Operated
-from tests.fixtures.secure import make_certificate
+from tests.fixtures.outside import Outside
+from tests.fixtures.sockets import accept, connect, listen, read_block, read_exactly
 from tests.fixtures.spans import Span
-from tests.fixtures.tls_pair import exchange, secured
-from tests.fixtures.traced import START_SECONDS
-from tests.fixtures.wire import OK, Outside, accept, connect, listen, read_block, read_exactly
-from tests.kernel.tls.test_tls import LIBRARY
+from tests.fixtures.tls_pair import exchange, secured, wait_probed
+from tests.fixtures.wire import OK, head
 
 COUNT = 5
 #: the answer that the agent comes into: what leaves before it, and what after it
@@ -28,10 +27,6 @@ ANSWERS = {
     "request-like": (b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n", b"GET / of a body"),
     "capitals": (b"HTTP/1.1 200 OK\r\nContent-Length: 30000\r\n\r\n", b"ABCD" * 7500),
 }
-
-
-def request(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: far.example\r\n\r\n".encode()
 
 
 def kinds(spans: list[Span], path: str) -> list[tuple[str, str, object]]:
@@ -63,18 +58,18 @@ def test_plaintext(name: str, headers: str) -> None:
             near = stack.enter_context(connect(back, nodelay=True))
             far = stack.enter_context(accept(back))
         for asks, answers in ((client, server), (near, far)):
-            asks.sendall(request("/first"))
+            asks.sendall(head(target="/first"))
             read_block(answers)
             answers.sendall(before)
             read_exactly(asks, len(before))
         traced.start_agent()
-        traced._wait_cgroup_known()
+        traced.wait_cgroups_known()
         for asks, answers in ((client, server), (near, far)):
             answers.sendall(after)
             read_exactly(asks, len(after))
         for number in range(COUNT):
-            exchange(client, server, request(f"/served/{number}"), OK)
-            near.sendall(request(f"/called/{number}"))
+            exchange(client, server, head(target=f"/served/{number}"), OK)
+            near.sendall(head(target=f"/called/{number}"))
             read_block(far)
             far.sendall(OK)
             read_exactly(near, len(OK))
@@ -90,17 +85,6 @@ def traced() -> Iterator[Operated]:
         yield found
 
 
-def wait_probed(traced: Operated) -> None:
-    """Waits until the agent probes the library that this process has."""
-    deadline = START_SECONDS * 10
-    for _ in range(int(deadline)):
-        files = ((traced.status() or {}).get("tls") or {}).get("files", [])
-        if any(LIBRARY in file["path"] and file["processes"] for file in files):
-            return
-        subprocess.run(["sleep", "0.1"], check=True)
-    raise TimeoutError(f"{LIBRARY} is not probed: {traced.status()}")
-
-
 @pytest.mark.parametrize("name", ["answer", "body", "capitals"])
 def test_tls_after_a_reload(traced: Operated, name: str) -> None:
     before, after = ANSWERS[name]
@@ -111,8 +95,8 @@ def test_tls_after_a_reload(traced: Operated, name: str) -> None:
             client, server = ends
             wait_probed(traced)
             for number in range(COUNT):
-                exchange(client, server, request(f"/before/{number}"), OK)
-            client.sendall(request("/middle"))
+                exchange(client, server, head(target=f"/before/{number}"), OK)
+            client.sendall(head(target="/middle"))
             server.recv(65536)
             server.sendall(before)
             traced.reload()
@@ -122,7 +106,7 @@ def test_tls_after_a_reload(traced: Operated, name: str) -> None:
             while wanted:
                 wanted = wanted[len(client.recv(len(wanted))) :]
             for number in range(COUNT):
-                exchange(client, server, request(f"/after/{number}"), OK)
+                exchange(client, server, head(target=f"/after/{number}"), OK)
             spans = traced.wait_spans(4 * COUNT, seconds=5)
     both = sorted(expected("SERVER", "/after/") + expected("CLIENT", "/after/"))
     assert kinds(spans, "/before/") == sorted(

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -15,7 +14,8 @@ from tests.fixtures import kernel_objects
 from tests.fixtures.load import Load, start_chain
 from tests.fixtures.operated import Operated
 from tests.fixtures.paths import CHECKOUT
-from tests.kernel.features.test_privileges import _mounts
+from tests.fixtures.privileges import mounts
+from tests.fixtures.waiting import poll
 from throughline.features import pins
 
 
@@ -95,11 +95,7 @@ def test_what_a_killed_doctor_leaves_goes_with_detach(host: Operated) -> None:
             cwd=CHECKOUT,
             stdout=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 5
-        while (
-            not any(f"/{pins.NAME}/" in pin for pin in host.pins()) and time.monotonic() < deadline
-        ):
-            time.sleep(0.002)
+        poll(lambda: any(f"/{pins.NAME}/" in pin for pin in host.pins()), seconds=5, every=0.002)
         doctor.kill()
         doctor.wait()
         if host.pins():
@@ -126,7 +122,7 @@ def test_headers_off_by_configuration(host: Operated) -> None:
 def test_go_write_is_decided_by_a_trial(host: Operated) -> None:
     """With what lockdown allows and without: each time doctor says why."""
     where = "/sys/kernel/security"
-    mounted = _mounts(f"mountpoint -q {where} || mount -t securityfs none {where}")
+    mounted = mounts(f"mountpoint -q {where} || mount -t securityfs none {where}")
 
     def asked(prefix: Sequence[str]) -> tuple[dict, dict]:
         run = host.command("doctor", "--json", prefix=prefix)
@@ -148,7 +144,7 @@ def test_go_write_is_decided_by_a_trial(host: Operated) -> None:
         assert (found["state"], found["wanted"]) == ("off", False)
         assert found["reason"].startswith(f"lockdown is {lockdown}: the kernel refuses")
         assert "instrumentation.go_write: off" in found["fix"] and report["mode"] == "network"
-        _, found = asked(_mounts(f"! mountpoint -q {where} || umount {where}"))
+        _, found = asked(mounts(f"! mountpoint -q {where} || umount {where}"))
         assert found["reason"].startswith("the kernel refuses bpf_probe_write_user, as it does")
         assert "securityfs is not mounted" in found["reason"]
     host.configure(instrumentation={"go": "off", "go_write": "auto"})
