@@ -28,7 +28,6 @@ STAGES = (
 # Each foreign library behind one place. OpenTelemetry's data types stand where they are built.
 FOREIGN = {
     "ctypes": ("bpf/", "host/", "probes/uprobes.py"),
-    "pyroute2": ("bpf/",),
     "yaml": ("config/reader.py",),
     "requests": ("export/otlp.py",),
     "grpc": ("export/otlp.py",),

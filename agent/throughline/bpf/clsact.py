@@ -1,34 +1,58 @@
-"""Filters of clsact qdiscs, for kernels without tcx (before 6.6). Only this file knows pyroute2.
+"""Filters of clsact qdiscs, for kernels without tcx (before 6.6), by the `bpf_tc_*` of libbpf.
 
-It is imported where it is needed only, since pyroute2 takes 24 MB and a third of a second.
-
-A filter of ours is known by its name and its handle, which follows from the agent's bpffs: another
-agent's, or a trial's, is left alone. That a qdisc was made by us is remembered in the bpffs, so
-that it goes with us also after a crash, and one that was there before stays.
+A filter of ours is known by its name and its handle. The handle follows from the path of the
+agent's bpffs, so the filter of another agent, or of a trial, is left alone. The bpffs remembers
+where a filter is and whether the agent made the qdisc: a later run removes that qdisc too after a
+crash, and a qdisc that was there before the agent stays.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pyroute2.iproute.linux import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from throughline.bpf.prototypes import check, library
+from throughline.host import rtnetlink
 
-# include/uapi/linux/pkt_sched.h: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_…)
-_INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+_EGRESS, _BOTH = 2, 3  # enum bpf_tc_attach_point: BPF_TC_EGRESS, BPF_TC_INGRESS | BPF_TC_EGRESS
+_REPLACE = 1  # BPF_TC_F_REPLACE
 _GONE = {errno.ENODEV, errno.ENOENT, errno.EINVAL}
+
+
+class _Hook(ctypes.Structure):
+    """struct bpf_tc_hook (libbpf 0.6)."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("ifindex", ctypes.c_int),
+        ("attach_point", ctypes.c_int),
+        ("parent", ctypes.c_uint32),
+    ]
+
+
+class _Options(ctypes.Structure):
+    """struct bpf_tc_opts (libbpf 0.6)."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("prog_fd", ctypes.c_int),
+        ("flags", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("handle", ctypes.c_uint32),
+        ("priority", ctypes.c_uint32),
+    ]
 
 
 class Filters:
     """Egress filters of one program, at one priority, on any interfaces of this namespace.
 
-    `bpffs` is the agent's. What is remembered there is not of one ABI: the next release replaces
-    the filter in place, whatever its own is.
+    `bpffs` is the agent's. What it remembers does not depend on the version of the ABI: the next
+    release replaces the filter in place.
     """
 
     def __init__(self, *, name: str, bpffs: Path, priority: int) -> None:
@@ -36,130 +60,125 @@ class Filters:
         self._directory = bpffs / "clsact"
         self._priority = priority
         self._handle = zlib.crc32(os.fsencode(bpffs)) & 0x7FFFFFFF or 1
-        self._netlink = IPRoute(groups=0)
-
-    def close(self) -> None:
-        """Closes the socket; filters stay."""
-        self._netlink.close()
 
     def put(self, index: int, program_fd: int) -> None:
         """Adds our filter to an interface's egress, or replaces the one of an earlier run.
 
         Raises OSError: ENODEV when the interface has gone, EEXIST or EINVAL when a filter of
-        another kind has the priority.
+        another kind has the priority, EBUSY when the interface has the older qdisc `ingress`.
         """
         marker = self._directory / f"{index}-{self._priority}"
         created = self._created(index)
-        if self._call("add", "clsact", index=index, ignore={errno.EEXIST}):
+        if _create(index):
             created = True
-        # before the filter: what is remembered and not there does no harm
+        elif "ingress" in rtnetlink.qdiscs(index):
+            # That qdisc has no egress: the kernel would run the filter on ingress.
+            raise OSError(errno.EBUSY, "the qdisc `ingress` is in the place of clsact")
+        # The marker comes before the filter: a marker without a filter does no harm.
         marker.mkdir(mode=0o700, parents=True, exist_ok=True)
         if created:
             (marker / "created").mkdir(exist_ok=True)
         try:
-            self._call(
-                "replace-filter",
-                "bpf",
-                index=index,
-                handle=self._handle,
-                parent=_EGRESS,
-                prio=self._priority,
-                fd=program_fd,
-                name=self._name,
-                direct_action=True,
-            )
+            self._replace(index, program_fd)
         except OSError:
             self.take(index)
             raise
         for priority, other in self._markers(index):
             if priority != self._priority:
-                self._delete(index, priority)
+                self._detach(index, priority)
                 _forget(other)
 
     def take(self, index: int) -> None:
         """Removes our filter from an interface, and the qdisc if we made it and it is empty."""
         created = self._created(index)
         for priority, marker in self._markers(index):
-            self._delete(index, priority)
+            self._detach(index, priority)
             _forget(marker)
-        # between the look and the removal somebody could add a filter: the kernel has no
-        # operation that does both
-        if created and not [*self._filters(index, _INGRESS), *self._filters(index, _EGRESS)]:
-            self._call("del", "clsact", index=index, ignore=_GONE)
+        # Another program could add a filter between the look and the removal: the kernel has no
+        # operation that does both.
+        if created and not _has_filters(index):
+            _check(library().bpf_tc_hook_destroy(_hook(index, _BOTH)), "bpf_tc_hook_destroy", _GONE)
 
     def remembered(self) -> set[int]:
-        """Interfaces on which this run or an earlier one has put the filter."""
+        """The interfaces on which this run or an earlier one has put the filter."""
         return {int(marker.name.partition("-")[0]) for marker in self._directory.glob("*-*")}
 
     def has(self, index: int) -> bool:
-        """Is our filter still there?"""
+        """Returns whether our filter is on the interface."""
+        return self._is_on(index, self._priority)
+
+    def _is_on(self, index: int, priority: int) -> bool:
+        # libbpf names a filter PROGRAM:[ID]
         return any(
-            found["handle"] == self._handle and found["info"] >> 16 == self._priority
-            for found in self._filters(index, _EGRESS)
+            (found.handle, found.priority) == (self._handle, priority)
+            and found.name.partition(":")[0] == self._name
+            for found in rtnetlink.filters(index, rtnetlink.EGRESS)
         )
+
+    def _replace(self, index: int, program_fd: int) -> None:
+        options = self._options(self._priority, prog_fd=program_fd, flags=_REPLACE)
+        try:
+            _check(library().bpf_tc_attach(_hook(index, _EGRESS), options), "bpf_tc_attach")
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.EINVAL):
+                error.strerror = (
+                    f"{error.strerror}; priority {self._priority} is another filter's: "
+                    "see propagation.tc.priority"
+                )
+            raise
+
+    def _detach(self, index: int, priority: int) -> None:
+        if self._is_on(index, priority):
+            options = self._options(priority)
+            _check(library().bpf_tc_detach(_hook(index, _EGRESS), options), "bpf_tc_detach", _GONE)
+
+    def _options(self, priority: int, *, prog_fd: int = 0, flags: int = 0) -> Any:
+        """A reference to the options of our filter, as an argument."""
+        size = ctypes.sizeof(_Options)
+        return ctypes.byref(_Options(size, prog_fd, flags, 0, self._handle, priority))
 
     def _created(self, index: int) -> bool:
         return any(self._directory.glob(f"{index}-*/created"))
 
     def _markers(self, index: int) -> list[tuple[int, Path]]:
+        """Priority and directory of each filter that the bpffs remembers of an interface."""
         found = self._directory.glob(f"{index}-*")
         return [(int(marker.name.partition("-")[2]), marker) for marker in sorted(found)]
 
-    def _delete(self, index: int, priority: int) -> None:
-        for found in list(self._filters(index, _EGRESS)):
-            options = found.get_attr("TCA_OPTIONS")
-            if (found["handle"], found["info"] >> 16) == (self._handle, priority) and (
-                options is not None and options.get_attr("TCA_BPF_NAME") == self._name
-            ):
-                self._call(
-                    "del-filter",
-                    "bpf",
-                    index=index,
-                    handle=self._handle,
-                    parent=_EGRESS,
-                    prio=priority,
-                    ignore=_GONE,
-                )
 
-    def _filters(self, index: int, parent: int) -> Iterator[Any]:
-        """The filters of a hook; each priority has a head without handle, which is left out."""
-        try:
-            for found in self._netlink.get_filters(index=index, parent=parent):
-                if found["handle"]:
-                    yield found
-        except NetlinkError as error:
-            if error.code not in _GONE:
-                raise _os_error(error, "dump of filters") from error
-
-    def _call(
-        self, command: str, kind: str, *, ignore: set[int] | None = None, **options: Any
-    ) -> bool:
-        """One request; False when it failed with one of the codes in `ignore`."""
-        try:
-            self._netlink.tc(command, kind, **options)
-        except NetlinkError as error:
-            if ignore and error.code in ignore:
-                return False
-            raise _os_error(error, f"tc {command} {kind}") from error
-        return True
+def remove_all(bpffs: Path, *, name: str) -> None:
+    """Removes every filter that an agent with this bpffs has put, whatever its priority."""
+    filters = Filters(name=name, bpffs=bpffs, priority=0)
+    for index in filters.remembered():
+        filters.take(index)
+    (bpffs / "clsact").rmdir()
 
 
-def _os_error(error: NetlinkError, call: str) -> OSError:
-    return OSError(error.code, f"{call}: {os.strerror(error.code)}")
+def _hook(index: int, point: int) -> Any:
+    """A reference to a hook, as an argument."""
+    return ctypes.byref(_Hook(sz=ctypes.sizeof(_Hook), ifindex=index, attach_point=point))
+
+
+def _create(index: int) -> bool:
+    """Adds the qdisc to an interface; returns False when there is one already."""
+    created = library().bpf_tc_hook_create(_hook(index, _EGRESS))
+    return _check(created, "bpf_tc_hook_create", {errno.EEXIST})
+
+
+def _has_filters(index: int) -> bool:
+    both = (rtnetlink.INGRESS, rtnetlink.EGRESS)
+    return any(rtnetlink.filters(index, parent) for parent in both)
+
+
+def _check(result: int, call: str, ignored: Collection[int] = ()) -> bool:
+    """Returns False for an error in `ignored`; raises the others."""
+    if -result in ignored:
+        return False
+    check(result, call)
+    return True
 
 
 def _forget(marker: Path) -> None:
     for directory in (marker / "created", marker):
         if directory.is_dir():
             directory.rmdir()
-
-
-def remove_all(bpffs: Path, *, name: str) -> None:
-    """Removes every filter that an agent with this bpffs has put, whatever its priority."""
-    filters = Filters(name=name, bpffs=bpffs, priority=0)
-    try:
-        for index in filters.remembered():
-            filters.take(index)
-    finally:
-        filters.close()
-    (bpffs / "clsact").rmdir()

@@ -17,12 +17,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from throughline.bpf import links
-
-if TYPE_CHECKING:
-    from throughline.bpf.clsact import Filters
+from throughline.bpf import clsact, links
+from throughline.bpf.clsact import Filters
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +102,7 @@ class Interfaces:
             link.destroy()
         self._links.clear()
         self._places.clear()
-        if self._filters is not None:
-            self._filters.close()
-            self._filters = None
+        self._filters = None
 
     # -- one interface -----------------------------------------------------------------------------
 
@@ -120,7 +116,7 @@ class Interfaces:
             if error.errno == errno.ENODEV or not _is_there(index):
                 return  # it went meanwhile
             self._not_before[index] = now + RETRY_SECONDS
-            reason = _explain(error, self._priority)
+            reason = error.strerror or str(error)
             if self.refused.get(interface) != reason:
                 log.warning("egress of %s: %s", interface, reason)
             self.refused[interface] = reason
@@ -175,8 +171,6 @@ class Interfaces:
 
     def _clsact(self) -> Filters:
         if self._filters is None:
-            from throughline.bpf.clsact import Filters
-
             self._filters = Filters(name=self._name, bpffs=self._bpffs, priority=self._priority)
             for index in self._filters.remembered() - {i for i, _ in socket.if_nameindex()}:
                 self._filters.take(index)  # went while no agent ran
@@ -229,18 +223,9 @@ def _is_there(index: int) -> bool:
     return True
 
 
-def _explain(error: OSError, priority: int) -> str:
-    reason = error.strerror or str(error)
-    if error.errno in (errno.EEXIST, errno.EINVAL) and "filter" in reason:
-        return f"{reason}; priority {priority} is another filter's: see propagation.tc.priority"
-    return reason
-
-
 def remove_all(bpffs: Path, *, name: str) -> None:
     """Takes the program called `name` off every interface; links go with their pins."""
     for pin in bpffs.glob(f"abi*/links/{name}#*"):
         pin.unlink(missing_ok=True)
     if (bpffs / "clsact").is_dir():
-        from throughline.bpf import clsact
-
         clsact.remove_all(bpffs, name=name)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from throughline.bpf import clsact, libbpf, links, tc
+from throughline.bpf import libbpf, links, tc
 from throughline.bpf.prototypes import check, library
 
 pytestmark = pytest.mark.timeout(60)
@@ -262,21 +262,13 @@ def test_foreign_tcx_programs_work_on(wire: Wire, tcx: bool, before: bool) -> No
 
 def _foreign_filter(wire: Wire, fd: int, *, priority: int) -> None:
     """A filter as another tool adds it, with its own name and handle."""
-    netlink = clsact.IPRoute(groups=0)
-    try:
-        netlink.tc(
-            "add-filter",
-            "bpf",
-            index=index("a0"),
-            handle=1,
-            parent=0xFFFFFFF3,
-            prio=priority,
-            fd=wire.program(fd),
-            name="foreign",
-            direct_action=True,
-        )
-    finally:
-        netlink.close()
+    pin = wire.bpffs / "foreign"
+    check(library().bpf_obj_pin(wire.program(fd), bytes(pin)), "bpf_obj_pin")
+    run(
+        f"tc filter add dev a0 egress pref {priority} handle 1 protocol all "
+        f"bpf direct-action object-pinned {pin}"
+    )
+    pin.unlink()
 
 
 @by
@@ -359,6 +351,17 @@ def test_a_priority_that_is_taken_by_another_kind_is_told(wire: Wire) -> None:
     ours.follow()
     assert not ours.refused
     assert "b0" not in {place.interface for place in ours.attached}
+
+
+def test_an_interface_with_the_qdisc_ingress_is_left_alone(wire: Wire) -> None:
+    """The kernel would run a filter for the egress of that qdisc on ingress."""
+    run("tc qdisc add dev b0 ingress")
+    ours = wire.interfaces(wire.program(writes("T", at=OURS)), tcx=False)
+    ours.follow(only=index("b0"))
+    assert wire.sent() == ".." and not ours.attached
+    assert "`ingress`" in ours.refused["b0"]
+    assert "bpf" not in run("tc filter show dev b0 ingress")
+    run("tc qdisc del dev b0 ingress")
 
 
 def test_two_agents_do_not_share_a_filter(wire: Wire) -> None:

@@ -25,7 +25,7 @@ IMPORTS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import throughline.config.model, throughline.telemetry.spans
-import charset_normalizer, jinja2, markupsafe, pyroute2, requests, yaml
+import charset_normalizer, jinja2, markupsafe, requests, yaml
 import opentelemetry.context
 import opentelemetry.exporter.otlp.proto.http.metric_exporter
 import opentelemetry.exporter.otlp.proto.http.trace_exporter
