@@ -20,8 +20,8 @@ GRPC_EXTENSION = re.compile(r"grpc/_cython/cygrpc\.cpython-(\d+)-x86_64-linux-gn
 # Optional accelerators, one per Python version; their packages work without.
 ACCELERATORS = ("charset_normalizer/", "markupsafe/", "yaml/")
 
-# Of a package's metadata only this is read at run time (entry points), or owed to its authors.
-METADATA = re.compile(r"[^/]+\.dist-info/(METADATA|entry_points\.txt|licenses/.+|LICENSE.*)")
+# Of a package's metadata only what is owed to its authors.
+METADATA = re.compile(r"[^/]+\.dist-info/(METADATA|licenses/.+|LICENSE.*)")
 
 
 def agent_package(sources: Path) -> Iterator[tuple[str, bytes]]:

@@ -25,14 +25,26 @@ STAGES = (
     {"agent"},
     {"commands", "__main__"},
 )
-# Each foreign library behind one place. OpenTelemetry's data types stand where they are built.
+# Each foreign library behind one place. OTLP messages stand where they are built or read.
 FOREIGN = {
     "ctypes": ("bpf/", "host/", "probes/uprobes.py"),
     "yaml": ("config/reader.py",),
-    "requests": ("export/otlp.py",),
-    "grpc": ("export/otlp.py",),
+    "requests": ("export/otlp_http.py",),
+    "urllib3": ("export/otlp_http.py",),
+    "grpc": ("export/otlp_grpc.py",),
+    "google.rpc": ("export/otlp_grpc.py",),
     "opentelemetry": ("export/", "telemetry/"),
-    "opentelemetry.exporter": ("export/otlp.py",),
+    "opentelemetry.proto.trace": (
+        "telemetry/spans.py",
+        "export/templates.py",
+        "export/encoding.py",
+    ),
+    "opentelemetry.proto.metrics": ("telemetry/metrics.py",),
+    "opentelemetry.proto.collector": ("telemetry/metrics.py", "export/answers.py"),
+    # Only tests use these: the bundle has neither.
+    "opentelemetry.sdk": (),
+    "opentelemetry.exporter": (),
+    "jinja2": (),
 }
 
 

@@ -37,6 +37,7 @@ from throughline.services import cgroups
 from throughline.services.naming import Services, agent_service, attach_roots, find_roots
 from throughline.steps import Steps, Turns, finish
 from throughline.telemetry.series import Series
+from throughline.telemetry.totals import Totals
 from throughline.tls import openssl
 
 log = logging.getLogger(__name__)
@@ -375,13 +376,10 @@ class Agent:
         self._submit_metrics()
 
     def _submit_metrics(self) -> None:
-        # imported here: the OpenTelemetry SDK is not needed before the first request propagates
-        from throughline.telemetry import metrics
-
         own = agent_service(host=self._host, resource_attributes=self._config.resource_attributes)
         since = self._start_unix_ns, int(self._started * 1e9)
-        points = self._series.points()
-        self._pipeline.submit_metrics(metrics.everything(points, self._counters, own, *since))
+        points = tuple(self._series.points())
+        self._pipeline.submit_metrics(Totals(points, self._counters, own, *since, time.time_ns()))
 
     def _write_status(self) -> None:
         self._steps.run("status", lambda: self._status.write(self._describe()))

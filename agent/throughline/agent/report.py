@@ -11,7 +11,7 @@ from throughline.probes.libraries import Libraries
 from throughline.probes.uprobes import Site
 from throughline.records.events import SeriesKey
 from throughline.services.naming import Service
-from throughline.telemetry.spans import grpc_failed
+from throughline.telemetry.conventions import grpc_failed, http_failed
 
 
 def services(
@@ -40,7 +40,7 @@ def _is_error(series: SeriesKey) -> bool:
     server = series.kind == "server"
     if series.grpc:
         return grpc_failed(series.status, server=server)
-    return series.status >= (500 if server else 400) or series.status == 0
+    return http_failed(series.status, server=server)
 
 
 def packets(

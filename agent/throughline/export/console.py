@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import TextIO
 
-from throughline.records.events import SpanRecord
+from throughline.export.spool import Batch
+from throughline.records.events import RawSpan, SpanRecord
 from throughline.services.naming import Service
 from throughline.text import printable
 
 
-def write(batch: Sequence[tuple[SpanRecord, Service]], stream: TextIO) -> None:
+def write(batch: Batch, stream: TextIO) -> None:
     """Print a batch; raises OSError when the stream is gone."""
-    stream.write("".join(f"{line(record, service)}\n" for record, service in batch))
+    lines = []
+    for span, service in batch:
+        record = span.decode() if isinstance(span, RawSpan) else span
+        lines.append(f"{line(record, service)}\n")
+    stream.write("".join(lines))
     stream.flush()
 
 

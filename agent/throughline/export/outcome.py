@@ -1,15 +1,17 @@
-"""What became of one attempt to export, and of all of them."""
+"""The outcome of one attempt to export, and the totals of all attempts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 
 class Verdict(Enum):
-    """`REFUSED` blames the batch, so it is never sent again; `RETRY` blames everything else."""
+    """`REFUSED`: the batch is wrong, and is not sent again. `RETRY`: something else is wrong."""
 
     ACCEPTED = "accepted"
     RETRY = "retry"
@@ -20,13 +22,21 @@ class Verdict(Enum):
 @dataclass(frozen=True, slots=True)
 class Outcome:
     verdict: Verdict
-    detail: str = ""  # for people: what the receiver or the system said
+    detail: str = ""  # for people: the answer of the receiver, or the error of the system
     retry_after: float = 0.0  # seconds, as the receiver asked; 0 when it did not
     rejected: int = 0  # items of an accepted batch that the receiver did not take
-    suspicious: bool = False  # RETRY, but it may be this batch that the receiver cannot digest
+    suspicious: bool = False  # RETRY, but the batch may be the reason
 
 
 ACCEPTED = Outcome(Verdict.ACCEPTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """One signal's way out. `send` takes an encoded request, and blocks for about the timeout."""
+
+    send: Callable[[bytes], Outcome]
+    close: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +66,8 @@ class ExportStatus:
         }
 
 
-def attempt(send: Callable[[Any], Outcome], spans: Sequence[Any]) -> Outcome:
-    """One attempt; a batch that is too large is cut in halves, down to single spans."""
+def attempt(send: Callable[[Sequence[Item]], Outcome], spans: Sequence[Item]) -> Outcome:
+    """Makes one attempt. A batch that is too large is cut in halves, down to single spans."""
     if not spans:
         return ACCEPTED
     outcome = send(spans)

@@ -1,4 +1,4 @@
-"""From finished spans to the Collector, without ever holding up or failing the agent's loop.
+"""Takes finished spans to the Collector. It never delays or ends the agent's loop.
 
     submit ──► queue ──► sender thread ──► OTLP
                  │            │ ▲
@@ -27,17 +27,15 @@ from typing import TYPE_CHECKING
 
 from throughline.config.model import Export
 from throughline.export import console
-from throughline.export.outcome import ExportStatus, Outcome, Verdict, attempt
+from throughline.export.outcome import ExportStatus, Outcome, Sender, Verdict, attempt
 from throughline.export.secrets import Secrets
-from throughline.export.spool import Batch, Spool
-from throughline.records.events import SpanRecord
-from throughline.services.naming import Service
+from throughline.export.spool import Batch, Item, Spool
+from throughline.export.suspects import Suspects
+from throughline.telemetry.totals import Totals
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.metrics.export import MetricsData
-    from opentelemetry.sdk.trace import ReadableSpan
-
-    from throughline.export import otlp
+    from throughline.export.encoding import EncodedSpan
+    from throughline.export.templates import Templates
 
 BATCH_SPANS = 512
 LINGER_SECONDS = 1.0  # how long a span waits for others to share a batch with
@@ -45,19 +43,17 @@ QUEUE_SPANS = 16 * BATCH_SPANS
 HIGH_WATER_SPANS = QUEUE_SPANS // 2
 BACKOFF_SECONDS = (1.0, 30.0)  # first, longest
 RETRY_AFTER_MAX_SECONDS = 300.0
-MAX_TROUBLED = 1024  # spooled batches of which it is known how often they failed
-SUSPECT_FAILURES = 3  # of one spooled batch before the others get their turn
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What the sender does next; `spooled` names the file in the spool that `batch` came from."""
+    """The sender's next task; `spooled` names the spool's file with `batch`, "" without a file."""
 
     batch: Batch
     spooled: str
-    metrics: MetricsData | None
+    metrics: Totals | None
 
 
 class Pipeline:
@@ -69,19 +65,16 @@ class Pipeline:
         self._spool = Spool(export.spool_directory, max_bytes=export.spool_max_bytes)
         self._disk = threading.Lock()  # guards the spool; never taken inside `_changed`
         self._changed = threading.Condition()  # guards everything below; held for microseconds
-        self._queue: deque[tuple[SpanRecord, Service]] = deque()
+        self._queue: deque[Item] = deque()
         self._oldest_at = 0.0  # when the first span of the queue came
         self._in_flight: Batch = ()
-        self._metrics: MetricsData | None = None
+        self._metrics: Totals | None = None
         self._state = "idle" if export.otlp else "off"
         self._failures = 0  # in a row
         self._retry_at = 0.0
         self._spool_retry_at = 0.0
         self._spool_turn = True
-        # Spooled batches that fail while the receiver is there: name -> how often, and how many
-        # batches had been settled by then.
-        self._troubled: dict[str, tuple[int, int]] = {}
-        self._settled = 0
+        self._suspects = Suspects()
         self._stop_at: float | None = None
         self._exported = 0
         self._failed_batches = 0
@@ -99,7 +92,7 @@ class Pipeline:
             self._threads.append(thread)
 
     def submit(self, batch: Batch) -> None:
-        """Take finished spans. Never waits for the receiver or the spool, never raises."""
+        """Takes finished spans. Never waits for the receiver or the spool, never raises."""
         if not batch:
             return
         if self._export.console:
@@ -121,10 +114,10 @@ class Pipeline:
             if not before or before < BATCH_SPANS <= len(self._queue):
                 self._changed.notify_all()
 
-    def submit_metrics(self, data: MetricsData) -> None:
-        """Send metrics with the next turn; totals that wait are replaced by newer ones."""
+    def submit_metrics(self, totals: Totals) -> None:
+        """Sends totals with the next turn. They replace totals that wait."""
         with self._changed:
-            self._metrics = data
+            self._metrics = totals
             self._changed.notify_all()
 
     def status(self) -> ExportStatus:
@@ -146,18 +139,18 @@ class Pipeline:
             )
 
     def close(self, *, timeout: float = 5.0) -> None:
-        """Send what is queued while the receiver takes it, spool the rest; within `timeout`."""
+        """Sends the queue while the receiver takes it, and spools the rest; within `timeout`."""
         with self._changed:
             self._stop_at = stop_at = self._clock() + timeout
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(max(0.0, stop_at - self._clock()))
         with self._changed:
-            # An attempt that still hangs may arrive after all: twice is better than never.
+            # An attempt that still hangs may arrive, too: twice is better than never.
             left = [*self._in_flight, *self._queue]
             self._in_flight = ()
             self._queue.clear()
-        # also when nothing was started, or a second time after an error: see Agent
+        # Agent also calls this where nothing was started, and once more after an error.
         for start in range(0, len(left), BATCH_SPANS):
             self._to_spool(left[start : start + BATCH_SPANS])
 
@@ -167,7 +160,7 @@ class Pipeline:
         while True:
             try:
                 return self._send_until_stopped()
-            except Exception as error:  # a defect, or a certificate that vanished: go on, say it
+            except Exception as error:  # a defect, or a certificate that is not there
                 log.error(
                     "the exporter failed; it is set up again: %s",
                     self._secrets.hide(traceback.format_exc()),
@@ -187,11 +180,13 @@ class Pipeline:
 
     def _send_until_stopped(self) -> None:
         from throughline.export import otlp
+        from throughline.export.templates import Templates
 
+        templates = Templates()
         with ExitStack() as stack:
             spans = otlp.span_sender(self._export.traces)
             stack.callback(spans.close)
-            metrics: otlp.Sender | None = None
+            metrics: Sender | None = None
             while True:
                 work = self._next()
                 if work is None:
@@ -200,41 +195,41 @@ class Pipeline:
                     if metrics is None:
                         metrics = otlp.metric_sender(self._export.metrics)
                         stack.callback(metrics.close)
-                    try:
-                        outcome = metrics.send(work.metrics)
-                    except Exception as error:  # the next report has it all
-                        outcome = _failed(error)
-                    if outcome.verdict is not Verdict.ACCEPTED:
-                        with self._changed:
-                            self._say(f"metrics: {self._export.metrics.endpoint}: {outcome.detail}")
+                    self._send_metrics(work.metrics, metrics)
                 if work.batch:
-                    self._send(work, spans)
+                    self._send(work, spans, templates)
 
-    def _send(self, work: _Work, sender: otlp.Sender) -> None:
-        """One attempt with a batch, without records of which no span or no message can be made."""
-        from throughline.export import otlp
-        from throughline.telemetry.spans import span
+    def _send_metrics(self, totals: Totals, sender: Sender) -> None:
+        """One attempt. Totals that do not arrive are not kept: the next ones contain them."""
+        from throughline.telemetry import metrics
 
-        converted: list[ReadableSpan] = []
-        for record, service in work.batch:
+        try:
+            outcome = sender.send(metrics.encode(totals))
+        except Exception as error:
+            outcome = _failed(error)
+        endpoint = self._export.metrics.endpoint
+        with self._changed:
+            if outcome.verdict is not Verdict.ACCEPTED:
+                self._say(f"metrics: {endpoint}: {outcome.detail}")
+            elif outcome.rejected:
+                self._say(f"metrics: {outcome.rejected} points were rejected: {outcome.detail}")
+
+    def _send(self, work: _Work, sender: Sender, templates: Templates) -> None:
+        """One attempt with a batch, without records of which no message can be made."""
+        from throughline.export import encoding
+
+        encoded: list[EncodedSpan] = []
+        for span, service in work.batch:
             try:
-                converted.append(span(record, service))
-            except Exception as error:  # it must not hold up the others
+                encoded.append(encoding.encode(span, service, templates))
+            except Exception as error:  # the other spans of the batch are sent
                 self._say_bad(error)
         try:
-            try:
-                outcome = attempt(sender.send, converted)
-            except Exception as error:
-                good = [found for found in converted if otlp.is_encodable(found)]
-                if len(good) == len(converted):
-                    raise
-                self._say_bad(error)
-                converted = good
-                outcome = attempt(sender.send, converted)
+            outcome = attempt(lambda part: sender.send(encoding.request(part)), encoded)
         except Exception as error:
-            self._settle(work, replace(_failed(error), suspicious=True), len(converted))
+            self._settle(work, replace(_failed(error), suspicious=True), len(encoded))
             raise
-        self._settle(work, outcome, len(converted))
+        self._settle(work, outcome, len(encoded))
 
     def _say_bad(self, error: Exception) -> None:
         detail = f"a span was dropped, no message can be made of it: {_failed(error).detail}"
@@ -242,14 +237,14 @@ class Pipeline:
             self._say(detail)
 
     def _next(self) -> _Work | None:
-        """Wait for work; None is the end."""
+        """Waits for work; None ends the thread."""
         while True:
             with self._changed:
                 now = self._clock()
                 stopping = self._stop_at is not None
                 if stopping and (self._state == "down" or now >= (self._stop_at or 0.0)):
                     return None
-                metrics: MetricsData | None = None
+                metrics: Totals | None = None
                 from_spool = False
                 if self._state != "down" or now >= self._retry_at:
                     metrics, self._metrics = self._metrics, None
@@ -274,7 +269,7 @@ class Pipeline:
                 return _Work(batch, name, metrics)
 
     def _is_due(self, now: float) -> bool:
-        """Is the queue's first batch full, or has it waited long enough?"""
+        """Whether a batch of the queue is full, or its first span has waited LINGER_SECONDS."""
         return len(self._queue) >= BATCH_SPANS or now - self._oldest_at >= LINGER_SECONDS
 
     def _take(self) -> Batch:
@@ -288,10 +283,9 @@ class Pipeline:
         return max(0.0, self._oldest_at + LINGER_SECONDS - now) if self._queue else None
 
     def _settle(self, work: _Work, outcome: Outcome, sent: int) -> None:
-        """Book what became of a batch, of which `sent` records could be sent at all."""
+        """Counts the outcome of a batch; `sent` is how many of its spans have a message."""
         with self._changed:
-            if self._is_poison(work, outcome):
-                outcome = replace(outcome, verdict=Verdict.REFUSED)
+            outcome = self._suspects.judge(work.spooled, outcome)
             closed = not work.spooled and not self._in_flight
             self._in_flight = ()
             if outcome.verdict is Verdict.RETRY:
@@ -309,32 +303,16 @@ class Pipeline:
                 self._up()
             if outcome.verdict is not Verdict.RETRY and sent < len(work.batch):
                 self._dropped["unconvertible"] += len(work.batch) - sent
-            troubled = self._troubled.get(work.spooled, (0, 0))[0] >= SUSPECT_FAILURES
+            gives_way = self._suspects.gives_way(work.spooled)
         if not work.spooled:
-            if outcome.verdict is Verdict.RETRY and not closed:  # else close() has spooled it
+            if outcome.verdict is Verdict.RETRY and not closed:  # after close() it is in the spool
                 self._to_spool(work.batch)
             return
         with self._disk:
             if outcome.verdict is not Verdict.RETRY:
                 self._spool.remove(work.spooled)
-            elif troubled:
+            elif gives_way:
                 self._spool.postpone(work.spooled)
-
-    def _is_poison(self, work: _Work, outcome: Outcome) -> bool:
-        """Does only this batch fail, again and again? It must not stop those behind it."""
-        if outcome.verdict is not Verdict.RETRY:
-            self._settled += 1
-            self._troubled.pop(work.spooled, None)
-            return False
-        if not work.spooled or not outcome.suspicious:
-            return False
-        failures, settled = self._troubled.pop(work.spooled, (0, self._settled))
-        if failures >= SUSPECT_FAILURES and self._settled > settled:
-            return True
-        if len(self._troubled) >= MAX_TROUBLED:  # of files that have made room since
-            self._troubled.clear()
-        self._troubled[work.spooled] = (failures + 1, self._settled)
-        return False
 
     def _up(self) -> None:
         if self._state == "down":
@@ -361,7 +339,7 @@ class Pipeline:
         self._retry_at = self._clock() + wait
 
     def _say(self, message: str) -> None:
-        """Log what differs from what was said last."""
+        """Logs a message, unless it is the same as the last one."""
         message = self._secrets.hide(message)
         if message != self._last_error:
             log.warning("%s", message)
@@ -387,7 +365,7 @@ class Pipeline:
         return len(self._queue) >= HIGH_WATER_SPANS or (self._state == "down" and self._is_due(now))
 
     def _to_spool(self, batch: Batch) -> None:
-        """Write a batch; when the disk says no it waits in memory as long as there is room."""
+        """Writes a batch. Where the disk refuses, it goes back into the queue if there is room."""
         try:
             with self._disk:
                 self._spool.write(batch)
@@ -401,7 +379,7 @@ class Pipeline:
                     self._dropped["spool_error"] += len(batch)
         else:
             with self._changed:
-                self._changed.notify_all()  # the sender may be waiting for nothing
+                self._changed.notify_all()  # the sender may have had nothing to do
 
 
 def _failed(error: BaseException) -> Outcome:

@@ -1,4 +1,4 @@
-"""Values of headers, which libraries and receivers may repeat in what they say."""
+"""Hides values of headers, which errors of libraries and answers of receivers may repeat."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from throughline.config.model import OtlpTarget
 
-_SHORTEST = 4  # characters: what is shorter is no secret, and stands everywhere
+_SHORTEST = 4  # characters; a shorter value is no secret, and is a part of many texts
 
 
 class Secrets:
@@ -14,7 +14,7 @@ class Secrets:
 
     def __init__(self, targets: Iterable[OtlpTarget]) -> None:
         values = {value for target in targets for value in target.headers.values()}
-        # `Bearer abc` may be told without the scheme
+        # an error may repeat `abc` of `Bearer abc`
         values |= {word for value in values for word in value.split()[1:]}
         shown = (repr(value)[1:-1] for value in values)
         self._values = sorted({*values, *shown}, key=len, reverse=True)

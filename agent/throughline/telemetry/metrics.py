@@ -1,4 +1,4 @@
-"""Turn the kernel's duration histograms and the agent's own counters into OpenTelemetry metrics.
+"""Turn the kernel's duration histograms and the agent's own counters into OTLP metrics.
 
 `http.server.request.duration` and `http.client.request.duration` follow the semantic conventions,
 https://opentelemetry.io/docs/specs/semconv/http/http-metrics/, with one gap: the kernel counts
@@ -12,17 +12,15 @@ total never goes back while its start time stays the same, see series.py.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
 
-from opentelemetry.sdk.metrics.export import (
-    AggregationTemporality,
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import (
+    AGGREGATION_TEMPORALITY_CUMULATIVE,
     Histogram,
     HistogramDataPoint,
     Metric,
-    MetricsData,
     NumberDataPoint,
     ResourceMetrics,
     ScopeMetrics,
@@ -31,13 +29,40 @@ from opentelemetry.sdk.metrics.export import (
 
 from throughline.records.events import COUNTERS, SeriesKey
 from throughline.services.naming import Service
+from throughline.telemetry import messages
+from throughline.telemetry.conventions import CONNECTION_CLOSED, SCHEMA_URL, http_failed
 from throughline.telemetry.series import Point
-from throughline.telemetry.spans import CONNECTION_CLOSED, SCHEMA_URL, SCOPE, resource
+from throughline.telemetry.totals import Totals
 
 # Seconds; the advice of the semantic conventions for HTTP durations, as events.DurationRow counts.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _BOUNDS_MS = tuple(1000 * bound for bound in BOUNDS)
-_CUMULATIVE = AggregationTemporality.CUMULATIVE
+
+
+def encode(totals: Totals) -> bytes:
+    """The request that reports these totals. Raises ValueError for one that no message can hold."""
+
+    def since(reason: str) -> int:
+        kernel = reason in COUNTERS
+        return totals.kernel_since_unix_ns if kernel else totals.agent_since_unix_ns
+
+    found = duration_metrics(totals.points, now_unix_ns=totals.now_unix_ns)
+    found.append(
+        counter_metrics(
+            {"throughline.events": totals.counters},
+            agent=totals.agent,
+            start_unix_ns=since,
+            now_unix_ns=totals.now_unix_ns,
+        )
+    )
+    return messages.encode(request(found))
+
+
+def request(parts: Iterable[ResourceMetrics]) -> ExportMetricsServiceRequest:
+    """The request of these parts, without those that have no metric."""
+    return ExportMetricsServiceRequest(
+        resource_metrics=[part for part in parts if part.scope_metrics[0].metrics]
+    )
 
 
 def duration_metrics(found: Iterable[Point], *, now_unix_ns: int) -> list[ResourceMetrics]:
@@ -50,27 +75,17 @@ def duration_metrics(found: Iterable[Point], *, now_unix_ns: int) -> list[Resour
     for service, of_service in by_service.items():
         points: dict[tuple[str, bool], list[HistogramDataPoint]] = defaultdict(list)
         for point in of_service:
-            series, histogram = point.series, point.histogram
-            points[series.kind, series.grpc].append(
-                HistogramDataPoint(
-                    attributes=_attributes(series),
-                    start_time_unix_nano=point.start_unix_ns,
-                    time_unix_nano=now_unix_ns,
-                    count=histogram.count,
-                    sum=histogram.sum_ns / (1e6 if series.grpc else 1e9),
-                    bucket_counts=histogram.buckets,
-                    explicit_bounds=_BOUNDS_MS if series.grpc else BOUNDS,
-                    # Totals know no minimum and maximum; None leaves the optional fields unset.
-                    min=cast(float, None),
-                    max=cast(float, None),
-                )
-            )
+            key = (point.series.kind, point.series.grpc)
+            points[key].append(_duration(point, now_unix_ns=now_unix_ns))
         metrics = [
             Metric(
                 name=f"rpc.{kind}.duration" if grpc else f"http.{kind}.request.duration",
                 description=f"Duration of {'RPC' if grpc else 'HTTP'} {kind} requests.",
                 unit="ms" if grpc else "s",
-                data=Histogram(data_points=of_kind, aggregation_temporality=_CUMULATIVE),
+                histogram=Histogram(
+                    data_points=of_kind,
+                    aggregation_temporality=AGGREGATION_TEMPORALITY_CUMULATIVE,
+                ),
             )
             for (kind, grpc), of_kind in sorted(points.items())
         ]
@@ -93,19 +108,18 @@ def counter_metrics(
     metrics = [
         Metric(
             name=name,
-            description="",
             unit="1",
-            data=Sum(
+            sum=Sum(
                 data_points=[
                     NumberDataPoint(
-                        attributes={"reason": reason} if reason else {},
+                        attributes=messages.attributes({"reason": reason} if reason else {}),
                         start_time_unix_nano=start_unix_ns(reason),
                         time_unix_nano=now_unix_ns,
-                        value=total,
+                        as_int=total,
                     )
                     for reason, total in reasons.items()
                 ],
-                aggregation_temporality=_CUMULATIVE,
+                aggregation_temporality=AGGREGATION_TEMPORALITY_CUMULATIVE,
                 is_monotonic=True,
             ),
         )
@@ -115,28 +129,18 @@ def counter_metrics(
     return _resource_metrics(agent, metrics)
 
 
-def everything(
-    points: Iterable[Point],
-    counters: Mapping[str, int],
-    agent: Service,
-    kernel_since_unix_ns: int,
-    agent_since_unix_ns: int,
-) -> MetricsData:
-    """What is sent at a time. What the kernel has counted goes on from an earlier run of ours."""
-    now_unix_ns = time.time_ns()
-
-    def since(reason: str) -> int:
-        return kernel_since_unix_ns if reason in COUNTERS else agent_since_unix_ns
-
-    found = duration_metrics(points, now_unix_ns=now_unix_ns)
-    own = {"throughline.events": counters}
-    found.append(counter_metrics(own, agent=agent, start_unix_ns=since, now_unix_ns=now_unix_ns))
-    return metrics_data(found)
-
-
-def metrics_data(parts: Iterable[ResourceMetrics]) -> MetricsData:
-    """What the exporter takes; parts without a metric are left out."""
-    return MetricsData(resource_metrics=[part for part in parts if part.scope_metrics[0].metrics])
+def _duration(point: Point, *, now_unix_ns: int) -> HistogramDataPoint:
+    """The totals of one series. They know no minimum and no maximum."""
+    series, histogram = point.series, point.histogram
+    return HistogramDataPoint(
+        attributes=messages.attributes(_attributes(series)),
+        start_time_unix_nano=point.start_unix_ns,
+        time_unix_nano=now_unix_ns,
+        count=histogram.count,
+        sum=histogram.sum_ns / (1e6 if series.grpc else 1e9),
+        bucket_counts=histogram.buckets,
+        explicit_bounds=_BOUNDS_MS if series.grpc else BOUNDS,
+    )
 
 
 def _attributes(series: SeriesKey) -> dict[str, str | int]:
@@ -149,7 +153,7 @@ def _attributes(series: SeriesKey) -> dict[str, str | int]:
     }
     if series.status:
         attributes["http.response.status_code"] = series.status
-        if series.status >= (500 if series.kind == "server" else 400):
+        if http_failed(series.status, server=series.kind == "server"):
             attributes["error.type"] = str(series.status)
     else:
         attributes["error.type"] = CONNECTION_CLOSED
@@ -157,5 +161,7 @@ def _attributes(series: SeriesKey) -> dict[str, str | int]:
 
 
 def _resource_metrics(service: Service, metrics: list[Metric]) -> ResourceMetrics:
-    scope = ScopeMetrics(scope=SCOPE, metrics=metrics, schema_url=SCHEMA_URL)
-    return ResourceMetrics(resource=resource(service), scope_metrics=[scope], schema_url=SCHEMA_URL)
+    scope = ScopeMetrics(scope=messages.SCOPE, metrics=metrics, schema_url=SCHEMA_URL)
+    return ResourceMetrics(
+        resource=messages.resource(service), scope_metrics=[scope], schema_url=SCHEMA_URL
+    )

@@ -1,107 +1,111 @@
-"""Turn a kernel record and its service into an OpenTelemetry span.
+"""Turn a record of the kernel into an OTLP span.
 
 Attributes follow the stable HTTP semantic conventions,
 https://opentelemetry.io/docs/specs/semconv/http/http-spans/, and for calls of gRPC
 https://opentelemetry.io/docs/specs/semconv/rpc/grpc/. Attributes of our own:
-`throughline.parent.evidence` (how the parent was found, see DESIGN: finding the parent),
+`throughline.parent.evidence` (how the parent was found, see docs/operator/propagation.md),
 `throughline.end` (only when the exchange did not complete) and `throughline.url.length` (only when
 the kernel kept less of the request target than was on the wire: the full length in bytes).
-Every attribute costs the encoder 2 us, so a server span has no `network.peer.*`: its peer is the
-`client.address`.
+A server span has no `network.peer.*`: its peer is the `client.address`.
+
+`export/templates.py` writes most spans from templates that it makes of these messages. An attribute
+whose value differs from request to request must be known there.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status
 
-from throughline import __version__
 from throughline.records.events import SpanRecord
-from throughline.services.naming import Service
+from throughline.telemetry import messages
+from throughline.telemetry.conventions import (
+    CONNECTION_CLOSED,
+    METHODS,
+    grpc_failed,
+    http_failed,
+)
 from throughline.text import utf8
 
-SCHEMA_URL = "https://opentelemetry.io/schemas/1.30.0"
-SCOPE = InstrumentationScope("throughline", __version__, SCHEMA_URL)
-METHODS = frozenset(
-    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
-)
 TARGET_MAX = 256  # TL_TARGET_MAX of abi.h: bytes of the request target that the kernel keeps
-# UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS
-GRPC_SERVER_ERRORS = frozenset((2, 4, 12, 13, 14, 15))
-CONNECTION_CLOSED = "connection_closed"  # error.type where the connection ended with no response
+# Query parameters that are credentials: the semantic conventions ask to hide their values.
+SENSITIVE = r"(?<![^?&])(AWSAccessKeyId|Signature|sig|X-Goog-Signature)=[^&#]*"
 
-_SENSITIVE = re.compile(r"(?<![^?&])(AWSAccessKeyId|Signature|sig|X-Goog-Signature)=[^&#]*")
-_UNSET = Status(StatusCode.UNSET)
-_ERROR = Status(StatusCode.ERROR)
-_NO_STATE = TraceState()
-_FLAGS = tuple(TraceFlags(value) for value in range(256))
-_from_bytes = int.from_bytes
+_SENSITIVE = re.compile(SENSITIVE)
+_UNSET = Status()
+_ERROR = Status(code=Status.STATUS_CODE_ERROR)
+_LOCAL = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
+_REMOTE = _LOCAL | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
 
+# A member of `tracestate`: https://www.w3.org/TR/trace-context-2/#list
+_MEMBER = re.compile(
+    r"([a-z][_0-9a-z\-*/]{0,255}|[a-z0-9][_0-9a-z\-*/]{0,240}@[a-z][_0-9a-z\-*/]{0,13})"
+    r"=([\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e])"
+)
+_MAX_MEMBERS = 32
 
-class _Resource(Resource):
-    """A resource which computes its hash once; the encoder asks for it with every span."""
-
-    _hash: int | None = None
-
-    def __hash__(self) -> int:
-        if self._hash is None:
-            self._hash = super().__hash__()
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or super().__eq__(other)
+Attributes = dict[str, str | int]
 
 
-@lru_cache(maxsize=4096)
-def resource(service: Service) -> Resource:
-    """The OpenTelemetry resource of a service, the same object each time."""
-    return _Resource(service.attributes, SCHEMA_URL)
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the semantic conventions say of a record."""
+
+    name: str
+    attributes: Attributes
+    failed: bool
 
 
-def span(record: SpanRecord, service: Service) -> ReadableSpan:
-    """The OpenTelemetry span of one record. Hostile bytes become U+FFFD, never an error."""
+def message(record: SpanRecord) -> Span:
+    """The OTLP span of a record. Bytes that are not UTF-8 become U+FFFD.
+
+    Raises an exception (ValueError, TypeError, …) for a record that no kernel makes: one that was
+    damaged on disk.
+    """
+    if len(record.trace_id) != 16 or len(record.span_id) != 8:
+        raise ValueError("an id has the wrong length")
     server = record.kind == "server"
-    attributes: dict[str, Any] = {}
-    describe = _describe_grpc if record.grpc else _describe_http
-    name, failed = describe(attributes, record, server=server)
+    described = describe(record)
+    span = Span(
+        trace_id=record.trace_id,
+        span_id=record.span_id,
+        name=described.name,
+        kind=Span.SPAN_KIND_SERVER if server else Span.SPAN_KIND_CLIENT,
+        start_time_unix_nano=record.start_unix_ns,
+        end_time_unix_nano=record.end_unix_ns,
+        attributes=messages.attributes(described.attributes),
+        status=_ERROR if described.failed else _UNSET,
+        flags=_LOCAL,
+    )
+    if record.tracestate:
+        span.trace_state = trace_state(utf8(record.tracestate))
+    if record.parent_span_id is not None:
+        if len(record.parent_span_id) != 8:
+            raise ValueError("an id has the wrong length")
+        span.parent_span_id = record.parent_span_id
+        if server and record.evidence in ("header", "packet"):
+            span.flags = _REMOTE
+    return span
+
+
+def describe(record: SpanRecord) -> Description:
+    """Name, attributes and result of a record."""
+    server = record.kind == "server"
+    attributes: Attributes = {}
+    add = _describe_grpc if record.grpc else _describe_http
+    name, failed = add(attributes, record, server=server)
     attributes["throughline.parent.evidence"] = record.evidence
     if record.end != "complete":
         attributes["throughline.end"] = record.end
     if record.target_length > TARGET_MAX:
         attributes["throughline.url.length"] = record.target_length
-
-    trace_id = _from_bytes(record.trace_id, "big")
-    flags = _FLAGS[record.trace_flags & 0xFF]
-    state = trace_state(utf8(record.tracestate)) if record.tracestate else _NO_STATE
-    parent = None
-    if record.parent_span_id is not None:
-        remote = server and record.evidence in ("header", "packet")
-        parent = SpanContext(
-            trace_id, _from_bytes(record.parent_span_id, "big"), remote, flags, state
-        )
-    return ReadableSpan(
-        name=name,
-        context=SpanContext(trace_id, _from_bytes(record.span_id, "big"), False, flags, state),
-        parent=parent,
-        resource=resource(service),
-        attributes=attributes,
-        kind=SpanKind.SERVER if server else SpanKind.CLIENT,
-        status=_ERROR if failed else _UNSET,
-        start_time=record.start_unix_ns,
-        end_time=record.end_unix_ns,
-        instrumentation_scope=SCOPE,
-    )
+    return Description(name, attributes, failed)
 
 
-def _describe_http(
-    attributes: dict[str, Any], record: SpanRecord, *, server: bool
-) -> tuple[str, bool]:
+def _describe_http(attributes: Attributes, record: SpanRecord, *, server: bool) -> tuple[str, bool]:
     """Adds the attributes of a request; returns the span's name, and whether it failed."""
     method = record.method
     status = record.status
@@ -116,15 +120,13 @@ def _describe_http(
         attributes["error.type"] = CONNECTION_CLOSED
         return method, True
     attributes["http.response.status_code"] = status
-    failed = status >= (500 if server else 400)
+    failed = http_failed(status, server=server)
     if failed:
         attributes["error.type"] = str(status)
     return method, failed
 
 
-def _describe_grpc(
-    attributes: dict[str, Any], record: SpanRecord, *, server: bool
-) -> tuple[str, bool]:
+def _describe_grpc(attributes: Attributes, record: SpanRecord, *, server: bool) -> tuple[str, bool]:
     """The same of a call of gRPC, whose target is /SERVICE/METHOD."""
     name = utf8(record.target).removeprefix("/")
     service, _, method = name.rpartition("/")
@@ -146,12 +148,7 @@ def _describe_grpc(
     return name or "grpc", grpc_failed(record.status, server=server)
 
 
-def grpc_failed(status: int, *, server: bool) -> bool:
-    """Is a call with this status code an error? Not of the server what its client did wrong."""
-    return status in GRPC_SERVER_ERRORS if server else status != 0
-
-
-def _address(attributes: dict[str, Any], record: SpanRecord, *, server: bool) -> None:
+def _address(attributes: Attributes, record: SpanRecord, *, server: bool) -> None:
     """url.*, server.* and client.*: the target's own authority wins over the Host header."""
     scheme, authority, path, query = split_target(record.target)
     if record.tls:
@@ -222,6 +219,17 @@ def redact(query: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def trace_state(header: str) -> TraceState:
-    """The SDK's TraceState of a `tracestate` header value."""
-    return TraceState.from_header([header])
+def trace_state(header: str) -> str:
+    """A `tracestate` header without white space around its members; "" when it is not valid."""
+    found: dict[str, str] = {}
+    for member in header.split(","):
+        stripped = member.strip(" \t")
+        if not stripped:
+            continue  # empty members are valid
+        match = _MEMBER.fullmatch(stripped)
+        if match is None or match[1] in found:
+            return ""
+        found[match[1]] = match[2]
+    if len(found) > _MAX_MEMBERS:
+        return ""
+    return ",".join(f"{key}={value}" for key, value in found.items())

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from tests.fixtures.facts import FACTS
-from tests.fixtures.records import batch, record
+from tests.fixtures.records import batch
 from throughline.agent import agent as agent_module
 from throughline.agent.agent import Agent
 from throughline.bpf import libbpf
@@ -123,7 +123,7 @@ def test_spans_that_are_queued_survive_an_exception(
         made = Agent(settings, FACTS, stack, os.dup(0))
         made._pipeline.submit(batch(1000))
         made._records._pending = batch(3)
-        made._records._waiting = [record(), record()]
+        made._records._waiting = [span for span, _ in batch(2)]
         made.loop()
     kept = Spool(spool, max_bytes=1 << 20)
     count = 0

@@ -25,19 +25,16 @@ IMPORTS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import throughline.config.model, throughline.telemetry.spans
-import charset_normalizer, jinja2, markupsafe, requests, yaml
-import opentelemetry.context
-import opentelemetry.exporter.otlp.proto.http.metric_exporter
-import opentelemetry.exporter.otlp.proto.http.trace_exporter
+import charset_normalizer, requests, urllib3, yaml
+import throughline.export.otlp_http, throughline.export.encoding, throughline.telemetry.metrics
 from google.protobuf.internal import api_implementation
 assert api_implementation.Type() == "upb", api_implementation.Type()
 assert yaml.safe_load("a: [1]") == {"a": [1]}
-assert str(markupsafe.escape("<")) == "&lt;"
-assert opentelemetry.context.get_current() == {}
-for name in ("grpc", "yaml", "opentelemetry.sdk.trace", "throughline"):
+assert "grpc" not in sys.modules
+import throughline.export.otlp_grpc
+for name in ("grpc", "yaml", "opentelemetry.proto.trace.v1.trace_pb2", "throughline"):
     __import__(name)
     assert sys.modules[name].__file__.startswith(sys.argv[1]), name
-import opentelemetry.exporter.otlp.proto.grpc.trace_exporter
 import grpc
 grpc.insecure_channel("127.0.0.1:1").close()
 print(grpc.__version__)

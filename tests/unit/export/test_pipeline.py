@@ -13,11 +13,11 @@ import pytest
 
 from tests.fixtures.otlp_receivers import GrpcReceiver, HttpReceiver
 from tests.fixtures.ports import free_port
-from tests.fixtures.records import SHOP, START, batch, record
+from tests.fixtures.records import SHOP, START, batch, raw, record
 from throughline.config import model as config
 from throughline.export import outcome, pipeline
 from throughline.export.pipeline import Pipeline
-from throughline.telemetry.metrics import counter_metrics, metrics_data
+from throughline.telemetry.totals import Totals
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_all_spans_arrive_once(tmp_path: Path, protocol: str) -> None:
         exporter = start(receiver.endpoint, tmp_path, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
         exporter.submit(batch(1523))
         receiver.wait_for_spans(1523)
-        exporter.submit([(record(start_unix_ns=START + 1523), SHOP)])
+        exporter.submit([(raw(record(start_unix_ns=START + 1523)), SHOP)])
         receiver.wait_for_spans(1524)
         exporter.close()
         assert order(receiver) == list(range(1524))
@@ -71,7 +71,7 @@ def test_collector_away_and_back(tmp_path: Path, protocol: str) -> None:
     port = free_port()
     exporter = start(f"http://127.0.0.1:{port}", tmp_path, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
     for number in range(23):
-        exporter.submit([(record(start_unix_ns=START + number), SHOP)])
+        exporter.submit([(raw(record(start_unix_ns=START + number)), SHOP)])
         time.sleep(0.02)
     assert until(lambda: exporter.status().spool_batches > 1)
     assert until(lambda: exporter.status().queued_spans == 0)
@@ -112,7 +112,7 @@ def test_fresh_batches_do_not_wait_for_a_long_spool(tmp_path: Path) -> None:
     with HttpReceiver(port) as receiver:
         receiver.delay = 0.05
         assert until(lambda: len(receiver.traces) > 1)
-        exporter.submit([(record(start_unix_ns=START + 10**6), SHOP)])
+        exporter.submit([(raw(record(start_unix_ns=START + 10**6)), SHOP)])
         assert until(lambda: 10**6 in order(receiver))
         assert exporter.status().spool_batches > 5
         exporter.close()
@@ -181,15 +181,15 @@ def test_a_batch_that_breaks_the_receiver_does_not_stop_the_others(tmp_path: Pat
     with HttpReceiver() as receiver:
         receiver.poison = b"/poison"
         exporter = start(receiver.endpoint, tmp_path)
-        exporter.submit([(record(target="/poison"), SHOP)])
+        exporter.submit([(raw(record(target="/poison")), SHOP)])
         assert until(lambda: exporter.status().state == "down")
-        exporter.submit([(record(target="/poison"), SHOP)])
+        exporter.submit([(raw(record(target="/poison")), SHOP)])
         assert until(lambda: exporter.status().spool_batches == 2)
         sent = 0
 
         def dropped() -> bool:
             nonlocal sent
-            exporter.submit([(record(start_unix_ns=START + sent), SHOP)])
+            exporter.submit([(raw(record(start_unix_ns=START + sent)), SHOP)])
             sent += 1
             time.sleep(0.05)
             return exporter.status().dropped == {"refused": 2}
@@ -285,15 +285,15 @@ def test_close_sends_what_is_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_metrics_go_their_own_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A receiver without metrics (Jaeger answers 404) does not hold up the spans."""
-    part = counter_metrics({"a": {"": 1}}, agent=SHOP, start_unix_ns=lambda _: 1, now_unix_ns=2)
+    totals = Totals((), {"a": 1}, SHOP, 1, 1, 2)
     with HttpReceiver() as receiver:
         receiver.answers.append((404, {}, b""))
         exporter = start(receiver.endpoint, tmp_path)
-        exporter.submit_metrics(metrics_data([part]))
+        exporter.submit_metrics(totals)
         assert until(lambda: "HTTP 404" in exporter.status().last_error)
         exporter.submit(batch(3))
         assert len(receiver.wait_for_spans(3)) == 3
-        exporter.submit_metrics(metrics_data([part]))
+        exporter.submit_metrics(totals)
         assert until(lambda: len(receiver.metrics) == 1)
         exporter.close()
 
@@ -324,7 +324,7 @@ def test_a_defect_in_one_attempt_keeps_the_batch(
 
 def test_console_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exporter = start("http://127.0.0.1:1", tmp_path, OTEL_TRACES_EXPORTER="console")
-    exporter.submit([(record(target="/a\x1b[2J"), SHOP)])
+    exporter.submit([(raw(record(target="/a\x1b[2J")), SHOP)])
     exporter.close()
     out = capsys.readouterr().out
     assert "Z SERVER shop GET /a\\x1b[2J 200 12.3ms trace=" in out
@@ -397,25 +397,25 @@ def test_a_batch_that_cannot_be_sent_does_not_stay_at_the_head_of_the_spool(
     with HttpReceiver() as receiver:
         really = otlp.span_sender
 
-        def failing(target: Any) -> otlp.Sender:
+        def failing(target: Any) -> outcome.Sender:
             sender = really(target)
 
-            def send(spans: Any) -> outcome.Outcome:
-                if any("/poison" in str(span.attributes) for span in spans):
+            def send(body: bytes) -> outcome.Outcome:
+                if b"/poison" in body:
                     raise RuntimeError("a fault of the library")
-                return sender.send(spans)
+                return sender.send(body)
 
-            return otlp.Sender(send, sender.close)
+            return outcome.Sender(send, sender.close)
 
         monkeypatch.setattr(otlp, "span_sender", failing)
         exporter = start(receiver.endpoint, tmp_path)
-        exporter.submit([(record(target="/poison"), SHOP)])
+        exporter.submit([(raw(record(target="/poison")), SHOP)])
         assert until(lambda: exporter.status().spool_batches == 1)
         sent = 0
 
         def dropped() -> bool:
             nonlocal sent
-            exporter.submit([(record(start_unix_ns=START + sent), SHOP)])
+            exporter.submit([(raw(record(start_unix_ns=START + sent)), SHOP)])
             sent += 1
             time.sleep(0.05)
             return exporter.status().dropped == {"refused": 1}
@@ -427,12 +427,10 @@ def test_a_batch_that_cannot_be_sent_does_not_stay_at_the_head_of_the_spool(
 
 
 def test_metrics_that_cannot_be_sent_hold_up_no_span(tmp_path: Path) -> None:
-    bad = counter_metrics(
-        {"a": {"": 1 << 70}}, agent=SHOP, start_unix_ns=lambda _: 1, now_unix_ns=2
-    )
+    bad = Totals((), {"a": 1 << 70}, SHOP, 1, 1, 2)
     with HttpReceiver() as receiver:
         exporter = start(receiver.endpoint, tmp_path)
-        exporter.submit_metrics(metrics_data([bad]))
+        exporter.submit_metrics(bad)
         exporter.submit(batch(3))
         receiver.wait_for_spans(3)
         exporter.close()

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.paths import CHECKOUT
-from tests.fixtures.records import SHOP, START, batch, record, service
+from tests.fixtures.records import SHOP, START, batch, raw, record, service
 from throughline.export import spool as spool_module
-from throughline.export.spool import Batch, Spool, decode, encode
+from throughline.export.spool import Spool, StoredBatch, decode, encode
 from throughline.services.naming import Service
 
 MIB = 1 << 20
 
 
-def drain(spool: Spool) -> list[Batch]:
-    found: list[Batch] = []
+def drain(spool: Spool) -> list[StoredBatch]:
+    found: list[StoredBatch] = []
     while True:
         name, waiting = spool.oldest()
         if not waiting:
@@ -29,7 +29,7 @@ def drain(spool: Spool) -> list[Batch]:
         spool.remove(name)
 
 
-def starts(batches: list[Batch]) -> list[int]:
+def starts(batches: list[StoredBatch]) -> list[int]:
     return [record.start_unix_ns - START for batch in batches for record, _ in batch]
 
 
@@ -48,15 +48,15 @@ def test_what_is_written_is_read_oldest_first_after_a_restart(tmp_path: Path) ->
     spool = Spool(tmp_path / "spool", max_bytes=MIB)
     cart = service("cart", **{"host.id": "ü"})
     first = [
-        (record(target="/ä\udcff", parent_span_id=None, tracestate="a=1"), SHOP),
-        (record(kind="client", start_unix_ns=START), cart),
+        (raw(record(target="/ä\udcff", parent_span_id=None, tracestate="a=1")), SHOP),
+        (raw(record(kind="client", start_unix_ns=START)), cart),
     ]
     spool.write(first)
     spool.write(batch(3))
     again = Spool(tmp_path / "spool", max_bytes=MIB)
     assert (len(again), again.bytes) == (2, spool.bytes)
     found = drain(again)
-    assert [record for record, _ in found[0]] == [record for record, _ in first]
+    assert [record for record, _ in found[0]] == [span.decode() for span, _ in first]
     assert [service.name for _, service in found[0]] == ["shop", "cart"]
     assert found[0][1][1].attributes == cart.attributes
     assert found[0][0][1] is found[1][0][1], "one object for each service"
@@ -204,6 +204,51 @@ def test_fields_are_found_by_name() -> None:
     described["fields"][1] = "renamed"
     older = gzip.compress(f"{json.dumps(described)}\n{json.dumps(values)}\n".encode())
     assert decode(older, {}) == ([], False)
+
+
+OLD_FILE = """\
+{"version": 1, "fields": ["kind", "trace_id", "span_id", "parent_span_id", "trace_flags", \
+"evidence", "end", "start_unix_ns", "end_unix_ns", "cgroup_id", "pid", "method", "target", \
+"target_length", "host", "http_version", "status", "local_address", "local_port", "peer_address", \
+"peer_port", "tracestate", "tls", "grpc"], "services": [{"name": "shop", "unit": "shop.service", \
+"cgroup": "system.slice/shop.service", "attributes": {"service.name": "shop", "host.name": "h1", \
+"systemd.unit": "shop.service"}}]}
+[0,"server","000102030405060708090a0b0c0d0e0f","0001020304050607",null,1,"header","complete",\
+1763830000000000000,1763830000012300000,7,99,"GET","/\\u00e4\\udcff",4,"shop.example:8080","1.1",200,\
+"10.0.0.1",8080,"10.0.0.2",40001,"a=1",false,false]
+[0,"client","000102030405060708090a0b0c0d0e0f","0102030405060708","0001020304050607",1,"context",\
+"complete",1763830000000000000,1763830000012300000,7,99,"","/shop.v1.Cart/Add",17,"cart:1","2",5,\
+"10.0.0.1",8080,"::1",40001,"",false,true]
+"""
+
+
+def test_a_file_of_a_version_that_queued_decoded_records() -> None:
+    """Such a version reads the files of this one, too: they are the same."""
+    import gzip
+
+    ids = {"trace_id": bytes(range(16)), "span_id": bytes(range(8))}
+    expected = [
+        record(**ids, parent_span_id=None, target="/ä\udcff", tracestate="a=1"),
+        record(
+            trace_id=bytes(range(16)),
+            span_id=bytes(range(1, 9)),
+            parent_span_id=bytes(range(8)),
+            kind="client",
+            evidence="context",
+            method="",
+            target="/shop.v1.Cart/Add",
+            host="cart:1",
+            http_version="2",
+            status=5,
+            peer_address="::1",
+            grpc=True,
+        ),
+    ]
+    found, whole = decode(gzip.compress(OLD_FILE.encode()), {})
+    assert whole
+    assert [span for span, _ in found] == expected
+    written = encode([(raw(span), SHOP) for span in expected])
+    assert gzip.decompress(written).decode() == OLD_FILE
 
 
 def test_a_line_that_is_damaged_loses_one_span(tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ import grpc
 import pytest
 
 from tests.fixtures.otlp_receivers import GrpcReceiver, HttpReceiver
-from tests.fixtures.records import SHOP, record
+from tests.fixtures.records import request
 from throughline.config import model as config
 from throughline.export import otlp
 from throughline.export.outcome import Outcome, Verdict
-from throughline.telemetry.spans import span
 
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="needs the openssl command to make certificates"
@@ -67,7 +66,7 @@ def send(endpoint: str, protocol: str, **files: Path) -> Outcome:
     }
     target = config.load(config.DEFAULT_PATH, environment=variables).export.traces
     sender = otlp.span_sender(target)
-    outcome = sender.send([span(record(), SHOP)])
+    outcome = sender.send(request())
     sender.close()
     return outcome
 

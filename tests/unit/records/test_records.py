@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from throughline.host import clock
 from throughline.records import events, records
 from throughline.records.records import Records
 from throughline.services.naming import Services
-from throughline.telemetry.spans import span
+from throughline.telemetry import spans
 
 
 def raw(cgroup_id: int, **texts: bytes) -> bytes:
@@ -40,12 +41,10 @@ def raw(cgroup_id: int, **texts: bytes) -> bytes:
 
 
 def attributes(data: bytes) -> dict[str, object]:
-    from tests.fixtures.records import SHOP
-
-    found = span(events.decode_span(data, unix_offset_ns=0), SHOP)
-    for value in (found.attributes or {}).values():
+    found = spans.describe(events.decode_span(data, unix_offset_ns=0)).attributes
+    for value in found.values():
         str(value).encode("utf-8")
-    return dict(found.attributes or {})
+    return dict(found)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +77,37 @@ def test_other_texts_are_utf8() -> None:
     assert found["server.address"] == "\ufffd.example"
     host = attributes(raw(1, host=b"x" * 127 + "é".encode()[:1]))["server.address"]
     assert host == "x" * 127
+
+
+def test_owner_and_kind_are_those_of_the_whole_record() -> None:
+    values: list[Any] = list(range(1, len(abi.Span._fields) + 1))
+    for name, value in (("kind", abi.Kind.CLIENT), ("evidence", 7), ("end", 2)):
+        values[abi.Span._fields.index(name)] = value
+    for at, name in enumerate(abi.Span._fields):
+        sample = getattr(abi.Span(*abi.SPAN.unpack(raw(1))), name)
+        values[at] = bytes(len(sample)) if isinstance(sample, bytes) else values[at]
+    values[abi.Span._fields.index("cgroup_id")] = (1 << 64) - 2
+    data = abi.SPAN.pack(*values)
+    assert events.RawSpan(data, 0).owner() == ((1 << 64) - 2, "client")
+    whole = events.decode_span(data, unix_offset_ns=0)
+    assert (whole.cgroup_id, whole.kind) == ((1 << 64) - 2, "client")
+
+
+@pytest.mark.parametrize("name", ["kind", "evidence", "end"])
+def test_a_value_that_is_not_known_is_found_at_once(name: str) -> None:
+    """What `owner` takes, `decode` takes."""
+    values = abi.Span(*abi.SPAN.unpack(raw(1)))
+    for value in range(256):
+        changed: dict[str, Any] = {name: value}
+        data = abi.SPAN.pack(*values._replace(**changed))
+        taken = []
+        for read in (events.RawSpan(data, 0).owner, events.RawSpan(data, 0).decode):
+            try:
+                read()
+                taken.append(True)
+            except KeyError:
+                taken.append(False)
+        assert taken in ([True, True], [False, False])
 
 
 @pytest.fixture
@@ -119,9 +149,10 @@ def test_a_record_that_cannot_be_decoded_is_counted(
     cgroup2: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     taken = Records(services(cgroup2), lambda _: None, sampled={})
-    for data in (b"", b"x" * 10, b"\xff" * abi.SPAN.size):
+    short = raw(1)[: events.SPAN_HEAD.size - 1]
+    for data in (b"", b"x" * 10, b"\xff" * abi.SPAN.size, short):
         taken.receive(data)
-    assert taken.undecodable == 3
+    assert taken.undecodable == 4
     assert len(caplog.records) == 1
 
 

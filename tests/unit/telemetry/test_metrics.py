@@ -2,15 +2,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
 
+from tests.fixtures import witness
 from tests.fixtures.records import SHOP, service
 from throughline.records.events import Histogram, SeriesKey
 from throughline.services.naming import Service
-from throughline.telemetry.metrics import BOUNDS, counter_metrics, duration_metrics, metrics_data
+from throughline.telemetry.metrics import (
+    BOUNDS,
+    counter_metrics,
+    duration_metrics,
+    encode,
+    request,
+)
 from throughline.telemetry.series import Point
+from throughline.telemetry.totals import Totals
 
 CART = service("cart")
 OFF = Service("off", "off.service", "system.slice/off.service", False, {"service.name": "off"})
@@ -22,9 +31,9 @@ def point(of: Service = SHOP, **changes: Any) -> Point:
 
 
 def sent(*parts: Any) -> ExportMetricsServiceRequest:
-    data = encode_metrics(metrics_data(parts)).SerializeToString()
-    request: ExportMetricsServiceRequest = ExportMetricsServiceRequest.FromString(data)
-    return request
+    data = request(parts).SerializeToString()
+    found: ExportMetricsServiceRequest = ExportMetricsServiceRequest.FromString(data)
+    return found
 
 
 def attributes(point: Any) -> dict[str, str | int]:
@@ -132,3 +141,24 @@ def test_what_was_seen_inside_tls_is_a_series_of_its_own() -> None:
     parts = duration_metrics([point(), point(tls=True)], now_unix_ns=2)
     points = sent(*parts).resource_metrics[0].scope_metrics[0].metrics[0].histogram.data_points
     assert [attributes(point)["url.scheme"] for point in points] == ["http", "https"]
+
+
+def test_the_bytes_are_those_of_the_opentelemetry_sdk() -> None:
+    totals = Totals(
+        points=(point(), point(status=404), point(CART, method="_OTHER", tls=True)),
+        counters={"skip_pipelined": 3, "ambiguous": 0, "series_unwritten": 1 << 40},
+        agent=service("throughline"),
+        kernel_since_unix_ns=5,
+        agent_since_unix_ns=5,
+        now_unix_ns=9,
+    )
+    assert encode(totals) == witness.metrics_request(totals)
+
+
+def test_since_when_a_counter_counts() -> None:
+    """The kernel's go on from an earlier run."""
+    totals = Totals((), {"skip_pipelined": 3, "series_unwritten": 1}, CART, 5, 7, 9)
+    found = ExportMetricsServiceRequest.FromString(encode(totals))
+    points = found.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points
+    since = {p.attributes[0].value.string_value: p.start_time_unix_nano for p in points}
+    assert since == {"skip_pipelined": 5, "series_unwritten": 7}

@@ -1,21 +1,30 @@
-"""Spans are judged as a backend sees them: encoded by OpenTelemetry and decoded from bytes."""
+"""Spans are judged as a backend sees them: decoded from bytes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.fixtures.records import SHOP, START, record, service
-from throughline.telemetry.spans import authority_of, redact, resource, span, split_target
+from throughline.export import encoding
+from throughline.export.templates import Templates
+from throughline.records.events import SpanRecord
+from throughline.services.naming import Service
+from throughline.telemetry.spans import authority_of, redact, split_target
+
+
+def sent(*batch: tuple[SpanRecord, Service]) -> ExportTraceServiceRequest:
+    templates = Templates()
+    data = encoding.request([encoding.encode(*item, templates) for item in batch])
+    request: ExportTraceServiceRequest = ExportTraceServiceRequest.FromString(data)
+    return request
 
 
 def decoded(**changes: Any) -> Span:
-    data = encode_spans([span(record(**changes), SHOP)]).SerializeToString()
-    request = ExportTraceServiceRequest.FromString(data)
+    request = sent((record(**changes), SHOP))
     found: Span = request.resource_spans[0].scope_spans[0].spans[0]
     return found
 
@@ -31,8 +40,7 @@ def attributes(found: Span) -> dict[str, str | int]:
 
 def test_server_span() -> None:
     source = record(tracestate="a=1,b=2")
-    data = encode_spans([span(source, SHOP)]).SerializeToString()
-    request = ExportTraceServiceRequest.FromString(data)
+    request = sent((source, SHOP))
     scope = request.resource_spans[0].scope_spans[0]
     found = scope.spans[0]
     assert (scope.scope.name, scope.scope.version) == ("throughline", "0.1.0")
@@ -196,12 +204,8 @@ def test_hostile_bytes_become_a_span(hostile: str) -> None:
 
 
 def test_one_resource_for_each_service() -> None:
-    assert resource(SHOP) is resource(SHOP)
     other = service("cart")
-    data = encode_spans(
-        [span(record(), SHOP), span(record(), other), span(record(), SHOP)]
-    ).SerializeToString()
-    request = ExportTraceServiceRequest.FromString(data)
+    request = sent((record(), SHOP), (record(), other), (record(), SHOP))
     counts = [len(found.scope_spans[0].spans) for found in request.resource_spans]
     names = [
         next(a.value.string_value for a in found.resource.attributes if a.key == "service.name")
