@@ -11,8 +11,9 @@ import pytest
 
 from tests.fixtures.paths import CHECKOUT
 from throughline.commands import cli
+from throughline.commands.config import shown as shown_value
 from throughline.config import model as config
-from throughline.config import schema as settings
+from throughline.config import schema
 from throughline.config.schema import SETTINGS, Setting
 
 ROOT = CHECKOUT
@@ -103,7 +104,7 @@ def test_commands_are_ones_that_the_agent_knows(page: Path) -> None:
         if words is None:
             continue
         try:
-            cli._parser().parse_args(words)
+            cli.parser().parse_args(words)
         except SystemExit as end:
             assert end.code == 0, f"{page.name}: {command}"
 
@@ -121,7 +122,7 @@ def shown(setting: Setting) -> str:
     value = setting.default
     if value is None:
         return ""
-    return cli._shown(str(value) if isinstance(value, Path) else value)
+    return shown_value(str(value) if isinstance(value, Path) else value)
 
 
 def test_settings_are_documented() -> None:
@@ -157,7 +158,7 @@ def test_row_says_values_default_and_variable(setting: Setting) -> None:
 
 def test_default_endpoints_are_documented() -> None:
     row = next(row for row in rows(CONFIGURATION) if row[0] == "`export.otlp.endpoint`")
-    expected = [settings.DEFAULT_HTTP_ENDPOINT, settings.DEFAULT_GRPC_ENDPOINT]
+    expected = [schema.DEFAULT_HTTP_ENDPOINT, schema.DEFAULT_GRPC_ENDPOINT]
     assert CODE.findall(row[2]) == expected
 
 
@@ -181,8 +182,9 @@ def counters() -> set[str]:
     enum = re.search(r"enum tl_counter \{(.*?)\};", header, re.DOTALL)
     assert enum is not None
     kernel = {name.lower() for name in re.findall(r"^\tTL_([A-Z_]+)\b", enum[1], re.MULTILINE)}
-    agent = (ROOT / "agent/throughline/agent/agent.py").read_text(encoding="utf-8")
-    own = set(re.findall(r'(?:_failures|totals|counters)\["(\w+)"\]', agent))
+    modules = sorted((ROOT / "agent/throughline/agent").glob("*.py"))
+    agent = "".join(path.read_text(encoding="utf-8") for path in modules)
+    own = set(re.findall(r'(?:counts|counters)\["(\w+)"\]', agent))
     own |= {
         f"step_failed_{name}" for name in re.findall(r'steps\.(?:run|turns)\(\s*"(\w+)"', agent)
     }

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from throughline.agent import status
-from throughline.commands import doctor
+from throughline.commands import doctor, status
+from throughline.commands.output import text as printed
 from throughline.text import Formatter, printable, to_json, utf8
 
 ODD = os.fsdecode(b"a\xff\x1b[2J\n\xc2\x9b31m\xe2\x80\xae\xc3\xa9 b")
@@ -72,20 +72,19 @@ def test_reports_for_people_escape_names(forbidden: str) -> None:
         "export": {"last_error": ODD, "dropped": {}},
         "counters": {},
     }
-    text = status.format_text(shown)
+    text = printed(status.lines(shown))
     assert forbidden not in text
     assert text.count("a\\xff\\x1b[2J\\n") > 10
     host = dict.fromkeys(
         ("kernel", "arch", "btf", "cgroup_layout", "cgroup2", "bpffs", "python", "lockdown"), ODD
     )
-    text = doctor.format_text(
-        {
-            "version": "0",
-            "host": {**host, "capabilities": [ODD], "securityfs": True},
-            "agent": {"running": False},
-            "groups": shown["groups"],
-            "mode": "none",
-            "notes": [ODD],
-        }
-    )
+    report = {
+        "version": "0",
+        "host": {**host, "capabilities": [ODD], "securityfs": True},
+        "agent": {"running": False},
+        "groups": shown["groups"],
+        "mode": "none",
+        "notes": [ODD],
+    }
+    text = printed(doctor.lines(report))
     assert forbidden not in text

@@ -1,1 +1,1 @@
-"""The agent itself: its start, its loop, its housekeeping, its status file."""
+"""The agent itself: its start, its loop, its housekeeping, its report."""

@@ -1,31 +1,30 @@
 """The agent: attaches the programs, drains the kernel's records by the clock, exports them.
 
-The only module that knows all the others. One thread does everything but the export, which has
-threads of its own and never holds this one up.
+One thread does everything but the export, which has threads of its own and never blocks this one.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
-from typing import Any
 
-from throughline import __version__
-from throughline.agent import release, report, status
-from throughline.agent.status import StatusWriter, notify
+from throughline.agent import earlier, release, systemd
+from throughline.agent.housekeeping import Housekeeping
+from throughline.agent.parts import Parts
+from throughline.agent.report import Report
 from throughline.bpf import libbpf
-from throughline.config import model as configuration
-from throughline.config.model import Config
+from throughline.bpf.settings import Settings
+from throughline.config.model import Config, ConfigError, load
 from throughline.export.pipeline import Pipeline
-from throughline.features import groups
-from throughline.features import programs as kernel
+from throughline.features import obstacles
+from throughline.features.attach import attach, tell
+from throughline.features.programs import Programs
 from throughline.host import facts, lock
 from throughline.host.attributes import host_attributes
 from throughline.probes import uprobes
@@ -33,53 +32,53 @@ from throughline.probes.libraries import Libraries
 from throughline.records import readings
 from throughline.records.records import Records
 from throughline.runtimes.go.provider import GoPrograms
-from throughline.services import cgroups
-from throughline.services.naming import Services, agent_service, attach_roots, find_roots
-from throughline.steps import Steps, Turns, finish
+from throughline.services.naming import Services, attach_roots
+from throughline.steps import Steps, Work, finish
 from throughline.telemetry.series import Series
-from throughline.telemetry.totals import Totals
 from throughline.tls import openssl
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
-WORK_SECONDS, REST_SECONDS = 0.02, 0.005  # of housekeeping between two drains, and behind it
-SWEEP_SECONDS = 60.0  # between looks for requests whose end was not seen
-ROOTS_SECONDS = 5.0  # between looks for new top-level cgroups where that means a walk over all
-# The unit's TimeoutStartSec is for one group, not for all: sd_notify(3).
-GROUP_TIMEOUT = "EXTEND_TIMEOUT_USEC=60000000"
+WORK_SECONDS, REST_SECONDS = 0.02, 0.005  # of housekeeping between two drains, and after it
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def run(config: Config) -> int:
-    """Runs until SIGTERM or SIGINT (0). SIGHUP: check the configuration and execute anew.
+class Exit(enum.IntEnum):
+    """The exit codes of `throughline run`. The unit does not start again after CANNOT_WORK."""
 
-    Returns 3 when a wanted group cannot work.
-    """
+    STOPPED = 0
+    CANNOT_WORK = 3
+
+
+def run(config: Config) -> int:
+    """Runs until SIGTERM or SIGINT. SIGHUP checks the configuration and executes the agent anew."""
     found = facts.gather()
-    blocked = groups.prerequisites(config, found)
+    blocked = obstacles.of_host(config, found)
     if blocked is not None:
-        log.error("%s; fix: %s", blocked.reason, blocked.fix)
-        return 3
+        return _cannot_work(blocked.reason, blocked.fix)
     assert found.cgroup2 is not None
     directory = config.agent.runtime_directory
     if not os.access(directory, os.W_OK | os.X_OK):
         fix = "create it, or set RuntimeDirectory= in the unit"
-        log.error("%s is not a directory that this user may write; fix: %s", directory, fix)
-        return 3
+        return _cannot_work(f"{directory} is not a directory that this user may write", fix)
     with ExitStack() as stack:
         try:
             held = lock.acquire(config.agent.bpffs)
         except lock.LockedError as error:
             fix = "stop it, or set agent.bpffs and agent.runtime_directory to others"
-            log.error("%s; fix: %s", error.strerror, fix)
-            return 3
+            return _cannot_work(str(error.strerror), fix)
         stack.callback(os.close, held)
         agent = Agent(config, found, stack, held)
         if not agent.attach():
             agent.give_up()
-            return 3
+            return Exit.CANNOT_WORK
         return agent.loop()
+
+
+def _cannot_work(reason: str, fix: str) -> Exit:
+    log.error("%s; fix: %s", reason, fix)
+    return Exit.CANNOT_WORK
 
 
 class Agent:
@@ -88,162 +87,175 @@ class Agent:
     def __init__(self, config: Config, found: facts.Facts, stack: ExitStack, held: int) -> None:
         assert found.cgroup2 is not None
         self._stop = 0  # the signal that ends the loop
-        # before anything is attached: whoever stops us while we start gets a clean host, too
+        # before anything is attached, so that a signal meanwhile leaves a clean host, too
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
         # until the programs are attached: a signal makes the kernel's verifier give up (EAGAIN)
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self._config = config
         self._facts = found
-        self._cgroup2 = found.cgroup2
         self._lock = held
-        self._steps = Steps()
-        self._started = time.time()
-        self._host = host_attributes()
         self._own_cgroup = facts.own_cgroup(found.cgroup2)
-        self._roots = attach_roots(config.services, cgroup2=found.cgroup2)
-        self._services = Services(
+        host = host_attributes()
+        roots = attach_roots(config.services, cgroup2=found.cgroup2)
+        services = Services(
             config.services,
             cgroup2=found.cgroup2,
-            host=self._host,
+            host=host,
             resource_attributes=config.resource_attributes,
-            roots=self._roots,
+            roots=roots,
         )
-        self._programs = kernel.Programs(
+        programs = Programs(
             bpffs=config.agent.bpffs,
             cgroup2=found.cgroup2,
-            roots=self._roots,
-            settings=kernel.Settings.of(config, trace_unlisted=self._services.trace_by_default),
+            roots=roots,
+            settings=Settings.of(config, trace_unlisted=services.trace_by_default),
         )
-        stack.callback(self._programs.close)
-        # After an exception, too: who waits to write to a probed file is answered by nobody else.
+        stack.callback(programs.close)
+        # Closed after an exception, too: a process that waits to write to a probed file waits for
+        # this one.
         self._files = stack.enter_context(ExitStack())
-        self._pipeline = Pipeline(config.export)
-        stack.callback(self._pipeline.close)  # however this run ends: what is queued goes on disk
-        self._status = StatusWriter(config.agent.status_path)
-        self._groups: dict[str, groups.Group] = {}
-        self._libraries: Libraries | None = None  # of the groups `tls` and `go`
-        self._go: GoPrograms | None = None
-        self._next_roots = self._next_sweep = 0.0
-        self._failures: Counter[str] = Counter()
-        # what an earlier run counted goes on with the kernel's own totals
-        earlier = status.last(config.agent.status_path) if self._programs.adopting else {}
-        since = earlier.get("counting_since_unix_ns")
-        self._start_unix_ns = since if isinstance(since, int) else time.time_ns()
-        sampled = status.sampled(earlier)
-        self._records = Records(self._services, self._pipeline.submit, sampled=sampled)
-        stack.callback(self._records.end)
-        self._learned = 0  # processes that call FIONREAD
-        self._counters: dict[str, int] = {}  # as of the last status
-        self._work: Turns[None] | None = None  # housekeeping that has begun
+        pipeline = Pipeline(config.export)
+        stack.callback(pipeline.close)  # however this run ends, what is queued goes to the disk
+        before = earlier.read(config.agent.status_path, adopting=programs.adopting)
+        records = Records(services, pipeline.submit, sampled=before.sampled)
+        stack.callback(records.end)
+        self._parts = Parts(
+            config=config,
+            cgroup2=found.cgroup2,
+            host=host,
+            steps=Steps(),
+            services=services,
+            programs=programs,
+            pipeline=pipeline,
+            records=records,
+            started_unix=time.time(),
+            counting_since_unix_ns=before.counting_since_unix_ns,
+            roots=roots,
+        )
+        self._work = Work()  # housekeeping that has begun
 
-    # -- start and end -----------------------------------------------------------------------------
+    # -- start -------------------------------------------------------------------------------------
 
     def attach(self) -> bool:
-        """Attaches every wanted group; False when one that is required cannot work."""
-        outcome = groups.attach(
-            self._programs, self._config, self._facts, before=lambda: self._notify(GROUP_TIMEOUT)
+        """Attaches every wanted group; False when the group without which none works is off."""
+        parts = self._parts
+        outcome = attach(
+            parts.programs,
+            parts.config,
+            self._facts,
+            before=lambda: self._notify(systemd.ONE_MINUTE_MORE),
         )
-        self._groups = outcome.groups
+        parts.groups = outcome.groups
         if outcome.kind is not None and outcome.probing:
             self._probe(outcome.probing, outcome.kind)
-        groups.tell(self._groups)
-        return self._groups["observe"].state == "on"
+        tell(parts.groups)
+        return parts.groups["observe"].is_on
 
     def _probe(self, probing: dict[str, libbpf.Object], kind: uprobes.Kind) -> None:
+        parts = self._parts
         finders: list[Callable[[int], tuple[uprobes.Site, ...]]] = []
         # first: a program that is still being analysed is asked for each second
         if "go" in probing:
-            left_out = [*self._programs.left_out("go"), *self._programs.left_out("go_write")]
-            self._go = GoPrograms(
+            left_out = [*parts.programs.left_out("go"), *parts.programs.left_out("go_write")]
+            parts.go = GoPrograms(
                 probing["go"],
                 write="go_write" in probing,
                 without=[program.program for program in left_out],
             )
-            self._files.callback(self._go.close)
-            finders.append(self._go.find)
+            self._files.callback(parts.go.close)
+            finders.append(parts.go.find)
         if "tls" in probing:
             finders.append(openssl.sites_of)
         programs = {p.name: p for loaded in probing.values() for p in loaded.programs()}
-        self._libraries = Libraries(
+        parts.files = Libraries(
             programs, lambda fd: tuple(site for find in finders for site in find(fd)), kind
         )
-        self._files.callback(self._libraries.close)
+        self._files.callback(parts.files.close)
 
     def give_up(self) -> None:
         """Removes what this run has pinned; what it found stays as it was."""
-        self._programs.give_up()
+        self._parts.programs.give_up()
 
-    def loop(self) -> int:
+    # -- the loop ----------------------------------------------------------------------------------
+
+    def loop(self) -> Exit:
         """Drains until a signal comes. No error of one step ends it: see `Steps`."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        ring = libbpf.RingBuffer(self._programs.map_fd("tl_spans"), self._records.receive)
-        self._cgroups = readings.TracedCgroups(self._programs.map_fd("tl_cgroups"))
-        self._series = Series(
-            readings.durations(self._programs.map_fd("tl_durations")),
-            services=self._services,
-            path=self._config.agent.runtime_directory / "series.json",
-            start_unix_ns=self._start_unix_ns,
-            adopting=self._programs.adopting,
+        parts = self._parts
+        steps, export = parts.steps, parts.config.export
+        ring = libbpf.RingBuffer(parts.programs.map_fd("tl_spans"), parts.records.receive)
+        cgroups = readings.TracedCgroups(parts.programs.map_fd("tl_cgroups"))
+        series = self._series()
+        report = Report(parts, series)
+        housekeeping = Housekeeping(
+            parts, cgroups=cgroups, series=series, report=report, own_cgroup=self._own_cgroup
         )
-        steps = self._steps
-        finish(steps.turns("tick", self._tick(time.monotonic())))
-        self._notify("READY=1")
-        log.info("attached to %s", ", ".join(f"/{root}" for root in self._roots) or "no cgroup")
-        self._pipeline.start()
-        interval = self._config.agent.drain_interval
+        finish(steps.turns("tick", housekeeping.tick(time.monotonic())))
+        self._notify(systemd.READY)
+        log.info("attached to %s", ", ".join(f"/{root}" for root in parts.roots) or "no cgroup")
+        parts.pipeline.start()
         next_tick = time.monotonic() + TICK_SECONDS
-        next_metrics = time.monotonic() + self._config.export.metrics_interval
+        next_metrics = time.monotonic() + export.metrics_interval
         while True:
-            steps.run("drain", partial(self._records.drain, ring))
+            steps.run("drain", partial(parts.records.drain, ring))
             now = time.monotonic()
             if self._stop == signal.SIGHUP:
                 self._stop = 0
                 self._reload(ring)
             elif self._stop:
                 break
-            if self._work is None:
+            if self._work.is_done:
                 if now >= next_tick:
                     next_tick = now + TICK_SECONDS
-                    self._work = steps.turns("tick", self._tick(now))
-                elif self._config.export.metrics_enabled and now >= next_metrics:
-                    next_metrics = now + self._config.export.metrics_interval
-                    self._work = steps.turns("metrics", self._send_metrics())
-                elif self._records.waiting and self._services.may_refresh():
-                    self._work = steps.turns("name_services", self._name_records())
-            self._go_on()
-            time.sleep(interval if self._work is None else min(interval, REST_SECONDS))
-        self._notify("STOPPING=1")
-        for _ in self._work or ():  # what has begun
-            pass
-        steps.run("detach", self._files.close)
-        if self._config.export.metrics_enabled:
-            steps.run("metrics", lambda: finish(self._read_series()))
-        self._programs.detach()
-        steps.run("drain", partial(self._records.drain, ring))
-        steps.run("name_services", lambda: finish(self._name_records()))
-        ring.close()
-        if self._config.export.metrics_enabled:
-            steps.run("metrics", self._submit_metrics)
-        self._pipeline.close()
-        self._series.remove()
-        self._status.remove()
+                    self._work.begin(steps.turns("tick", housekeeping.tick(now)))
+                elif export.metrics_enabled and now >= next_metrics:
+                    next_metrics = now + export.metrics_interval
+                    self._work.begin(steps.turns("metrics", report.send_metrics()))
+                elif parts.records.waiting and parts.services.may_refresh():
+                    self._work.begin(steps.turns("name_services", housekeeping.name_records()))
+            self._work.go_on(seconds=WORK_SECONDS)
+            rest = parts.config.agent.drain_interval
+            time.sleep(rest if self._work.is_done else min(rest, REST_SECONDS))
+        self._end(ring, housekeeping, report)
+        series.remove()
+        report.remove_status()
         log.info("detached")
-        return 0
+        return Exit.STOPPED
 
-    def _notify(self, message: str) -> None:
-        self._steps.run("notify", lambda: notify(message))
+    def _series(self) -> Series:
+        parts = self._parts
+        return Series(
+            readings.durations(parts.programs.map_fd("tl_durations")),
+            services=parts.services,
+            path=parts.config.agent.runtime_directory / "series.json",
+            start_unix_ns=parts.counting_since_unix_ns,
+            adopting=parts.programs.adopting,
+        )
 
-    def _on_signal(self, number: int, _frame: object) -> None:
-        # an end is not undone by a reload that comes behind it
-        if self._stop in (0, signal.SIGHUP):
-            self._stop = number
+    def _end(self, ring: libbpf.RingBuffer, housekeeping: Housekeeping, report: Report) -> None:
+        """Detaches everything, and exports what was seen until then."""
+        parts = self._parts
+        steps, metrics = parts.steps, parts.config.export.metrics_enabled
+        self._notify(systemd.STOPPING)
+        self._work.finish()
+        steps.run("detach", self._files.close)
+        if metrics:
+            steps.run("metrics", lambda: finish(report.read_series()))
+        parts.programs.detach()
+        steps.run("drain", partial(parts.records.drain, ring))
+        steps.run("name_services", lambda: finish(housekeeping.name_records()))
+        ring.close()
+        if metrics:
+            steps.run("metrics", report.submit_metrics)
+        parts.pipeline.close()
 
     def _reload(self, ring: libbpf.RingBuffer) -> None:
         """Executes the current release in place; the pinned programs go on meanwhile."""
+        parts = self._parts
+        path = parts.config.path
         try:
-            configuration.load(self._config.path)
-        except configuration.ConfigError as error:
+            load(path)
+        except ConfigError as error:
             for problem in error.problems:
                 log.error("not reloaded: %s", problem)
             return
@@ -251,174 +263,22 @@ class Agent:
         if not os.access(program, os.X_OK):
             log.error("not reloaded: %s cannot be executed by this user", program)
             return
-        self._notify("RELOADING=1")
+        self._notify(systemd.RELOADING)
         # execve(2) keeps the mask and resets the handlers: a signal waits for the new ones
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self._records.end(self._work)
+        self._work.abandon()
+        parts.records.end()
         self._files.close()  # execve(2) may let go of a lease before the probes
-        self._records.drain(ring)
-        self._records.end()
+        parts.records.drain(ring)
+        parts.records.end()
         ring.close()
-        self._pipeline.close()
-        release.execute(program, self._config.path, lock.hand_over(self._lock))
+        parts.pipeline.close()
+        release.execute(program, path, lock.hand_over(self._lock))
 
-    # -- housekeeping ------------------------------------------------------------------------------
+    def _notify(self, message: str) -> None:
+        self._parts.steps.run("notify", lambda: systemd.notify(message))
 
-    def _go_on(self) -> None:
-        """Does some of the housekeeping that has begun: what others have made may be much."""
-        until = time.monotonic() + WORK_SECONDS
-        for _ in self._work or ():
-            if time.monotonic() >= until:
-                return
-        self._work = None
-
-    def _tick(self, now: float) -> Turns[None]:
-        """What is done each second."""
-        steps = self._steps
-        yield from steps.turns("follow_roots", self._follow_roots(now))
-        yield from steps.turns("name_services", self._name_records())
-        steps.run("sync_cgroups", self._sync_cgroups)
-        yield from self._follow(now)
-        yield from steps.turns("read_series", self._series.reading())
-        self._write_status()
-        yield
-        steps.run("release_sockets", self._release_sockets)
-
-    def _name_records(self) -> Turns[None]:
-        """Walks over the cgroups, and names the records that have waited for that."""
-        waiting = self._records.take_waiting()
-        try:
-            yield from self._services.refreshing()
-        finally:
-            self._records.name(waiting)
-
-    def _sync_cgroups(self) -> None:
-        """Tells the kernel which cgroups are traced."""
-        wanted = self._services.traced()
-        if self._own_cgroup is not None:
-            wanted[self._own_cgroup] = False
-        full = self._cgroups.tell(wanted)
-        if full:
-            self._failures["full_cgroups"] += full
-
-    def _follow(self, now: float) -> Turns[None]:
-        """Files and network interfaces that have come or gone; requests that nobody ends."""
-        steps = self._steps
-        if now >= self._next_sweep:
-            self._next_sweep = now + SWEEP_SECONDS
-            steps.run("sweep", self._sweep)
-        if self._libraries is not None:
-            files = self._libraries
-            paths = self._services.traced_paths()
-            yield from steps.turns("follow_files", files.following(paths))
-            if self._go is not None:
-                go = self._go
-                steps.run("follow_go", lambda: go.answer(files.probed))
-        if self._programs.interfaces is not None:
-            steps.run("follow_interfaces", self._programs.interfaces.follow)
-
-    def _sweep(self) -> None:
-        swept = self._programs.sweep()
-        if swept:
-            self._failures["requests_swept"] += swept
-
-    def _release_sockets(self) -> None:
-        """A process was seen to call FIONREAD, where that is broken: its sockets leave."""
-        learned = self._counters.get("fionread_learned", 0)
-        if learned != self._learned:
-            released = self._programs.release_sockets()
-            self._learned = learned
-            if released:
-                self._failures["evicted_by_agent"] += released
-
-    def _follow_roots(self, now: float) -> Turns[None]:
-        """Attaches to cgroups that come, or come again, while we run."""
-        roots = self._roots
-        if now >= self._next_roots:
-            found = yield from find_roots(self._config.services, cgroup2=self._cgroup2)
-            roots = sorted({*roots, *found})
-            walks = any(rule.by == "systemd_unit" for rule in self._config.services)
-            self._next_roots = now + (ROOTS_SECONDS if walks else 0.0)
-        fresh, failures = self._programs.reattach(roots)
-        for error in failures:  # tried again each second, said once
-            if not self._failures["attach_failed"]:
-                log.warning("not attached: %s", error.strerror)
-            self._failures["attach_failed"] += 1
-        if fresh:
-            log.info("attached to %s", ", ".join(f"/{root}" for root in fresh))
-        if roots != self._roots:
-            self._roots = roots
-            self._services.follow(roots)
-
-    def _count(self) -> dict[str, int]:
-        counters = readings.counters(self._programs.map_fd("tl_counters")) | self._failures
-        counters |= self._steps.failures
-        counters["undecodable"] = self._records.undecodable
-        counters["unresolved_cgroup"] = self._services.unresolved
-        counters["cgroup_unreadable"] = self._services.unreadable
-        counters["cgroups_too_many"] = self._services.too_many
-        counters["series_unwritten"] = self._series.failures
-        if self._programs.interfaces is not None:
-            counters |= self._programs.interfaces.counts
-        if self._libraries is not None:
-            counters |= {f"tls_{reason}": n for reason, n in self._libraries.failures.items()}
-        if self._go is not None:
-            counters |= {f"go_{reason}": n for reason, n in self._go.failures.items()}
-        return counters
-
-    def _read_series(self) -> Turns[None]:
-        yield from self._series.reading()
-        yield from self._series.decoding()
-        self._counters = self._count()
-
-    def _send_metrics(self) -> Turns[None]:
-        yield from self._read_series()
-        self._submit_metrics()
-
-    def _submit_metrics(self) -> None:
-        own = agent_service(host=self._host, resource_attributes=self._config.resource_attributes)
-        since = self._start_unix_ns, int(self._started * 1e9)
-        points = tuple(self._series.points())
-        self._pipeline.submit_metrics(Totals(points, self._counters, own, *since, time.time_ns()))
-
-    def _write_status(self) -> None:
-        self._steps.run("status", lambda: self._status.write(self._describe()))
-
-    def _describe(self) -> dict[str, Any]:
-        """The content of the status file; see docs/troubleshooting.md."""
-        counters = self._counters = self._count()
-        self._records.forget_names(self._series.names)
-        missing = self._programs.missing()
-        wanted_off = [n for n, g in self._groups.items() if g.wanted and g.state != "on"]
-        absent = [f"/{root}" for root in self._roots if not cgroups.exists(self._cgroup2 / root)]
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "started_unix": self._started,
-            "counting_since_unix_ns": self._start_unix_ns,
-            "updated_unix": time.time(),
-            "healthy": not missing and not wanted_off,
-            "missing": missing,
-            "absent_cgroups": absent,
-            "fionread_broken": self._programs.objects.fionread_broken,
-            "legacy_programs": self._programs.objects.variant != "",
-            "groups": {name: asdict(group) for name, group in self._groups.items()},
-            "attached": {"programs": [a.as_json() for a in self._programs.attached]},
-            "packets": self._describe_packets(),
-            "tls": report.probed(
-                self._libraries if self._groups["tls"].state == "on" else None, "tl_ssl_"
-            ),
-            "go": self._go and report.probed(self._libraries, "tl_go_", self._go.describe),
-            "counters": counters,
-            "services": report.services(self._series.counts(), sampled=self._records.sampled),
-            "export": self._pipeline.status().as_json(),
-        }
-
-    def _describe_packets(self) -> dict[str, Any] | None:
-        if self._groups["packets"].state != "on":
-            return None
-        return report.packets(
-            self._programs.interfaces,
-            peers=self._config.propagation.peers,
-            cgroups=[a.where for a in self._programs.attached if a.name == "tl_packets_ops"],
-        )
+    def _on_signal(self, number: int, _frame: object) -> None:
+        # a reload that comes after an end does not undo it
+        if self._stop in (0, signal.SIGHUP):
+            self._stop = number

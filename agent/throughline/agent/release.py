@@ -1,4 +1,4 @@
-"""The release that is current: how an agent executes it in its own place."""
+"""The current release: how an agent executes it in its own place."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import NoReturn
 
 
 def program() -> str:
-    """The launcher of the bundle, which may have come since we started; else this Python."""
+    """The launcher of the bundle, which may be newer than this process; else this Python."""
     return os.environ.get("THROUGHLINE_LAUNCHER") or sys.executable
 
 
 def execute(program: str, config: Path, variables: Mapping[str, str]) -> NoReturn:
-    """Runs the agent of the current release instead of this one. Raises OSError."""
+    """Executes the agent of the current release instead of this one. Raises OSError."""
     named = ["--config", str(config)] if config.exists() else []
     module = [] if "THROUGHLINE_LAUNCHER" in os.environ else ["-m", "throughline"]
     sys.stdout.flush()

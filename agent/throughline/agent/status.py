@@ -1,29 +1,133 @@
-"""The agent's status file: written every second, read by `throughline status` and health gates."""
+"""The status of the agent: its content, and the file that is written each second.
+
+`throughline status`, the roles of Ansible and health gates read the file. Its keys are those of
+`as_json`; docs/operator/troubleshoot.md explains them.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from throughline.text import printable, to_json
+from throughline.bpf.tc import Place
+from throughline.export.outcome import ExportStatus
+from throughline.features.programs import Attached
+from throughline.features.state import GroupState
+from throughline.text import to_json
 
-STALE_SECONDS = 5.0
+
+@dataclass(slots=True)
+class KindCounts:
+    """Requests of one service that it has served, or that it has made."""
+
+    requests: int = 0
+    errors: int = 0
+    sampled: int = 0  # spans
+
+    def as_json(self) -> dict[str, Any]:
+        return {"requests": self.requests, "errors": self.errors, "sampled": self.sampled}
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCounts:
+    """The requests of one service, by kind: "server" or "client"."""
+
+    unit: str
+    kinds: dict[str, KindCounts]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"unit": self.unit, **{name: kind.as_json() for name, kind in self.kinds.items()}}
+
+
+@dataclass(frozen=True, slots=True)
+class PacketsStatus:
+    """Where the group `packets` is attached."""
+
+    peers: tuple[str, ...]
+    new_connections: tuple[str, ...]  # cgroups whose new connections get the option
+    older_connections: tuple[Place, ...]  # interfaces on which older ones do
+    refused: Mapping[str, str]  # interface -> why not
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "peers": list(self.peers),
+            "new_connections": list(self.new_connections),
+            "older_connections": [place.as_json() for place in self.older_connections],
+            "refused": dict(self.refused),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FilesStatus:
+    """The probed files of one group: path, programs, processes, and what a provider adds."""
+
+    files: tuple[Mapping[str, Any], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"files": [dict(file) for file in self.files]}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The status at one moment. A part of a group is None while the group is off."""
+
+    version: str
+    pid: int
+    started_unix: float
+    counting_since_unix_ns: int
+    updated_unix: float
+    missing: tuple[str, ...]  # links that somebody has detached
+    absent_cgroups: tuple[str, ...]
+    fionread_broken: bool
+    legacy_programs: bool
+    groups: Mapping[str, GroupState]
+    attached: tuple[Attached, ...]
+    packets: PacketsStatus | None
+    tls: FilesStatus | None
+    go: FilesStatus | None
+    counters: Mapping[str, int]
+    services: Mapping[str, ServiceCounts]
+    export: ExportStatus
+
+    @property
+    def healthy(self) -> bool:
+        """Returns whether every wanted group is on and stays attached."""
+        return not self.missing and all(g.is_on or not g.wanted for g in self.groups.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of the file."""
+        return {
+            "version": self.version,
+            "pid": self.pid,
+            "started_unix": self.started_unix,
+            "counting_since_unix_ns": self.counting_since_unix_ns,
+            "updated_unix": self.updated_unix,
+            "healthy": self.healthy,
+            "missing": list(self.missing),
+            "absent_cgroups": list(self.absent_cgroups),
+            "fionread_broken": self.fionread_broken,
+            "legacy_programs": self.legacy_programs,
+            "groups": {name: group.as_json() for name, group in self.groups.items()},
+            "attached": {"programs": [program.as_json() for program in self.attached]},
+            "packets": self.packets and self.packets.as_json(),
+            "tls": self.tls and self.tls.as_json(),
+            "go": self.go and self.go.as_json(),
+            "counters": dict(self.counters),
+            "services": {name: service.as_json() for name, service in self.services.items()},
+            "export": self.export.as_json(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class StatusWriter:
-    """Replaces the status file atomically; whoever reads it sees a whole one."""
+    """Replaces the file at once: a reader sees the whole of the old one or of the new one."""
 
     path: Path
 
     def write(self, status: Mapping[str, Any]) -> None:
-        """Write `status` (see docs for its shape); raises OSError."""
+        """Writes the content, see `Status.as_json`. Raises OSError."""
         partial = self.path.with_name(f".{self.path.name}.partial")
         text = to_json(status)
         try:
@@ -35,201 +139,5 @@ class StatusWriter:
             raise OSError(error.errno, f"{where}: {error.strerror}") from error
 
     def remove(self) -> None:
-        """The agent has stopped; OSError only when the file is there and cannot be removed."""
+        """Removes the file when the agent stops. Raises OSError, but not when there is none."""
         self.path.unlink(missing_ok=True)
-
-
-def read(path: Path) -> dict[str, Any] | None:
-    """The status of the agent that runs now, or None when there is none.
-
-    None is also the answer for a file that is stale (older than 5 seconds), whose process is gone,
-    or that is no status at all.
-    """
-    try:
-        status = json.loads(path.read_text(encoding="utf-8"))
-        updated, pid = float(status["updated_unix"]), int(status["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    # A clock that was set back makes the file young for ever, so the process is asked as well.
-    if time.time() - updated > STALE_SECONDS or not _is_alive(pid):
-        return None
-    return status if isinstance(status, dict) else None
-
-
-def last(path: Path) -> dict[str, Any]:
-    """What the agent that ran last has written, however old; {} when there is nothing."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def sampled(found: Mapping[str, Any]) -> dict[tuple[str, str], int]:
-    """How many spans a status says were sampled, by service and kind."""
-    services = found.get("services")
-    counts: dict[tuple[str, str], int] = {}
-    for name, service in services.items() if isinstance(services, dict) else ():
-        for kind in ("server", "client"):
-            row = service.get(kind) if isinstance(service, dict) else None
-            count = row.get("sampled") if isinstance(row, dict) else None
-            if isinstance(count, int):
-                counts[name, kind] = count
-    return counts
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return pid > 0
-
-
-def notify(message: str) -> None:
-    """sd_notify(3): tells systemd, when it listens. Raises OSError."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    if message == "RELOADING=1":
-        usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        message = f"{message}\nMONOTONIC_USEC={usec}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
-        connection.sendto(message.encode(), address)
-
-
-def exit_code(status: Mapping[str, Any] | None) -> int:
-    """0 running and healthy, 1 running but degraded, 3 not running."""
-    if status is None:
-        return 3
-    return 0 if status.get("healthy") is True else 1
-
-
-def format_text(status: Mapping[str, Any]) -> str:
-    """The status for people."""
-    healthy = "healthy" if status.get("healthy") else "degraded"
-    uptime = _duration(float(status["updated_unix"]) - float(status.get("started_unix", 0)))
-    lines = [f"throughline {status.get('version', '?')}: {healthy}, up {uptime}"]
-    lines += [f"  {reason}" for reason in _reasons(status)]
-    lines.append(f"pid {status['pid']}")
-    lines += ["", *_table("Feature group", "State", _group_rows(status.get("groups", {})))]
-    programs = status.get("attached", {}).get("programs", [])
-    rows = [
-        (p.get("name", "?"), f"{p.get('type', '?')} at {p.get('where', '?')}") for p in programs
-    ]
-    lines += ["", *_table("Program", "Attached as", rows or [("none", "")])]
-    if status.get("packets"):
-        lines += ["", *_table("Context in TCP options", "", _packets(status["packets"]))]
-    if status.get("tls"):
-        lines += ["", *_table("TLS in file", "", _files(status["tls"]["files"]))]
-    if status.get("go"):
-        lines += ["", *_table("Go program", "", _files(status["go"]["files"]))]
-    lines += ["", *_services(status.get("services", {}))]
-    export = status.get("export", {})
-    rows = [(name, str(value)) for name, value in export.items() if not isinstance(value, dict)]
-    rows += [(f"dropped: {name}", str(n)) for name, n in export.get("dropped", {}).items()]
-    lines += ["", *_table("Export", "", [row for row in rows if row[1]])]
-    counters = status.get("counters", {})
-    rows = [(name, str(total)) for name, total in sorted(counters.items()) if total]
-    lines += ["", *_table("Counter", "Total", rows or [("none", "")])]
-    return "\n".join(map(printable, lines))
-
-
-def _reasons(status: Mapping[str, Any]) -> list[str]:
-    """Why the agent is degraded, and what is not wrong but not there either."""
-    reasons = [f"{name} has been detached; restart the agent" for name in status.get("missing", [])]
-    reasons += [
-        f"group {name} is off: {group.get('reason')}; fix: {group.get('fix')}"
-        for name, group in status.get("groups", {}).items()
-        if isinstance(group, Mapping) and group.get("wanted") and group.get("state") != "on"
-    ]
-    reasons += [
-        f"{cgroup} does not exist now; nothing in it is traced"
-        for cgroup in status.get("absent_cgroups", [])
-    ]
-    return reasons
-
-
-def _group_rows(groups: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    for name, group in groups.items():
-        state = group.get("state", "?") if isinstance(group, Mapping) else str(group)
-        reason = group.get("reason") if isinstance(group, Mapping) else None
-        rows.append((name, f"{state} ({reason})" if reason else state))
-        without = group.get("without", ()) if isinstance(group, Mapping) else ()
-        rows += [("", f"without {p['program']}: no {p['gives']} ({p['reason']})") for p in without]
-    return rows
-
-
-def _packets(packets: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Who writes the option on which kind of connection; interfaces alike are one row."""
-    rows = [
-        (
-            "connection made since the agent started",
-            "sock_ops at " + _few(packets["new_connections"]),
-        )
-    ]
-    alike: dict[str, list[str]] = {}
-    for place in packets["older_connections"]:
-        how = place["by"]
-        if place["priority"] is not None:
-            how += f" at priority {place['priority']}"
-        alike.setdefault(how, []).append(place["interface"])
-    rows += [("older connection", f"TC by {how}: {_few(names)}") for how, names in alike.items()]
-    rows += [(f"older connection by {n}", f"none: {why}") for n, why in packets["refused"].items()]
-    rows.append(("written to and read from", _few(packets["peers"])))
-    return rows
-
-
-def _files(files: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    rows = []
-    for file in files:
-        text = f"{file['processes']} processes, {len(file['programs'])} sites"
-        if file.get("version"):
-            text = f"{file['version']}, {text}"
-        if file["dear"]:
-            text += ", single-stepped: dear"
-        if file["refused"]:
-            text = f"none: {file['refused']}"
-        rows.append((file["path"], text))
-    return rows or [("none is executed by a traced process", "")]
-
-
-def _few(names: Sequence[str]) -> str:
-    """A list that stays a line."""
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return (", ".join(names[:8]) or "none") + more
-
-
-def _services(services: Mapping[str, Any]) -> list[str]:
-    if not services:
-        return ["No service has been seen yet."]
-    width = max(len("Service"), *(len(name) for name in services))
-    titles = f"{'Requests':>10} {'Errors':>8} {'Sampled':>8}"
-    lines = [f"{'Service':<{width}}  {'Kind':<6} {titles}"]
-    for name, service in sorted(services.items()):
-        for kind in ("server", "client"):
-            row = service.get(kind)
-            if row:
-                numbers = (row.get("requests", 0), row.get("errors", 0), row.get("sampled", 0))
-                lines.append("{:<{}}  {:<6} {:>10} {:>8} {:>8}".format(name, width, kind, *numbers))
-    return lines
-
-
-def _table(left: str, right: str, rows: list[tuple[str, str]]) -> list[str]:
-    width = max(len(left), *(len(row[0]) for row in rows)) if rows else len(left)
-    return [f"{first:<{width}}  {second}".rstrip() for first, second in [(left, right), *rows]]
-
-
-def _duration(seconds: float) -> str:
-    whole = max(0, int(seconds))
-    days, rest = divmod(whole, 86400)
-    hours, rest = divmod(rest, 3600)
-    minutes, rest = divmod(rest, 60)
-    parts = ((days, "d"), (hours, "h"), (minutes, "m"), (rest, "s"))
-    shown = [f"{value}{unit}" for value, unit in parts if value][:2]
-    return " ".join(shown) or "0s"

@@ -31,7 +31,7 @@ class Settings:
             parent_based=name.startswith("parentbased_"),
             trace_unlisted=trace_unlisted,
             # at once, so that what an earlier run has read goes on being read
-            packets=config.propagation.packets and bool(config.propagation.peers),
+            packets="propagation.packets" in config.switches and bool(config.propagation.peers),
             limits=config.propagation.limits,
         )
 

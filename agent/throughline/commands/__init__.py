@@ -1,1 +1,1 @@
-"""The command line: `throughline run`, `status`, `doctor`, `inspect`, `detach`, `config`."""
+"""The commands of `throughline`: one module each, which cli.py imports when it is called."""

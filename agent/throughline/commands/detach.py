@@ -1,12 +1,20 @@
-"""Takes away what an agent has left that was killed."""
+"""`throughline detach`: removes what a killed agent has left."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
+from throughline.config.model import load
 from throughline.features import pins
 from throughline.host import facts, lock
+
+
+def run(options: argparse.Namespace) -> int:
+    """Removes everything below the bpffs of the configuration."""
+    detach(load(options.config).agent.bpffs)
+    return 0
 
 
 def detach(bpffs: Path) -> None:

@@ -1,38 +1,54 @@
-"""What works on this host, and why not: each feature group is tried, not derived from a version.
+"""`throughline doctor`: what works on this host, and why not.
 
-When an agent runs, its own account is used for the groups that it has attached, since loading them
-a second time proves less than the programs that serve now.
+Each group is tried, not derived from a version. When an agent runs, the states are those of its
+status: to load a group a second time proves less than the programs that serve now.
 """
 
 from __future__ import annotations
 
+import argparse
 import platform
 import tempfile
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from throughline import __version__
-from throughline.agent import status
 from throughline.bpf import abi
-from throughline.config.model import Config
-from throughline.features import groups, pins
-from throughline.features.groups import Group
+from throughline.commands import status
+from throughline.commands.output import print_json, table, text
+from throughline.config.model import Config, load
+from throughline.features import obstacles, pins
+from throughline.features.attach import attach
 from throughline.features.programs import Programs, Settings
+from throughline.features.state import GroupState, State
+from throughline.features.table import GROUPS, MODES
 from throughline.host import facts
 from throughline.services.naming import attach_roots
-from throughline.text import printable
+
+FAILED = 1
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the report; 1 when a wanted group is off."""
+    found = report(load(options.config))
+    if options.json:
+        print_json(found)
+    else:
+        print(text(lines(found)))
+    groups = found["groups"].values()
+    return FAILED if any(g["wanted"] and g["state"] != State.ON for g in groups) else 0
 
 
 def report(config: Config) -> dict[str, Any]:
-    """The shape that `doctor --json` prints; see docs/troubleshooting.md."""
+    """The shape that `doctor --json` prints; see docs/operator/troubleshoot.md."""
     found = facts.gather()
     bpffs = facts.is_bpffs(config.agent.bpffs)
     running = status.read(config.agent.status_path)
     if running is not None:
         states = dict(running["groups"])
     else:
-        states = {name: asdict(group) for name, group in _try(config, found).items()}
+        states = {name: group.as_json() for name, group in _try(config, found).items()}
     return {
         "version": __version__,
         "host": {
@@ -54,27 +70,23 @@ def report(config: Config) -> dict[str, Any]:
     }
 
 
-def mode(states: dict[str, Any]) -> str:
-    """The strongest mode that the groups give: write, network, observe or none."""
-    on = {name for name, group in states.items() if group["state"] == "on"}
-    if "go_write" in on:
-        return "write"
-    if {"observe", "headers"} <= on:
-        return "network"
-    return "observe" if "observe" in on else "none"
+def mode(states: Mapping[str, Mapping[str, Any]]) -> str:
+    """The strongest mode whose groups are all on."""
+    on = {name for name, group in states.items() if group["state"] == State.ON}
+    return next(name for name, groups in MODES.items() if on.issuperset(groups))
 
 
-def _try(config: Config, found: facts.Facts) -> dict[str, Group]:
+def _try(config: Config, found: facts.Facts) -> dict[str, GroupState]:
     """Loads each group, attaches it where the agent would, and takes it away again.
 
-    Nothing is traced meanwhile: no cgroup is listed, and what is not listed is left alone.
+    Nothing is traced meanwhile, since no cgroup is listed in the maps of a trial.
     """
-    blocked = groups.prerequisites(config, found)
+    blocked = obstacles.of_host(config, found)
     if blocked is not None:
-        following = {
-            name: groups.unwanted(name, config, found) or blocked for name in groups.FOLLOWING
+        return {
+            name: obstacles.of_group(group, config, found) or blocked
+            for name, group in GROUPS.items()
         }
-        return {"observe": blocked, **following}
     assert found.cgroup2 is not None
     trial = Path(tempfile.mkdtemp(prefix="doctor", dir=config.agent.bpffs))
     settings = Settings(abi.Sampler.ALWAYS_OFF, 0.0, False, False)
@@ -83,13 +95,15 @@ def _try(config: Config, found: facts.Facts) -> dict[str, Group]:
         with Programs(
             bpffs=trial, cgroup2=found.cgroup2, roots=roots, settings=settings
         ) as programs:
-            return groups.attach(programs, config, found, trial=True).groups
+            return attach(programs, config, found, trial=True).groups
     finally:
         pins.detach_all(trial)
         trial.rmdir()
 
 
-def _notes(running: dict[str, Any] | None, config: Config, states: dict[str, Any]) -> list[str]:
+def _notes(
+    running: Mapping[str, Any] | None, config: Config, states: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     """What an operator should know although it works."""
     notes = [
         "The tracepoint sys_enter tells the end of an event loop's tick; while it is attached "
@@ -101,11 +115,11 @@ def _notes(running: dict[str, Any] | None, config: Config, states: dict[str, Any
             f"propagation.peers has {', '.join(open_to_all)}: everybody who can reach a service "
             "may choose the trace of a request, and learns the ids of ours."
         )
-    if states["go_write"]["state"] == "on":
+    if any(states[name]["state"] == State.ON for name, group in GROUPS.items() if group.writes):
         notes.append(
-            "go_write writes into the memory of Go programs (docs/go.md). When its programs are "
-            "loaded, a kernel before 6.14 logs some warnings: `… is installing a program with "
-            "bpf_probe_write_user helper that may corrupt user memory!`"
+            "go_write writes into the memory of Go programs (docs/operator/go.md). When its "
+            "programs are loaded, a kernel before 6.14 logs some warnings: `… is installing a "
+            "program with bpf_probe_write_user helper that may corrupt user memory!`"
         )
     if running is not None and running.get("legacy_programs"):
         notes.append(
@@ -122,36 +136,42 @@ def _notes(running: dict[str, Any] | None, config: Config, states: dict[str, Any
     return notes
 
 
-def format_text(found: dict[str, Any]) -> str:
+def lines(found: Mapping[str, Any]) -> list[str]:
     """The report for people."""
-    host = found["host"]
-    lockdown = host["lockdown"]
-    if lockdown == "absent":
-        lockdown = (
-            "none (the kernel has no lockdown)"
-            if host["securityfs"]
-            else "unknown: securityfs is not mounted, so none is assumed"
-        )
-    lines = [
+    host, agent = found["host"], found["agent"]
+    rows = (
+        ("lockdown", _lockdown(host)),
+        ("BTF", "yes" if host["btf"] else "no"),
+        ("cgroups", f"{host['cgroup_layout']}, cgroup2 at {host['cgroup2'] or '-'}"),
+        ("bpffs", host["bpffs"] or "not mounted"),
+        ("Python", host["python"]),
+        ("capabilities", " ".join(host["capabilities"]) or "none"),
+        ("agent", f"running, pid {agent['pid']}" if agent["running"] else "not running"),
+    )
+    return [
         f"throughline {found['version']} on kernel {host['kernel']} ({host['arch']})",
-        f"  lockdown      {lockdown}",
-        f"  BTF           {'yes' if host['btf'] else 'no'}",
-        f"  cgroups       {host['cgroup_layout']}, cgroup2 at {host['cgroup2'] or '-'}",
-        f"  bpffs         {host['bpffs'] or 'not mounted'}",
-        f"  Python        {host['python']}",
-        f"  capabilities  {' '.join(host['capabilities']) or 'none'}",
-        f"  agent         {'running, pid ' + str(found['agent']['pid']) if found['agent']['running'] else 'not running'}",  # noqa: E501
+        *(f"  {line}" for line in table(rows)),
         "",
-        f"{'Group':<10} {'State':<6} Reason",
+        *table(_groups(found["groups"]), head=("Group", "State", "Reason")),
+        "",
+        f"mode: {found['mode']}",
+        *(f"note: {note}" for note in found["notes"]),
     ]
-    for name, group in found["groups"].items():
-        reason = group["reason"] or "works"
-        lines.append(f"{name:<10} {group['state']:<6} {reason}")
+
+
+def _lockdown(host: Mapping[str, Any]) -> str:
+    if host["lockdown"] != "absent":
+        return str(host["lockdown"])
+    if host["securityfs"]:
+        return "none (the kernel has no lockdown)"
+    return "unknown: securityfs is not mounted, so none is assumed"
+
+
+def _groups(groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, group in groups.items():
+        rows.append((name, group["state"], group["reason"] or "works"))
         if group["fix"]:
-            lines.append(f"{'':<10} {'':<6} fix: {group['fix']}")
-        for program in group.get("without", ()):
-            without = f"without {program['program']}: no {program['gives']}"
-            lines.append(f"{'':<10} {'':<6} {without} ({program['reason']})")
-    lines += ["", f"mode: {found['mode']}"]
-    lines += [f"note: {note}" for note in found["notes"]]
-    return "\n".join(map(printable, lines))
+            rows.append(("", "", f"fix: {group['fix']}"))
+        rows += [("", "", status.without_program(p)) for p in group.get("without", ())]
+    return rows

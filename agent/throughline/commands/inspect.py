@@ -1,21 +1,33 @@
-"""What `throughline inspect` says of a binary."""
+"""`throughline inspect`: what is known of a Go binary, and what of it is traced."""
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Iterable
 from typing import Any
 
+from throughline.commands.output import print_json, table, text
 from throughline.elf.elf import MalformedError
 from throughline.probes import mappings
 from throughline.runtimes.go.analysis import analyse
 from throughline.runtimes.go.program import Program, UnsupportedError
 from throughline.runtimes.go.wanted import FEATURES, MODULES
-from throughline.text import printable
+
+FAILED = 1
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the report of one file; 1 when it is refused."""
+    found = inspect(options.binary)
+    if options.json:
+        print_json(found)
+    else:
+        print(text(lines(found)))
+    return FAILED if found["refused"] else 0
 
 
 def inspect(path: str) -> dict[str, Any]:
-    """What is known of a file; "refused" says why it is nothing. Raises OSError as opening does."""
+    """What is known of a file; "refused" is the reason when that is nothing. Raises OSError."""
     found: dict[str, Any] = {"file": path, "refused": ""}
     fd = mappings.open_file(path)
     try:
@@ -56,10 +68,10 @@ def _as_json(program: Program) -> dict[str, Any]:
     }
 
 
-def format_text(found: dict[str, Any]) -> str:
+def lines(found: dict[str, Any]) -> list[str]:
     """The report for people."""
     if found["refused"]:
-        return printable(f"{found['file']}: {found['refused']}")
+        return [f"{found['file']}: {found['refused']}"]
     modules = [f"{name} {found['modules'][name]}" for name in MODULES if name in found["modules"]]
     features = [
         (name, feature["state"], feature["reason"] or "works")
@@ -73,34 +85,20 @@ def format_text(found: dict[str, Any]) -> str:
         (name, str(offset["bytes"]), offset["source"]) for name, offset in found["offsets"].items()
     ]
     types = [(name, f"{address:#x}") for name, address in found["types"].items()]
-    return "\n".join(
-        printable(line)
-        for line in [
-            f"{found['file']}: a program of {found['go']}",
-            f"  package   {found['package'] or 'unknown'}",
-            f"  modules   {', '.join(modules) or _no_modules(found)}",
-            f"  build id  {found['build_id']}",
-            *_table(("Feature", "State", "Reason"), features),
-            *_table(("Function", "Offset", "Probe"), sites),
-            *_table(("Field", "Bytes", "From"), offsets),
-            *_table(("Type", "Address"), types),
-        ]
+    tables = (
+        table(features, head=("Feature", "State", "Reason")),
+        table(sites, head=("Function", "Offset", "Probe")),
+        table(offsets, head=("Field", "Bytes", "From")),
+        table(types, head=("Type", "Address")),
     )
+    return [
+        f"{found['file']}: a program of {found['go']}",
+        f"  package   {found['package'] or 'unknown'}",
+        f"  modules   {', '.join(modules) or _no_modules(found)}",
+        f"  build id  {found['build_id']}",
+        *(line for section in tables if section for line in ("", *section)),
+    ]
 
 
 def _no_modules(found: dict[str, Any]) -> str:
     return "none that matter" if found["modules"] else "unknown, it was not built from modules"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    lines = [head, *rows]
-    if len(lines) == 1:
-        return []
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return [
-        "",
-        *(
-            "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ),
-    ]

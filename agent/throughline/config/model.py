@@ -1,7 +1,8 @@
-"""The configuration: `/etc/throughline/config.yaml` under the environment, checked strictly.
+"""The checked configuration: the values of `/etc/throughline/config.yaml` and the environment.
 
-`load` returns a frozen `Config` or raises `ConfigError` with every problem found, each one saying
-file and line, key path, what was found and what is allowed. Precedence: environment, file, default.
+`load` returns a frozen `Config`, or raises `ConfigError` with every problem that it has found. A
+problem names the file and the line, the key path, the value, and the values that are allowed. The
+environment is stronger than the file, and the file is stronger than the default.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from throughline.config import schema as settings
+from throughline.config import schema
 from throughline.config.reader import ConfigError, Reader, ServiceRule
 from throughline.config.schema import SETTINGS, Network
 
@@ -23,18 +24,16 @@ DEFAULT_PATH = Path("/etc/throughline/config.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    sampler: str  # one of settings.SAMPLERS
+    sampler: str  # one of schema.SAMPLERS
     arg: float  # 0..1
 
 
 @dataclass(frozen=True, slots=True)
 class Propagation:
-    """How context leaves with what a traced service sends."""
+    """How the requests of a traced service carry its context."""
 
-    headers: bool
-    limits: bool  # requests that would be carried over a usual limit of servers are left alone
-    packets: bool
-    peers: tuple[Network, ...]  # who gets a TCP option, and from whom one is believed
+    limits: bool  # no header where it would carry a request over a usual limit of servers
+    peers: tuple[Network, ...]  # TCP options are written to them, and read from them
     tc_priority: int  # 1..65535, of the filter where the kernel has no tcx
 
 
@@ -90,7 +89,7 @@ class Config:
     path: Path
     services: tuple[ServiceRule, ...]  # empty: every unit in system.slice
     propagation: Propagation
-    instrumentation: frozenset[str]  # groups that are wanted: tls, go, go_write
+    switches: frozenset[str]  # keys of feature groups that are `auto`, such as instrumentation.tls
     sampling: Sampling
     export: Export
     resource_attributes: Mapping[str, str]
@@ -99,7 +98,7 @@ class Config:
 
 
 def path_from_environment(environment: Mapping[str, str] | None = None) -> Path:
-    """The file to read when the command line names none."""
+    """The file that is read when the command line names none."""
     found = (os.environ if environment is None else environment).get("THROUGHLINE_CONFIG")
     return Path(found) if found else DEFAULT_PATH
 
@@ -146,14 +145,14 @@ def _assemble(reader: Reader) -> Config:
         path=reader.path,
         services=tuple(reader.rules),
         propagation=Propagation(
-            headers=get("propagation.headers") == "auto",
             limits=get("propagation.limits") == "respect",
-            packets=get("propagation.packets") == "auto",
             peers=get("propagation.peers"),
             tc_priority=get("propagation.tc.priority"),
         ),
-        instrumentation=frozenset(
-            name for name in ("tls", "go", "go_write") if get(f"instrumentation.{name}") == "auto"
+        switches=frozenset(
+            setting.key
+            for setting in SETTINGS
+            if setting.kind is schema.SWITCH and get(setting.key) == "auto"
         ),
         sampling=Sampling(sampler=get("sampling.sampler"), arg=get("sampling.arg")),
         export=Export(
@@ -187,9 +186,9 @@ def _target(reader: Reader, signal: str) -> OtlpTarget:
     own_endpoint = reader.value(f"export.otlp.{signal}.endpoint")
     common = reader.value("export.otlp.endpoint")
     if protocol == "grpc":
-        endpoint = own_endpoint or common or settings.DEFAULT_GRPC_ENDPOINT
+        endpoint = own_endpoint or common or schema.DEFAULT_GRPC_ENDPOINT
     else:
-        base = (common or settings.DEFAULT_HTTP_ENDPOINT).rstrip("/")
+        base = (common or schema.DEFAULT_HTTP_ENDPOINT).rstrip("/")
         endpoint = own_endpoint or f"{base}/v1/{signal}"
         if "://" not in endpoint:
             reader.problems.append(
@@ -235,8 +234,8 @@ def _effective(reader: Reader) -> Iterator[Effective]:
             continue  # inherited: shown once, where it is set
         if setting.key == "export.otlp.endpoint" and value is None:
             grpc = reader.value("export.otlp.protocol") == "grpc"
-            value = settings.DEFAULT_GRPC_ENDPOINT if grpc else settings.DEFAULT_HTTP_ENDPOINT
-        if setting.kind is settings.HEADERS and value:  # they carry API keys
+            value = schema.DEFAULT_GRPC_ENDPOINT if grpc else schema.DEFAULT_HTTP_ENDPOINT
+        if setting.kind is schema.HEADERS and value:  # they carry API keys
             value = dict.fromkeys(value, "(hidden)")
         if isinstance(value, Path):
             value = str(value)

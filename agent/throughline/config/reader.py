@@ -1,7 +1,7 @@
-"""Read the configuration file and the environment into checked values, or into problems.
+"""The reader of the configuration file and the environment: checked values, or problems.
 
-Works on the YAML nodes, not on the loaded document: so every complaint has its line, duplicate keys
-are seen, and `off` is still the word the operator wrote.
+It reads the YAML nodes, not the loaded document. So every problem has its line, a key that is given
+twice is found, and `off` is still the word that the operator wrote.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from throughline.config import schema as settings
+from throughline.config import schema
 from throughline.config.schema import SETTINGS, Kind, Setting
 
 _QUOTED = re.compile(r"'[^'<][^']+'")  # but no single character, and no <token> of YAML
@@ -22,7 +22,7 @@ _BY_KEY = {setting.key: setting for setting in SETTINGS}
 
 
 class ConfigError(ValueError):
-    """The configuration cannot be used; `problems` has one line for each finding."""
+    """The configuration cannot be used; `problems` has one line for each problem."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -31,7 +31,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ServiceRule:
-    """Which cgroups a rule is for: `by` says what the glob `pattern` is compared with."""
+    """One entry of `services`. The glob `pattern` is compared with what `by` names."""
 
     by: str  # "systemd_unit" | "cgroup"
     pattern: str
@@ -40,7 +40,7 @@ class ServiceRule:
 
 
 class Reader:
-    """Collects values and problems of one file and one environment."""
+    """The values and problems of one file and one environment."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,27 +49,31 @@ class Reader:
         self.rules: list[ServiceRule] = []
 
     def value(self, key: str) -> Any:
+        """The value of a setting, or its default."""
         found = self.values.get(key)
         return _BY_KEY[key].default if found is None else found[0]
 
     def source(self, key: str) -> str:
+        """Where the value comes from: `default`, `file` or `environment NAME`."""
         found = self.values.get(key)
         return "default" if found is None else found[1]
 
     def complain(self, node: yaml.Node, key: str, found: str, expected: str) -> None:
+        """Adds a problem at the line of a node."""
         line = node.start_mark.line + 1
         self.problems.append(f"{self.path}:{line}: {key}: {found}; expected {expected}")
 
     def read(self, text: str) -> None:
+        """Reads the text of the file."""
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f":{mark.line + 1}" if mark is not None else ""
-            what = getattr(error, "problem", None) or str(error).splitlines()[0]
-            # an unquoted value that begins with * or ! is quoted there, and may be a credential
-            what = _QUOTED.sub("…", what)
-            self.problems.append(f"{self.path}{where}: not valid YAML: {what}")
+            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+            # it quotes a value that begins with * or !, which may be a credential
+            problem = _QUOTED.sub("…", problem)
+            self.problems.append(f"{self.path}{where}: not valid YAML: {problem}")
             return
         except RecursionError:
             self.problems.append(f"{self.path}: not valid YAML: nested too deeply")
@@ -79,7 +83,7 @@ class Reader:
 
     def _section(self, node: yaml.Node, prefix: str) -> None:
         allowed = _children(prefix)
-        kind = settings.SECRET if prefix.startswith("export.otlp.") else None
+        kind = schema.SECRET if prefix.startswith("export.otlp.") else None
         for name, value, key_node in self._pairs(node, prefix, sorted(allowed), kind=kind):
             key = f"{prefix}{name}"
             if name not in allowed:
@@ -131,15 +135,15 @@ class Reader:
 
     def _mapping(self, node: yaml.Node, key: str, kind: Kind) -> dict[str, str] | None:
         pairs: dict[str, str] = {}
-        items = settings.SECRET if kind is settings.HEADERS else settings.TEXT
+        items = schema.SECRET if kind is schema.HEADERS else schema.TEXT
         for number, (name, value, _) in enumerate(self._pairs(node, f"{key}.", [], kind=kind)):
             shown = _shown_key(f"{key}.", name, number, kind)
             text = self._typed(value, shown, items)
             if text is None:
                 continue
-            if kind is settings.HEADERS:
+            if kind is schema.HEADERS:
                 try:
-                    settings.check_header(name, text)
+                    schema.check_header(name, text)
                 except ValueError as error:
                     self.complain(value, shown, str(error), "a valid HTTP header")
                 name = name.lower()
@@ -176,9 +180,9 @@ class Reader:
             if name == "match":
                 match = self._match(value, f"{key}.match")
             elif name == "name":
-                found["name"] = self._typed(value, f"{key}.name", settings.TEXT)
+                found["name"] = self._typed(value, f"{key}.name", schema.TEXT)
             elif name == "trace":
-                found["trace"] = self._typed(value, f"{key}.trace", settings.BOOLEAN)
+                found["trace"] = self._typed(value, f"{key}.trace", schema.BOOLEAN)
             else:
                 expected = f"one of {', '.join(allowed)}"
                 self.complain(key_node, f"{key}.{name}", "unknown key", expected)
@@ -198,7 +202,7 @@ class Reader:
                 expected = f"one of {', '.join(allowed)}"
                 self.complain(key_node, f"{key}.{name}", "unknown key", expected)
                 continue
-            text = self._typed(value, f"{key}.{name}", settings.TEXT)
+            text = self._typed(value, f"{key}.{name}", schema.TEXT)
             if text is not None:
                 found.append((name, text.strip("/") if name == "cgroup" else text))
         if len(self.problems) > count:
@@ -209,6 +213,7 @@ class Reader:
         return found[0]
 
     def read_environment(self, environment: Mapping[str, str]) -> None:
+        """Reads the variables, whose values replace those of the file."""
         wrong: set[str] = set()
         for setting in SETTINGS:
             for variable, kind in setting.variables:
@@ -222,10 +227,10 @@ class Reader:
                         break
                     wrong.add(variable)
                     shown = f"found {text!r}"
-                    if kind is settings.HEADERS:
+                    if kind is schema.HEADERS:
                         shown = "its value"
-                    elif kind is settings.ENDPOINT:
-                        shown = f"found {settings.shown_endpoint(text)!r}"
+                    elif kind is schema.ENDPOINT:
+                        shown = f"found {schema.shown_endpoint(text)!r}"
                     self.problems.append(
                         f"environment variable {variable} ({setting.key}): {shown}; "
                         f"expected {_expected(kind, error)}"
@@ -247,14 +252,14 @@ def _is_null(node: yaml.Node) -> bool:
 
 
 def _shown_key(prefix: str, name: str, number: int, kind: Kind | None) -> str:
-    """A key path. What is no header name may be a header with its value, so its place stands."""
-    if kind is settings.HEADERS and not settings.is_header_name(name):
+    """A key path. A word that is no header name may hold a credential: its number stands for it."""
+    if kind is schema.HEADERS and not schema.is_header_name(name):
         return f"{prefix.removesuffix('.')}[{number}]"
     return f"{prefix}{name}"
 
 
 def _describe(node: yaml.Node, kind: Kind | None = None) -> str:
-    """What was found; `kind` is what was expected: values of headers are not shown."""
+    """The value that was found, for a problem. Values of headers are not shown."""
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
@@ -264,9 +269,9 @@ def _describe(node: yaml.Node, kind: Kind | None = None) -> str:
     if tag == "null":
         return "nothing"
     name = names.get(tag, "other")
-    if kind in (settings.HEADERS, settings.SECRET):
+    if kind in (schema.HEADERS, schema.SECRET):
         return f"a value ({name}) that is not shown"
-    value = settings.shown_endpoint(node.value) if kind is settings.ENDPOINT else node.value
+    value = schema.shown_endpoint(node.value) if kind is schema.ENDPOINT else node.value
     return f"{value!r} ({name})"
 
 

@@ -1,8 +1,8 @@
-"""Every setting that is one value: its key path, default, type, allowed values and variables.
+"""The table of settings: key path, kind of value, default and environment variables of each.
 
-This table is the whole interface of the configuration file except the `services` list, which
-`config.py` reads. A value comes from the file (a YAML scalar or mapping) or from the environment
-(a string); both go through the same parser.
+It is the whole interface of the configuration file, except the list `services`, which
+`config/reader.py` reads. A value comes from the file (a YAML scalar or mapping) or from the
+environment (a string). The same parser reads both.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A type of value: what an operator may write, and how it is read.
+    """A kind of value: what an operator may write, and how it is parsed.
 
-    `tags` are the YAML types accepted in the file; `parse` gets the text as written and raises
-    ValueError, whose message (if any) is appended to the complaint. A list is read item by item
-    with `items`, so that a complaint has the item's line.
+    `tags` are the YAML types that the file may have. `parse` gets the text as it is written and
+    raises ValueError, whose message (if any) is appended to the problem. A list is parsed item by
+    item with the kind `items`, so that a problem has the line of the item.
     """
 
     expects: str
@@ -91,7 +91,7 @@ def _milliseconds(text: str) -> float:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 65536, 64MiB or 1 GB; ValueError for anything else."""
+    """The bytes of a size such as 65536, 64MiB or 1 GB. Raises ValueError."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError
@@ -104,7 +104,7 @@ def parse_size(text: str) -> int:
 def _endpoint(text: str) -> str:
     try:
         url = urlsplit(text if "://" in text else f"//{text}")
-    except ValueError:  # which says what it has found
+    except ValueError:  # its message quotes the value
         raise ValueError from None
     if url.scheme not in ("http", "https", "") or not url.hostname or url.query or url.fragment:
         raise ValueError
@@ -134,7 +134,7 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def network(text: str) -> Network:
-    """An IPv4 or IPv6 network, or one address; ValueError with a hint for what is neither."""
+    """An IPv4 or IPv6 network, or one address. Raises ValueError, often with a hint."""
     try:
         found = ipaddress.ip_network(text)
     except ValueError as error:
@@ -182,7 +182,7 @@ def _pairs(text: str) -> dict[str, str]:
 def _headers(text: str) -> dict[str, str]:
     try:
         pairs = _pairs(text)
-    except ValueError:  # which says what it has found
+    except ValueError:  # its message quotes the value
         raise ValueError("a part of it is not key=value") from None
     for name, value in pairs.items():
         check_header(name, value)
@@ -190,10 +190,10 @@ def _headers(text: str) -> dict[str, str]:
 
 
 def check_header(name: str, value: str) -> None:
-    """ValueError unless `name: value` can stand in an HTTP header (RFC 9110 section 5).
+    """Raises ValueError unless `name: value` can stand in an HTTP header (RFC 9110 section 5).
 
-    The message holds nothing that could be a credential: no value, and no name that is none. What
-    the exporters would refuse is refused here, since they say the whole header.
+    The message has no value, and no word that is no header name: both may be credentials. It checks
+    whatever the exporters would refuse, since their message has the whole header.
     """
     if not is_header_name(name):
         raise ValueError("a name in it is not a header name")
@@ -210,7 +210,7 @@ def is_header_name(name: str) -> bool:
 
 
 def shown_endpoint(text: str) -> str:
-    """An endpoint that cannot be used, without what could be credentials in it."""
+    """An endpoint that cannot be used, without the parts that may be credentials."""
     start, separator, rest = text.rpartition("@")
     if separator:
         scheme = start.partition("://")[0] + "://" if "://" in start else ""
@@ -228,6 +228,7 @@ def _choice(*allowed: str) -> Kind:
     return Kind("one of " + ", ".join(allowed), ("str", "bool", "int", "float", "null"), parse)
 
 
+SWITCH = _choice("auto", "off")  # of a feature group
 BOOLEAN = Kind("true or false", ("bool",), _boolean)
 RATIO = Kind("a number from 0 to 1", ("int", "float"), _number(0, 1))
 SECONDS = Kind("seconds, a number from 0.1 to 600", ("int", "float"), _number(0.1, 600))
@@ -242,14 +243,14 @@ SIZE = Kind("a size of at least 64KiB such as 64MiB or 67108864", ("int", "str")
 ENDPOINT = Kind("an http:// or https:// URL (for grpc also host:port)", ("str",), _endpoint)
 PATH = Kind("an absolute path", ("str",), _path)
 TEXT = Kind("a text (quote it if it looks like a number or a boolean)", ("str",), _text)
-SECRET = Kind("a text (quote it)", ("str",), _text)  # is not shown in complaints
+SECRET = Kind("a text (quote it)", ("str",), _text)  # is not shown in problems
 HEADERS = Kind("a mapping of header names to texts", ("map",), _headers)
 ATTRIBUTES = Kind("a mapping of attribute names to texts", ("map",), _pairs)
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting. `variables` are the environment's, strongest first, each with its own kind."""
+    """One setting. `variables` are in the environment, strongest first, each with its kind."""
 
     key: str
     kind: Kind
@@ -258,7 +259,7 @@ class Setting:
 
 
 def _otlp(prefix: str, infix: str, *, inherit: bool) -> list[Setting]:
-    """The settings of one OTLP target; the ones for a single signal inherit where unset."""
+    """The settings of one OTLP target. Those of one signal inherit the common ones where unset."""
 
     def setting(
         name: str, kind: Kind, default: Any, variable: str, *, in_environment: Kind | None = None
@@ -280,7 +281,7 @@ def _otlp(prefix: str, infix: str, *, inherit: bool) -> list[Setting]:
 
 
 def _exporters(name: str) -> Kind:
-    """OTEL_TRACES_EXPORTER and OTEL_METRICS_EXPORTER: is `name` in the list?"""
+    """OTEL_TRACES_EXPORTER and OTEL_METRICS_EXPORTER: a list that may have `name`."""
 
     def parse(text: str) -> bool:
         words = {word.strip() for word in text.split(",")}
@@ -292,14 +293,14 @@ def _exporters(name: str) -> Kind:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("propagation.headers", _choice("auto", "off"), "auto"),
+    Setting("propagation.headers", SWITCH, "auto"),
     Setting("propagation.limits", _choice("respect", "ignore"), "respect"),
-    Setting("propagation.packets", _choice("auto", "off"), "auto"),
+    Setting("propagation.packets", SWITCH, "auto"),
     Setting("propagation.peers", NETWORKS, ()),
     Setting("propagation.tc.priority", PRIORITY, 49152),
-    Setting("instrumentation.tls", _choice("auto", "off"), "auto"),
-    Setting("instrumentation.go", _choice("auto", "off"), "auto"),
-    Setting("instrumentation.go_write", _choice("auto", "off"), "off"),
+    Setting("instrumentation.tls", SWITCH, "auto"),
+    Setting("instrumentation.go", SWITCH, "auto"),
+    Setting("instrumentation.go_write", SWITCH, "off"),
     Setting(
         "sampling.sampler",
         _choice(*SAMPLERS),

@@ -1,8 +1,8 @@
-"""The compiled objects: which programs of them this kernel accepts, and what each is told.
+"""The compiled objects, loaded with as many of their programs as this kernel accepts.
 
-libbpf loads an object whole or not at all. Where the kernel refuses one, each program of it is
-loaded alone, and the object once more without those that are refused (features/table.py says which
-it can do without).
+libbpf loads an object whole or not at all. Where the kernel refuses an object, each of its programs
+is loaded alone, and then the object once more without the programs that are refused. Which of them
+it can do without is in features/table.py.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from operator import ne
 from pathlib import Path
 
 from throughline.bpf import abi, libbpf
-from throughline.features import pins
-from throughline.features import table as features
+from throughline.features import pins, table
 
-# Objects made of one source, in the order in which they are tried; the second is for kernels before
-# 5.15 (bpf/core/compat.h).
+# The objects that are compiled from one source, in the order in which they are tried. The second is
+# for kernels before 5.15 (bpf/core/compat.h).
 VARIANTS = ("", "-legacy")
-# Each processor sets so many free entries of an LRU map aside for itself, and has others give way
-# when it finds fewer (LOCAL_FREE_TARGET, kernel/bpf/bpf_lru_list.c): a map needs so many more.
+# Each processor reserves so many free entries of an LRU map, and evicts other entries when it finds
+# fewer (LOCAL_FREE_TARGET, kernel/bpf/bpf_lru_list.c). A map needs so many entries more.
 _RESERVED_BY_CPU = 128
-# What no other program of an object, and no other variant, would change.
+# Errors that another program of an object, or another variant of it, would meet as well.
 _NOT_BY_PROGRAM = {
     None,  # the dynamic linker
     errno.ENOEXEC,
@@ -46,13 +45,13 @@ def directory() -> Path:
 
 
 class Objects:
-    """The loaded objects of one run, by the name of their group. Maps are pinned and shared."""
+    """The loaded objects of one run, by name. Their maps are pinned and shared."""
 
     def __init__(self, *, bpffs: Path, map_sizes: Mapping[str, int]) -> None:
         self._bpffs = bpffs
         self._map_sizes = map_sizes
         self._loaded: dict[str, libbpf.Object] = {}
-        self.refused: dict[str, OSError] = {}  # optional programs that are off, by load or attach
+        self.refused: dict[str, OSError] = {}  # optional programs, by load or by attachment
         self.variant = VARIANTS[0]
         self.fionread_broken = False
 
@@ -64,20 +63,21 @@ class Objects:
         return iter(self._loaded.values())
 
     def get(self, name: str) -> libbpf.Object | None:
+        """A loaded object, or None."""
         return self._loaded.get(name)
 
     def has(self, name: str) -> bool:
-        """Is there such an object for the kernel's variant?"""
+        """Returns whether there is such an object of this kernel's variant."""
         return self._path(name).exists()
 
     def is_for_newer(self, name: str) -> bool:
-        """Is there such an object, but not for the kernel's variant?"""
+        """Returns whether there is such an object, but not of this kernel's variant."""
         return not self.has(name) and (directory() / f"{name}{VARIANTS[0]}.bpf.o").exists()
 
     def load_first(self, name: str) -> libbpf.Object:
-        """Loads the first variant that the kernel accepts, which decides that of the others.
+        """Loads the first variant that the kernel accepts; later objects are of the same variant.
 
-        Raises what the first variant raised when none can be loaded.
+        Raises the error of the first variant when none can be loaded.
         """
         refusals: list[OSError] = []
         for self.variant in VARIANTS:
@@ -90,7 +90,7 @@ class Objects:
             except OSError as error:
                 refusals.append(error)
                 if served:
-                    break  # its programs were accepted: what is in the way is not the verifier
+                    break  # an earlier run loaded its programs: the verifier is not the obstacle
                 pins.remove_tree(self.pins)
                 if not _by_verifier(error):
                     break
@@ -100,9 +100,8 @@ class Objects:
     def load(self, name: str, *, prepare: Prepare = lambda _: None) -> libbpf.Object:
         """Opens, prepares and loads an object; it stays until `drop` or `close`.
 
-        Programs that are refused and that it can do without are in `refused` then, and it is loaded
-        without them. Raises what the kernel said of a program that it cannot do without, or of all
-        of them.
+        Optional programs that the kernel refuses are left out and put into `refused`. Raises the
+        kernel's error for a required program, and where it refuses all of them.
         """
         try:
             opened = self._load(name, prepare, lambda _: False)
@@ -111,7 +110,7 @@ class Objects:
                 raise
             refused = self._try_each(name, prepare)
             if not refused:
-                raise  # it is not one of them alone
+                raise  # no program is refused alone
             opened = self._load(name, prepare, refused.__contains__)
             self.refused |= refused
         self._loaded[name] = opened
@@ -132,9 +131,9 @@ class Objects:
         return opened
 
     def _try_each(self, of: str, prepare: Prepare) -> dict[str, OSError]:
-        """Loads each program alone: which are refused, and why.
+        """Loads each program alone; returns the error of each that is refused.
 
-        Raises where the object cannot do without one of them, and where all of them are refused.
+        Raises where a required program is refused, and where all of them are.
         """
         opened = self._open(of)
         try:
@@ -142,7 +141,7 @@ class Objects:
         finally:
             opened.close()
         legacy = self.variant != VARIANTS[0]
-        required = {name: features.is_required(name, legacy=legacy) for name in sections}
+        required = {name: table.is_required(name, legacy=legacy) for name in sections}
         refused: dict[str, OSError] = {}
         for program in sorted(sections, key=lambda n: not required[n]):
             try:
@@ -152,7 +151,7 @@ class Objects:
                 if required[program]:
                     raise refused[program] from None
         for program in sections.keys() - refused.keys():
-            needed = features.PROGRAMS[program].needs
+            needed = table.PROGRAMS[program].needs
             if needed in refused:
                 refused[program] = refused[needed]
         if len(refused) == len(sections):
@@ -160,6 +159,7 @@ class Objects:
         return refused
 
     def drop(self, name: str) -> None:
+        """Frees one object, if it is loaded."""
         opened = self._loaded.pop(name, None)
         if opened is not None:
             opened.close()
@@ -200,16 +200,16 @@ def _of_program(error: OSError, program: str, section: str) -> OSError:
 
 
 def refuses(*words: str) -> bool:
-    """Does a test want one of these refused?
+    """Returns whether a test wants one of these refused.
 
-    $THROUGHLINE_TEST_REFUSE is a list with commas of names of programs, of types of programs (the
-    first part of their section) and of `attach:NAME`: `tl_tick,uretprobe`. Only tests set it.
+    $THROUGHLINE_TEST_REFUSE is a list with commas: names of programs, types of programs (the first
+    part of their section), and `attach:NAME`. An example is `tl_tick,uretprobe`. Only tests set it.
     """
     return not {word.strip() for word in os.environ.get(REFUSE, "").split(",")}.isdisjoint(words)
 
 
 def _refuse_for_tests(opened: libbpf.Object) -> None:
-    """Refuses as a kernel does: the whole object, for one program of it."""
+    """Refuses the whole object for one program of it, as a kernel does."""
     for program in opened.programs():
         if refuses(program.name, program.section.partition("/")[0]):
             call = f"bpf_object__load {opened.path.name}"
@@ -217,5 +217,5 @@ def _refuse_for_tests(opened: libbpf.Object) -> None:
 
 
 def _by_verifier(error: OSError) -> bool:
-    """May another variant be accepted where this one was not?"""
+    """Returns whether the kernel may accept another variant where it refused this one."""
     return error.errno not in _NOT_BY_VERIFIER and (error.errno or 0) < _LIBBPF_ERRORS

@@ -1,7 +1,7 @@
-"""What an agent leaves in its bpffs, so that it outlives the process: names, and taking it away.
+"""The pins by which programs and maps outlive the agent: their names, and how to remove them.
 
-Below the bpffs are `abi<N>` (maps), `abi<N>/links`, `clsact` (what `clsact.py` remembers), and
-`doctor…` while `throughline doctor` tries.
+Below the bpffs are `abi<N>` (maps), `abi<N>/links`, `clsact` (the qdiscs that bpf/clsact.py has
+made), and `doctor…` while `throughline doctor` tries.
 """
 
 from __future__ import annotations
@@ -9,17 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from throughline.bpf import abi, tc
-from throughline.features import table as features
+from throughline.features.table import GROUPS, PROGRAMS, Place
 
 NAME = f"abi{abi.Abi.ABI_VERSION}"
-TC_PROGRAM = "tl_packets_out"
-
-# Maps that only one group uses. tl_members says which sockets are in tl_socks.
-_MAPS = {"headers": ("tl_socks", "tl_members")}
 
 
 def of_cgroup(program: str, root: str) -> str:
-    """The pin's name of a program's link to a cgroup.
+    """The name of the pin of a program's link to a cgroup.
 
     bpffs refuses dots, so they and slashes are escaped.
     """
@@ -28,14 +24,14 @@ def of_cgroup(program: str, root: str) -> str:
 
 
 def withdraw(bpffs: Path, group: str) -> None:
-    """Takes away a group that an earlier run left, when it is not wanted any more or cannot be."""
-    for program in features.programs_of(group):
+    """Takes away what an earlier run left of a group that is off now."""
+    for program in GROUPS[group].programs:
         withdraw_links(bpffs, program.name)
+        if program.place is Place.INTERFACES:
+            tc.remove_all(bpffs, name=program.name)
     for directory in bpffs.glob(f"{NAME}*"):
-        for name in _MAPS.get(group, ()):
+        for name in GROUPS[group].maps:
             (directory / name).unlink(missing_ok=True)
-    if group == "packets":
-        tc.remove_all(bpffs, name=TC_PROGRAM)
 
 
 def withdraw_links(bpffs: Path, program: str) -> None:
@@ -47,15 +43,17 @@ def withdraw_links(bpffs: Path, program: str) -> None:
 
 
 def detach_all(bpffs: Path) -> None:
-    """Removes every pin of ours below `bpffs`, which detaches what nobody holds open."""
+    """Removes every pin of ours below `bpffs`: that detaches all programs but an open process's."""
     for place in (bpffs, *bpffs.glob("doctor*")):
-        tc.remove_all(place, name=TC_PROGRAM)
+        for program in PROGRAMS.values():
+            if program.place is Place.INTERFACES:
+                tc.remove_all(place, name=program.name)
     for directory in [*bpffs.glob("abi*"), *bpffs.glob("doctor*")]:
         remove_tree(directory)
 
 
 def remove_tree(directory: Path) -> None:
-    """bpffs: files are objects, directories may hold nothing but them."""
+    """Removes a directory of a bpffs, in which files are objects of the kernel."""
     for entry in sorted(directory.iterdir()) if directory.is_dir() else []:
         if entry.is_dir():
             remove_tree(entry)

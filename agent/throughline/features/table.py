@@ -1,56 +1,76 @@
-"""The feature groups and their programs: one table of what each program gives, and what needs it.
+"""The table of feature groups: programs, needs, configuration key and capabilities of each.
 
-A kernel may refuse one program and accept all others. Loading tries each (bpf/objects.py): a
-group is off when a *required* program of it is refused; an optional one that is refused takes away
-what only it gives. `tests/kernel/features/test_trial.py` compares the table with the compiled
-objects.
+The agent and `throughline doctor` read it. What cannot import it is compared with it by tests: the
+compiled objects (tests/kernel/features/test_trial.py), the roles, the modules of Ansible and the
+pages (tests/unit/features/test_table.py).
 """
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
+# Uprobes, and the files of other users' processes.
+PROBING_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE")
+WRITING_CAPABILITIES = (*PROBING_CAPABILITIES, "CAP_SYS_ADMIN")
+BASE = "observe"  # the group without which no other works
+
+
+class Place(enum.Enum):
+    """Where a program is attached."""
+
+    SECTION = "where its section says"  # a cgroup or a tracepoint, by a link
+    SOCKETS = "to the sockhash tl_socks"
+    INTERFACES = "to the egress of each interface"
+    FILES = "to functions in executable files"  # by uprobes
+    NOWHERE = "the agent runs it"
+
+
+class Uprobes(enum.Enum):
+    """The uprobes of a group."""
+
+    NONE = "none"
+    ENTRIES = "where functions begin"
+    RETURNS = "where functions begin and where they return"
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One BPF program. `gives` completes the sentence "without it there is no …"."""
+    """One BPF program.
+
+    A kernel may refuse one program and accept all others. When it refuses a required program, the
+    group is off. When it refuses another one, only what that program gives is missing.
+    """
 
     name: str
     object: str  # the file <object>.bpf.o that has it
-    gives: str
+    gives: str  # completes the sentence "without it there is no …"
     required: bool = False
     required_in_legacy: bool = False  # in the objects for kernels before 5.15
-    needs: str = ""  # another program of the object, without which it gives nothing
-    attached: bool = True  # False: the agent runs it, or attaches it in a way of its own
+    needs: str = ""  # another program of the object, without which this one gives nothing
+    place: Place = Place.SECTION
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """An optional program that the kernel refuses, and what is not there without it."""
-
-    program: str
-    gives: str  # completes "without it there is no …"
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """One attached program, for status and doctor."""
+class Group:
+    """One feature group."""
 
     name: str
-    type: str
-    where: str
-    id: int
-    pin: str | None = None  # the name of its link's, if it has one
+    programs: tuple[Program, ...]  # in the order in which they are attached
+    capabilities: tuple[str, ...]
+    needs: str = ""  # the group without which this one is off
+    switch: str = ""  # the configuration key that turns it off; the base group has none
+    kernel: tuple[int, int] = (5, 10)  # the oldest that can have it
+    uprobes: Uprobes = Uprobes.NONE
+    writes: bool = False  # into the memory of the probed programs: bpf_probe_write_user
+    maps: tuple[str, ...] = ()  # pinned maps that no other group uses
 
-    def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "type": self.type, "where": self.where, "id": self.id}
-
-
-GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
-# Objects beside the one that has the name of its group.
-_GROUP_OF_OBJECT = {"restore": "observe"}
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """The names of the objects with its programs, in the order in which they are loaded."""
+        return tuple(dict.fromkeys(program.object for program in self.programs))
 
 
 def _observe() -> tuple[Program, ...]:
@@ -62,14 +82,14 @@ def _observe() -> tuple[Program, ...]:
             "tl_state",
             "observe",
             "span of a request whose connection ends before its answer is complete",
-            required_in_legacy=True,  # nothing else frees what is kept of a connection
+            required_in_legacy=True,  # nothing else frees the state of a connection there
         ),
         Program("tl_tick", "observe", "parent by threads, since ticks of event loops do not end"),
         Program(
             "tl_end_requests",
             "observe",
             "end of a request of a killed process for the thread that has read it",
-            attached=False,
+            place=Place.NOWHERE,
         ),
         Program("tl_sent", "restore", "parent by the answer of a database or cache"),
     )
@@ -77,15 +97,16 @@ def _observe() -> tuple[Program, ...]:
 
 def _headers() -> tuple[Program, ...]:
     return (
-        Program("tl_send", "headers", "header", required=True, attached=False),
+        Program("tl_send", "headers", "header", required=True, place=Place.SOCKETS),
         Program("tl_sockops", "headers", "connection to write a header into", required=True),
     )
 
 
 def _packets() -> tuple[Program, ...]:
+    older = "option on older connections"
     return (
         Program("tl_packets_ops", "packets", "option on connections made since the agent started"),
-        Program("tl_packets_out", "packets", "option on older connections", attached=False),
+        Program("tl_packets_out", "packets", older, place=Place.INTERFACES),
     )
 
 
@@ -106,11 +127,11 @@ def _tls() -> tuple[Program, ...]:
     }
     return (
         *(
-            Program(name, "tls", f"sight of {what}", required=True, attached=False)
+            Program(name, "tls", f"sight of {what}", required=True, place=Place.FILES)
             for name, what in calls.items()
         ),
         *(
-            Program(name, "tls", f"request of programs that call {what}", attached=False)
+            Program(name, "tls", f"request of programs that call {what}", place=Place.FILES)
             for name, what in more.items()
         ),
         Program("tl_ssl_socket", "tls", "address and TCP option of requests inside TLS"),
@@ -135,42 +156,83 @@ def _go() -> tuple[Program, ...]:
         "tl_go_rpc_call": f"call over {grpc}",
         "tl_go_rpc_end": f"call over {grpc}",
     }
-    return tuple(Program(name, "go", gives, attached=False) for name, gives in programs.items())
+    return tuple(Program(name, "go", gives, place=Place.FILES) for name, gives in programs.items())
 
 
 def _go_write() -> tuple[Program, ...]:
-    frames = "tl_go_write_h2"  # writes the frames of gRPC, too
+    frames = "tl_go_write_h2"  # it writes the frames of gRPC, too
+    http1, http2 = "header in HTTPS calls over HTTP/1.1 in Go", "header in calls over HTTP/2 in Go"
     grpc = "header in calls over gRPC in Go"
     return (
-        Program(
-            "tl_go_write_h1",
-            "go_write",
-            "header in HTTPS calls over HTTP/1.1 in Go",
-            attached=False,
-        ),
-        Program(frames, "go_write", "header in calls over HTTP/2 in Go", attached=False),
-        Program("tl_go_write_put", "go_write", grpc, needs=frames, attached=False),
-        Program("tl_go_write_rpc", "go_write", grpc, needs=frames, attached=False),
+        Program("tl_go_write_h1", "go_write", http1, place=Place.FILES),
+        Program(frames, "go_write", http2, place=Place.FILES),
+        Program("tl_go_write_put", "go_write", grpc, needs=frames, place=Place.FILES),
+        Program("tl_go_write_rpc", "go_write", grpc, needs=frames, place=Place.FILES),
     )
 
 
-PROGRAMS = {
-    program.name: program
-    for program in (*_observe(), *_headers(), *_packets(), *_tls(), *_go(), *_go_write())
+# In the order in which they are attached.
+GROUPS: Mapping[str, Group] = {
+    group.name: group
+    for group in (
+        Group(BASE, _observe(), NETWORK_CAPABILITIES),
+        Group(
+            "headers",
+            _headers(),
+            NETWORK_CAPABILITIES,
+            needs=BASE,
+            switch="propagation.headers",
+            maps=("tl_socks", "tl_members"),  # tl_members says which sockets are in tl_socks
+        ),
+        Group(
+            "packets",
+            _packets(),
+            NETWORK_CAPABILITIES,
+            needs=BASE,
+            switch="propagation.packets",
+        ),
+        Group(
+            "tls",
+            _tls(),
+            PROBING_CAPABILITIES,
+            needs=BASE,
+            switch="instrumentation.tls",
+            uprobes=Uprobes.RETURNS,
+        ),
+        Group(
+            "go",
+            _go(),
+            PROBING_CAPABILITIES,
+            needs=BASE,
+            switch="instrumentation.go",
+            kernel=(5, 15),  # the first whose uprobes have cookies
+            uprobes=Uprobes.ENTRIES,
+        ),
+        Group(
+            "go_write",
+            _go_write(),
+            WRITING_CAPABILITIES,
+            needs="go",
+            switch="instrumentation.go_write",
+            kernel=(5, 15),
+            uprobes=Uprobes.ENTRIES,
+            writes=True,
+        ),
+    )
+}
+# The modes of a host, the strongest first: the groups that must be on.
+MODES: Mapping[str, tuple[str, ...]] = {
+    "write": (BASE, "headers", "go_write"),
+    "network": (BASE, "headers"),
+    "observe": (BASE,),
+    "none": (),
+}
+PROGRAMS: Mapping[str, Program] = {
+    program.name: program for group in GROUPS.values() for program in group.programs
 }
 
 
-def group_of(program: Program) -> str:
-    """The feature group that a program belongs to."""
-    return _GROUP_OF_OBJECT.get(program.object, program.object)
-
-
-def programs_of(group: str) -> tuple[Program, ...]:
-    """The programs of a feature group, in the order in which they are attached."""
-    return tuple(program for program in PROGRAMS.values() if group_of(program) == group)
-
-
 def is_required(name: str, *, legacy: bool) -> bool:
-    """Is a group off without this program? One that is not in the table is taken for such."""
+    """Returns whether a group is off without this program, as it is for a program not listed."""
     program = PROGRAMS.get(name)
     return program is None or program.required or (legacy and program.required_in_legacy)

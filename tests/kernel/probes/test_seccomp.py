@@ -18,7 +18,7 @@ from tests.fixtures.paths import SERVICES
 from tests.fixtures.probed import Counter
 from tests.fixtures.secure import Secure, get
 from tests.fixtures.traced import Traced
-from throughline.features import groups
+from throughline.features import reasons
 from throughline.probes import uprobes
 
 COUNT = 23
@@ -55,7 +55,7 @@ def test_a_child_that_dies_turns_tls_off(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(uprobes.ReturnsRefusedError) as refused:
         uprobes.try_returns(uprobes.trial())
     assert refused.value.strerror == "signal 31"
-    group = groups.without_returns(refused.value)
+    group = reasons.without_returns(refused.value)
     assert group.state == "off" and not group.wanted
     assert "return probes kill processes that have a seccomp filter" in group.reason
 
@@ -64,7 +64,7 @@ def test_a_trial_that_cannot_be_made_turns_tls_off(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(uprobes, "_FILTERED", "import sys; sys.exit('no such thing')")
     with pytest.raises(uprobes.ReturnsRefusedError) as refused:
         uprobes.try_returns(uprobes.trial())
-    group = groups.without_returns(refused.value)
+    group = reasons.without_returns(refused.value)
     assert group.state == "off"
     assert "is not known (no such thing)" in group.reason
 

@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,9 +18,8 @@ from tests.fixtures.records import batch
 from throughline.agent import agent as agent_module
 from throughline.agent.agent import Agent
 from throughline.bpf import libbpf
-from throughline.config import model as config
+from throughline.config.model import load
 from throughline.export.spool import Spool
-from throughline.features import programs as kernel
 from throughline.probes import uprobes
 from throughline.records import readings
 from throughline.tls import openssl
@@ -71,13 +69,13 @@ def agent(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     FINDERS.clear()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
-    monkeypatch.setattr(kernel, "Programs", lambda **_: Anything())
+    monkeypatch.setattr(agent_module, "Programs", lambda **_: Anything())
     monkeypatch.setattr(libbpf, "RingBuffer", lambda *_: Anything())
     monkeypatch.setattr(agent_module, "GoPrograms", lambda *_, **__: Files("go"))
     monkeypatch.setattr(agent_module, "Libraries", libraries)
     monkeypatch.setattr(openssl, "sites_of", Files("openssl").find)
     (tmp_path / "config.yaml").write_text("export: {otlp: {enabled: false}}\n")
-    settings = config.load(tmp_path / "config.yaml", environment={})
+    settings = load(tmp_path / "config.yaml", environment={})
     made = Agent(settings, FACTS, stack, os.dup(0))
     loaded = cast(libbpf.Object, Anything())
     made._probe({"tls": loaded, "go": loaded}, uprobes.Kind.MULTI)
@@ -107,7 +105,7 @@ def test_spans_that_are_queued_survive_an_exception(
     """In the pipeline, on their way to it, and waiting for the name of their cgroup."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
-    monkeypatch.setattr(kernel, "Programs", lambda **_: Anything())
+    monkeypatch.setattr(agent_module, "Programs", lambda **_: Anything())
     monkeypatch.setattr(libbpf, "RingBuffer", lambda *_: Anything())
 
     def fail(_: object) -> None:
@@ -116,14 +114,14 @@ def test_spans_that_are_queued_survive_an_exception(
     monkeypatch.setattr(readings, "TracedCgroups", fail)
     (tmp_path / "config.yaml").write_text("export: {otlp: {endpoint: 'http://127.0.0.1:1'}}\n")
     spool = tmp_path / "spool"
-    settings = config.load(
+    settings = load(
         tmp_path / "config.yaml", environment={"THROUGHLINE_SPOOL_DIRECTORY": str(spool)}
     )
     with pytest.raises(RuntimeError, match="a fault"), ExitStack() as stack:
         made = Agent(settings, FACTS, stack, os.dup(0))
-        made._pipeline.submit(batch(1000))
-        made._records._pending = batch(3)
-        made._records._waiting = [span for span, _ in batch(2)]
+        made._parts.pipeline.submit(batch(1000))
+        made._parts.records._pending = batch(3)
+        made._parts.records._waiting = [span for span, _ in batch(2)]
         made.loop()
     kept = Spool(spool, max_bytes=1 << 20)
     count = 0
@@ -134,30 +132,6 @@ def test_spans_that_are_queued_survive_an_exception(
         count += len(found)
         kept.remove(name)
     assert count == 1005
-
-
-def test_housekeeping_does_not_hold_up_the_drain(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A thousand steps of a millisecond: 20 of them between two drains."""
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    done = []
-
-    def steps() -> Iterator[None]:
-        for number in range(1000):
-            now[0] += 0.001
-            done.append(number)
-            yield
-
-    agent._work = cast(Any, steps())
-    drains = 0
-    while agent._work is not None:
-        began = now[0]
-        agent._go_on()
-        assert now[0] - began < 0.022
-        drains += 1
-    assert len(done) == 1000 and 48 <= drains <= 52
 
 
 def test_probes_are_gone_before_another_release_is_executed(

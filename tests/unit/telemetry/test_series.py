@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.clock import Clock
-from throughline.agent import report
+from throughline.agent.report import service_counts
 from throughline.bpf import abi
 from throughline.records import events
 from throughline.records.events import SeriesKey
@@ -118,8 +118,8 @@ class Host:
     def total(self, name: str) -> tuple[int, int]:
         """Requests and start time of a service with one series."""
         point = self.points()[name]
-        shown = report.services(self.series.counts(), sampled={})
-        assert shown[name]["server"]["requests"] == point.histogram.count
+        shown = service_counts(self.series.counts(), sampled={})
+        assert shown[name].kinds["server"].requests == point.histogram.count
         return point.histogram.count, point.start_unix_ns
 
 
@@ -307,9 +307,9 @@ def test_other_rules_take_all_rows_of_a_cgroup_along(host: Host) -> None:
         host.second()
         host.table.count(shop, 1)
     host.second()
-    shown = report.services(host.series.counts(), sampled={})
-    assert shown["shop"]["server"]["requests"] == 30
-    assert shown["store"]["server"]["requests"] == 3
+    shown = service_counts(host.series.counts(), sampled={})
+    assert shown["shop"].kinds["server"].requests == 30
+    assert shown["store"].kinds["server"].requests == 3
 
 
 def test_memory_is_bounded(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,9 +359,9 @@ def test_a_full_map_of_many_processors_is_read_quickly(host: Host) -> None:
     host.second()
     began = time.thread_time()
     host.series.read()
-    shown = report.services(host.series.counts(), sampled={})
+    shown = service_counts(host.series.counts(), sampled={})
     spent = time.thread_time() - began
-    assert shown["shop"]["server"]["requests"] == 8192 * 640
+    assert shown["shop"].kinds["server"].requests == 8192 * 640
     assert spent < 0.3, f"{spent:.2f} s"
     before = 0
     for _ in host.series.decoding():

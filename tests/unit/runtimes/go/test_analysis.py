@@ -10,7 +10,8 @@ import pytest
 
 from tests.fixtures import gofile
 from tests.fixtures.gofile import CHECK, JBE, SMALL
-from throughline.commands import inspect as report
+from throughline.commands import inspect
+from throughline.commands.output import text as printed
 from throughline.elf.elf import MalformedError
 from throughline.runtimes.go import Program, Site, UnsupportedError, analyse, prologue
 from throughline.runtimes.go.wanted import EXTRA, FEATURES, split
@@ -334,7 +335,7 @@ def test_a_probe_never_lies_behind_its_function(tmp_path: Path) -> None:
 def test_inspect_says_what_it_found(tmp_path: Path) -> None:
     path = tmp_path / "service"
     path.write_bytes(gofile.build(info="path\texample.com/main\ndep\tgolang.org/x/net\tv0.30.0\n"))
-    text = report.format_text(report.inspect(str(path)))
+    text = printed(inspect.lines(inspect.inspect(str(path))))
     assert "a program of go1.22.10" in text
     assert "golang.org/x/net v0.30.0" in text
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
@@ -351,11 +352,11 @@ def test_inspect_says_why_not(tmp_path: Path) -> None:
         (gofile.build("go1.17.1"), "go1.17.1 is older than go1.18"),
     ):
         path.write_bytes(data)
-        found_there = report.inspect(str(path))
+        found_there = inspect.inspect(str(path))
         assert found_there["refused"] == reason
-        assert report.format_text(found_there) == f"{path}: {reason}"
+        assert printed(inspect.lines(found_there)) == f"{path}: {reason}"
     path.write_bytes(gofile.build()[:0x9000])
-    assert "contradicts itself" in report.inspect(str(path))["refused"]
+    assert "contradicts itself" in inspect.inspect(str(path))["refused"]
 
 
 def test_a_module_that_leads_nowhere_is_refused(tmp_path: Path) -> None:

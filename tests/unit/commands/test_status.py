@@ -1,3 +1,5 @@
+"""The status that an operator sees: whether there is one, how it is printed, the exit code."""
+
 from __future__ import annotations
 
 import os
@@ -9,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from throughline.agent import status
 from throughline.agent.status import StatusWriter
+from throughline.commands import status
+from throughline.commands.output import text as printed
 
 
 def running(**changes: Any) -> dict[str, Any]:
@@ -43,6 +46,10 @@ def running(**changes: Any) -> dict[str, Any]:
         },
     }
     return {**values, **changes}
+
+
+def shown(found: dict[str, Any]) -> str:
+    return printed(status.lines(found))
 
 
 def test_written_is_read(tmp_path: Path) -> None:
@@ -102,7 +109,7 @@ def test_exit_codes() -> None:
 
 
 def test_text() -> None:
-    text = status.format_text(running())
+    text = shown(running())
     assert "throughline 0.1.0: healthy, up 1h 1m" in text
     assert "headers        off (EBUSY)" in text
     assert "tl_egress  cgroup_skb at system.slice" in text
@@ -111,7 +118,7 @@ def test_text() -> None:
     lines = [line.split() for line in text.splitlines() if line.startswith("shop")]
     assert lines == [["shop", "server", "23", "1", "20"], ["shop", "client", "5", "0", "5"]]
     bare = {"pid": 1, "updated_unix": 1.0, "version": "0.1.0"}
-    assert "No service has been seen yet." in status.format_text(bare)
+    assert "No service has been seen yet." in shown(bare)
 
 
 def test_text_of_packets_and_tls() -> None:
@@ -130,7 +137,7 @@ def test_text_of_packets_and_tls() -> None:
         {"path": "/b", "programs": ["x"] * 2, "processes": 1, "dear": True, "refused": ""},
         {"path": "/c", "programs": ["x"] * 2, "processes": 1, "dear": False, "refused": "why"},
     ]
-    text = status.format_text(running(packets=packets, tls={"files": files}))
+    text = shown(running(packets=packets, tls={"files": files}))
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert "connection made since the agent started sock_ops at /system.slice" in rows
     names = ", ".join(f"veth{n}" for n in range(8))
@@ -141,7 +148,7 @@ def test_text_of_packets_and_tls() -> None:
     assert "/a 5 processes, 4 sites" in rows
     assert "/b 1 processes, 2 sites, single-stepped: dear" in rows
     assert "/c none: why" in rows
-    text = status.format_text(running(packets=None, tls={"files": []}))
+    text = shown(running(packets=None, tls={"files": []}))
     assert "TCP options" not in text and "none is executed by a traced process" in text
     assert "Go program" not in text
 
@@ -155,6 +162,6 @@ def test_text_of_go_programs() -> None:
         "refused": "",
         "version": "go1.22.10",
     }
-    text = status.format_text(running(go={"files": [file]}))
+    text = shown(running(go={"files": [file]}))
     assert "\n\nGo program\n/usr/bin/shop  go1.22.10, 2 processes, 9 sites\n" in text
     assert "TLS in file" not in text
