@@ -1,8 +1,8 @@
 """The table of feature groups: programs, needs, configuration key and capabilities of each.
 
-The agent and `throughline doctor` read it. What cannot import it is compared with it by tests: the
-compiled objects (tests/kernel/features/test_trial.py), the roles, the modules of Ansible and the
-pages (tests/unit/features/test_table.py).
+The agent and `throughline doctor` read it. Tests compare it with what cannot import it: the
+compiled objects (tests/kernel/features/test_trial.py), the pages
+(tests/unit/features/test_table.py), and the collection for Ansible (tests/unit/ansible).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
 # Uprobes, and the files of other users' processes.
 PROBING_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE")
 WRITING_CAPABILITIES = (*PROBING_CAPABILITIES, "CAP_SYS_ADMIN")
+_LEASE = ("CAP_LEASE",)  # a process that writes to a probed file waits until the probes are gone
 BASE = "observe"  # the group without which no other works
 
 
@@ -59,7 +60,8 @@ class Group:
 
     name: str
     programs: tuple[Program, ...]  # in the order in which they are attached
-    capabilities: tuple[str, ...]
+    capabilities: tuple[str, ...]  # without one of them the group is off
+    optional_capabilities: tuple[str, ...] = ()  # the group uses them where the host has them
     needs: str = ""  # the group without which this one is off
     switch: str = ""  # the configuration key that turns it off; the base group has none
     kernel: tuple[int, int] = (5, 10)  # the oldest that can have it
@@ -195,6 +197,7 @@ GROUPS: Mapping[str, Group] = {
             "tls",
             _tls(),
             PROBING_CAPABILITIES,
+            optional_capabilities=_LEASE,
             needs=BASE,
             switch="instrumentation.tls",
             uprobes=Uprobes.RETURNS,
@@ -203,6 +206,7 @@ GROUPS: Mapping[str, Group] = {
             "go",
             _go(),
             PROBING_CAPABILITIES,
+            optional_capabilities=_LEASE,
             needs=BASE,
             switch="instrumentation.go",
             kernel=(5, 15),  # the first whose uprobes have cookies

@@ -1,6 +1,6 @@
 """Programs that a kernel refuses: what goes with each, what stays on, and that traffic goes on.
 
-The loader refuses by a setting for tests (bpf/objects.py), in the way that a kernel does: the
+The loader refuses by a setting for tests (features/objects.py), in the way that a kernel does: the
 whole object at its load, for one program of it.
 """
 
@@ -22,9 +22,9 @@ from tests.fixtures.operated import Operated
 from tests.fixtures.paths import SERVICES
 from tests.fixtures.ports import free_port, wait_port
 from throughline.bpf import abi, fionread, libbpf, sweep
-from throughline.features import table as features
 from throughline.features.objects import REFUSE, directory
 from throughline.features.programs import Programs, Settings
+from throughline.features.table import GROUPS, PROGRAMS
 from throughline.host import facts
 
 COUNT = 3
@@ -103,12 +103,12 @@ def usual(host: Refusing) -> dict[str, Any]:
     return groups
 
 
-@pytest.mark.parametrize("name", list(features.PROGRAMS))
+@pytest.mark.parametrize("name", list(PROGRAMS))
 def test_one_refused_program_takes_away_what_it_gives(
     host: Refusing, usual: dict[str, Any], name: str
 ) -> None:
-    program = features.PROGRAMS[name]
-    group = features.group_of(program)
+    program = PROGRAMS[name]
+    (group,) = [g.name for g in GROUPS.values() if program in g.programs]
     groups = _groups(host, name)
     if group == "observe" and program.required:
         assert groups == {}, "nothing works without what sees requests"
@@ -124,7 +124,7 @@ def test_one_refused_program_takes_away_what_it_gives(
         assert f"{name}: Operation not permitted" in groups[group]["reason"]
         assert groups[group]["fix"]
     elif group in _on(usual):
-        lost = {p for p, other in features.PROGRAMS.items() if other.needs == name} | {name}
+        lost = {p for p, other in PROGRAMS.items() if other.needs == name} | {name}
         assert _without(groups) == _without(usual) | lost
         (row,) = [p for p in groups[group]["without"] if p["program"] == name]
         assert row["gives"] == program.gives and "Operation not permitted" in row["reason"]
@@ -188,6 +188,7 @@ def test_a_program_that_is_refused_later_does_not_stay_from_an_earlier_run(host:
 
 
 def test_the_table_is_that_of_the_objects(tmp_path: Path) -> None:
+    """Also: a group that needs a newer kernel has no object for older ones, all others have."""
     for path in sorted(directory().glob("*.bpf.o")):
         opened = libbpf.Object(path, pin_root=tmp_path)
         try:
@@ -195,9 +196,11 @@ def test_the_table_is_that_of_the_objects(tmp_path: Path) -> None:
         finally:
             opened.close()
         name = path.name.removesuffix(".bpf.o").removesuffix("-legacy")
-        table = {p.name for p in features.PROGRAMS.values() if p.object == name}
-        assert found == table, path.name
-    assert {features.group_of(p) for p in features.PROGRAMS.values()} == set(features.GROUPS)
+        assert found == {p.name for p in PROGRAMS.values() if p.object == name}, path.name
+    for group in GROUPS.values():
+        assert all((directory() / f"{name}.bpf.o").exists() for name in group.objects), group.name
+        legacy = (directory() / f"{group.objects[0]}-legacy.bpf.o").exists()
+        assert legacy == (group.kernel < (5, 15)), group.name
 
 
 # -- housekeeping ----------------------------------------------------------------------------------
