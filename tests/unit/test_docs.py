@@ -12,8 +12,8 @@ import pytest
 from tests.fixtures.paths import CHECKOUT
 from throughline.commands import cli
 from throughline.commands.config import shown as shown_value
-from throughline.config import model as config
 from throughline.config import schema
+from throughline.config.model import load
 from throughline.config.schema import SETTINGS, Setting
 
 ROOT = CHECKOUT
@@ -170,7 +170,7 @@ def test_examples_of_the_file_are_valid(page: Path, tmp_path: Path) -> None:
             continue  # a playbook or variables
         file = tmp_path / f"{number}.yaml"
         file.write_text(example, encoding="utf-8")
-        config.load(file, environment={})
+        load(file, environment={})
 
 
 # -- counters and limits ---------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from tests.fixtures.plugins import (
     run_program,
     verdict,
 )
-from throughline.config import model as config
+from throughline.config.model import load
 from throughline.features.table import BASE, GROUPS
 
 
@@ -773,7 +773,7 @@ def test_a_trial_has_the_configuration_that_the_agent_would_have(tmp_path: Path)
     trial = plugin("module_utils.trial")
     for wanted in (("observe", "headers"), EVERYTHING):
         path.write_text(json.dumps(trial.configuration(wanted)), encoding="utf-8")
-        found = config.load(path, environment={})
+        found = load(path, environment={})
         on = {name for name, group in GROUPS.items() if group.switch in found.switches}
         assert on == set(wanted) - {BASE} and found.propagation.peers
 

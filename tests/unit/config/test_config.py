@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from throughline.config import model as config
+from throughline.config import model
 from throughline.config.model import Config, ConfigError, ServiceRule
 
 FULL = """
@@ -41,7 +41,7 @@ agent: {bpffs: /run/b, runtime_directory: /run/t, drain_interval: 0.05}
 def load(tmp_path: Path, text: str, **environment: str) -> Config:
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    return config.load(path, environment=environment)
+    return model.load(path, environment=environment)
 
 
 def problems(tmp_path: Path, text: str, **environment: str) -> list[str]:
@@ -56,7 +56,7 @@ def sources(found: Config) -> dict[str, str]:
 
 
 def test_no_file_is_a_useful_configuration() -> None:
-    found = config.load(config.DEFAULT_PATH, environment={})
+    found = model.load(model.DEFAULT_PATH, environment={})
     assert found.services == ()
     assert found.switches == {
         "propagation.headers",
@@ -76,7 +76,7 @@ def test_no_file_is_a_useful_configuration() -> None:
 @pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "null", "export:\n", "sampling: {}"])
 def test_an_empty_file_is_the_same(tmp_path: Path, text: str) -> None:
     found = load(tmp_path, text)
-    assert found.effective == config.load(config.DEFAULT_PATH, environment={}).effective
+    assert found.effective == model.load(model.DEFAULT_PATH, environment={}).effective
 
 
 def test_every_key(tmp_path: Path) -> None:
@@ -337,17 +337,17 @@ def test_a_complaint_of_the_environment_shows_no_credentials(
 
 def test_a_missing_file_is_an_error_where_it_was_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        config.load(tmp_path / "none.yaml", environment={})
+        model.load(tmp_path / "none.yaml", environment={})
     with pytest.raises(ConfigError, match="no such file"):
-        config.load(config.DEFAULT_PATH, environment={}, must_exist=True)
+        model.load(model.DEFAULT_PATH, environment={}, must_exist=True)
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Is a directory"):
-        config.load(tmp_path, environment={})
+        model.load(tmp_path, environment={})
     (tmp_path / "latin").write_bytes(b"a: \xff")
     with pytest.raises(ConfigError, match="not UTF-8 at byte 3"):
-        config.load(tmp_path / "latin", environment={})
+        model.load(tmp_path / "latin", environment={})
 
 
 @pytest.mark.parametrize(

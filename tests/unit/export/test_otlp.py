@@ -19,8 +19,7 @@ from tests.fixtures.otlp_receivers import GrpcReceiver, HttpReceiver
 from tests.fixtures.ports import free_port
 from tests.fixtures.records import SHOP, request
 from throughline import __version__
-from throughline.config import model as config
-from throughline.config.model import OtlpTarget
+from throughline.config.model import DEFAULT_PATH, OtlpTarget, load
 from throughline.export import answers, otlp
 from throughline.export.outcome import ACCEPTED, Verdict
 from throughline.telemetry import metrics
@@ -31,7 +30,7 @@ def target(endpoint: str, **environment: str) -> OtlpTarget:
     """As an operator gets it: through the standard variables."""
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
     variables |= {f"OTEL_EXPORTER_OTLP_{name}": value for name, value in environment.items()}
-    return config.load(config.DEFAULT_PATH, environment=variables).export.traces
+    return load(DEFAULT_PATH, environment=variables).export.traces
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def test_metrics(protocol: str) -> None:
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
         }
-        found = config.load(config.DEFAULT_PATH, environment=variables).export.metrics
+        found = load(DEFAULT_PATH, environment=variables).export.metrics
         sender = otlp.metric_sender(found)
         totals = Totals((), {"pipelined": 3}, SHOP, 1, 1, 2)
         assert sender.send(metrics.encode(totals)).verdict is Verdict.ACCEPTED
@@ -317,7 +316,7 @@ def test_partial_success_is_told(protocol: str, signal: str) -> None:
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
         }
-        export = config.load(config.DEFAULT_PATH, environment=variables).export
+        export = load(DEFAULT_PATH, environment=variables).export
         if signal == "traces":
             sender = otlp.span_sender(export.traces)
             outcome = sender.send(request(3))
@@ -344,9 +343,9 @@ def test_grpc_is_not_loaded_for_http(tmp_path: Path) -> None:
 
     code = (
         "import sys\n"
-        "from throughline.config import model as config\n"
+        "from throughline.config.model import DEFAULT_PATH, load\n"
         "from throughline.export import otlp\n"
-        "export = config.load(config.DEFAULT_PATH, environment={}).export\n"
+        "export = load(DEFAULT_PATH, environment={}).export\n"
         "otlp.span_sender(export.traces); otlp.metric_sender(export.metrics)\n"
         "assert 'grpc' not in sys.modules\n"
         "assert not any(name.startswith('opentelemetry.sdk') for name in sys.modules)\n"

@@ -14,7 +14,7 @@ import pytest
 from tests.fixtures.otlp_receivers import GrpcReceiver, HttpReceiver
 from tests.fixtures.ports import free_port
 from tests.fixtures.records import SHOP, START, batch, raw, record
-from throughline.config import model as config
+from throughline.config.model import DEFAULT_PATH, load
 from throughline.export import outcome, pipeline
 from throughline.export.pipeline import Pipeline
 from throughline.telemetry.totals import Totals
@@ -32,7 +32,7 @@ def start(endpoint: str, spool: Path, **variables: str) -> Pipeline:
         "THROUGHLINE_SPOOL_DIRECTORY": str(spool),
         **variables,
     }
-    found = Pipeline(config.load(config.DEFAULT_PATH, environment=environment).export)
+    found = Pipeline(load(DEFAULT_PATH, environment=environment).export)
     found.start()
     return found
 
@@ -311,7 +311,7 @@ def test_a_defect_in_one_attempt_keeps_the_batch(
             "OTEL_EXPORTER_OTLP_CERTIFICATE": str(certificate),
             "THROUGHLINE_SPOOL_DIRECTORY": str(tmp_path / "spool"),
         }
-        export = config.load(config.DEFAULT_PATH, environment=environment).export
+        export = load(DEFAULT_PATH, environment=environment).export
         certificate.unlink()
         exporter = Pipeline(export)
         exporter.start()
@@ -459,7 +459,7 @@ def test_a_torn_file_is_counted_once(tmp_path: Path) -> None:
 def test_what_is_queued_goes_on_disk_whoever_closes_how_often(tmp_path: Path) -> None:
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
     variables["THROUGHLINE_SPOOL_DIRECTORY"] = str(tmp_path)
-    exporter = Pipeline(config.load(config.DEFAULT_PATH, environment=variables).export)
+    exporter = Pipeline(load(DEFAULT_PATH, environment=variables).export)
     exporter.submit(batch(700))  # never started: the agent has failed before
     exporter.close()
     exporter.submit(batch(23))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fixtures.otlp_receivers import GrpcReceiver, HttpReceiver
 from tests.fixtures.records import request
-from throughline.config import model as config
+from throughline.config.model import DEFAULT_PATH, load
 from throughline.export import otlp
 from throughline.export.outcome import Outcome, Verdict
 
@@ -64,7 +64,7 @@ def send(endpoint: str, protocol: str, **files: Path) -> Outcome:
         "OTEL_EXPORTER_OTLP_TIMEOUT": "3000",
         **{f"OTEL_EXPORTER_OTLP_{name.upper()}": str(path) for name, path in files.items()},
     }
-    target = config.load(config.DEFAULT_PATH, environment=variables).export.traces
+    target = load(DEFAULT_PATH, environment=variables).export.traces
     sender = otlp.span_sender(target)
     outcome = sender.send(request())
     sender.close()
