@@ -8,7 +8,7 @@ from statistics import median
 from tests.bench.golang import INSIDE, SERVICES, Results
 from tests.bench.measure import OFF, spread
 from tests.bench.report import cpu_model, decided, verdict
-from throughline.runtimes.go.provider import FAMILIES
+from throughline.runtimes.go.families import FAMILIES
 
 AIM = 10.0  # percent fewer requests/s of net/http
 AIMED = "net/http"

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from throughline.bpf import libbpf, links
-from throughline.probes import uprobes
+from throughline.probes import trials, uprobes
+from throughline.probes.site import Site
 from throughline.probes.uprobes import Kind
 
 # Each function begins with the instruction that its probe stands on, but for `prologue`, which has
@@ -74,7 +75,7 @@ def prices(directory: Path) -> dict[str, float]:
     source.write_text(_SOURCE)
     subprocess.run(["cc", "-O1", "-no-pie", "-o", str(program), str(source)], check=True)
     without = _run(program)
-    kind = uprobes.trial()
+    kind = trials.find_kind()
     expected = links.UPROBE_MULTI if kind is Kind.MULTI else 0
     silent: Any = SimpleNamespace(
         fd=libbpf.load_constant(0, kind=2, name="tl_silent", attach_type=expected)
@@ -82,9 +83,7 @@ def prices(directory: Path) -> dict[str, float]:
     found = {}
     for place, (function, symbol, returns) in _PLACES.items():
         offset = _offset(program, symbol)
-        link = uprobes.attach(
-            silent, path=program, site=uprobes.Site("", offset, returns), kind=kind
-        )
+        link = uprobes.attach(silent, path=program, site=Site("", offset, returns), kind=kind)
         try:
             found[place] = _run(program)[function] - without[function]
         finally:

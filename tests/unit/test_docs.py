@@ -15,6 +15,7 @@ from throughline.commands.config import shown as shown_value
 from throughline.config import schema
 from throughline.config.model import load
 from throughline.config.schema import SETTINGS, Setting
+from throughline.features import providers
 
 ROOT = CHECKOUT
 DOCS = ROOT / "docs"
@@ -190,9 +191,10 @@ def counters() -> set[str]:
     }
     tc = (ROOT / "agent/throughline/bpf/tc.py").read_text(encoding="utf-8")
     own |= set(re.findall(r'counts\["(\w+)"\]', tc))
-    for name in ("libraries", "mappings"):
-        text = (ROOT / f"agent/throughline/probes/{name}.py").read_text(encoding="utf-8")
-        reasons = re.findall(r'failures\["(\w+)"\]|_fail\("(\w+)"', text)
+    own |= {f"step_failed_follow_{entry.group}" for entry in providers.TABLE}
+    for path in (ROOT / "agent/throughline/probes").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        reasons = re.findall(r'failures\["(\w+)"\]|\.fail\("(\w+)"', text)
         own |= {f"tls_{reason}" for pair in reasons for reason in pair if reason}
     text = (ROOT / "agent/throughline/runtimes/go/provider.py").read_text(encoding="utf-8")
     own |= {f"go_{reason}" for reason in re.findall(r'failures\["(\w+)"\]', text)}

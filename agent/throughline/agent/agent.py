@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -22,20 +21,20 @@ from throughline.bpf import libbpf
 from throughline.bpf.settings import Settings
 from throughline.config.model import Config, ConfigError, load
 from throughline.export.pipeline import Pipeline
-from throughline.features import obstacles
+from throughline.features import obstacles, providers
 from throughline.features.attach import attach, tell
 from throughline.features.programs import Programs
 from throughline.host import facts, lock
 from throughline.host.attributes import host_attributes
 from throughline.probes import uprobes
-from throughline.probes.libraries import Libraries
+from throughline.probes.attachments import Attachments
+from throughline.probes.files import Files
+from throughline.probes.processes import Processes
 from throughline.records import readings
 from throughline.records.records import Records
-from throughline.runtimes.go.provider import GoPrograms
 from throughline.services.naming import Services, attach_roots
 from throughline.steps import Steps, Work, finish
 from throughline.telemetry.series import Series
-from throughline.tls import openssl
 
 log = logging.getLogger(__name__)
 
@@ -153,24 +152,14 @@ class Agent:
 
     def _probe(self, probing: dict[str, libbpf.Object], kind: uprobes.Kind) -> None:
         parts = self._parts
-        finders: list[Callable[[int], tuple[uprobes.Site, ...]]] = []
-        # first: a program that is still being analysed is asked for each second
-        if "go" in probing:
-            left_out = [*parts.programs.left_out("go"), *parts.programs.left_out("go_write")]
-            parts.go = GoPrograms(
-                probing["go"],
-                write="go_write" in probing,
-                without=[program.program for program in left_out],
-            )
-            self._files.callback(parts.go.close)
-            finders.append(parts.go.find)
-        if "tls" in probing:
-            finders.append(openssl.sites_of)
+        parts.providers = providers.make(probing, parts.programs.left_out)
+        made = [provider for group in parts.providers.values() for provider in group]
+        for provider in made:
+            self._files.callback(provider.close)
         programs = {p.name: p for loaded in probing.values() for p in loaded.programs()}
-        parts.files = Libraries(
-            programs, lambda fd: tuple(site for find in finders for site in find(fd)), kind
-        )
+        parts.files = Files(made, Attachments(programs, kind))
         self._files.callback(parts.files.close)
+        parts.processes = Processes(parts.files)
 
     def give_up(self) -> None:
         """Removes what this run has pinned; what it found stays as it was."""

@@ -76,13 +76,13 @@ class Housekeeping:
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_SECONDS
             steps.run("sweep", self._sweep)
-        if parts.files is not None:
-            files = parts.files
+        if parts.files is not None and parts.processes is not None:
             paths = parts.services.traced_paths()
-            yield from steps.turns("follow_files", files.following(paths))
-            if parts.go is not None:
-                go = parts.go
-                steps.run("follow_go", lambda: go.answer(files.probed))
+            yield from steps.turns("follow_files", parts.processes.following(paths))
+            for group, providers in parts.providers.items():
+                for provider in providers:
+                    work = provider.tick(parts.files.probed(provider.name))
+                    yield from steps.turns(f"follow_{group}", work)
         if parts.programs.interfaces is not None:
             steps.run("follow_interfaces", parts.programs.interfaces.follow)
 

@@ -11,9 +11,10 @@ from throughline.config.model import Config
 from throughline.export.pipeline import Pipeline
 from throughline.features.programs import Programs
 from throughline.features.state import GroupState
-from throughline.probes.libraries import Libraries
+from throughline.probes.files import Files
+from throughline.probes.processes import Processes
+from throughline.probes.provider import Provider
 from throughline.records.records import Records
-from throughline.runtimes.go.provider import GoPrograms
 from throughline.services.naming import Services
 from throughline.steps import Steps
 
@@ -36,5 +37,6 @@ class Parts:
     counters: dict[str, int] = field(default_factory=dict)  # all counters as they were read last
     roots: list[str] = field(default_factory=list)  # cgroups to which programs are attached
     groups: dict[str, GroupState] = field(default_factory=dict)
-    files: Libraries | None = None  # the probed files, while a group with uprobes is on
-    go: GoPrograms | None = None
+    providers: dict[str, list[Provider]] = field(default_factory=dict)  # by group, where that is on
+    files: Files | None = None  # the probed files, while a group with uprobes is on
+    processes: Processes | None = None  # the processes that map these files

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from throughline import __version__
 from throughline.agent.parts import Parts
@@ -17,8 +17,9 @@ from throughline.agent.status import (
     Status,
     StatusWriter,
 )
-from throughline.probes.libraries import Libraries
-from throughline.probes.uprobes import Site
+from throughline.features.table import GROUPS
+from throughline.probes.files import Files
+from throughline.probes.provider import Provider
 from throughline.records import readings
 from throughline.records.events import SeriesKey
 from throughline.services import cgroups
@@ -51,12 +52,20 @@ class Report:
         counters["series_unwritten"] = self._series.failures
         if parts.programs.interfaces is not None:
             counters |= parts.programs.interfaces.counts
-        if parts.files is not None:
-            counters |= {f"tls_{reason}": n for reason, n in parts.files.failures.items()}
-        if parts.go is not None:
-            counters |= {f"go_{reason}": n for reason, n in parts.go.failures.items()}
+        counters |= self._failures_of_probing()
         parts.counters = counters
         return counters
+
+    def _failures_of_probing(self) -> Counter[str]:
+        """What could not be done with files: those of all groups are counted as `tls_…`."""
+        parts = self._parts
+        failures: Counter[str] = Counter()
+        if parts.files is not None:
+            failures.update({f"tls_{reason}": n for reason, n in parts.files.failures.items()})
+        for group, providers in parts.providers.items():
+            for provider in providers:
+                failures.update({f"{group}_{why}": n for why, n in provider.failures.items()})
+        return failures
 
     def read_series(self) -> Turns[None]:
         """Reads the histograms and the counters for metrics."""
@@ -94,7 +103,6 @@ class Report:
         counters = self.count()
         parts.records.forget_names(self._series.names)
         absent = [root for root in parts.roots if not cgroups.exists(parts.cgroup2 / root)]
-        tls = parts.files if parts.groups["tls"].is_on else None
         return Status(
             version=__version__,
             pid=os.getpid(),
@@ -108,12 +116,17 @@ class Report:
             groups=parts.groups,
             attached=programs.attached,
             packets=self._packets(),
-            tls=probed(tls, "tl_ssl_"),
-            go=probed(parts.files, "tl_go_", parts.go.describe) if parts.go else None,
+            files={group.name: self._files(group.name) for group in GROUPS.values() if group.files},
             counters=counters,
             services=service_counts(self._series.counts(), sampled=parts.records.sampled),
             export=parts.pipeline.status(),
         )
+
+    def _files(self, group: str) -> FilesStatus | None:
+        parts = self._parts
+        if parts.files is None or group not in parts.providers:
+            return None
+        return probed(parts.files, parts.providers[group])
 
     def _packets(self) -> PacketsStatus | None:
         parts = self._parts
@@ -159,20 +172,13 @@ def _is_error(series: SeriesKey) -> bool:
     return http_failed(series.status, server=server)
 
 
-def probed(
-    libraries: Libraries | None,
-    prefix: str,
-    describe: Callable[[Sequence[Site]], Mapping[str, str]] = lambda _: {},
-) -> FilesStatus | None:
-    """The files with programs of this prefix, and what else is known of each.
-
-    None while the group that has them is off.
-    """
-    if libraries is None:
-        return None
-    files: list[Mapping[str, Any]] = [
-        {**found.as_json(sites), **describe(sites)}
-        for found in libraries.attached
-        if (sites := [site for site in found.sites if site.program.startswith(prefix)])
-    ]
-    return FilesStatus(tuple(files))
+def probed(files: Files, providers: Sequence[Provider]) -> FilesStatus:
+    """The files that have sites of these providers."""
+    return FilesStatus(
+        tuple(
+            {**file.as_json(provider.name), **provider.describe(file.sites[provider.name])}
+            for file in files.attached
+            for provider in providers
+            if provider.name in file.sites
+        )
+    )

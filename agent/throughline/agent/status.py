@@ -85,8 +85,7 @@ class Status:
     groups: Mapping[str, GroupState]
     attached: tuple[Attached, ...]
     packets: PacketsStatus | None
-    tls: FilesStatus | None
-    go: FilesStatus | None
+    files: Mapping[str, FilesStatus | None]  # the probed files, by group
     counters: Mapping[str, int]
     services: Mapping[str, ServiceCounts]
     export: ExportStatus
@@ -112,8 +111,7 @@ class Status:
             "groups": {name: group.as_json() for name, group in self.groups.items()},
             "attached": {"programs": [program.as_json() for program in self.attached]},
             "packets": self.packets and self.packets.as_json(),
-            "tls": self.tls and self.tls.as_json(),
-            "go": self.go and self.go.as_json(),
+            **{group: files and files.as_json() for group, files in self.files.items()},
             "counters": dict(self.counters),
             "services": {name: service.as_json() for name, service in self.services.items()},
             "export": self.export.as_json(),

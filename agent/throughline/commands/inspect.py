@@ -11,7 +11,8 @@ from throughline.elf.elf import MalformedError
 from throughline.probes import mappings
 from throughline.runtimes.go.analysis import analyse
 from throughline.runtimes.go.program import Program, UnsupportedError
-from throughline.runtimes.go.wanted import FEATURES, MODULES
+from throughline.runtimes.go.releases import MODULES
+from throughline.runtimes.go.wanted import FEATURES
 
 FAILED = 1
 
@@ -57,7 +58,11 @@ def _as_json(program: Program) -> dict[str, Any]:
             for name in dict.fromkeys(feature.name for feature in FEATURES)
         },
         "sites": {
-            name: {"offset": site.offset, "dear": site.dear, "restarts": site.restarts}
+            name: {
+                "offset": site.offset,
+                "single_stepped": site.single_stepped,
+                "restarts": site.restarts,
+            }
             for name, site in sorted(program.sites.items())
         },
         "offsets": {
@@ -78,7 +83,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         for name, feature in found["features"].items()
     ]
     sites = [
-        (name, f"{site['offset']:#x}", "dear" if site["dear"] else "cheap")
+        (name, f"{site['offset']:#x}", "single-stepped" if site["single_stepped"] else "emulated")
         for name, site in found["sites"].items()
     ]
     offsets = [

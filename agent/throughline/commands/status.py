@@ -16,6 +16,7 @@ from typing import Any
 
 from throughline.commands.output import few, hint, print_json, table, text
 from throughline.config.model import ConfigError, default_status_path, load
+from throughline.features.table import GROUPS
 from throughline.text import printable
 
 STALE_SECONDS = 5.0
@@ -94,10 +95,9 @@ def lines(status: Mapping[str, Any]) -> list[str]:
     found += _section("Program", "Attached as", rows or [("none", "")])
     if status.get("packets"):
         found += _section("Context in TCP options", "", _packets(status["packets"]))
-    if status.get("tls"):
-        found += _section("TLS in file", "", _files(status["tls"]["files"]))
-    if status.get("go"):
-        found += _section("Go program", "", _files(status["go"]["files"]))
+    for group in GROUPS.values():
+        if group.files and status.get(group.name):
+            found += _section(group.files, "", _files(status[group.name]["files"]))
     found += ["", *_services(status.get("services", {}))]
     found += _section("Export", "", _export(status.get("export", {})))
     counters = sorted(status.get("counters", {}).items())
@@ -168,7 +168,7 @@ def _files(files: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         if file.get("version"):
             text = f"{file['version']}, {text}"
         if file["dear"]:
-            text += ", single-stepped: dear"
+            text += ", single-stepped"
         if file["refused"]:
             text = f"none: {file['refused']}"
         rows.append((file["path"], text))

@@ -1,9 +1,9 @@
-"""Symbols of 64-bit x86 ELF files, read in pieces as small as the question.
+"""64-bit ELF files: addresses, symbols, sections, read in pieces as small as the question.
 
-Files come from the processes that are traced, so that nothing in them is believed: every count is
-bounded, every offset is read and not mapped (a file that shrinks must not end the agent), and what
+The files belong to traced processes, so nothing in them is trusted. Every count has a limit. The
+file is read, not mapped, because a mapping of a file that shrinks would end the agent. A file that
 contradicts itself raises MalformedError. Dynamic symbols are found by the file's own hash table,
-which costs the same few reads in a file of 100 MB. Formats: gABI chapters 4 and 5, and for
+which takes the same few reads in a file of 100 MB. Formats: gABI chapters 4 and 5, and for
 DT_GNU_HASH the source of glibc (elf/dl-lookup.c).
 """
 
@@ -22,24 +22,23 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little endian
 _TYPES = (2, 3)  # ET_EXEC, ET_DYN
-_X86_64 = 62
 _PT_LOAD, _PT_DYNAMIC, _PT_NOTE, _PF_X = 1, 2, 4, 1
 _SHT_SYMTAB = 2
 _STT_FUNC = 2
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
 
-_MAX_OFFSET = (1 << 63) - 1  # of off_t, and of the addresses of programs
+_MAX_OFFSET = (1 << 63) - 1  # the limit of off_t, and of the addresses of programs
 _MAX_SEGMENTS = 128
 _MAX_SECTIONS = 1024
 _MAX_DYNAMIC_BYTES = 1 << 14
 _MAX_CHAIN = 1 << 12
-_MAX_STATIC_BYTES = 1 << 25  # of .symtab, and of its strings
-_MAX_STRINGS = 64  # that end in a name that is asked for
-_PIECE_BYTES = 24 << 15  # whole symbols
+_MAX_STATIC_BYTES = 1 << 25  # .symtab, and its strings
+_MAX_STRINGS = 64  # strings that end in one of the wanted names
+_PIECE_BYTES = 24 << 15  # a multiple of the size of a symbol
 
 
 class MalformedError(ValueError):
-    """An ELF file that contradicts itself, or goes beyond what a linker writes."""
+    """An ELF file that contradicts itself, or has more of something than linkers write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +46,12 @@ class Function:
     """A function that a symbol names."""
 
     address: int  # as linked
-    size: int  # bytes, 0 when the symbol does not tell
+    size: int  # bytes; 0 where the symbol has no size
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What is loaded of the file, or points to something in it."""
+    """A part of the file that is loaded, or that holds notes."""
 
     offset: int
     address: int  # as linked
@@ -90,19 +89,19 @@ class Elf:
                 self.notes.append(Segment(start, address, length, False))
 
     @classmethod
-    def open(cls, fd: int) -> Elf | None:
-        """None for what is no regular file or no 64-bit x86 program or library."""
+    def open(cls, fd: int, *, machine: int) -> Elf | None:
+        """None unless it is a regular file with a 64-bit program or library for this e_machine."""
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
         header = os.pread(fd, _HEADER.size, 0)
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             return None
-        _, kind, machine, *_ = _HEADER.unpack(header)
-        return cls(fd, header) if kind in _TYPES and machine == _X86_64 else None
+        _, kind, found, *_ = _HEADER.unpack(header)
+        return cls(fd, header) if kind in _TYPES and found == machine else None
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """What is loaded."""
+        """The parts of the file that are loaded."""
         return tuple(self._segments)
 
     @property
@@ -126,17 +125,20 @@ class Elf:
         return data
 
     def offset(self, address: int, *, executable: bool = False) -> int | None:
-        """Where in the file the byte at `address` is; None when it is not (executable) there."""
+        """The place in the file of the byte at `address`.
+
+        None where the file does not hold that address, or not as code when `executable` is asked.
+        """
         for segment in self._segments:
             if segment.holds(address) and (segment.executable or not executable):
                 return segment.offset + address - segment.address
         return None
 
-    def code(self, function: int, size: int) -> bytes:
-        """Up to `size` bytes of code at an address; nothing when there is no code."""
+    def code(self, address: int, size: int) -> bytes:
+        """Up to `size` bytes of code at an address; none where the file has no code there."""
         for segment in self._segments:
-            if segment.executable and segment.holds(function):
-                skipped = function - segment.address
+            if segment.executable and segment.holds(address):
+                skipped = address - segment.address
                 return self.read(segment.offset + skipped, min(size, segment.size - skipped))
         return b""
 
@@ -149,10 +151,10 @@ class Elf:
     # -- symbols ---------------------------------------------------------------------------------
 
     def functions(self, key: str, others: Iterable[str]) -> dict[str, Function]:
-        """The functions of these names that the file defines; empty when `key` is not among them.
+        """The functions of these names that the file defines; empty where it has no `key`.
 
-        Dynamic symbols first. Only a file without `key` there, and with a .symtab (a program with
-        its libraries inside, not stripped), is searched through, up to 32 MB of strings.
+        Looks for `key` in the dynamic symbols. A file without it there is searched through where it
+        has a .symtab of at most 32 MB (a program that is linked statically and not stripped).
         """
         for find in (self._dynamic_functions, self._static_functions):
             found = find([key])
@@ -183,7 +185,7 @@ class Elf:
         return found
 
     def tags(self) -> dict[int, int]:
-        """The values of the dynamic section."""
+        """The dynamic section: tag -> value."""
         if self._dynamic is None:
             return {}
         offset, size = self._dynamic
@@ -195,7 +197,7 @@ class Elf:
         return tags
 
     def _gnu_chain(self, table: int, name: bytes) -> Iterator[int]:
-        """Indices of symbols whose name has the hash of `name`."""
+        """The indices of the symbols whose names have the hash of `name`."""
         buckets, first, words, shift = struct.unpack("<IIII", self._at(table, 16))
         if not buckets or not words or shift > 31:
             raise MalformedError(f"DT_GNU_HASH has {buckets} buckets, {words} words")
@@ -217,7 +219,7 @@ class Elf:
         raise MalformedError("a chain of DT_GNU_HASH has no end")
 
     def _sysv_chain(self, table: int, name: bytes) -> Iterator[int]:
-        """Indices of symbols that may have this name."""
+        """The indices of the symbols that may have this name."""
         buckets, count = struct.unpack("<II", self._at(table, 8))
         if not buckets:
             raise MalformedError("DT_HASH has no buckets")
@@ -250,7 +252,7 @@ class Elf:
         return found
 
     def _symtab(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Offset and size of .symtab and of its strings, when they are there and not too large."""
+        """Offset and size of .symtab and of its strings; None where missing or too large."""
         headers = self.section_headers()
         for header in headers:
             if header[1] == _SHT_SYMTAB and header[6] < len(headers):
@@ -262,7 +264,8 @@ class Elf:
         return None
 
     def section_headers(self) -> list[tuple[int, ...]]:
-        """Name, type, flags, address, offset, size, link, info, alignment, entry size of each."""
+        """For each section: name, type, flags, address, offset, size, link, info, alignment, entry
+        size."""
         if not self._sections_at or self._section_bytes != _SECTION.size:
             return []
         if self._sections > _MAX_SECTIONS:
@@ -272,7 +275,7 @@ class Elf:
         )
 
     def _search(self, names: list[str], start: int, size: int) -> dict[int, str]:
-        """Where a name ends a string: linkers let it share the end of a longer one."""
+        """Place in the strings -> name. Linkers let a name share the end of a longer string."""
         found: dict[int, str] = {}
         overlap = max(map(len, names), default=0)
         for offset in range(0, size, _PIECE_BYTES):
@@ -309,7 +312,7 @@ def sysv_hash(name: bytes) -> int:
 
 
 def _function(symbol: bytes) -> Function | None:
-    """None for data, and for what another file defines."""
+    """None for a symbol of data, and for one that another file defines."""
     _, kind, _, section, address, size = _SYMBOL.unpack(symbol)
     defined = kind & 15 == _STT_FUNC and section and address
     return Function(address, size) if defined else None

@@ -16,7 +16,7 @@ from throughline.features.programs import Programs
 from throughline.features.state import GroupState, failed, on
 from throughline.features.table import BASE, GROUPS, MODES, Group, Uprobes
 from throughline.host.facts import Facts
-from throughline.probes import uprobes
+from throughline.probes import trials, uprobes
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,10 @@ class _Attempt:
 
     def _load(self, group: Group) -> None:
         if self.kind is None:
-            self.kind = uprobes.trial()
+            self.kind = trials.find_kind()
             self._sweep()
         if group.uprobes is Uprobes.RETURNS:
-            uprobes.try_returns(self.kind)
+            trials.try_returns(self.kind)
         self.probing[group.name] = self.programs.load_probing(group, self.kind)
 
     def _sweep(self) -> None:

@@ -9,7 +9,7 @@ from throughline.features import objects, reasons
 from throughline.features.state import GroupState, failed, off
 from throughline.features.table import GROUPS, Group, Uprobes
 from throughline.host import facts
-from throughline.probes import uprobes
+from throughline.probes import trials
 
 
 def of_host(config: Config, found: facts.Facts) -> GroupState | None:
@@ -85,7 +85,7 @@ def without_needed(group: Group) -> GroupState:
 def _without_uprobes(group: Group, found: facts.Facts) -> GroupState | None:
     """The kernel's refusal of uprobes to this agent, or None when it gives them."""
     try:
-        uprobes.trial()
+        trials.find_kind()
     except OSError as error:
         return reasons.without_uprobes(group, error, found)
     return None

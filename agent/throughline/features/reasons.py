@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from throughline.features.state import GroupState, off
 from throughline.features.table import NETWORK_CAPABILITIES, Group, Uprobes
 from throughline.host.facts import Facts
-from throughline.probes import uprobes
+from throughline.probes import trials
 
 REINSTALL = "install the release again"
 _LOCKED = ("integrity", "confidentiality")
@@ -34,7 +34,7 @@ def of_host(group: Group, error: OSError, found: Facts) -> GroupState | None:
     None for any other error: that is a fault, see `of_fault`.
     """
     refused = None
-    if isinstance(error, uprobes.ReturnsRefusedError):
+    if isinstance(error, trials.ReturnsRefusedError):
         refused = without_returns(error)
     elif group.uprobes is not Uprobes.NONE:
         refused = without_uprobes(group, error, found)
@@ -110,7 +110,7 @@ def without_uprobes(group: Group, error: OSError, found: Facts) -> GroupState | 
     return None
 
 
-def without_returns(error: uprobes.ReturnsRefusedError) -> GroupState:
+def without_returns(error: trials.ReturnsRefusedError) -> GroupState:
     """Return probes of this kernel kill services that have a seccomp filter: `tls` is off."""
     reason = "return probes kill processes that have a seccomp filter on this kernel"
     if error.errno != errno.EFAULT:

@@ -68,6 +68,7 @@ class Group:
     uprobes: Uprobes = Uprobes.NONE
     writes: bool = False  # into the memory of the probed programs: bpf_probe_write_user
     maps: tuple[str, ...] = ()  # pinned maps that no other group uses
+    files: str = ""  # the title of its probed files in `throughline status`, if it has such
 
     @property
     def objects(self) -> tuple[str, ...]:
@@ -201,6 +202,7 @@ GROUPS: Mapping[str, Group] = {
             needs=BASE,
             switch="instrumentation.tls",
             uprobes=Uprobes.RETURNS,
+            files="TLS in file",
         ),
         Group(
             "go",
@@ -211,6 +213,7 @@ GROUPS: Mapping[str, Group] = {
             switch="instrumentation.go",
             kernel=(5, 15),  # the first whose uprobes have cookies
             uprobes=Uprobes.ENTRIES,
+            files="Go program",
         ),
         Group(
             "go_write",

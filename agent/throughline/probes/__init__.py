@@ -1,1 +1,1 @@
-"""Uprobes in the files that traced processes execute: found, attached, watched, taken away."""
+"""Probes in the files that traced processes execute: found, attached, watched, detached."""

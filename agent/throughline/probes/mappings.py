@@ -1,4 +1,4 @@
-"""Which files the processes of a cgroup execute, from /proc: cgroup.procs, exe, maps."""
+"""The files that a process maps as code: read from /proc/PID/maps, found, and opened."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from throughline.bpf import links
 from throughline.host import openat
-from throughline.services.cgroups import GONE
-from throughline.steps import Turns
 
-_EACH_TURN = 32  # cgroups, about 1 ms
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _OVERLAYFS = 0x794C7630  # f_type, include/uapi/linux/magic.h
 _SUBVOLUMES = {0x9123683E, 0xCA451A4E}  # btrfs, bcachefs
@@ -26,76 +23,22 @@ _EXECUTABLE = re.compile(
     rb"^([0-9a-f]+-[0-9a-f]+) ..x. [0-9a-f]+ ([0-9a-f]+:[0-9a-f]+ [1-9][0-9]*) +(/.*)$", re.M
 )
 _DELETED = " (deleted)"
-# memory that has a name, and no file
+# Memory with a name that is no file's.
 _NO_FILES = ("/memfd:", "/dev/", "/SYSV", "/anon_hugepage")
 
 
 class OtherFileError(OSError):
-    """What stands under the name of a mapping is not the file that is mapped."""
+    """The file that has the name of a mapping is not the file that is mapped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
     """An executable mapping of a file."""
 
-    area: str  # its addresses, the name of its entry in /proc/PID/map_files
-    device: bytes  # device and inode: on btrfs and overlayfs not what stat(2) says
-    name: str  # seen from our root or from that of the process, see `locate`
+    area: str  # the addresses, which are the name of its entry in /proc/PID/map_files
+    device: bytes  # device and inode; on btrfs and overlayfs stat(2) says others
+    name: str  # from our root or from that of the process, see `locate`
     deleted: bool
-
-
-def pids(cgroups: Iterable[str], failures: Counter[str]) -> Turns[set[int]]:
-    """The processes that are in these cgroups, themselves and not below."""
-    found: set[int] = set()
-    for count, path in enumerate(cgroups, 1):
-        try:
-            found.update(map(int, _read(f"{path}/cgroup.procs").split()))
-        except OSError as error:
-            # a threaded cgroup (EOPNOTSUPP) has its processes listed by its parent
-            if error.errno not in GONE | {errno.EOPNOTSUPP}:
-                failures["cgroup_unreadable"] += 1
-        if count % _EACH_TURN == 0:
-            yield
-    return found - {0}  # 0: in a PID namespace that is not below ours
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 - each second, for each cgroup
-        return stream.read()
-
-
-def executable(proc: Path, pid: int) -> str:
-    """What it executes; "" when it has ended, is a kernel thread, or is not ours to look at."""
-    try:
-        return os.readlink(f"{proc}/{pid}/exe")  # noqa: PTH115 - each second, for each process
-    except OSError:
-        return ""
-
-
-def identity(proc: Path, pid: int) -> tuple[str, int]:
-    """Differs when a process executes another program, and when its number is another's now.
-
-    What it executes, and when it began, in clock ticks since boot (field 22 of proc(5) stat).
-    """
-    try:
-        # the name before it may hold anything, also parentheses
-        started = int(_read(f"{proc}/{pid}/stat").rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        started = 0
-    return executable(proc, pid), started
-
-
-def seen(proc: Path, pid: int) -> tuple[int, int]:
-    """The inode of /proc/PID, which the kernel makes anew for a number that is used again.
-
-    It may do so for the same process, too; while it is the same, so is the process. To ask for it
-    takes a tenth of the time that `identity` takes.
-    """
-    try:
-        status = os.stat(f"{proc}/{pid}")  # noqa: PTH116 - each second, for each process
-    except OSError:
-        return 0, 0
-    return status.st_ino, status.st_ctime_ns
 
 
 def executed(proc: Path, pid: int, failures: Counter[str]) -> Iterator[Mapping]:
@@ -125,15 +68,15 @@ def _maps(proc: Path, pid: int, failures: Counter[str]) -> bytes:
 
 
 def locate(proc: Path, pid: int, mapping: Mapping, *, verify: bool = True) -> int:
-    """What a process maps, as a descriptor (O_PATH) that the caller closes.
+    """The file behind a mapping, as a descriptor (O_PATH) that the caller closes.
 
-    The kernel tells names up to our root, or up to that of the process's mount namespace. So in a
-    container they are below the process's root as they stand; after chroot(2) they begin with its
-    root, apart from what was mapped before. A name below the root of the process is looked up as
+    The kernel writes names from our root, or from the root of the process's mount namespace. So in
+    a container a name counts from the root of the process; after chroot(2) it begins with that
+    root, unless the file was mapped before. A name below the root of the process is looked up as
     the process would, so that its symlinks do not lead to files of ours.
 
-    Raises OSError when none leads anywhere, OtherFileError when what is there is not what is
-    mapped. Without `verify` that is returned.
+    Raises OSError when no file has the name, OtherFileError when another file than the mapped one
+    has it. Without `verify` that other file is returned.
     """
     link = f"{proc}/{pid}/root"
     root = os.readlink(link)  # noqa: PTH115 - for each file of each new process
@@ -183,17 +126,17 @@ def _is_mapped(fd: int, proc: Path, pid: int, mapping: Mapping) -> bool:
     if same_inode and status.st_dev == os.makedev(int(major, 16), int(minor, 16)):
         return True
     try:
-        # as the kernel has it, where CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN permit to ask
+        # The kernel's own answer, which takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
         behind = os.stat(f"{proc}/{pid}/map_files/{mapping.area}")  # noqa: PTH116
         return os.path.samestat(behind, status)
     except OSError:
         kind = links.filesystem(fd)
-    # stat(2) says another device than the mappings for subvolumes, on overlayfs also another inode
+    # For subvolumes stat(2) says another device than the mapping, on overlayfs another inode too.
     return kind == _OVERLAYFS or (same_inode and kind in _SUBVOLUMES)
 
 
 def open_ours(name: str, status: os.stat_result) -> int | None:
-    """The same file (O_PATH) by its name in our own mount namespace, if it has that there, too."""
+    """The same file (O_PATH) in our own mount namespace; None where it has not this name there."""
     try:
         fd = openat.without_symlinks(name)
     except OSError:
@@ -205,7 +148,7 @@ def open_ours(name: str, status: os.stat_result) -> int | None:
 
 
 def open_file(path: str) -> int:
-    """A regular file for reading; nothing else is opened, which could have an effect or block."""
+    """Opens a regular file for reading. Opening any other file could block or have an effect."""
     held = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(held).st_mode):

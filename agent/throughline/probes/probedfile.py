@@ -1,35 +1,38 @@
-"""A file that is probed: what is known of it, and whether it is still what it was."""
+"""A file that is probed: what is known of it, and whether it has been changed since."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from throughline.host.lease import Lease
 from throughline.probes import uprobes
+from throughline.probes.site import Site
 
-Identity = tuple[int, ...]
-_CODE_BYTES = 32  # at a site: the longest instruction has 15
+Identity = tuple[int, ...]  # see uprobes.identity
+Sites = tuple[Site, ...]
+_CODE_BYTES = 32  # kept of each site; the longest instruction of x86 has 15
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
     """One file that is probed, for status."""
 
-    path: str  # as the first process that was seen names it
-    sites: tuple[uprobes.Site, ...]
-    processes: int  # traced ones that map it now
+    path: str  # the name that the first process had for the file
+    sites: Mapping[str, Sites]  # name of a provider -> its sites
+    processes: int  # traced ones that map the file now
     refused: str  # why nothing is attached, else ""
 
-    def as_json(self, sites: Sequence[uprobes.Site]) -> dict[str, Any]:
-        """With these sites of it."""
+    def as_json(self, provider: str) -> dict[str, Any]:
+        """For the sites of one provider."""
+        sites = self.sites[provider]
         return {
             "path": self.path,
             "programs": [site.program for site in sites],
-            "dear": _dear(sites),
+            # What a request costs counts, not what happens once in a connection.
+            "dear": any(site.single_stepped and not site.rare for site in sites),
             "processes": self.processes,
             "refused": self.refused,
         }
@@ -37,14 +40,16 @@ class Attached:
 
 @dataclass(slots=True)
 class ProbedFile:
+    """A file that providers have sites in, held open."""
+
     path: str
     fd: int
     stamp: tuple[int, ...]  # see `stamp`
-    sites: tuple[uprobes.Site, ...]
+    sites: Mapping[str, Sites]  # name of a provider -> its sites
     code: tuple[bytes, ...]  # what stood at the sites when they were found
-    foreign: bool  # only to be reached in another mount namespace
+    foreign: bool  # can be reached in another mount namespace only
     lease: Lease | None
-    # device and inode as /proc/PID/maps says them
+    # device and inode as /proc/PID/maps has them
     devices: set[bytes] = field(default_factory=set)
     links: list[uprobes.Link] = field(default_factory=list)
     processes: int = 0
@@ -52,47 +57,40 @@ class ProbedFile:
     retry_at: float = 0.0
     unused_since: float | None = None
 
+    @property
+    def all_sites(self) -> Sites:
+        """The sites of all providers."""
+        return joined(self.sites)
 
-def _dear(sites: Iterable[uprobes.Site]) -> bool:
-    """Does what is done for each request cost a single-stepped instruction?"""
-    each = ("tl_ssl_read", "tl_ssl_write", "tl_go_")  # not once in a connection
-    return any(site.dear for site in sites if site.program.startswith(each))
+    def is_changed(self, status: os.stat_result) -> bool:
+        """Has the content of the file changed since its sites were found?
+
+        ctime also changes when a file is renamed, linked, removed or given another mode. The probes
+        stay then: they are safe while the instructions under them are the same.
+        """
+        if stamp(status) == self.stamp:
+            return False
+        if stamp(status)[:2] != self.stamp[:2] or code_at(self.fd, self.all_sites) != self.code:
+            return True
+        self.stamp = stamp(status)
+        return False
+
+
+def joined(sites: Mapping[str, Sites]) -> Sites:
+    """The sites of all providers."""
+    return tuple(site for each in sites.values() for site in each)
 
 
 def stamp(status: os.stat_result) -> tuple[int, ...]:
-    """Differs when a file has been written to. Its owner can set mtime back, but not ctime."""
+    """Differs after a file was written to. Its owner can set mtime back, but not ctime."""
     return status.st_mtime_ns, status.st_size, status.st_ctime_ns
 
 
-def is_touched(file: ProbedFile, status: os.stat_result) -> bool:
-    """Was a file only renamed, linked, removed, or given another mode? Its probes stay then.
-
-    ctime tells that something has changed, not what. Probes are safe while the instructions under
-    them are those for which they were made.
-    """
-    if stamp(status)[:2] != file.stamp[:2] or code_at(file.fd, file.sites) != file.code:
-        return False
-    file.stamp = stamp(status)
-    return True
-
-
-def code_at(fd: int, sites: Iterable[uprobes.Site]) -> tuple[bytes, ...]:
-    return tuple(os.pread(fd, _CODE_BYTES, site.offset) for site in sites)
-
-
 def version(status: os.stat_result) -> tuple[int, ...]:
+    """Differs for every file, and for every content of a file."""
     return status.st_dev, status.st_ino, *stamp(status)
 
 
-def destroy(links: Sequence[uprobes.Link]) -> None:
-    """All at once: the kernel takes 0.1 s for one, or for all."""
-    if links:
-        with ThreadPoolExecutor(len(links), thread_name_prefix="detach") as pool:
-            list(pool.map(lambda link: link.destroy(), links))
-
-
-def release(links: Sequence[uprobes.Link], fd: int) -> None:
-    try:
-        destroy(links)
-    finally:
-        os.close(fd)
+def code_at(fd: int, sites: Sequence[Site]) -> tuple[bytes, ...]:
+    """The instructions at the sites of an open file."""
+    return tuple(os.pread(fd, _CODE_BYTES, site.offset) for site in sites)

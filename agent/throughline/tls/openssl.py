@@ -1,24 +1,28 @@
-"""Where uprobes on OpenSSL's functions are cheap: sites in a file that defines SSL_read.
+"""OpenSSL: where to probe SSL_read, SSL_write and their relatives in a file that defines them.
 
-A uprobe costs about 0.5 µs where the kernel emulates the probed instruction (push, a branch, nop)
-and 23 µs where it single-steps a copy of it (sub, mov, cmp): arch/x86/kernel/uprobes.c. So a site
-is, in this order:
-1. the function itself, past `endbr64` and `test %reg,%reg`, which change neither arguments nor
-   stack;
+A probe costs about 0.5 µs where the kernel emulates the probed instruction, and 23 µs where it
+single-steps a copy (probes/arch/). So the calls of a function are seen at the first of these:
+1. the function itself, where it begins with an instruction that is emulated;
 2. the one function that SSL_X and SSL_X_ex both call at their start (ssl_read_internal,
-   ssl_write_internal): it sees the calls of both, with the arguments of the latter;
-3. the function itself at its dear instruction.
+   ssl_write_internal), where that begins so: it sees the calls of both, with the arguments of
+   SSL_X_ex;
+3. the function itself, single-stepped.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from throughline.elf.elf import Elf, Function
-from throughline.probes.uprobes import Site
+from throughline.probes import arch
+from throughline.probes.provider import Answer, Found, Probed
+from throughline.probes.site import Site, c_place, c_sites
+from throughline.steps import Turns
 
-# What decides whether a file is looked into, then what is probed there.
+# A file without this function is not looked into.
 _KEY = "SSL_read"
 _READ = ("SSL_read", "SSL_read_ex")
 _WRITE = ("SSL_write", "SSL_write_ex", "SSL_write_ex2")
@@ -31,7 +35,7 @@ _PROGRAMS = {
     "SSL_write_ex2": "tl_ssl_write_x2",
     _HANDSHAKE: "tl_ssl_shake",
 }
-# What runs when the function returns.
+# The program at the start of a function -> the program at its return.
 RETURNS = {
     "tl_ssl_read": "tl_ssl_has_read",
     "tl_ssl_read_ex": "tl_ssl_has_read",
@@ -40,16 +44,36 @@ RETURNS = {
     "tl_ssl_write_x2": "tl_ssl_has_sent",
     "tl_ssl_shake": "tl_ssl_shaken",
 }
-_WRAPPER_BYTES = 128  # of a function in which its call is looked for: 51 in OpenSSL 3.5
-_ENDBR64 = b"\xf3\x0f\x1e\xfa"
-_CALL, _JUMP = 0xE8, 0xE9
+_WRAPPER_BYTES = 128  # of a function, searched for its call: that is at 51 in OpenSSL 3.5
+
+
+class OpenSsl:
+    """The provider for OpenSSL 1.0.2 to 3.x and BoringSSL, as a library or inside of a program."""
+
+    name = "openssl"
+
+    def __init__(self) -> None:
+        self.failures: Counter[str] = Counter()
+
+    def find(self, file: int) -> Found | Answer:
+        """Raises OSError and MalformedError."""
+        sites = sites_of(file)
+        return Found(sites) if sites else Answer.NOT_MINE
+
+    def tick(self, _probed: Sequence[Probed]) -> Turns[None]:
+        """Nothing changes in a file with OpenSSL."""
+        yield from ()
+
+    def describe(self, _sites: Sequence[Site]) -> Mapping[str, str]:
+        """Nothing more is known of such a file."""
+        return {}
+
+    def close(self) -> None:
+        """Holds nothing."""
 
 
 def sites(path: Path) -> tuple[Site, ...]:
-    """The sites of a file; none when it has no OpenSSL (1.0.2 to 3.x, or BoringSSL) in it.
-
-    Raises OSError when it cannot be read, MalformedError when it contradicts itself.
-    """
+    """The sites of the file at a path. Raises as `sites_of`."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         return sites_of(fd)
@@ -58,8 +82,11 @@ def sites(path: Path) -> tuple[Site, ...]:
 
 
 def sites_of(fd: int) -> tuple[Site, ...]:
-    """As `sites`, for an open file."""
-    elf = Elf.open(fd)
+    """The sites of an open file; none where it has no OpenSSL in it.
+
+    Raises OSError when the file cannot be read, MalformedError when it contradicts itself.
+    """
+    elf = arch.open_elf(fd)
     if elf is None:
         return ()
     functions = elf.functions(_KEY, (*_READ[1:], *_WRITE, _HANDSHAKE, _FREE))
@@ -68,18 +95,21 @@ def sites_of(fd: int) -> tuple[Site, ...]:
     code = _Code(elf, functions)
     found = [
         *code.family(_READ, inner=code.inner("SSL_read", ("SSL_read_ex",))),
-        # since OpenSSL 3.3 what writes is given flags, too; SSL_write_ex only calls SSL_write_ex2
+        # Since OpenSSL 3.3 the inner function of writes takes flags, and SSL_write_ex only calls
+        # SSL_write_ex2.
         *code.family(_WRITE, inner=code.inner("SSL_write", ("SSL_write_ex2", "SSL_write_ex"))),
     ]
     if _HANDSHAKE in functions:
-        found += code.probes(_PROGRAMS[_HANDSHAKE], functions[_HANDSHAKE].address)
+        program = _PROGRAMS[_HANDSHAKE]
+        address = functions[_HANDSHAKE].address
+        found += c_sites(elf, address, program, RETURNS[program], rare=True)
     if _FREE in functions:
-        found += code.probes("tl_ssl_free", functions[_FREE].address, returns=(False,))
+        found += c_sites(elf, functions[_FREE].address, "tl_ssl_free", rare=True)
     return tuple(found)
 
 
 class _Code:
-    """The first instructions of the functions."""
+    """The functions of a file, and where each of them leads with its first calls and jumps."""
 
     def __init__(self, elf: Elf, functions: dict[str, Function]) -> None:
         self._elf = elf
@@ -87,18 +117,23 @@ class _Code:
         self._reached = {name: self._targets(function) for name, function in functions.items()}
 
     def family(self, names: tuple[str, ...], *, inner: tuple[str, int] | None) -> list[Site]:
-        """The sites that see every call of the functions of these names."""
+        """The sites that see every call of the functions of these names, each once."""
         present = [name for name in names if name in self._functions]
         direct = [
             site
             for name in present
-            # what only passes on to another of them is seen there
+            # A function that only calls another of the family is seen at that one.
             if not self._passes_on(name, present)
-            for site in self.probes(_PROGRAMS[name], self._functions[name].address)
+            for site in self._sites(name, self._functions[name].address)
         ]
-        if inner is not None and any(site.dear for site in direct):
-            return self.probes(_PROGRAMS[inner[0]], inner[1])
+        if inner is not None and any(site.single_stepped for site in direct):
+            return self._sites(*inner)
         return direct
+
+    def _sites(self, name: str, address: int) -> list[Site]:
+        """For the programs of the function `name`, at an address."""
+        program = _PROGRAMS[name]
+        return list(c_sites(self._elf, address, program, RETURNS[program]))
 
     def _passes_on(self, name: str, family: list[str]) -> bool:
         return any(
@@ -108,10 +143,11 @@ class _Code:
         )
 
     def inner(self, name: str, longer: tuple[str, ...]) -> tuple[str, int] | None:
-        """What `name` and the first of `longer` that exists both call, where probing it is cheap.
+        """The function that `name` and the first of `longer` that exists both call.
 
-        With the one of `longer` whose arguments it takes. What both families call (OpenSSL's error
-        queue, say) proves nothing.
+        Returns the one of `longer`, whose arguments the inner function takes, and the inner
+        function's address; None where it cannot be told, or would be single-stepped. A function
+        that both families call (such as OpenSSL's error queue) is not it.
         """
         other = next((other for other in longer if other in self._functions), None)
         if other is None or name not in self._functions:
@@ -123,66 +159,20 @@ class _Code:
             if function not in family
             for target in targets
         }
-        common = [
-            target
-            for target in self._reached[name]
-            if target in self._reached[other] and target not in foreign
-        ]
-        # more than one: which of them reads or writes is not known
-        return (other, common[0]) if len(common) == 1 and self._cheap(common[0])[1] else None
+        common = (self._reached[name] & self._reached[other]) - foreign
+        if len(common) != 1:  # none, or it is not known which of them reads or writes
+            return None
+        (address,) = common
+        return None if c_place(self._elf, address).single_stepped else (other, address)
 
-    def probes(
-        self, program: str, address: int, *, returns: tuple[bool, ...] = (False, True)
-    ) -> list[Site]:
-        skipped, cheap = self._cheap(address)
-        offset = self._elf.offset(address + skipped, executable=True)
-        if offset is None:
-            return []
-        return [
-            Site(RETURNS[program] if at_return else program, offset, at_return, not cheap)
-            for at_return in returns
-        ]
+    def _targets(self, function: Function) -> set[int]:
+        """Addresses of code that a function's first calls and jumps lead to.
 
-    def _cheap(self, address: int) -> tuple[int, bool]:
-        """How far from its start a function can be probed at a low price, and whether at all."""
-        code = self._elf.code(address, 16)
-        at = len(_ENDBR64) if code.startswith(_ENDBR64) else 0
-        at += _test_bytes(code[at:])
-        return (at, True) if _is_emulated(code[at:]) else (0, False)
-
-    def _targets(self, function: Function) -> list[int]:
-        """Where its first calls and jumps lead, in the order of the code.
-
-        The bytes are not decoded: one that is no instruction leads somewhere by chance, and not
-        where another function leads.
+        Some are random: what two functions have in common is not.
         """
         size = min(function.size or _WRAPPER_BYTES, _WRAPPER_BYTES)
         code = self._elf.code(function.address, size)
-        found = []
-        for at in range(len(code) - 4):
-            if code[at] in (_CALL, _JUMP):
-                distance = int.from_bytes(code[at + 1 : at + 5], "little", signed=True)
-                target = function.address + at + 5 + distance
-                if self._elf.offset(target, executable=True) is not None and target not in found:
-                    found.append(target)
-        return found
-
-
-def _test_bytes(code: bytes) -> int:
-    """The length of a leading `test %reg,%reg`, else 0."""
-    at = 1 if code[:1] and code[0] & 0xF0 == 0x40 else 0  # REX prefix
-    return at + 2 if code[at : at + 1] == b"\x85" and code[at + 1 : at + 2] >= b"\xc0" else 0
-
-
-def _is_emulated(code: bytes) -> bool:
-    """Does the kernel emulate the first instruction? push, call, jmp, jcc; nop of one byte."""
-    if not code:
-        return False
-    first, second = code[0], code[1] if len(code) > 1 else 0
-    return (
-        first in (_CALL, _JUMP, 0xEB, 0x90)
-        or first & 0xF8 == 0x50  # push
-        or first & 0xF0 == 0x70  # jcc
-        or (first == 0x41 and second & 0xF8 == 0x50)  # push of r8 to r15
-        or (first == 0x0F and second & 0xF0 == 0x80)  # jcc
-    )
+        targets = (function.address + target for target in arch.here().branch_targets(code))
+        return {
+            target for target in targets if self._elf.offset(target, executable=True) is not None
+        }

@@ -67,7 +67,7 @@ def test_net_http_of_each_release(release: str, flags: tuple[str, ...]) -> None:
     assert lacks(program, NET_HTTP) == {}
     assert program.version.startswith(f"go{release}")
     assert set(program.sources.values()) == {"types"}
-    assert not any(site.dear for site in program.sites.values())
+    assert not any(site.single_stepped for site in program.sites.values())
     assert program.offsets == look(build("chain/server", version=release)).offsets
 
 
@@ -83,7 +83,7 @@ def test_modules(release: str, name: str, modules: str, features: set[str]) -> N
     path = build(name, version=release, modules=modules)
     program = tested.note(tested.ANALYSED, path, ())
     assert lacks(program, features | {"goroutines"}) == {}
-    assert not any(site.dear for site in program.sites.values())
+    assert not any(site.single_stepped for site in program.sites.values())
 
 
 @pytest.mark.parametrize("name", ["prometheus", "prometheus-node-exporter", "caddy", "etcd"])

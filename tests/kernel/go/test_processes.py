@@ -26,8 +26,8 @@ from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.spans import Span
 from tests.fixtures.traced import Traced
 from tests.fixtures.waiting import until
-from throughline.elf.elf import Elf
-from throughline.runtimes.go.sections import named
+from throughline.elf.sections import named
+from throughline.probes import arch
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -355,7 +355,7 @@ def damaged(program: Path, directory: Path, count: int) -> list[Path]:
     """Programs with some bytes of the function table changed, which the kernel executes."""
     content = program.read_bytes()
     fd = os.open(program, os.O_RDONLY)
-    elf = Elf.open(fd)
+    elf = arch.open_elf(fd)
     assert elf is not None
     table = named(elf)[".gopclntab"]
     os.close(fd)

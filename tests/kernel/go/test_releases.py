@@ -12,7 +12,7 @@ from tests.fixtures.go.build import STRIPPED, build
 from tests.fixtures.go.hops import Hops
 from tests.fixtures.go.look import lacks
 from tests.fixtures.traced import Traced
-from throughline.runtimes.go.wanted import GRPC, MODULES, X_NET
+from throughline.runtimes.go.releases import GRPC, MODULES, X_NET
 
 REQUESTS = 256
 # golang.org/x/net before its first release is in no set: Debian's programs have it (test_debian)

@@ -19,7 +19,9 @@ from tests.fixtures.probed import Counter
 from tests.fixtures.secure import Secure, get
 from tests.fixtures.traced import Traced
 from throughline.features import reasons
-from throughline.probes import uprobes
+from throughline.probes import trials
+from throughline.probes.arch import x86_64
+from throughline.probes.uprobes import Kind
 
 COUNT = 23
 EXIT_GROUP = 231
@@ -28,32 +30,32 @@ EXIT_GROUP = 231
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
     """Counts what the trial's probe sees, in place of a program that does nothing."""
-    made = Counter(kind := uprobes.trial())
+    made = Counter(kind := trials.find_kind())
 
     @contextmanager
-    def counting(wanted: uprobes.Kind) -> Iterator[int]:
+    def counting(wanted: Kind) -> Iterator[int]:
         assert wanted is kind
         yield made.fd
 
-    monkeypatch.setattr(uprobes, "_constant", counting)
+    monkeypatch.setattr(trials, "_loaded", counting)
     yield made
     made.close()
 
 
 def test_the_trial_returns_through_a_probe(counter: Counter) -> None:
-    kind = uprobes.trial()
+    kind = trials.find_kind()
     try:
-        uprobes.try_returns(kind)
-    except uprobes.ReturnsRefusedError as error:
+        trials.try_returns(kind)
+    except trials.ReturnsRefusedError as error:
         pytest.skip(f"this kernel asks the filter: {error.strerror}")
     assert counter.hits == 1
 
 
 def test_a_child_that_dies_turns_tls_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel of 6.12.13 does to `uretprobe` any kernel does to `exit_group`."""
-    monkeypatch.setattr(uprobes, "_DENIED", (EXIT_GROUP,))
-    with pytest.raises(uprobes.ReturnsRefusedError) as refused:
-        uprobes.try_returns(uprobes.trial())
+    monkeypatch.setattr(x86_64, "PROBE_SYSCALLS", (EXIT_GROUP,))
+    with pytest.raises(trials.ReturnsRefusedError) as refused:
+        trials.try_returns(trials.find_kind())
     assert refused.value.strerror == "signal 31"
     group = reasons.without_returns(refused.value)
     assert group.state == "off" and not group.wanted
@@ -61,9 +63,9 @@ def test_a_child_that_dies_turns_tls_off(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_trial_that_cannot_be_made_turns_tls_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uprobes, "_FILTERED", "import sys; sys.exit('no such thing')")
-    with pytest.raises(uprobes.ReturnsRefusedError) as refused:
-        uprobes.try_returns(uprobes.trial())
+    monkeypatch.setattr(trials, "_FILTERED", "import sys; sys.exit('no such thing')")
+    with pytest.raises(trials.ReturnsRefusedError) as refused:
+        trials.try_returns(trials.find_kind())
     group = reasons.without_returns(refused.value)
     assert group.state == "off"
     assert "is not known (no such thing)" in group.reason

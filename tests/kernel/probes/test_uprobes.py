@@ -1,7 +1,7 @@
 """Uprobes on a real libssl in real processes: counted exactly, however the file is reached.
 
 A program that counts stands in for those of tls.bpf.o. The processes call SSL_free(NULL), which
-returns at once: its first instruction is dear to probe, its second is cheap.
+returns at once: its first instruction is single-stepped, its second is emulated.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from tests.fixtures.paths import SERVICES
 from tests.fixtures.probed import Counter
 from tests.fixtures.waiting import until
 from throughline.bpf import libbpf, links
-from throughline.probes import uprobes
-from throughline.probes.libraries import Libraries
-from throughline.probes.uprobes import Kind, Site
+from throughline.probes import trials, uprobes
+from throughline.probes.attachments import Attachments
+from throughline.probes.files import Files
+from throughline.probes.processes import Processes
+from throughline.probes.site import Site
+from throughline.probes.uprobes import Kind
 from throughline.tls import openssl
 
 pytestmark = [
@@ -88,8 +91,9 @@ def start() -> Iterator[Start]:
 def kind(request: pytest.FixtureRequest) -> Kind:
     wanted: Kind = request.param
     try:
-        with uprobes._constant(wanted) as program, uprobes._page() as page:
-            uprobes._attach(program, page, Site("", 0), pid=os.getpid(), kind=wanted).destroy()
+        with trials._loaded(wanted) as program, trials._page() as page:
+            site = Site("", 0)
+            uprobes.attach_fd(program, path=page, site=site, kind=wanted, pid=os.getpid()).destroy()
     except OSError as error:
         pytest.skip(f"{wanted.value}: {error}")
     return wanted
@@ -111,7 +115,7 @@ def library(tmp_path: Path) -> Path:
 
 
 class Followed:
-    """Libraries with a program that counts in place of each, and a list of processes."""
+    """The files of a list of processes, with one program in place of all, and one that counts."""
 
     def __init__(self, counter: Counter, kind: Kind, cgroup: Path) -> None:
         self._cgroup = cgroup
@@ -123,19 +127,20 @@ class Followed:
             for name in {*openssl.RETURNS, *openssl.RETURNS.values(), "tl_ssl_free"}
         ]
         named: Any = {program.name: program for program in programs}
-        self.libraries = Libraries(named, openssl.sites_of, kind)
+        self.files = Files([openssl.OpenSsl()], Attachments(named, kind))
+        self.processes = Processes(self.files)
 
     def follow(self, *processes: Process) -> None:
         (self._cgroup / "cgroup.procs").write_text("".join(f"{p.pid}\n" for p in processes))
 
         def is_known() -> bool:
-            self.libraries.follow([self._cgroup])
-            return all(process.readings for process in self.libraries._processes.values())
+            self.processes.follow([self._cgroup])
+            return all(process.readings for process in self.processes._processes.values())
 
         until(is_known, seconds=10, every=0)
 
     def close(self) -> None:
-        self.libraries.close()
+        self.files.close()
         os.close(self._silent)
 
 
@@ -151,7 +156,7 @@ def free_site(library: Path) -> Site:
 
 
 def test_the_trial_finds_a_kind() -> None:
-    assert uprobes.trial() in Kind
+    assert trials.find_kind() in Kind
 
 
 @pytest.mark.parametrize("returns", [False, True])
@@ -193,7 +198,7 @@ def test_the_chosen_site_is_cheap(
     """Nanoseconds of a hit: at the chosen instruction and at the one that the symbol names."""
     process = start("here", tmp_path, library)
     site = free_site(library)
-    assert not site.dear
+    assert not site.single_stepped
     begin = site.offset - 3  # test %rdi,%rdi
     if library.read_bytes()[begin : site.offset] != b"\x48\x85\xff":
         pytest.skip("SSL_free of this libssl begins in another way")
@@ -232,9 +237,9 @@ def test_a_library_is_found_wherever_it_is(
     process.call(CALLS)
     assert counter.hits == CALLS
     # beside the libssl that Python itself is linked with
-    found = {Path(a.path).name: a.processes for a in followed.libraries.attached}
+    found = {Path(a.path).name: a.processes for a in followed.files.attached}
     assert found["anything.so"] == 1
-    assert followed.libraries.failures == {}
+    assert followed.files.failures == {}
 
 
 def test_two_overlays_of_one_file_attach_once(
@@ -249,7 +254,7 @@ def test_two_overlays_of_one_file_attach_once(
     for process in processes:
         process.call(CALLS)
     assert counter.hits == 2 * CALLS
-    found = {Path(a.path).name: a.processes for a in followed.libraries.attached}
+    found = {Path(a.path).name: a.processes for a in followed.files.attached}
     assert found["anything.so"] == 2
 
 
@@ -261,10 +266,10 @@ def test_a_container_that_ends_leaves_nothing_mounted(
     shutil.copy(library, tmp_path / "root.so")
     process = start("container", root, "/lib/anything.so")
     followed.follow(process)
-    assert any(a.path == "/lib/anything.so" for a in followed.libraries.attached)
+    assert any(a.path == "/lib/anything.so" for a in followed.files.attached)
     process.end()
     followed.follow()
-    assert not any(a.path == "/lib/anything.so" for a in followed.libraries.attached)
+    assert not any(a.path == "/lib/anything.so" for a in followed.files.attached)
 
 
 def test_after_an_upgrade_both_libraries_are_probed(
@@ -279,7 +284,7 @@ def test_after_an_upgrade_both_libraries_are_probed(
     for process in (old, new):
         process.call(CALLS)
     assert counter.hits == 2 * CALLS
-    assert followed.libraries.failures == {}
+    assert followed.files.failures == {}
 
 
 def test_a_deleted_library_is_probed_or_counted(
@@ -290,7 +295,7 @@ def test_a_deleted_library_is_probed_or_counted(
     fresh.rename(library)
     followed.follow(old)
     old.call(CALLS)
-    missed = followed.libraries.failures["deleted"]
+    missed = followed.files.failures["deleted"]
     assert (counter.hits, missed) in ((CALLS, 0), (0, 1))
 
 
@@ -305,11 +310,11 @@ def test_processes_that_come_and_go(
             "".join(f"{p.pid}\n" for p in [*ending, lasting])
         )
         ending[0].end()
-        followed.libraries.follow([tmp_path / "cgroup"])
+        followed.processes.follow([tmp_path / "cgroup"])
         ending[1].end()
-        followed.libraries.follow([tmp_path / "cgroup"])
+        followed.processes.follow([tmp_path / "cgroup"])
         ending[2].end()
     followed.follow(lasting)
     lasting.call(CALLS)
     assert counter.hits == CALLS
-    assert followed.libraries.failures == {}
+    assert followed.files.failures == {}

@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -20,26 +20,21 @@ from throughline.agent.agent import Agent
 from throughline.bpf import libbpf
 from throughline.config.model import load
 from throughline.export.spool import Spool
+from throughline.features import providers
 from throughline.probes import uprobes
 from throughline.records import readings
-from throughline.tls import openssl
 
 DONE: list[str] = []
-FINDERS: list[Callable[[int], tuple[uprobes.Site, ...]]] = []
 
 
 class Files:
-    """In the place of Libraries and GoPrograms: notes what is asked of it."""
+    """In the place of the providers and of the probed files: notes its end."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def close(self) -> None:
         DONE.append(f"{self._name} closed")
-
-    def find(self, fd: int) -> tuple[uprobes.Site, ...]:
-        DONE.append(f"{self._name} asked")
-        return ()
 
 
 class Anything:
@@ -49,11 +44,6 @@ class Anything:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: []
-
-
-def libraries(_: object, find: Callable[[int], tuple[uprobes.Site, ...]], __: object) -> Files:
-    FINDERS.append(find)
-    return Files("libraries")
 
 
 @pytest.fixture
@@ -66,25 +56,18 @@ def stack() -> Iterator[ExitStack]:
 def agent(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Agent:
     """One that has attached nothing, and probes files for `tls` and `go`."""
     DONE.clear()
-    FINDERS.clear()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
     monkeypatch.setattr(agent_module, "Programs", lambda **_: Anything())
     monkeypatch.setattr(libbpf, "RingBuffer", lambda *_: Anything())
-    monkeypatch.setattr(agent_module, "GoPrograms", lambda *_, **__: Files("go"))
-    monkeypatch.setattr(agent_module, "Libraries", libraries)
-    monkeypatch.setattr(openssl, "sites_of", Files("openssl").find)
+    monkeypatch.setattr(providers, "make", lambda *_: {"tls": [Files("tls")], "go": [Files("go")]})
+    monkeypatch.setattr(agent_module, "Files", lambda *_: Files("files"))
     (tmp_path / "config.yaml").write_text("export: {otlp: {enabled: false}}\n")
     settings = load(tmp_path / "config.yaml", environment={})
     made = Agent(settings, FACTS, stack, os.dup(0))
     loaded = cast(libbpf.Object, Anything())
     made._probe({"tls": loaded, "go": loaded}, uprobes.Kind.MULTI)
     return made
-
-
-def test_a_program_of_go_is_looked_into_before_openssl_is_searched_for(agent: Agent) -> None:
-    assert FINDERS[0](-1) == ()
-    assert DONE == ["go asked", "openssl asked"]
 
 
 def test_files_are_let_go_after_an_exception(
@@ -96,7 +79,7 @@ def test_files_are_let_go_after_an_exception(
     monkeypatch.setattr(readings, "TracedCgroups", fail)
     with pytest.raises(RuntimeError, match="a fault"), stack:
         agent.loop()
-    assert DONE == ["libraries closed", "go closed"]
+    assert DONE == ["files closed", "go closed", "tls closed"]
 
 
 def test_spans_that_are_queued_survive_an_exception(
@@ -145,4 +128,4 @@ def test_probes_are_gone_before_another_release_is_executed(
     monkeypatch.setenv("THROUGHLINE_LAUNCHER", sys.executable)
     with pytest.raises(OSError, match="No such file"):
         agent._reload(cast(libbpf.RingBuffer, Anything()))
-    assert DONE == ["libraries closed", "go closed", "executed"]
+    assert DONE == ["files closed", "go closed", "tls closed", "executed"]

@@ -146,7 +146,7 @@ def test_text_of_packets_and_tls() -> None:
     assert "older connection by tun0 none: no" in rows
     assert "written to and read from 10.1.0.0/16, fd00:1::/64" in rows
     assert "/a 5 processes, 4 sites" in rows
-    assert "/b 1 processes, 2 sites, single-stepped: dear" in rows
+    assert "/b 1 processes, 2 sites, single-stepped" in rows
     assert "/c none: why" in rows
     text = shown(running(packets=None, tls={"files": []}))
     assert "TCP options" not in text and "none is executed by a traced process" in text

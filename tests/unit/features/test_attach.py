@@ -15,7 +15,7 @@ from throughline.features.attach import attach
 from throughline.features.objects import Objects
 from throughline.features.programs import Programs
 from throughline.features.table import BASE, GROUPS, Group, Uprobes
-from throughline.probes import uprobes
+from throughline.probes import trials, uprobes
 
 FOLLOWING = [name for name in GROUPS if name != BASE]
 PROBING = [name for name, group in GROUPS.items() if group.uprobes is not Uprobes.NONE]
@@ -96,7 +96,7 @@ def test_go_write_is_tried_after_go(
     reason: str,
 ) -> None:
     monkeypatch.setenv("THROUGHLINE_BPF_OBJECTS", str(tmp_path))
-    monkeypatch.setattr(uprobes, "trial", lambda: uprobes.Kind.MULTI)
+    monkeypatch.setattr(trials, "find_kind", lambda: uprobes.Kind.MULTI)
     for name in FOLLOWING:
         (tmp_path / f"{name}.bpf.o").touch()
     path = tmp_path / "config.yaml"

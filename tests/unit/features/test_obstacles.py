@@ -14,7 +14,7 @@ from throughline.features import obstacles
 from throughline.features.objects import Objects
 from throughline.features.state import GroupState, off
 from throughline.features.table import GROUPS
-from throughline.probes import uprobes
+from throughline.probes import trials, uprobes
 
 PEERS = "propagation: {peers: [10.1.0.0/16]}"
 WRITE = "instrumentation: {go_write: auto}"
@@ -60,7 +60,7 @@ def test_what_is_asked_for_is_tried(tmp_path: Path, name: str) -> None:
 def test_what_probes_needs_to_see_other_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(uprobes, "trial", lambda: uprobes.Kind.MULTI)
+    monkeypatch.setattr(trials, "find_kind", lambda: uprobes.Kind.MULTI)
     found = unwanted(tmp_path, name, "", without="CAP_SYS_PTRACE")
     assert found is not None and not found.wanted
     assert "CAP_SYS_PTRACE" in found.reason and "throughline_groups" in found.fix
@@ -96,7 +96,7 @@ def test_where_the_kernel_gives_no_uprobes_that_is_what_is_said(
     def refuse() -> None:
         raise OSError(errno.EACCES, "perf_event_open: Permission denied")
 
-    monkeypatch.setattr(uprobes, "trial", refuse)
+    monkeypatch.setattr(trials, "find_kind", refuse)
     found = unwanted(tmp_path, "tls", "", without="CAP_SYS_PTRACE")
     assert found is not None and not found.wanted
     assert "CAP_SYS_ADMIN" in found.reason and "throughline_allow_sys_admin" in found.fix

@@ -1,4 +1,4 @@
-"""From an open file to what is known of the Go program in it."""
+"""The analysis: from an open file to a description of the Go program in it."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ import threading
 from dataclasses import dataclass, field
 from itertools import islice
 
+from throughline.elf import sections
 from throughline.elf.elf import Elf, MalformedError
-from throughline.runtimes.go import (
-    buildinfo,
-    inlining,
-    layouts,
-    moduledata,
-    pclntab,
-    prologue,
-    sections,
-)
-from throughline.runtimes.go import coverage as features
+from throughline.probes import arch
+from throughline.probes.arch.place import CODE_BYTES
+from throughline.runtimes.go import buildinfo, coverage, inlining, layouts, moduledata, pclntab
 from throughline.runtimes.go.image import Image
 from throughline.runtimes.go.moduledata import Module
 from throughline.runtimes.go.pclntab import Entry, Table
-from throughline.runtimes.go.program import Program, Site, UnsupportedError, experiments
-from throughline.runtimes.go.wanted import EXTRA, FEATURES, HARMLESS, NEWEST_MINOR, OLDEST_MINOR
+from throughline.runtimes.go.program import (
+    FunctionSite,
+    Program,
+    UnsupportedError,
+    experiments,
+)
+from throughline.runtimes.go.releases import HARMLESS, NEWEST_MINOR, OLDEST_MINOR
+from throughline.runtimes.go.wanted import EXTRA, FEATURES
 
 _MAX_TABLES = 4
-# also "go1.22.10 X:nocoverageredesign" and a distributor's "go1.19.8-1"
+# Also matches "go1.22.10 X:nocoverageredesign" and a distributor's "go1.19.8-1".
 _VERSION = re.compile(r"go1\.([0-9]{1,4})(?:\.[0-9]+|rc[0-9]+|beta[0-9]+)?(?![0-9a-z])")
 
 
 @dataclass(slots=True)
 class _Found:
-    sites: dict[str, Site] = field(default_factory=dict)
-    # functions that no probe is sure to see -> why
+    sites: dict[str, FunctionSite] = field(default_factory=dict)
+    # functions that a probe may not see -> why
     unsure: dict[str, str] = field(default_factory=dict)
 
 
 def is_go(fd: int) -> bool:
-    """Is there a Go program in an open file? Takes a fraction of a millisecond."""
+    """Is a Go program in an open file? Takes a fraction of a millisecond."""
     try:
-        elf = Elf.open(fd)
+        elf = arch.open_elf(fd)
         return elf is not None and buildinfo.read(Image(elf)) is not None
     except UnsupportedError:
         return True
@@ -48,21 +48,21 @@ def is_go(fd: int) -> bool:
 
 
 def digest(fd: int, stop: threading.Event | None = None) -> str:
-    """Equal for files whose content is equal, and for no others. Raises as `analyse` does."""
-    elf = Elf.open(fd)
+    """A hash of the content of an open file. Raises as `analyse` does."""
+    elf = arch.open_elf(fd)
     if elf is None:
         raise MalformedError("no program any more")
     return buildinfo.digest(elf, stop)
 
 
 def analyse(fd: int, stop: threading.Event | None = None) -> Program | None:
-    """The Go program in an open file; None when there is none.
+    """The Go program in an open file; None where there is none.
 
-    Raises UnsupportedError for one that cannot be read at all, and once `stop` is set,
-    MalformedError for a file that contradicts itself, OSError when it cannot be read. The
+    Raises UnsupportedError for a program that is not supported, and once `stop` is set,
+    MalformedError for a file that contradicts itself, OSError for one that cannot be read. The
     descriptor stays open.
     """
-    elf = Elf.open(fd)
+    elf = arch.open_elf(fd)
     if elf is None:
         return None
     image = Image(elf, stop)
@@ -83,7 +83,7 @@ def analyse(fd: int, stop: threading.Event | None = None) -> Program | None:
         offsets=layout.offsets,
         types=layout.types,
         sources=layout.sources,
-        missing=features.missing(
+        missing=coverage.missing(
             found.sites, found.unsure, layout.offsets, layout.types, info.modules
         ),
     )
@@ -105,7 +105,7 @@ def _minor(version: str) -> int:
 
 
 def locate(image: Image, version: str) -> tuple[Table, Module]:
-    """The function table of a program and what the linker says of it. Raises UnsupportedError."""
+    """The function table of a program and the linker's description. Raises UnsupportedError."""
     return _locate(image, _minor(version))
 
 
@@ -143,10 +143,10 @@ def _find_sites(
             found.sites[name] = _site(image.elf, module.text + entry.start, entry.end - entry.start)
 
 
-def _site(elf: Elf, address: int, size: int) -> Site:
-    code = elf.code(address, min(size, prologue.CODE_BYTES)) if size > 0 else b""
-    past, checks = prologue.cheap(code) or (0, False)
-    offset = elf.offset(address + past, executable=True)
+def _site(elf: Elf, address: int, size: int) -> FunctionSite:
+    code = elf.code(address, min(size, CODE_BYTES)) if size > 0 else b""
+    place = arch.here().go_place(code)
+    offset = elf.offset(address + place.past, executable=True)
     if not code or offset is None:
         raise MalformedError(f"no code at {address:#x}")
-    return Site(offset, address + past, dear=prologue.cheap(code) is None, restarts=checks)
+    return FunctionSite(offset, address + place.past, place.single_stepped, place.restarts)

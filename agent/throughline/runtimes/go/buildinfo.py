@@ -1,7 +1,7 @@
-"""What a Go binary says of itself: Go's version, the main package, modules, build id.
+"""The build information in a Go program: Go's version, the main package, modules, build id.
 
-Formats: debug/buildinfo (the section .go.buildinfo, or the start of the data where sections have
-been cut off), runtime/debug.ParseBuildInfo, and cmd/internal/buildid for the note.
+Formats: debug/buildinfo (in the section .go.buildinfo, or at the start of the data where the
+sections have been removed), runtime/debug.ParseBuildInfo, and cmd/internal/buildid for the note.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from throughline.elf import leb128, sections
 from throughline.elf.elf import Elf, MalformedError
-from throughline.runtimes.go import sections
 from throughline.runtimes.go.image import Image
 from throughline.runtimes.go.program import UnsupportedError, check_stop
 
 _MAGIC = b"\xff Go buildinf:"
 _HEADER_BYTES = 32
 _INLINE = 2  # flag: the strings follow, since Go 1.18
-_SCAN_BYTES = 1 << 20  # of each segment, where there are no sections
+_SCAN_BYTES = 1 << 20  # searched of each segment, where there are no sections
 _MAX_VERSION_BYTES = 1 << 10
 _MAX_INFO_BYTES = 1 << 18  # 600 modules take 60 KB
 _FRAME_BYTES = 16  # before and after the module information
@@ -31,7 +31,7 @@ _NOTE = struct.Struct("<III")
 
 @dataclass(frozen=True, slots=True)
 class BuildInfo:
-    """The build information, without what nobody asks for."""
+    """The parts of the build information that the agent uses."""
 
     version: str
     path: str
@@ -39,12 +39,8 @@ class BuildInfo:
     profiled: bool = False  # built with a profile to guide the compiler
 
 
-def is_go(image: Image) -> bool:
-    return _locate(image) is not None
-
-
 def read(image: Image) -> BuildInfo | None:
-    """None for what is no Go binary. Raises UnsupportedError for Go before 1.18."""
+    """None where it is no Go program. Raises UnsupportedError for Go before 1.18."""
     address = _locate(image)
     if address is None:
         return None
@@ -78,22 +74,12 @@ def _locate(image: Image) -> int | None:
 
 
 def _string(image: Image, address: int, limit: int) -> tuple[bytes, int]:
-    """A string behind its length, and where it ends."""
-    size, used = uvarint(image.read(address, 10))
+    """A string that follows its length, and the address where it ends."""
+    size, used = leb128.unsigned(image.read(address, leb128.MAX_BYTES))
     if size > limit:
         raise MalformedError(f"build information of {size} bytes")
     start = address + used
     return (image.exactly(start, size) if size else b""), start + size
-
-
-def uvarint(data: bytes) -> tuple[int, int]:
-    """A number as encoding/binary writes it, and its length."""
-    value = 0
-    for at, byte in enumerate(data[:10]):
-        value |= (byte & 0x7F) << 7 * at
-        if byte < 0x80:
-            return value, at + 1
-    raise MalformedError("a number has no end")
 
 
 def _modules(info: bytes) -> tuple[str, dict[str, str]]:
@@ -113,7 +99,7 @@ def _modules(info: bytes) -> tuple[str, dict[str, str]]:
 
 
 def _printable(data: bytes) -> str:
-    """As text, with nothing in it that a terminal or a log would obey."""
+    """As text without control characters, which a terminal or a log would obey."""
     text = data.decode("utf-8", "replace")
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
@@ -140,7 +126,7 @@ def build_id(elf: Elf, stop: threading.Event | None = None) -> str:
 
 
 def digest(elf: Elf, stop: threading.Event | None = None) -> str:
-    """A hash of the whole file: of what the analysis has seen, and of what is probed."""
+    """A hash of the whole file: of all that the analysis reads and that is probed."""
     hashed = hashlib.sha256()
     size = os.fstat(elf.fd).st_size
     for at in range(0, size, 1 << 20):

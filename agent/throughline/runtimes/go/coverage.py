@@ -1,12 +1,12 @@
-"""Which features a program can have, and the first thing that each of the others lacks."""
+"""The features that a program does not have, each with the first thing that is missing for it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
 
+from throughline.runtimes.go.releases import Tested
 from throughline.runtimes.go.wanted import FEATURES, Feature
-from throughline.runtimes.go.wanted import Module as Tested
 
 _UNUSED = "the program does not use"
 _MODULE_VERSION = re.compile(r"v([0-9]{1,6})\.([0-9]{1,6})\.")
@@ -19,9 +19,9 @@ def missing(
     types: Collection[str],
     modules: Mapping[str, str],
 ) -> dict[str, str]:
-    """Feature -> reason, from what was found.
+    """Feature -> reason, for a program with these functions, fields, types and modules.
 
-    `unsure` has functions that are there, and that no probe is sure to see -> why.
+    `unsure`: functions that are there but that a probe may not see -> why.
     """
     reasons: dict[str, list[str]] = {}
     for feature in FEATURES:
@@ -32,7 +32,7 @@ def missing(
             or next((f"no type {g[0]}" for g in feature.types if g[0] not in types), "")
         )
         reasons.setdefault(feature.name, []).append(reason)
-    # of several variants the one that the program has something of
+    # Of several variants of a feature: the reason of the one that the program uses.
     return {
         name: next((each for each in found if not each.startswith(_UNUSED)), found[0])
         for name, found in reasons.items()
@@ -64,10 +64,10 @@ def _lacks_versions(feature: Feature, modules: Mapping[str, str]) -> str:
 
 
 def _untested(name: str, version: str, tested: Tested) -> str:
-    """Why a module's version is not to be believed, else "".
+    """Why a feature of a module is not used in this version, else "".
 
-    Programs that were not built from modules, as those of Debian, do not tell versions; then the
-    functions and fields that are there have to do.
+    A program that was not built from modules, such as those of Debian, has no versions in it. Then
+    only the functions and fields decide.
     """
     if version.startswith("=>"):
         return f"{name} is replaced by {version[3:]}"

@@ -1,8 +1,9 @@
-"""A Go binary's memory as the linker laid it out: bytes and pointers by address.
+"""The memory of a Go program as the linker laid it out: bytes and pointers by address.
 
 In a position-independent file a pointer is a relocation. Go's linker also writes the value into the
-file (cmd/link/internal/amd64/asm.go, R_ADDR), the system's linkers leave zeros: they keep it in the
-addend of an R_X86_64_RELATIVE entry, and sort these by address (`-z combreloc`, their default).
+file (cmd/link/internal/amd64/asm.go, R_ADDR). The system's linkers leave zeros there, keep the
+value in the addend of a relative relocation, and sort these by address (`-z combreloc`, their
+default).
 """
 
 from __future__ import annotations
@@ -15,25 +16,26 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from throughline.elf.elf import Elf, MalformedError, Segment
+from throughline.probes import arch
 from throughline.runtimes.go.program import UnsupportedError, check_stop
 
 _DT_RELA, _DT_RELASZ, _DT_RELAENT = 7, 8, 9
-_RELATIVE = 8  # R_X86_64_RELATIVE
 _ENTRY = struct.Struct("<QQq")
 _BLOCK_ENTRIES = 2048
 _MAX_BLOCKS = 64  # kept: 3 MB
 _MAX_RELOCATIONS = 1 << 24
 _MAX_FILE_BYTES = 1 << 30
-# of processor time: a program of 100 MB takes a quarter of one, emulated 25 times as much
+# Of processor time. A program of 100 MB takes a quarter of a second, on an emulated machine 25
+# times as long.
 _MAX_SECONDS = 30.0
 PIECE_BYTES = 1 << 20
 
 
 class Image:
-    """Reads what is loaded; addresses are as linked.
+    """Reads the parts of a file that are loaded; addresses are as linked.
 
-    Made for one analysis: who reads on and on is stopped by UnsupportedError, and so is who reads
-    when `stop` is set.
+    Made for one analysis. `check_time` ends an analysis that takes too long, or for which `stop` is
+    set, by UnsupportedError.
     """
 
     def __init__(self, elf: Elf, stop: threading.Event | None = None) -> None:
@@ -49,11 +51,11 @@ class Image:
 
     @property
     def data(self) -> tuple[Segment, ...]:
-        """Where constants and variables are: what holds no code first, which few linkers mix."""
+        """The segments to search for data: those without code first, since few linkers mix them."""
         return tuple(sorted(self.elf.segments, key=lambda segment: segment.executable))
 
     def read(self, address: int, size: int) -> bytes:
-        """`size` bytes, or fewer where a segment's part of the file ends. Never none."""
+        """Up to `size` bytes, at least one; fewer where the segment ends in the file."""
         for segment in self.elf.segments:
             if segment.holds(address):
                 skipped = address - segment.address
@@ -67,11 +69,11 @@ class Image:
         return data
 
     def pointer(self, address: int) -> int:
-        """The pointer that stands at an address once the file is loaded at its own addresses."""
+        """The pointer at an address, as if the file were loaded at the addresses of its linker."""
         return self.words(address, 1)[0]
 
     def words(self, address: int, count: int) -> list[int]:
-        """The 64-bit words from an address on, of which some may be pointers."""
+        """The 64-bit words from an address on. Some may be pointers."""
         data = self.exactly(address, count * 8)
         words = list(struct.unpack(f"<{count}Q", data))
         if self._relocations is not None:
@@ -80,7 +82,7 @@ class Image:
         return words
 
     def pieces(self, start: int, size: int, overlap: int) -> Iterator[tuple[int, bytes]]:
-        """What is between two addresses, in pieces that share their last and first bytes."""
+        """The bytes from an address on, in pieces. Each shares `overlap` bytes with the next."""
         for at in range(start, start + size, PIECE_BYTES):
             self.check_time()
             yield at, self.read(at, min(PIECE_BYTES + overlap, start + size - at))
@@ -122,16 +124,16 @@ class _Relocations:
                 low = middle + 1
             else:
                 high = middle
-        # what begins before `end` is bounded: no two entries relocate one word
+        # No two entries relocate one word, so this many entries are enough.
         for index in range(low, min(low + (end - start) // 8, self._count)):
             place, kind, value = self._entry(index)
             if not start <= place < end:
                 return
-            if kind == _RELATIVE and place % 8 == start % 8:
+            if kind == arch.here().RELATIVE and place % 8 == start % 8:
                 yield place, value
 
     def pointing_to(self, value: int) -> Iterator[int]:
-        wanted = struct.pack("<Qq", _RELATIVE, value)
+        wanted = struct.pack("<Qq", arch.here().RELATIVE, value)
         for first in range(0, self._count, _BLOCK_ENTRIES):
             block = self._read(first)
             found = block.find(wanted)

@@ -1,11 +1,11 @@
-"""Functions that a program also has within others, where no probe sees them.
+"""Functions that the compiler has inlined into others, where no probe sees them.
 
-Whether the compiler inlines a function is the same in all programs of a release, and what is probed
-is never inlined, except where a profile guides it: then even large functions are, at the calls that
-are made most often. A profile is named in the build settings. What it has done stands in the inline
-trees (runtime.inlinedCall: kind, name, place of the call, line of the function), which lie with the
-other data of functions from moduledata.gofunc on; nothing says where they end, so that a record
-counts when name and line are those of the function itself.
+Without a profile the compiler decides the same in all programs of a release, and it never inlines
+the functions that the agent probes. With a profile it inlines even large functions, at the calls
+that are made most often. The build settings say whether a program was built with a profile. The
+inline trees (runtime.inlinedCall: kind, name, place of the call, line of the function) say what was
+inlined. They lie among the other data of functions, from moduledata.gofunc on, and nothing says
+where they end. So a record counts when its name and line are those of the wanted function.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_BYTES = 1 << 28
 
 
 def inlined(image: Image, module: Module, functions: Mapping[str, Entry]) -> set[str]:
-    """Those of the functions that are inlined anywhere, in a program of Go 1.20 or newer."""
+    """The functions that are inlined anywhere, in a program of Go 1.20 or newer."""
     names = {entry.name_at: name for name, entry in functions.items()}
     wanted = frozenset(names)
     found: set[str] = set()

@@ -1,8 +1,8 @@
-"""Where the fields of structs are, from the best source that has them.
+"""The offsets of the wanted fields, each from the best source that has it.
 
-1. The type data of the binary: what the runtime itself believes.
-2. DWARF, where the binary has not been stripped, and only for what is still missing.
-3. The table of layouts.json, for the very versions that it was generated from.
+1. The type data of the program, which Go's own runtime uses.
+2. DWARF, where the program is not stripped, for fields that are still missing.
+3. layouts.json, for the very versions that it was generated from.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from throughline.runtimes.go import coverage as features
-from throughline.runtimes.go import table
+from throughline.elf.dwarf import Dwarf
+from throughline.runtimes.go import known_layouts
 from throughline.runtimes.go.buildinfo import BuildInfo
-from throughline.runtimes.go.dwarf import Dwarf
+from throughline.runtimes.go.coverage import is_used
 from throughline.runtimes.go.image import Image
 from throughline.runtimes.go.moduledata import Module
 from throughline.runtimes.go.rtypes import Struct, Types
 from throughline.runtimes.go.wanted import EXTRA, FEATURES, Feature, Group, split
 
-_END = 1 << 15  # no struct is as large: what is said to lie behind counts as missing
+_END = 1 << 15  # no struct is as large: a field at a larger offset counts as missing
+_GO_STRUCT = {0x2900: 25}  # DW_AT_go_kind: reflect.Struct
 
 
 @dataclass(slots=True)
 class Layout:
-    """What was found, each under the first name of its group."""
+    """The fields and types that were found, each under the first name of its group."""
 
     offsets: dict[str, int] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
-    types: dict[str, int] = field(default_factory=dict)  # addresses of descriptors
+    types: dict[str, int] = field(default_factory=dict)  # name -> address of the descriptor
 
     def add(self, name: str, offset: int, source: str) -> None:
         self.offsets[name] = offset
@@ -38,15 +39,16 @@ class Layout:
 def find(
     image: Image, module: Module, info: BuildInfo, minor: int, functions: Collection[str]
 ) -> Layout:
-    """The layouts of a program that has these functions."""
+    """The layout of a program that has these functions."""
     layout = Layout()
-    used = [feature for feature in FEATURES if features.is_used(feature, functions)]
+    used = [feature for feature in FEATURES if is_used(feature, functions)]
     _from_types(Types(image, module, minor), (*used, EXTRA), layout)
     lost = tuple(_lost(used, layout))
     if lost:
-        _from_dwarf(Dwarf(image), lost, layout)
+        dwarf = Dwarf(image.elf, attributes=_GO_STRUCT, check=image.check_time)
+        _from_dwarf(dwarf, lost, layout)
         for group in _lost(used, layout):
-            offset = table.offset(group[0], info)
+            offset = known_layouts.offset(group[0], info)
             if offset is not None:
                 layout.add(group[0], offset, "table")
     return layout

@@ -1,8 +1,8 @@
 """The linker's description of a Go program: where its text and its types are.
 
 runtime.moduledata (runtime/symtab.go of Go 1.18 to 1.27) begins with a pointer to the function
-table, by which it is found. Fields that have come and gone since lie behind those read here, apart
-from `covctrs` (1.20) and `typedesclen`, `itaboffset` and `itabsize` (1.27).
+table. It is found by that pointer. Releases differ in the fields behind those that are read here,
+apart from `covctrs` (1.20) and `typedesclen`, `itaboffset` and `itabsize` (1.27).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _MAX_TYPES_BYTES = 1 << 28
 class Module:
     """Addresses as linked."""
 
-    text: int  # from which the function table counts
+    text: int  # the function table counts from here
     text_end: int
-    types: int  # from which names and types of the type data are counted
+    types: int  # the offsets of the type data count from here
     types_end: int
     functions_data: int
 

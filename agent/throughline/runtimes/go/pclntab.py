@@ -1,8 +1,8 @@
 """Go's function table: names and addresses of all functions, in stripped binaries too.
 
 Layout of Go 1.18 to 1.27: runtime.pcHeader and _func in runtime/symtab.go and runtime2.go, written
-by cmd/link/internal/ld/pcln.go. A table of a large program has 150,000 functions; nothing is done
-for each of them that C does not do: names are compared as a set, records as an array.
+by cmd/link/internal/ld/pcln.go. The table of a large program has 150,000 functions, so no loop of
+Python runs over them: names are compared as a set, records as an array.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from throughline.elf.elf import MalformedError
+from throughline.elf.sections import Section
 from throughline.runtimes.go.image import PIECE_BYTES, Image
-from throughline.runtimes.go.sections import Section
 
 MAGICS = (0xFFFFFFF0, 0xFFFFFFF1)  # Go 1.18, Go 1.20
 _HEADER = struct.Struct("<IBBBBQQQQQQQQ")
@@ -23,7 +23,7 @@ _MAX_FUNCTIONS = 1 << 20  # the largest programs have 250,000
 _MAX_TABLE_BYTES = 1 << 31
 _FUNCTIONS = 1 << 12  # looked at together
 _MAX_RECORDS_BYTES = 1 << 22  # of so many functions
-_RECORD_BYTES, _LINE_WORD = 40, 9  # what all releases have of a record; startLine
+_RECORD_BYTES, _LINE_WORD = 40, 9  # the part of a record that all releases have; startLine
 _MAX_SAME = 16  # functions of one name
 
 
@@ -48,7 +48,7 @@ class Table:
     functions: int  # pairs of entry and record
 
     def lookup(self, image: Image, wanted: Iterable[bytes]) -> dict[bytes, list[Entry]]:
-        """The functions of these names; more than one where there is more than one."""
+        """Name -> the functions of that name. There may be several."""
         by_name = self._names(image, set(wanted))
         found: dict[bytes, list[Entry]] = {}
         for entry in self._records(image, by_name) if by_name else ():
@@ -71,7 +71,7 @@ class Table:
         return found
 
     def _names(self, image: Image, wanted: set[bytes]) -> dict[int, bytes]:
-        """Where the names begin: they stand one behind the other, each ended by a zero."""
+        """Place of a wanted name -> name. The names follow each other, each ended by a zero."""
         found: dict[int, bytes] = {}
         at, rest = self.names, b""
         end = self.names + self.names_size
@@ -96,7 +96,7 @@ class Table:
         for first in range(0, self.count, _FUNCTIONS):
             image.check_time()
             count = min(_FUNCTIONS, self.count - first)
-            # one more: where the last one ends
+            # One word more: where the last function ends.
             pairs = memoryview(
                 image.exactly(self.functions + first * 8, count * 8 + 4) + bytes(4)
             ).cast("I")
@@ -119,7 +119,7 @@ def _check_order(starts: array[int]) -> None:
 
 
 def tables(image: Image, section: Section | None) -> Iterator[Table]:
-    """What looks like a function table: that of the section, else all that are in the file."""
+    """The function table of the section; else everything in the file that looks like one."""
     table = None if section is None else _table(image, section.address)
     if table is not None:
         yield table

@@ -1,4 +1,4 @@
-"""What is known of a Go binary."""
+"""A Go program, as the analysis describes it."""
 
 from __future__ import annotations
 
@@ -9,40 +9,38 @@ from dataclasses import dataclass
 
 
 class UnsupportedError(Exception):
-    """A Go binary that is too old or too new, or lacks what everything else is found by."""
+    """A Go program that is too old, too new, or lacks a table that the analysis needs."""
 
 
 def check_stop(stop: threading.Event | None) -> None:
-    """Raises UnsupportedError when nobody waits for the analysis any more."""
+    """Raises UnsupportedError when `stop` is set: nobody waits for the analysis any more."""
     if stop is not None and stop.is_set():
         raise UnsupportedError("given up")
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class FunctionSite:
     """Where a uprobe sees the arguments of a function."""
 
     offset: int  # in the file
     address: int  # as linked
-    dear: bool  # the kernel single-steps the instruction
-    # The instruction is the branch of the stack check: where it is taken (CF or ZF is set) the
-    # goroutine gets a larger stack, or is preempted, and the function begins once more.
-    restarts: bool = False
+    single_stepped: bool  # see arch.Place
+    restarts: bool = False  # see arch.Place
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A Go binary. Names are those of its function table and of its type data."""
+    """A Go program. Names are those of its function table and of its type data."""
 
     version: str  # of Go, "go1.22.10"
-    path: str  # of the main package, "" when the build information does not tell
+    path: str  # of the main package; "" where the build information has none
     modules: Mapping[str, str]  # path -> version
     build_id: str
-    sites: Mapping[str, Site]  # function -> where it is probed
+    sites: Mapping[str, FunctionSite]  # function -> where it is probed
     offsets: Mapping[str, int]  # "runtime.g.goid" -> bytes
     types: Mapping[str, int]  # "*net.TCPConn" -> address of its descriptor, as linked
     sources: Mapping[str, str]  # key of `offsets` -> "types", "dwarf" or "table"
-    missing: Mapping[str, str]  # feature -> why it cannot be had
+    missing: Mapping[str, str]  # feature -> why the program does not have it
 
     @property
     def minor(self) -> int:
@@ -57,6 +55,6 @@ class Program:
 
 
 def experiments(version: str) -> tuple[str, ...]:
-    """What GOEXPERIMENT was when a program was built, as far as it was not the default."""
+    """The values of GOEXPERIMENT that a program was built with, apart from the default."""
     _, _, said = version.partition(" X:")
     return tuple(said.split(" ")[0].split(",")) if said else ()

@@ -1,10 +1,11 @@
-"""Struct layouts from the type data that every Go binary carries for its own runtime.
+"""Struct layouts from the type data that every Go program has for its own runtime.
 
-A type's descriptor (internal/abi.Type, before Go 1.21 runtime._type) counts its name from the start
-of the types. So names are searched for first, then words that are such a count, at the place that
-they have in a descriptor. This needs no list of types: `typelinks` leaves most of them out, and Go
-1.27 has none. Named types say their package in an abi.UncommonType behind the descriptor. All has
-been the same from Go 1.18 to 1.27, but that 1.18 keeps `embedded` in the lowest bit of an offset.
+The descriptor of a type (internal/abi.Type, before Go 1.21 runtime._type) has the place of its name
+as an offset from the start of the types. So the names are searched for first, and then the words
+that hold such an offset, at its place in a descriptor. This needs no list of types: `typelinks` has
+only some of them, and Go 1.27 has no such list. The package of a named type is in an
+abi.UncommonType behind the descriptor. The layout is the same from Go 1.18 to 1.27, except that Go
+1.18 keeps `embedded` in the lowest bit of a field's offset.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from throughline.elf import leb128
 from throughline.elf.elf import MalformedError
-from throughline.runtimes.go.buildinfo import uvarint
 from throughline.runtimes.go.image import Image
 from throughline.runtimes.go.moduledata import Module
 
@@ -55,7 +56,7 @@ class Types:
         self._fields: dict[int, dict[str, _Field]] = {}
 
     def find(self, wanted: Iterable[str]) -> dict[str, Struct]:
-        """Structs by package path and name ("net/http.Request"), without what is there twice."""
+        """Structs by package path and name ("net/http.Request"), where that is unique."""
         by_string: dict[bytes, list[str]] = {}
         for name in wanted:
             by_string.setdefault(b"*" + name.rpartition("/")[2].encode(), []).append(name)
@@ -93,7 +94,7 @@ class Types:
     def _names(self, wanted: Mapping[bytes, object]) -> dict[int, bytes]:
         """Where the names are, from the start of the types: a flag, the length, the bytes."""
         found: dict[int, bytes] = {}
-        # what begins with a literal is searched for ten times as fast
+        # A pattern that begins with a literal is searched for ten times as fast.
         pattern = re.compile(rb"\*(?:%s)" % b"|".join(re.escape(name[1:]) for name in wanted))
         start, size = self._module.types, self._module.types_end - self._module.types
         for at, piece in self._image.pieces(start, size, _OVERLAP):
@@ -135,7 +136,7 @@ class Types:
         return kind if kind == _POINTER or head[_TFLAG] & _UNCOMMON else None
 
     def _package(self, address: int) -> str:
-        """The path of the package of a named struct type, "" where it is no such thing."""
+        """The path of the package of a named struct type; "" where the descriptor is none."""
         try:
             offset = int.from_bytes(self._image.exactly(address + _STRUCT_BYTES, 4), "little")
             return self._name(self._module.types + offset)
@@ -169,7 +170,7 @@ class Types:
 
     def _name(self, address: int) -> str:
         data = self._image.read(address, 66)
-        size, used = uvarint(data[1:])
+        size, used = leb128.unsigned(data[1:])
         if size > _MAX_NAME_BYTES:
             raise MalformedError(f"a name of {size} bytes")
         if 1 + used + size > len(data):

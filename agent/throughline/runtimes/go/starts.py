@@ -1,9 +1,10 @@
-"""Which goroutines take their work from others: told by what their first functions call.
+"""Whether a goroutine works for the request that started it, or for others too.
 
-A goroutine that a request has started works for that request, unless it is one of a pool: then it
-receives work from a channel, or waits on a condition variable, and goes on for whoever sent it. A
-function that does so itself, or in what it calls (two calls deep, without what is called by
-interfaces and function values), is taken for one of those. Most others do their work and end.
+A goroutine that a request has started works for that request, unless it belongs to a pool. A
+goroutine of a pool receives work from a channel, or waits on a condition variable, and then works
+for the sender. So the agent looks at the function that a goroutine begins with: if that function or
+one that it calls (two calls deep; calls by interfaces and function values are not seen) waits in
+such a way, the goroutine is taken for one of a pool.
 """
 
 from __future__ import annotations
@@ -13,37 +14,37 @@ import threading
 from collections.abc import Iterator
 
 from throughline.elf.elf import Elf, MalformedError
+from throughline.probes import arch
 from throughline.runtimes.go import analysis, buildinfo
 from throughline.runtimes.go.image import Image
 
-# What waits for others: the compiler makes `<-c`, `range c` and `select` of the first four.
+# Functions that wait for others. The first four are `<-c`, `range c` and `select` in the source.
 _WAITING = (
     *("runtime.chanrecv1", "runtime.chanrecv2", "runtime.selectgo", "runtime.selectnbrecv"),
     *("runtime.block", "sync.(*Cond).Wait", "sync.runtime_notifyListWait"),
-    # sleeps, and looks for work then
+    # A goroutine that sleeps and then looks for work.
     *("time.Sleep", "time.(*Timer).Reset"),
     *("reflect.chanrecv", "reflect.rselect"),
 )
-# What only one request's goroutine calls, although it waits, too: the call of an HTTP/2 client.
+# Only the goroutine of one call of an HTTP/2 client calls these, although they wait too.
 _OWN = (
     "net/http.(*http2clientStream).doRequest",
     "net/http/internal/http2.(*clientStream).doRequest",
     "golang.org/x/net/http2.(*clientStream).doRequest",
 )
-# Waits for the next request of its connection: it works for none.
+# Waits for the next request of its connection, so it works for no request.
 _IDLE = ("net/http.(*connReader).backgroundRead",)
 _DEPTH = 2
-_MAX_FUNCTIONS = 256  # looked at for one start
-_MAX_CODE_BYTES = 1 << 16  # of each
+_MAX_FUNCTIONS = 256  # looked at for one goroutine's function
+_MAX_CODE_BYTES = 1 << 16  # of each function
 _MAX_CALLS = 1 << 14  # in all of them
-_CALL, _JUMP = 0xE8, 0xE9
 
 
 class Starts:
-    """The functions of the Go program behind a descriptor. Raises as `golang.analyse` does."""
+    """The functions of the Go program in an open file. Raises as `analysis.analyse` does."""
 
     def __init__(self, fd: int, stop: threading.Event | None = None) -> None:
-        elf = Elf.open(fd)
+        elf = arch.open_elf(fd)
         image = Image(elf, stop) if elf is not None else None
         info = buildinfo.read(image) if image is not None else None
         if elf is None or image is None or info is None:
@@ -65,9 +66,9 @@ class Starts:
         return self._functions.itemsize * len(self._functions)
 
     def receives(self, address: int, fd: int) -> bool:
-        """Does a goroutine that begins at this address, as linked, take work from others?
+        """Does a goroutine whose first function is at this address (as linked) work for others?
 
-        What is no function's address is taken for one that does. The program is read from `fd`.
+        Yes where the address is not that of a function. The program is read from `fd`.
         """
         elf = self._elf.behind(fd)
         start = address - self._text
@@ -96,20 +97,18 @@ class Starts:
         return False
 
     def _end(self, start: int) -> int | None:
-        """Where the function ends that begins at `start`, from the start of the text."""
+        """The end of the function that begins at `start`, both counted from the text's start.
+
+        None where no function begins there.
+        """
         index = bisect.bisect_left(self._functions, start)
         if index + 1 >= len(self._functions) or self._functions[index] != start:
             return None
         return self._functions[index + 1]
 
     def _targets(self, elf: Elf, start: int) -> Iterator[int]:
-        """Where a function's calls lead: what is no call leads to no start, but by chance."""
+        """Where a function's calls lead. Some are random: few of those are starts of functions."""
         end = self._end(start)
         size = min((end or start) - start, _MAX_CODE_BYTES)
         code = elf.code(self._text + start, size)
-        for opcode in (_CALL, _JUMP):
-            at = code.find(opcode)
-            while 0 <= at <= len(code) - 5:
-                distance = int.from_bytes(code[at + 1 : at + 5], "little", signed=True)
-                yield start + at + 5 + distance
-                at = code.find(opcode, at + 1)
+        return (start + target for target in arch.here().branch_targets(code))

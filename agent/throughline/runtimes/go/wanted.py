@@ -1,12 +1,12 @@
-"""What each feature needs of a Go binary, and under which names it is there.
+"""The functions, fields and types that each feature needs in a Go program.
 
-Each entry is a group of names that mean the same in different versions. What is found is kept under
-the first of them, so that a reader asks for one name; functions keep the name that they have in the
-binary. Names are those of the sources of Go 1.18 to 1.27, golang.org/x/net/http2 and
-google.golang.org/grpc 1.38 to 1.85; nothing newer is believed to be the same.
+Each entry is a group of names that mean the same in different versions. A field or type is kept
+under the first name of its group, so that the reader asks for one name. A function keeps the name
+that it has in the program. Names are those in the sources of Go 1.18 to 1.27,
+golang.org/x/net/http2 and google.golang.org/grpc 1.38 to 1.85 (releases.py).
 
-HTTP/2 is there up to twice: net/http brings its own copy ("net/http.http2…", since Go 1.27
-"net/http/internal/http2.…"), and a program may use golang.org/x/net/http2 besides.
+A program has HTTP/2 up to twice: net/http has a copy of its own ("net/http.http2…", since Go 1.27
+"net/http/internal/http2.…"), and a program may also use golang.org/x/net/http2.
 """
 
 from __future__ import annotations
@@ -14,53 +14,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-OLDEST_MINOR, NEWEST_MINOR = 18, 27  # of Go 1
-# What GOEXPERIMENT may be, or "no…" of it, since it changes neither how arguments are passed nor a
-# layout that is not read from the program (internal/goexperiment of Go 1.18 to 1.27). Those of
-# distributors choose who does the cryptography. Not regabi…, and not mapsplitgroup.
-HARMLESS = frozenset(
-    (
-        *("aliastypeparams", "allocheaders", "arenas", "boringcrypto", "cacheprog", "cgocheck2"),
-        *("coverageredesign", "dwarf5", "exectracer2", "fieldtrack", "goroutineleakprofile"),
-        *("greenteagc", "heapminimum512kib", "jsonv2", "loopvar", "newinliner", "pacerredesign"),
-        *("pagetrace", "preemptibleloops", "randomizedheapbase64", "range", "rangefunc"),
-        *("runtimefreegc", "runtimesecret", "simd", "sizespecializedmalloc", "spinbitmutex"),
-        *("staticlockranking", "swissmap", "synchashtriemap", "synctest", "unified"),
-        *("cngcrypto", "opensslcrypto", "strictfipsruntime", "systemcrypto"),
-    )
-)
-GRPC, X_NET = "google.golang.org/grpc", "golang.org/x/net"
+from throughline.runtimes.go.releases import GRPC, MODULES, X_NET, Tested
 
 Group = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
-    """The releases of a module that were looked at."""
-
-    oldest: tuple[int, int]
-    newest: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Feature:
-    """Something that can be on or missing; it is on where all of this is there.
+    """A feature that a program has where all of these names are there.
 
-    Of features of one name, one is enough: they are the same in different versions. A field is
-    "package/path.Struct.field.field of the struct within"; "*field" has to be a pointer.
+    Features of the same name are the same feature in different versions: one is enough. A field is
+    "package/path.Struct.field", and for a field of a struct within the struct ".field" once more;
+    "*field" has to be a pointer.
     """
 
     name: str
     functions: tuple[Group, ...]
     offsets: tuple[Group, ...] = ()
     types: tuple[Group, ...] = ()  # "*package/path.Struct" is the pointer to it
-    package: str = ""  # what a program that has none of its functions does not use
-    modules: Mapping[str, Module] = field(default_factory=dict)
-    shared: tuple[Group, ...] = ()  # functions that are needed, and that others use, too
+    package: str = ""  # named in the reason where a program has none of the functions
+    modules: Mapping[str, Tested] = field(default_factory=dict)
+    shared: tuple[Group, ...] = ()  # functions that other features need too
 
 
 def split(name: str) -> tuple[str, str]:
-    """The struct and the path within: "net.netFD.pfd.Sysfd" is "pfd.Sysfd" of "net.netFD"."""
+    """The struct and the path in it: "net.netFD.pfd.Sysfd" is "pfd.Sysfd" of "net.netFD"."""
     start = name.rfind("/") + 1
     package, struct, path = name[start:].split(".", 2)
     return f"{name[:start]}{package}.{struct}", path
@@ -80,8 +58,6 @@ def _method(prefix: str, struct: str, name: str) -> Group:
     package, _, start = prefix.rpartition(".")
     return (f"{package}.(*{start}{struct}).{name}",)
 
-
-MODULES = {X_NET: Module((0, 0), (0, 62)), GRPC: Module((1, 38), (1, 85))}
 
 # --- net ----------------------------------------------------------------------------------------
 
@@ -112,7 +88,7 @@ _CLIENT_REQUEST = "net/http.http2ClientRequest."
 
 
 def _frame(prefixes: Iterable[str]) -> tuple[Group, ...]:
-    """Of a frame with headers. What is embedded has the name of its type."""
+    """Fields of a frame with headers. An embedded struct has the name of its type."""
     named = [(prefix, prefix.rpartition(".")[2]) for prefix in prefixes]
     return (
         *_of(prefixes, "MetaHeadersFrame.Fields"),
@@ -122,7 +98,7 @@ def _frame(prefixes: Iterable[str]) -> tuple[Group, ...]:
 
 
 def _http2_client(name: str, prefix: str, request: Group, *, key: str, package: str) -> Feature:
-    """The client of one of the copies; what is found is kept as if it were that of `key`."""
+    """The client of one copy of HTTP/2. Its fields are kept under the names that `key` begins."""
     prefixes = (key, prefix)
     return Feature(
         name,
@@ -168,7 +144,7 @@ def _http2_server(name: str, prefix: str, writer: Group, *, key: str, package: s
 
 
 def _http2_write(name: str, prefix: str, *, key: str, package: str) -> Feature:
-    """The place where the fields are encoded, and about to become a frame."""
+    """The function that is called with encoded fields to write them as a frame."""
     return Feature(
         name,
         functions=(_method(prefix, "Framer", "WriteHeaders"),),
@@ -215,10 +191,10 @@ _STATUS = (
 
 
 def _stream(side: str, *names: str) -> tuple[Group, ...]:
-    """Of a stream of the transport, which is one type for both sides before 1.69.
+    """Fields of a stream of the transport, which before 1.69 is one type for both sides.
 
-    Since then `Stream` is embedded, as a pointer at first and then as it is: where
-    "ServerStream.*Stream" is known, these are offsets in what it points to.
+    Since 1.69 `Stream` is embedded in a type for each side, at first by a pointer. Where
+    "ServerStream.*Stream" is known, these are offsets in the struct that the pointer leads to.
     """
     return tuple(
         (
@@ -230,7 +206,7 @@ def _stream(side: str, *names: str) -> tuple[Group, ...]:
     )
 
 
-# --- all of it ----------------------------------------------------------------------------------
+# --- all features -------------------------------------------------------------------------------
 
 FEATURES = (
     Feature(
@@ -287,7 +263,7 @@ FEATURES = (
             *_each(f"{_TRANSPORT}CallHdr.", "Host", "Method"),
             *_stream("ClientStream", "id"),
             (f"{_TRANSPORT}http2Client.conn",),
-            # before 1.40 `e`, which leaves out a step: it is the google.rpc.Status itself
+            # Before 1.40 `e`, which is the google.rpc.Status itself and needs one step less.
             (f"{GRPC}/internal/status.Error.s", f"{GRPC}/internal/status.Error.e"),
             *_STATUS,
             *_SOCKET,
@@ -329,7 +305,7 @@ FEATURES = (
     Feature(
         "http_write",
         functions=(("net/http.(*persistConn).roundTrip",),),
-        # of what is asked: servers write their answers in another way
+        # Writes requests: servers write their answers by another function.
         shared=(("net/http.(*transferWriter).writeHeader",),),
         offsets=(
             *_each("bufio.Writer.", "buf", "n"),
@@ -341,7 +317,7 @@ FEATURES = (
     *_HTTP2_WRITE,
     Feature(
         "grpc_write",
-        # who calls puts its headers into a queue, from which another goroutine writes them
+        # A caller puts its headers into a queue, from which another goroutine writes them.
         functions=(
             (f"{_TRANSPORT}(*controlBuffer).executeAndPut",),
             (f"{_TRANSPORT}(*loopyWriter).writeHeader",),
@@ -358,7 +334,7 @@ FEATURES = (
     ),
 )
 
-# Taken where it is there, not missed where it is not.
+# Optional: kept where a program has them.
 EXTRA = Feature(
     "",
     functions=(
@@ -367,13 +343,13 @@ EXTRA = Feature(
         _method(_X, "serverConn", "runHandler"),
     ),
     offsets=(
-        # since Go 1.27 HTTP/2 has requests of its own
+        # Since Go 1.27 HTTP/2 has request types of its own.
         *_each(f"{_INTERNAL}ServerRequest.", "Method", "URL", "ProtoMajor", "Header", "Host"),
         *_each(f"{_INTERNAL}ServerRequest.", "RequestURI", "TLS", "Context"),
         *_each(f"{_INTERNAL}ClientRequest.", "Method", "URL", "Header", "Host", "Context"),
         *_each("runtime.g.", "parentGoid", "waitreason", "atomicstatus"),
         ("net/http.Response.Request",),
-        # since Go 1.26
+        # Since Go 1.26.
         ("net/http.persistConn.isClientConn",),
         *_of((_BUNDLED, _INTERNAL), "responseWriterState.req", "clientStream.res"),
         *_of((_X,), "responseWriterState.req", "clientStream.res"),
@@ -384,7 +360,7 @@ EXTRA = Feature(
         (f"{_TRANSPORT}http2Server.ctx",),
         (f"{GRPC}.csAttempt.ctx",),
         ("fmt.wrapError.err",),
-        # of what HTTP/2 is written to
+        # Of the buffers that HTTP/2 is written to.
         *_each("bufio.Writer.", "buf", "n"),
         *_each(f"{_TRANSPORT}bufWriter.", "buf", "bufHandle", "offset"),
     ),

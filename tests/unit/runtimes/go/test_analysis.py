@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures import gofile
-from tests.fixtures.gofile import CHECK, JBE, SMALL
+from tests.fixtures.gofile import SMALL
 from throughline.commands import inspect
 from throughline.commands.output import text as printed
 from throughline.elf.elf import MalformedError
-from throughline.runtimes.go import Program, Site, UnsupportedError, analyse, prologue
+from throughline.runtimes.go.analysis import analyse
+from throughline.runtimes.go.program import FunctionSite, Program, UnsupportedError
 from throughline.runtimes.go.wanted import EXTRA, FEATURES, split
 
 OFFSETS = {
@@ -36,9 +37,9 @@ def look(tmp_path: Path, data: bytes) -> Program | None:
         os.close(fd)
 
 
-def site(past: int, *, dear: bool = False, restarts: bool = False) -> Site:
+def site(past: int, *, single_stepped: bool = False, restarts: bool = False) -> FunctionSite:
     """Of the first function, past its first bytes."""
-    return Site(gofile.TEXT_AT + past, gofile.TEXT + past, dear, restarts)
+    return FunctionSite(gofile.TEXT_AT + past, gofile.TEXT + past, single_stepped, restarts)
 
 
 def found(tmp_path: Path, data: bytes) -> Program:
@@ -278,47 +279,13 @@ def test_fields_have_structs() -> None:
                 assert struct_name and path and f"{struct_name}.{path}" == name
 
 
-# --- prologues --------------------------------------------------------------------------------
+# --- sites --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        (SMALL, (4, True)),
-        (CHECK + b"\x0f\x86\x10\x01\x00\x00", (4, True)),
-        (b"\x4c\x8d\x64\x24\xd0\x4d\x3b\x66\x10\x76\x10", (9, True)),
-        (b"\x4c\x8d\xa4\x24\x08\xff\xff\xff\x4d\x3b\x66\x10\x0f\x86\x10\x01\x00\x00", (12, True)),
-        # the frame is so large that the stack pointer may wrap around: `jb` comes first
-        (b"\x49\x89\xe4\x49\x81\xec\x00\x00\x10\x00\x0f\x82\x10\x00\x00\x00", (10, False)),
-        (b"\x55\x48\x89\xe5", (0, False)),
-        (b"\x41\x54", (0, False)),
-        (b"\x90", (0, False)),
-        (b"\x66\x90" + SMALL, (6, True)),
-        (b"\x48\x85\xc0\x74\x05", (3, False)),
-        (b"\x48\x39\xd8\x7d\x05", (3, False)),
-        (b"\x48\x83\xf8\x10\x7d\x05", (4, False)),
-        (b"\xe8\x00\x00\x00\x00", (0, False)),
-        (b"\xeb\x00", (0, False)),
-        # what changes a register or the stack ends the search
-        (b"\x48\x83\xec\x18\x48\x89\x6c\x24\x10", None),
-        (b"\x48\x8b\x00\x74\x05", None),
-        (b"\x48\x85\x00\x74\x05", None),
-        (b"\x4c\x8d\x74\x24\xd0\x74\x05", None),
-        (b"\xc3", None),
-        (b"\x0f\x0b", None),
-        (CHECK * 8 + JBE, None),
-        (CHECK, None),
-        (b"", None),
-    ],
-)
-def test_where_a_probe_is_cheap(code: bytes, expected: tuple[int, bool] | None) -> None:
-    assert prologue.cheap(code) == expected
-
-
-def test_a_dear_function_is_probed_at_its_start(tmp_path: Path) -> None:
+def test_a_single_stepped_function_is_probed_at_its_start(tmp_path: Path) -> None:
     functions = {"runtime.newproc1": b"\x48\x83\xec\x18"}
     program = found(tmp_path, gofile.build(functions=functions))
-    assert program.sites == {"runtime.newproc1": site(0, dear=True)}
+    assert program.sites == {"runtime.newproc1": site(0, single_stepped=True)}
 
 
 def test_a_probe_never_lies_behind_its_function(tmp_path: Path) -> None:
@@ -326,7 +293,7 @@ def test_a_probe_never_lies_behind_its_function(tmp_path: Path) -> None:
     data = bytearray(gofile.build())
     pairs = data.index(struct.pack("<II", gofile.APART, 24 + 48))
     struct.pack_into("<I", data, pairs, 3)
-    assert found(tmp_path, bytes(data)).sites["runtime.newproc1"] == site(0, dear=True)
+    assert found(tmp_path, bytes(data)).sites["runtime.newproc1"] == site(0, single_stepped=True)
 
 
 # --- throughline inspect ----------------------------------------------------------------------
@@ -341,7 +308,7 @@ def test_inspect_says_what_it_found(tmp_path: Path) -> None:
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
     assert lines["goroutines"] == ["goroutines", "on", "works"]
     assert lines["http_client"][1] == "missing"
-    assert lines["runtime.newproc1"][1:] == [f"{gofile.TEXT_AT + 4:#x}", "cheap"]
+    assert lines["runtime.newproc1"][1:] == [f"{gofile.TEXT_AT + 4:#x}", "emulated"]
     assert lines["runtime.g.goid"][1:] == ["152", "types"]
 
 

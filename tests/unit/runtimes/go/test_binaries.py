@@ -16,7 +16,7 @@ import pytest
 
 from tests.fixtures import goprogram
 from tests.fixtures.go.look import look
-from throughline.elf.elf import Elf
+from throughline.probes import arch
 from throughline.runtimes.go import layouts
 from throughline.runtimes.go.rtypes import Types
 from throughline.runtimes.go.wanted import FEATURES, split
@@ -57,7 +57,7 @@ def test_all_of_net_http_is_on(whole: Path) -> None:
     assert program.path == "example.com/program"
     assert program.build_id
     assert set(program.sources.values()) == {"types"}
-    assert not any(site.dear for site in program.sites.values())
+    assert not any(site.single_stepped for site in program.sites.values())
 
 
 def test_offsets_are_those_of_dwarf(whole: Path, witness: Mapping[str, int]) -> None:
@@ -74,7 +74,7 @@ def test_functions_are_those_of_dwarf(whole: Path, witness: Mapping[str, int]) -
     program = look(whole)
     fd = os.open(whole, os.O_RDONLY)
     try:
-        elf = Elf.open(fd)
+        elf = arch.open_elf(fd)
         assert elf is not None
         starts = {name: elf.offset(witness[name], executable=True) for name in program.sites}
     finally:
@@ -125,7 +125,7 @@ def _offsets(feature: str) -> set[str]:
 def test_dwarf_is_not_read_where_the_types_have_it_all(
     whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(image: object) -> None:
+    def read(*_: object, **__: object) -> None:
         raise AssertionError("DWARF was read")
 
     monkeypatch.setattr(layouts, "Dwarf", read)

@@ -20,9 +20,13 @@ import pytest
 
 from tests.fixtures import gofile, goprogram
 from throughline.elf.elf import MalformedError
-from throughline.runtimes.go import Starts, UnsupportedError, analyse, image, pclntab
-from throughline.runtimes.go import provider as goprograms
+from throughline.runtimes.go import image, pclntab
+from throughline.runtimes.go.analysis import analyse
+from throughline.runtimes.go.binary import pack
+from throughline.runtimes.go.families import FAMILIES
+from throughline.runtimes.go.program import UnsupportedError
 from throughline.runtimes.go.rtypes import Types
+from throughline.runtimes.go.starts import Starts
 
 REFUSALS = (MalformedError, UnsupportedError)
 GOOD = gofile.build()
@@ -137,8 +141,8 @@ def test_a_field_that_no_struct_has_room_for_is_missing(tmp_path: Path) -> None:
     assert program is not None
     assert "runtime.g.m" in program.offsets
     assert program.offsets.get("runtime.g.goid") != far
-    for family in goprograms.FAMILIES:
-        goprograms.pack(program, family)
+    for family in FAMILIES:
+        pack(program, family)
 
 
 @pytest.mark.parametrize("together", [1, 4096])

@@ -13,14 +13,15 @@ import pytest
 
 from tests.fixtures import gofile
 from throughline.bpf import abi, libbpf
-from throughline.probes.libraries import LaterError
-from throughline.probes.uprobes import Site
-from throughline.runtimes import go as golang
-from throughline.runtimes.go import pclntab
-from throughline.runtimes.go import provider as goprograms
+from throughline.probes.provider import Answer, Found, Probed
+from throughline.probes.site import Site
+from throughline.runtimes.go import analysis, pclntab, provider
 from throughline.runtimes.go.image import Image
-from throughline.runtimes.go.provider import GoPrograms
-from throughline.runtimes.go.waiting import FORGET_SECONDS, GIVE_WAY_SECONDS, MAX_WAITING
+from throughline.runtimes.go.pending import FORGET_SECONDS, GIVE_WAY_SECONDS, MAX_PENDING
+from throughline.runtimes.go.program import UnsupportedError
+from throughline.runtimes.go.provider import GoProvider
+from throughline.runtimes.go.starts import Starts
+from throughline.steps import finish
 
 
 class Maps:
@@ -65,8 +66,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def programs(told: Told, clock: Clock) -> Iterator[GoPrograms]:
-    made = GoPrograms(Maps(), write=True, clock=clock)  # type: ignore[arg-type]
+def programs(told: Told, clock: Clock) -> Iterator[GoProvider]:
+    made = GoProvider(Maps(), write=True, clock=clock)  # type: ignore[arg-type]
     yield made
     made.close()
 
@@ -81,25 +82,32 @@ def shop(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
+def answer(programs: GoProvider, *probed: tuple[int, tuple[Site, ...]]) -> None:
+    """A tick, with these files and their sites."""
+    finish(programs.tick([Probed(fd, sites) for fd, sites in probed]))
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
-def find(programs: GoPrograms, path: Path) -> tuple[Site, ...]:
+def find(programs: GoProvider, path: Path) -> tuple[Site, ...]:
     """What is found when the analysis is done, for which the spans of others do not wait."""
     fd = os.open(path, os.O_RDONLY)
     try:
         for _ in range(1000):
-            try:
-                return programs.find(fd)
-            except LaterError:
-                time.sleep(0.01)
+            match programs.find(fd):
+                case Found(sites):
+                    return sites
+                case Answer.NOT_MINE:
+                    return ()
+            time.sleep(0.01)
     finally:
         os.close(fd)
     raise AssertionError("the analysis does not end")
 
 
-def test_a_program_has_an_index(programs: GoPrograms, told: Told, tmp_path: Path) -> None:
+def test_a_program_has_an_index(programs: GoProvider, told: Told, tmp_path: Path) -> None:
     path = tmp_path / "shop"
     path.write_bytes(gofile.build())
     (site,) = find(programs, path)
@@ -114,10 +122,10 @@ def test_a_program_has_an_index(programs: GoPrograms, told: Told, tmp_path: Path
 
 
 def test_a_program_that_was_written_to_meanwhile_has_another_index(
-    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    programs: GoProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Without a lease the digest may be of what another program has."""
-    monkeypatch.setattr(golang, "digest", lambda *_: "the same")
+    monkeypatch.setattr(analysis, "digest", lambda *_: "the same")
     (tmp_path / "one").write_bytes(gofile.build("go1.22.10"))
     (tmp_path / "other").write_bytes(gofile.build("go1.24.3"))
     (one,), (other,) = (find(programs, tmp_path / name) for name in ("one", "other"))
@@ -125,10 +133,10 @@ def test_a_program_that_was_written_to_meanwhile_has_another_index(
 
 
 def test_what_is_kept_of_programs_is_bounded(
-    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    programs: GoProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Three numbers of four bytes for each."""
-    monkeypatch.setattr(goprograms, "_MAX_KEPT_BYTES", 24)
+    monkeypatch.setattr(provider, "_MAX_KEPT_BYTES", 24)
     content = gofile.build()
     for name, more in (("one", b""), ("two", b"2"), ("again", b"")):
         (tmp_path / name).write_bytes(content + more)
@@ -136,11 +144,11 @@ def test_what_is_kept_of_programs_is_bounded(
     (tmp_path / "three").write_bytes(content + b"3")
     assert find(programs, tmp_path / "three") == ()
     assert programs.failures == {"too_many_programs": 1}
-    programs.answer([])
+    answer(programs)
     assert find(programs, tmp_path / "three")
 
 
-def test_what_cannot_be_followed_is_counted(programs: GoPrograms, tmp_path: Path) -> None:
+def test_what_cannot_be_followed_is_counted(programs: GoProvider, tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(gofile.build(version="go1.17.13"))
     assert find(programs, tmp_path / "old") == ()
     assert programs.failures == {"unsupported": 1}
@@ -150,20 +158,20 @@ def test_what_cannot_be_followed_is_counted(programs: GoPrograms, tmp_path: Path
 
 
 def test_a_fault_of_ours_does_not_end_it(
-    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    programs: GoProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise struct.error("int too large to convert")
 
     (tmp_path / "shop").write_bytes(gofile.build())
     with monkeypatch.context() as patched:
-        patched.setattr(golang, "analyse", fail)
+        patched.setattr(analysis, "analyse", fail)
         assert find(programs, tmp_path / "shop") == ()
     assert programs.failures == {"failed": 1}
 
 
 def test_a_function_that_cannot_be_looked_at_receives(
-    programs: GoPrograms, told: Told, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shop: int
+    programs: GoProvider, told: Told, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shop: int
 ) -> None:
     def fail(*_: object) -> bool:
         raise struct.error("int too large to convert")
@@ -171,14 +179,14 @@ def test_a_function_that_cannot_be_looked_at_receives(
     sites = find(programs, tmp_path / "shop")
     start = abi.GO_START_KEY.pack(*abi.GoStartKey(pc=gofile.TEXT, binary=1))
     told[STARTS, start] = bytes([abi.GoStart.NEW])
-    monkeypatch.setattr(golang.Starts, "receives", fail)
-    programs.answer([(shop, sites)])
+    monkeypatch.setattr(Starts, "receives", fail)
+    answer(programs, (shop, sites))
     assert told[STARTS, start] == bytes([abi.GoStart.RECEIVES])
     assert programs.failures == {"failed": 1}
 
 
 def test_the_end_does_not_wait_for_the_analysis(
-    programs: GoPrograms, monkeypatch: pytest.MonkeyPatch, shop: int
+    programs: GoProvider, monkeypatch: pytest.MonkeyPatch, shop: int
 ) -> None:
     begun = threading.Event()
 
@@ -188,72 +196,68 @@ def test_the_end_does_not_wait_for_the_analysis(
             image.check_time()
 
     monkeypatch.setattr(pclntab, "tables", without_end)
-    with pytest.raises(LaterError):
-        programs.find(shop)
-    (waiting,) = programs._analysis._waiting.values()
+    assert programs.find(shop) is Answer.LATER
+    (waiting,) = programs._analyses._pending.values()
     assert begun.wait(10)
     started = time.monotonic()
     programs.close()
     assert time.monotonic() - started < 5
-    with pytest.raises(golang.UnsupportedError, match="given up"):
+    with pytest.raises(UnsupportedError, match="given up"):
         waiting.future.result(0)
 
 
-@pytest.mark.parametrize("read", [golang.analyse, golang.Starts, golang.digest])
+@pytest.mark.parametrize("read", [analysis.analyse, Starts, analysis.digest])
 def test_what_nobody_waits_for_is_given_up(
     read: Callable[[int, threading.Event], object], shop: int
 ) -> None:
     stop = threading.Event()
     assert read(shop, stop) is not None
     stop.set()
-    with pytest.raises(golang.UnsupportedError, match="given up"):
+    with pytest.raises(UnsupportedError, match="given up"):
         read(shop, stop)
 
 
 def test_a_program_that_nobody_asks_for_is_forgotten(
-    programs: GoPrograms, clock: Clock, shop: int
+    programs: GoProvider, clock: Clock, shop: int
 ) -> None:
     """Its process has ended while it was looked into."""
     before = descriptors()
-    with pytest.raises(LaterError):
-        programs.find(shop)
-    programs.answer([])
-    assert len(programs._analysis._waiting) == 1
+    assert programs.find(shop) is Answer.LATER
+    answer(programs)
+    assert len(programs._analyses._pending) == 1
     clock.now += FORGET_SECONDS + 1
     deadline = time.monotonic() + 10
-    while programs._analysis._waiting and time.monotonic() < deadline:
-        programs.answer([])
+    while programs._analyses._pending and time.monotonic() < deadline:
+        answer(programs)
         time.sleep(0.01)
-    assert (programs._analysis._waiting, descriptors()) == ({}, before)
+    assert (programs._analyses._pending, descriptors()) == ({}, before)
 
 
-def test_so_many_wait_and_no_more(programs: GoPrograms, tmp_path: Path, shop: int) -> None:
+def test_so_many_wait_and_no_more(programs: GoProvider, tmp_path: Path, shop: int) -> None:
     before = descriptors()
     content = gofile.build()
-    for number in range(2 * MAX_WAITING):
+    for number in range(2 * MAX_PENDING):
         path = tmp_path / str(number)
         path.write_bytes(content)
         fd = os.open(path, os.O_RDONLY)
-        with pytest.raises(LaterError):
-            programs.find(fd)
+        assert programs.find(fd) is Answer.LATER
         os.close(fd)
-    assert len(programs._analysis._waiting) == MAX_WAITING
-    assert descriptors() <= before + MAX_WAITING
+    assert len(programs._analyses._pending) == MAX_PENDING
+    assert descriptors() <= before + MAX_PENDING
 
 
 def test_programs_that_nobody_asks_for_give_way(
-    programs: GoPrograms, clock: Clock, tmp_path: Path
+    programs: GoProvider, clock: Clock, tmp_path: Path
 ) -> None:
     """More services than there is room for have ended while they were looked into: the next one is
     looked into at once, not after FORGET_SECONDS."""
     content = gofile.build()
-    for number in range(MAX_WAITING):
+    for number in range(MAX_PENDING):
         (tmp_path / str(number)).write_bytes(content)
         fd = os.open(tmp_path / str(number), os.O_RDONLY)
-        with pytest.raises(LaterError):
-            programs.find(fd)
+        assert programs.find(fd) is Answer.LATER
         os.close(fd)
-    for waiting in programs._analysis._waiting.values():
+    for waiting in programs._analyses._pending.values():
         waiting.future.result(60)
     clock.now += GIVE_WAY_SECONDS + 1
     (tmp_path / "late").write_bytes(content)
@@ -261,12 +265,11 @@ def test_programs_that_nobody_asks_for_give_way(
 
 
 def test_what_was_found_before_a_write_holds_no_more(
-    programs: GoPrograms, tmp_path: Path, shop: int
+    programs: GoProvider, tmp_path: Path, shop: int
 ) -> None:
     """The file is written over while it waits for the one who asked."""
-    with pytest.raises(LaterError):
-        programs.find(shop)
-    (first,) = programs._analysis._waiting.values()
+    assert programs.find(shop) is Answer.LATER
+    (first,) = programs._analyses._pending.values()
     first.future.result(60)
     (tmp_path / "shop").write_bytes(gofile.build(version="go1.17.13"))
     later = time.time_ns() + 1_000_000_000  # some file systems count in hundredths of a second
@@ -276,7 +279,7 @@ def test_what_was_found_before_a_write_holds_no_more(
 
 
 def test_what_is_probed_no_more_gives_its_index_back(
-    programs: GoPrograms, told: Told, tmp_path: Path, shop: int
+    programs: GoProvider, told: Told, tmp_path: Path, shop: int
 ) -> None:
     sites = find(programs, tmp_path / "shop")
     one = (1).to_bytes(8, "little")  # struct tl_unit_layout, which begins with the index
@@ -287,7 +290,7 @@ def test_what_is_probed_no_more_gives_its_index_back(
             (PROCESSES, b"process2"): (2).to_bytes(8, "little"),
             (STARTS, start): bytes([abi.GoStart.NEW]),
         }
-        programs.answer([(shop, sites)] if kept else [])
+        answer(programs, *([(shop, sites)] if kept else []))
         assert ((PROCESSES, b"process1") in told) == kept
         assert ((STARTS, start) in told) == kept
         assert (PROCESSES, b"process2") in told
@@ -296,11 +299,11 @@ def test_what_is_probed_no_more_gives_its_index_back(
     assert again.cookie & (abi.Go.BINARIES - 1) == 2, "the last one to be taken again"
 
 
-def test_indices_never_end(programs: GoPrograms, tmp_path: Path) -> None:
+def test_indices_never_end(programs: GoProvider, tmp_path: Path) -> None:
     content = gofile.build()
     for number in range(abi.Go.BINARIES + 5):
         path = tmp_path / str(number)
         path.write_bytes(content + number.to_bytes(8, "little"))
         assert find(programs, path)
-        programs.answer([])
+        answer(programs)
     assert not programs.failures

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.go import tested
-from throughline.runtimes.go.wanted import GRPC, MODULES, NEWEST_MINOR, OLDEST_MINOR, X_NET
+from throughline.runtimes.go.releases import GRPC, MODULES, NEWEST_MINOR, OLDEST_MINOR, X_NET
 
 GRPC_SERVER = {"what": "grpc", "go": "go1.22.10", "modules": {GRPC: "v1.64.1"}, "flags": []}
 WEB = {"what": "https/2", "go": "go1.27.3", "modules": {}, "flags": ["-ldflags=-s -w"]}

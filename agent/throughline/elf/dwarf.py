@@ -1,9 +1,10 @@
-"""Struct layouts from DWARF, for what the type data lacks.
+"""Offsets of struct fields from DWARF, where names stand in the entries themselves.
 
-.debug_info of a large program has millions of entries, and says nowhere where a type is. Go writes
-names into the entries themselves (DW_FORM_string, the first attribute; cmd/internal/dwarf), so the
-names of the structs are searched for, and only the entries that they begin are decoded. Sections
-are read as a stream: they are compressed, and far larger than what may be kept.
+.debug_info of a large program has millions of entries and no index by name. Some compilers write
+the name of a type into its entry, as the first attribute (DW_FORM_string; Go: cmd/internal/dwarf).
+So this module searches for the names of the wanted structs, and decodes only the entries that begin
+with one. It reads sections as a stream, because they are compressed and much larger than what may
+be kept in memory. Format: DWARF 4 and 5, chapter 7.
 """
 
 from __future__ import annotations
@@ -11,23 +12,20 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from throughline.elf.elf import MalformedError
-from throughline.runtimes.go import sections
-from throughline.runtimes.go.buildinfo import uvarint
-from throughline.runtimes.go.image import Image
+from throughline.elf import leb128, sections
+from throughline.elf.elf import Elf, MalformedError
 
-_COMPRESSED, _ZLIB = 0x800, 1  # of a section's flags; how
+_COMPRESSED, _ZLIB = 0x800, 1  # SHF_COMPRESSED, ELFCOMPRESS_ZLIB
 _TAG_MEMBER, _TAG_STRUCT, _TAG_TYPEDEF = 0x0D, 0x13, 0x16
-_NAME, _MEMBER_AT, _TYPE, _GO_KIND = 0x03, 0x38, 0x49, 0x2900
+_NAME, _MEMBER_AT, _TYPE = 0x03, 0x38, 0x49
 _FORM_STRING = 0x08
-_STRUCT_KIND = 25
-# bytes of the forms that have a fixed size, in 32-bit DWARF
+# Bytes of the forms that have a fixed size, in 32-bit DWARF.
 _SIZES = {0x01: 8, 0x05: 2, 0x06: 4, 0x07: 8, 0x0B: 1, 0x0C: 1, 0x0E: 4, 0x10: 4, 0x11: 1}
 _SIZES |= {0x12: 2, 0x13: 4, 0x14: 8, 0x17: 4, 0x19: 0, 0x1F: 4, 0x25: 1, 0x26: 2, 0x28: 4}
-_NUMBERS = (0x0D, 0x0F, 0x15, 0x1A, 0x1B)  # sdata (small ones), udata, ref_udata, strx, addrx
+_NUMBERS = (0x0D, 0x0F, 0x15, 0x1A, 0x1B)  # sdata (if positive), udata, ref_udata, strx, addrx
 _PIECE_BYTES = 1 << 20
 _ENTRY_BYTES = 1 << 14  # of a struct with its fields
 _MAX_ABBREVIATIONS_BYTES = 1 << 16
@@ -41,7 +39,7 @@ _MAX_DEPTH = 4
 class _Abbreviation:
     tag: int
     children: bool
-    attributes: tuple[tuple[int, int], ...]  # and their forms
+    attributes: tuple[tuple[int, int], ...]  # attribute and form
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +52,27 @@ _Members = Mapping[str, _Member]
 
 
 class Dwarf:
-    """What the compiler wrote of its structs."""
+    """The structs that .debug_info describes.
 
-    def __init__(self, image: Image) -> None:
-        self._image = image
-        self._info = _section(image, "info")
+    A struct counts when its entry has these attributes with these values. `check` is called while
+    much is read: it raises when the caller wants no more.
+    """
+
+    def __init__(
+        self, elf: Elf, *, attributes: Mapping[int, int], check: Callable[[], None]
+    ) -> None:
+        self._elf = elf
+        self._attributes = attributes
+        self._check = check
+        self._info = _section(elf, "info")
         self._abbreviations: dict[int, _Abbreviation] = {}
 
     def offsets(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """Offsets of fields, each asked for as "net.netFD" and "pfd.Sysfd".
 
-        Sections that contradict themselves say nothing: nobody else needs them.
+        Returns nothing where the sections contradict themselves.
         """
-        abbreviations = _section(self._image, "abbrev")
+        abbreviations = _section(self._elf, "abbrev")
         if self._info is None or abbreviations is None or not wanted:
             return {}
         try:
@@ -98,7 +104,7 @@ class Dwarf:
         return found
 
     def _structs(self, names: set[str]) -> dict[str, _Members]:
-        """The structs of these names; what is there twice with other fields is left out."""
+        """The structs of these names, without those that are there twice with different fields."""
         pattern = re.compile(
             rb"(?:%s)\0" % b"|".join(re.escape(name.encode()) for name in sorted(names))
         )
@@ -108,7 +114,7 @@ class Dwarf:
             for match in pattern.finditer(piece):
                 if not 0 < match.start() < fresh:
                     continue
-                self._image.check_time()
+                self._check()
                 count += 1
                 if count > _MAX_CANDIDATES:
                     raise MalformedError("names in .debug_info repeat without end")
@@ -122,7 +128,7 @@ class Dwarf:
         }
 
     def _at(self, places: set[int]) -> dict[int, _Members]:
-        """The structs at these places, also behind a typedef."""
+        """The structs at these places of .debug_info, or that a typedef there leads to."""
         found: dict[int, _Members] = {}
         aliases = {place: place for place in places}  # where to look -> for which place
         for _ in range(2):
@@ -138,28 +144,28 @@ class Dwarf:
         return found
 
     def _pieces(self) -> Iterator[tuple[int, bytes, int]]:
-        """Pieces of .debug_info: where they begin, and how much of them is not in the next one."""
+        """Pieces of .debug_info: start, bytes, and how many of the bytes the next piece lacks."""
         assert self._info is not None
         start, data = 0, b""
         for more in self._info.stream():
-            self._image.check_time()
+            self._check()
             data += more
             if len(data) > _PIECE_BYTES:
                 fresh = len(data) - _ENTRY_BYTES
                 yield start, data, fresh
-                # one byte more: what precedes a name
+                # One byte more: the abbreviation code that precedes a name.
                 start, data = start + fresh - 1, data[fresh - 1 :]
         yield start, data, len(data)
 
     def _decode(self, data: bytes) -> dict[str, _Member] | int | None:
-        """The members of a struct, or where a typedef leads; None for anything else."""
+        """The members of a struct, or the place that a typedef leads to; None for another entry."""
         try:
             abbreviation, values, at = self._entry(data, 0)
             if abbreviation is None:
                 return None
             if abbreviation.tag == _TAG_TYPEDEF:
                 return values.get(_TYPE)
-            if abbreviation.tag != _TAG_STRUCT or values.get(_GO_KIND) != _STRUCT_KIND:
+            if abbreviation.tag != _TAG_STRUCT or not self._attributes.items() <= values.items():
                 return None
             members: dict[str, _Member] = {}
             while abbreviation.children:
@@ -169,7 +175,7 @@ class Dwarf:
                     return members
                 if member.tag != _TAG_MEMBER or member.children:
                     return None
-                _, used = uvarint(data[start : start + 10])
+                _, used = leb128.unsigned(data[start : start + 10])
                 name = data[start + used : data.index(b"\0", start + used)]
                 members[name.decode("utf-8", "replace")] = _Member(
                     values[_MEMBER_AT], values[_TYPE]
@@ -179,8 +185,8 @@ class Dwarf:
             return None
 
     def _entry(self, data: bytes, at: int) -> tuple[_Abbreviation | None, dict[int, int], int]:
-        """The abbreviation of an entry, None for the end of children; values; where it ends."""
-        code, used = uvarint(data[at : at + 10])
+        """An entry's abbreviation (None: the end of the children), values, and where it ends."""
+        code, used = leb128.unsigned(data[at : at + 10])
         at += used
         if code == 0:
             return None, {}, at
@@ -190,7 +196,7 @@ class Dwarf:
             if form == _FORM_STRING:
                 at = data.index(b"\0", at) + 1
             elif form in _NUMBERS:
-                values[attribute], used = uvarint(data[at : at + 10])
+                values[attribute], used = leb128.unsigned(data[at : at + 10])
                 at += used
             else:
                 size = _SIZES[form]
@@ -203,7 +209,7 @@ class Dwarf:
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    image: Image
+    elf: Elf
     offset: int
     size: int
     compressed: bool
@@ -217,11 +223,11 @@ class _Section:
         return data[:size]
 
     def stream(self) -> Iterator[bytes]:
-        """Its bytes in pieces, at most a gigabyte of them."""
+        """The section's bytes, decompressed, in pieces: at most a gigabyte."""
         left = _MAX_INFO_BYTES
         inflate = zlib.decompressobj() if self.compressed else None
         for at in range(0, self.size, _PIECE_BYTES):
-            piece = self.image.elf.read(self.offset + at, min(_PIECE_BYTES, self.size - at))
+            piece = self.elf.read(self.offset + at, min(_PIECE_BYTES, self.size - at))
             while piece and left > 0:
                 data = piece
                 if inflate is not None:
@@ -233,36 +239,35 @@ class _Section:
 
 
 def _inflate(inflate: zlib._Decompress, data: bytes) -> tuple[bytes, bytes]:
-    """Up to a piece of what is compressed, and what has not been looked at."""
+    """Up to one decompressed piece, and the compressed bytes that are left."""
     try:
         return inflate.decompress(data, _PIECE_BYTES), inflate.unconsumed_tail
     except zlib.error as error:
         raise MalformedError(f"a section of DWARF: {error}") from error
 
 
-def _section(image: Image, name: str) -> _Section | None:
-    """None where it is not there, or compressed in a way that Go's linker does not."""
-    elf = image.elf
+def _section(elf: Elf, name: str) -> _Section | None:
+    """None where the section is not there, or compressed by anything but zlib."""
     named = sections.named(elf)
-    if old := named.get(f".zdebug_{name}"):  # Go's linker before 1.19
-        return _Section(image, old.offset + 12, old.size - 12, True)
+    if old := named.get(f".zdebug_{name}"):  # GNU's own format, which Go wrote before 1.19
+        return _Section(elf, old.offset + 12, old.size - 12, True)
     found = named.get(f".debug_{name}")
     if found is None:
         return None
     if not found.flags & _COMPRESSED:
-        return _Section(image, found.offset, found.size, False)
+        return _Section(elf, found.offset, found.size, False)
     (kind,) = struct.unpack("<I", elf.read(found.offset, 4))
-    return _Section(image, found.offset + 24, found.size - 24, True) if kind == _ZLIB else None
+    return _Section(elf, found.offset + 24, found.size - 24, True) if kind == _ZLIB else None
 
 
 def _read_abbreviations(data: bytes) -> dict[int, _Abbreviation]:
-    """The first table: all units that Go's compiler writes share it."""
+    """The first table. One is enough where all units share it, as those that Go writes do."""
     found: dict[int, _Abbreviation] = {}
     at = 0
 
     def number() -> int:
         nonlocal at
-        value, used = uvarint(data[at : at + 10])
+        value, used = leb128.unsigned(data[at : at + 10])
         at += used
         return value
 

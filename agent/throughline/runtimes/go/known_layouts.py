@@ -1,4 +1,4 @@
-"""Layouts of the releases that they were read from, for binaries that do not tell them."""
+"""layouts.json: offsets by release, for programs that do not contain them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from pathlib import Path
 
 from throughline.runtimes.go.buildinfo import BuildInfo
 from throughline.runtimes.go.program import Program
-from throughline.runtimes.go.wanted import GRPC, X_NET
+from throughline.runtimes.go.releases import GRPC, X_NET
 
 PATH = Path(__file__).with_name("layouts.json")
 GO = "go"
 GENPROTO = "google.golang.org/genproto/googleapis/rpc"
-_MODULES = (GRPC, X_NET, GENPROTO)  # of which the fields are that are no fields of Go's
+_MODULES = (GRPC, X_NET, GENPROTO)  # the modules whose fields are wanted, beside Go's own
 
 
 def module(name: str) -> str:
-    """The module in which a struct is declared, "go" for the standard library."""
+    """The module that declares a struct; "go" for the standard library."""
     return next((m for m in _MODULES if name.startswith((f"{m}/", f"{m}."))), GO)
 
 
 def versions(info: BuildInfo | Program) -> dict[str, str]:
-    """The versions by which the table is asked."""
+    """Module -> version, as the keys of the table."""
     found = {name: info.modules[name] for name in _MODULES if name in info.modules}
-    # one module before it was split
+    # It was part of another module before that was split.
     found.setdefault(GENPROTO, info.modules.get("google.golang.org/genproto", ""))
     return {GO: info.version, **found}
 
 
 def offset(name: str, info: BuildInfo) -> int | None:
-    """The offset of a field in the very versions of a program; None: not known."""
+    """The offset of a field in the versions of a program; None where the table does not have it."""
     where = module(name)
     return _table().get(where, {}).get(versions(info).get(where, ""), {}).get(name)
 

@@ -1,4 +1,4 @@
-"""The sections of an ELF file by their names, where these have not been cut off."""
+"""The sections of an ELF file by their names. Stripping tools may have removed them all."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _MAX_NAMES_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    address: int  # as linked; 0 for what is not loaded
+    address: int  # as linked; 0 for a section that is not loaded
     offset: int
     size: int
     flags: int
 
 
 def named(elf: Elf) -> dict[str, Section]:
-    """The first section of each name."""
+    """The first section of each name; empty where the file has no section names."""
     headers = elf.section_headers()
     for names in headers:
         if names[1] != _STRTAB:
             continue
         strings = elf.read(names[4], min(names[5], _MAX_NAMES_BYTES))
-        # the table of section names has its own name in it
+        # Other string tables may be there too. The one with the names of sections has its own.
         if strings[names[0] :].startswith(b".shstrtab\0"):
             return _sections(headers, strings)
     return {}

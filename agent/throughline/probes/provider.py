@@ -1,0 +1,71 @@
+"""What a provider is: the part of the agent that knows one runtime or TLS library.
+
+A provider finds the functions to probe in a file. The rest of the agent finds the files, attaches
+the programs, watches the files, and reports. It knows providers only by this interface; the one
+list of them is features/providers.py. docs/developer/providers.md shows how to write one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from throughline.probes.site import Site
+from throughline.steps import Turns
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file has functions that this provider probes, at these sites."""
+
+    sites: tuple[Site, ...]
+
+
+class Answer(enum.Enum):
+    """Why `find` returns no sites."""
+
+    NOT_MINE = "the file has no function that this provider probes"
+    LATER = "the file is still being looked into: ask again in the next second"
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """An open file with sites of this provider."""
+
+    file: int  # the descriptor, valid until the tick ends
+    sites: tuple[Site, ...]
+
+
+class Provider(Protocol):
+    """All methods are called from the agent's one thread, where spans wait meanwhile."""
+
+    @property
+    def name(self) -> str:
+        """One word, the same in each run."""
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Reason -> how often. The reasons become counters: GROUP_REASON."""
+
+    def find(self, file: int) -> Found | Answer:
+        """The sites of an open file, which belongs to a traced process and is not to be trusted.
+
+        Takes a few milliseconds at most; work that takes longer goes to a thread of the provider,
+        and the answer is LATER. May raise OSError and MalformedError. The descriptor is closed
+        after the call: a provider that needs it for longer duplicates it.
+        """
+
+    def tick(self, probed: Sequence[Probed]) -> Turns[None]:
+        """Runs once each second, with all files that have sites of this provider now.
+
+        Yields after each millisecond of work, so that spans are read in between.
+        """
+
+    def describe(self, sites: Sequence[Site]) -> Mapping[str, str]:
+        """What the status shows of a file with these sites, beside its path and programs."""
+
+    def close(self) -> None:
+        """Ends what the provider has started. Its probes are detached before."""
