@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * go/call.h - a goroutine makes a call.
- */
+/* go/call.h - a goroutine makes a call. */
 #ifndef THROUGHLINE_GO_CALL_H
 #define THROUGHLINE_GO_CALL_H
 
@@ -9,11 +7,13 @@
 #include "go/serve.h"
 #include "go/writing.h"
 
-#define TL_GO_OWN_LEAST 1 /* fields that Go adds to those of a header: Host, or what HTTP/2 has */
-#define TL_GO_OWN_MOST 8 /* and User-Agent, Accept-Encoding, Content-Length, Connection, … */
+#define TL_GO_OWN_LEAST 1 /* the fewest fields that Go adds to a header: Host, or those of HTTP/2 */
+#define TL_GO_OWN_MOST \
+	8 /* the most: User-Agent, Accept-Encoding, Content-Length, Connection, …, too */
 
 /*
- * For which request does the current goroutine make a call with this context? A key of tl_requests, or 0.
+ * The request for which the current goroutine makes a call with this context: a key of tl_requests,
+ * or 0.
  */
 static __always_inline __u64 tl_go_caller(const struct tl_go_binary *binary, __u64 goroutine,
 					  __u64 context, __u8 *evidence)
@@ -31,8 +31,8 @@ static __always_inline __u64 tl_go_caller(const struct tl_go_binary *binary, __u
 }
 
 /*
- * The path of a URL and, behind a question mark, its query: what is asked for. To be taken first: what is
- * too long runs over the fields behind it.
+ * Reads the path of a URL, and its query behind a question mark. To be called before other fields
+ * are read: a text that is too long overwrites the fields behind it.
  */
 static __always_inline void tl_go_target(struct tl_text *text, __u64 path, __u64 query)
 {
@@ -56,8 +56,8 @@ static __always_inline void tl_go_target(struct tl_text *text, __u64 path, __u64
 }
 
 /*
- * What the connection sends next is this request: its context goes beside it (packets). Another
- * goroutine writes, on whatever thread.
+ * The connection sends this request next: announces its context for a TCP option (`packets`).
+ * Another goroutine writes the request, on any thread.
  */
 static __always_inline void tl_go_sends(struct tl_go_exchange *go)
 {
@@ -71,7 +71,7 @@ static __always_inline void tl_go_sends(struct tl_go_exchange *go)
 	bpf_map_update_elem(&tl_socket_outs, &socket, &out, BPF_ANY);
 }
 
-/* The current goroutine makes a call, whose text is there, with a context. */
+/* The current goroutine makes a call with a context; the text of the call has been read. */
 static __always_inline void tl_go_calls_with(const struct tl_go_binary *binary, __u64 goroutine,
 					     struct tl_go_exchange *go, __u64 context)
 {
@@ -93,9 +93,7 @@ static __always_inline void tl_go_calls_with(const struct tl_go_binary *binary, 
 		tl_inherit_tracestate(&go->text, refused < 0 ? &parent : NULL);
 }
 
-/*
- * May a context be written into the header of this call? `seen`: all that is in it has been.
- */
+/* May a context be written into the header of this call? `seen`: all of the header was read. */
 static __always_inline bool tl_go_may_write(const struct tl_go_exchange *go, bool seen)
 {
 	__s32 fields = go->fields;
@@ -114,7 +112,7 @@ static __always_inline bool tl_go_may_write(const struct tl_go_exchange *go, boo
 		tl_count(TL_SKIP_TUNNEL);
 		return false;
 	}
-	/* how many bytes its values have is not looked at */
+	/* only fields are counted; the bytes of the values are not known */
 	if (tl_limits_matter() &&
 	    tl_reaches(fields + TL_GO_OWN_LEAST, fields + TL_GO_OWN_MOST + 2, TL_LIMIT_FIELDS)) {
 		tl_count(TL_SKIP_NEAR_LIMIT);
@@ -123,7 +121,10 @@ static __always_inline bool tl_go_may_write(const struct tl_go_exchange *go, boo
 	return true;
 }
 
-/* The current goroutine is going to write the header of a call, or not one that is ours. */
+/*
+ * The current goroutine is about to write the header of a call: keeps `writing`. NULL: nothing is
+ * to be written into it.
+ */
 static __always_inline void tl_go_writes(const struct tl_go_binary *binary, __u64 goroutine,
 					 const struct tl_go_writing *writing)
 {
@@ -135,7 +136,9 @@ static __always_inline void tl_go_writes(const struct tl_go_binary *binary, __u6
 		bpf_map_delete_elem(&tl_go_writers, &key);
 }
 
-/* The current goroutine makes a call that `observe` cannot read. True: all of its header was seen. */
+/*
+ * The current goroutine makes a call that `observe` cannot read. True: all of its header was read.
+ */
 static __always_inline bool tl_go_calls_on(const struct tl_go_binary *binary, __u64 goroutine,
 					   struct tl_go_exchange *go, __u64 request)
 {

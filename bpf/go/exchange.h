@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * go/exchange.h - what a goroutine serves or asks that `observe` cannot read.
- */
+/* go/exchange.h - requests and calls of goroutines that `observe` cannot read. */
 #ifndef THROUGHLINE_GO_EXCHANGE_H
 #define THROUGHLINE_GO_EXCHANGE_H
 
@@ -10,12 +8,13 @@
 #include "trace/begin.h"
 
 /*
- * By tl_go_object_key() of the object that stands for it in the program. The oldest give way: a process
- * that dies ends none.
+ * The key is tl_go_object_key() of the object that stands for the exchange in the program. The
+ * oldest entries give way, since a process that dies ends none.
  */
 struct tl_go_exchange {
 	struct tl_exchange exchange;
-	struct tl_endpoints endpoints; /* `socket` only of one that has the connection for itself */
+	struct tl_endpoints
+		endpoints; /* `socket` is set only where the exchange has the connection for itself */
 	struct tl_text text;
 	__u16 header; /* enum tl_header_flags */
 	__u16 fields; /* lines of the header */
@@ -36,13 +35,13 @@ static __always_inline struct tl_go_exchange *tl_go_find(__u64 key)
 	return bpf_map_lookup_elem(&tl_go_exchanges, &key);
 }
 
-/* The number of the exchange's span. */
+/* The id of the exchange's span. */
 static __always_inline __u64 tl_go_span(const struct tl_go_exchange *go)
 {
 	return tl_key(go->exchange.context.span_id);
 }
 
-#define TL_GRPC_UNKNOWN 2 /* the status code of what is not known */
+#define TL_GRPC_UNKNOWN 2 /* the status code where it is not known */
 
 static __always_inline void tl_go_ends(struct tl_go_exchange *go, __u32 status, __u32 end)
 {
@@ -68,7 +67,7 @@ static __always_inline struct tl_go_exchange *tl_go_make(__u64 key, __u8 kind)
 	return go;
 }
 
-/* Its connection, and that of nobody else at this time if it is `alone` there. */
+/* Keeps the connection of the exchange. `alone`: no other exchange uses it at the same time. */
 static __always_inline void tl_go_on(struct tl_go_exchange *go, struct sock *sk, bool alone)
 {
 	struct in6_addr local, peer;
@@ -91,7 +90,7 @@ static __always_inline void tl_go_on(struct tl_go_exchange *go, struct sock *sk,
 			&peer);
 }
 
-/* The exchange at `key` has ended, and makes room for one that lasts. */
+/* The exchange at `key` has ended: its entry is removed. */
 static __always_inline void tl_go_end(struct tl_go_exchange *go, __u64 key, __u32 status, __u32 end)
 {
 	if (go->exchange.kind == TL_KIND_SERVER)
@@ -100,7 +99,7 @@ static __always_inline void tl_go_end(struct tl_go_exchange *go, __u64 key, __u3
 	bpf_map_delete_elem(&tl_go_exchanges, &key);
 }
 
-/* The same of what stands there, if anything does. */
+/* The same, where there is an exchange at `key`. */
 static __always_inline void tl_go_finish(__u64 key, __u32 status, __u32 end)
 {
 	struct tl_go_exchange *go = tl_go_find(key);

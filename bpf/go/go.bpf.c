@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * go/go.bpf.c - group `go`: which request a goroutine works for, and the requests that the
- * network groups cannot read (docs/operator/go.md).
+ * go/go.bpf.c - group `go`: which request each goroutine works for, and requests that the network
+ * groups cannot read (docs/operator/go.md).
  *
  *   runtime.newproc1                            a goroutine starts another
  *
- * What the libraries do is in go/http1.h, go/http2.h and go/grpc.h.
+ * The probes in libraries are in go/http1.h, go/http2.h and go/grpc.h.
  *
- * Functions are probed where they begin, never where they return: a return probe writes into a stack
- * that Go moves. Arguments are in the registers of Go's ABIInternal (Go 1.17 and later): AX, BX, CX, DI,
- * SI, and the current goroutine in R14. Nothing is changed in the process: only memory is read.
+ * Functions are probed where they begin, never where they return: a return probe writes into a
+ * stack that Go moves. Arguments are in the registers of Go's ABIInternal (Go 1.17 and later): AX,
+ * BX, CX, DI, SI, and the current goroutine in R14. The programs only read the memory of the
+ * process.
  */
 #include "go/grpc.h"
 #include "go/http1.h"
@@ -18,8 +19,9 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
- * newproc1(fn *funcval, callergp *g, …): on the stack of the processor, whose goroutine is R14. The new
- * goroutine gets the next number of those that its P has in store, or the first of 16 that it fetches.
+ * newproc1(fn *funcval, callergp *g, …). It runs on the stack of a processor, and R14 is that
+ * processor's own goroutine. The new goroutine gets the next number that its P has in store, or the
+ * first of 16 that the P fetches.
  */
 SEC("uprobe")
 int tl_go_starts_another(struct pt_regs *ctx)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * go/goroutine.h - goroutines: which works for which request.
+ * go/goroutine.h - which goroutine works for which request.
  *
- * A goroutine is a unit of work (evidence/unit.h) whose number never comes again in its process.
+ * A goroutine is a unit of work (evidence/unit.h). Go gives its number only once in a process.
  */
 #ifndef THROUGHLINE_GO_GOROUTINE_H
 #define THROUGHLINE_GO_GOROUTINE_H
@@ -11,13 +11,16 @@
 #include "go/process.h"
 #include "trace/request.h"
 
-#define TL_GO_DEPTH_MAX 16 /* goroutines that were started by one that was started by one … */
+#define TL_GO_DEPTH_MAX 16 /* how many goroutines deep a request is passed on */
 #define TL_GO_STARTS_MAX 2048 /* entries of tl_go_starts for each binary */
-#define TL_GO_NUMBERS 16 /* of goroutines that a P fetches at once: _GoidCacheBatch */
+#define TL_GO_NUMBERS 16 /* numbers that a P fetches at once: _GoidCacheBatch */
 
-/* By tl_process_key() of a goroutine: the last of those that it has started whose number was not known yet. */
+/*
+ * The last goroutine that a goroutine has started without its number being known. By
+ * tl_process_key() of the one that has started it.
+ */
 struct tl_go_first {
-	__u64 p; /* of the runtime, which fetches numbers for it */
+	__u64 p; /* the P of Go's runtime that fetches numbers */
 	struct tl_unit child;
 };
 
@@ -28,7 +31,10 @@ struct {
 	__type(value, struct tl_go_first);
 } tl_go_firsts SEC(".maps");
 
-/* What goroutines begin with -> enum tl_go_start. Asked by the programs, answered by the agent. */
+/*
+ * A function that goroutines begin with -> enum tl_go_start. The programs add functions, the agent
+ * answers.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 8192);
@@ -36,7 +42,10 @@ struct {
 	__type(value, __u8);
 } tl_go_starts SEC(".maps");
 
-/* How many of tl_go_starts are a binary's: no program is to use up the room of others. Reset by the agent. */
+/*
+ * How many entries of tl_go_starts a binary has, so that none uses up the room of others. The agent
+ * resets it.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, TL_GO_BINARIES);
@@ -45,8 +54,8 @@ struct {
 } tl_go_started SEC(".maps");
 
 /*
- * A goroutine without an entry: is it the first of its P's numbers, which could not be told when it began?
- * Its P has not taken others since.
+ * A goroutine has no entry. Makes one if the goroutine has the first of the numbers that its P
+ * fetched when it began: then its number was not known. The P has fetched no other numbers since.
  */
 static __always_inline struct tl_unit *tl_go_first(const struct tl_go_binary *binary,
 						   __u64 goroutine, __u64 id)
@@ -67,7 +76,7 @@ static __always_inline struct tl_unit *tl_go_first(const struct tl_go_binary *bi
 	return bpf_map_lookup_elem(&tl_units, &key);
 }
 
-/* What the goroutine works for, if that goes on. */
+/* The entry of the goroutine, if it works for a request that has not ended; else NULL. */
 static __always_inline struct tl_unit *tl_go_works(const struct tl_go_binary *binary,
 						   __u64 goroutine)
 {
@@ -84,7 +93,10 @@ static __always_inline struct tl_unit *tl_go_works(const struct tl_go_binary *bi
 	return known;
 }
 
-/* May one that begins with `function`, a Go function value, be taken to go on with the same work? */
+/*
+ * Does a goroutine that begins with `function` (a Go function value) work for the request of the
+ * one that starts it?
+ */
 static __always_inline bool tl_go_inherits(const struct tl_go_binary *binary, __u32 index,
 					   __u64 function, __u64 here)
 {
@@ -110,8 +122,8 @@ static __always_inline bool tl_go_inherits(const struct tl_go_binary *binary, __
 }
 
 /*
- * A goroutine has served a request, of which there is no exchange. If that gave way to others, the
- * request itself is still there, and ends.
+ * A goroutine has served a request that has no exchange. Its exchange may have given way to others:
+ * then the request still has an entry, which ends here.
  */
 static __always_inline void tl_go_gave_way(const struct tl_go_binary *binary, __u64 goroutine)
 {

@@ -4,27 +4,28 @@
  *
  *   grpc.(*Server).handleStream               a goroutine handles a call
  *   transport.(*http2Server).writeStatus      it has; WriteStatus before 1.69
- *   grpc.(*csAttempt).newStream               a goroutine makes a call, or tries once more
- *   grpc.(*clientStream).finish               its end, in whichever way
+ *   grpc.(*csAttempt).newStream               a goroutine makes a call, or tries it again
+ *   grpc.(*clientStream).finish               the end of the call, also of one that has failed
  *
- * The header of a call, which the library calls metadata, is taken from the context that it is in:
- * not where its frame is read, which would be another probe, in another goroutine, with other
- * arguments from version to version.
+ * The header of a call, which the library calls metadata, is read from the context that holds it.
+ * To read it with its frame would need another probe, in another goroutine, whose arguments differ
+ * from version to version.
  */
 #ifndef THROUGHLINE_GO_GRPC_H
 #define THROUGHLINE_GO_GRPC_H
 
 #include "go/call.h"
 
-#define TL_GRPC_ADDED_MAX 4 /* calls of metadata.AppendToOutgoingContext that are looked at */
-#define TL_GRPC_WRAPPED_MAX 4 /* errors around another */
+#define TL_GRPC_ADDED_MAX \
+	4 /* the most calls of metadata.AppendToOutgoingContext that are looked at */
+#define TL_GRPC_WRAPPED_MAX 4 /* the most errors that wrap another one */
 
 #define TL_GRPC_LAST 16 /* UNAUTHENTICATED */
 
 /*
- * What a context, or one that it was made of, has for the key of a type that nobody else has: the
- * second word of an interface, or 0. A valueCtx is the context that it was made of, a key and a
- * value, which are two words each.
+ * The value that a context, or one that it was made of, has for the key of this type: the second
+ * word of an interface, or 0. A valueCtx has the context that it was made of, a key and a value, of
+ * two words each.
  */
 static __always_inline __u64 tl_go_grpc_metadata(__u64 context, __u64 key_type)
 {
@@ -41,10 +42,10 @@ static __always_inline __u64 tl_go_grpc_metadata(__u64 context, __u64 key_type)
 	return 0;
 }
 
-/* Names and values by turns that were added to the metadata of a call, in a slice of strings. */
+/* Reads what was added to the metadata of a call: a slice of strings, names and values in turn. */
 __noinline int tl_go_grpc_added(struct tl_go_exchange *go, __u64 slice)
 {
-	__u64 strings[2] = {}; /* where, and how many */
+	__u64 strings[2] = {}; /* address, number */
 	__u32 length, names = 0;
 	int i;
 
@@ -58,7 +59,7 @@ __noinline int tl_go_grpc_added(struct tl_go_exchange *go, __u64 slice)
 	return 0;
 }
 
-/* Is the connection one of TLS, or does it hold one? */
+/* Is the connection a *tls.Conn, or does it hold one? */
 static __always_inline bool tl_go_grpc_is_tls(const struct tl_go_binary *binary, __u64 moved,
 					      __u64 connection)
 {
@@ -86,16 +87,19 @@ static __always_inline void tl_go_grpc_on(const struct tl_go_binary *binary, __u
 	tl_go_on(go, tl_go_socket(binary, moved, connection), false);
 }
 
-/* The code of a *google.rpc.Status; none is OK. */
+/* The code of a *google.rpc.Status; nil is OK. */
 static __always_inline __u32 tl_go_grpc_code(const struct tl_go_binary *binary, __u64 proto)
 {
 	__u32 code = proto ? (__u32)tl_user_word(proto + binary->grpc_proto_code) : 0;
 
-	/* what is no code of gRPC counts as this one (its doc/statuscodes.md); a peer may have made it up */
+	/*
+	 * a peer may send a code that gRPC does not have: that counts as UNKNOWN (gRPC's
+	 * doc/statuscodes.md)
+	 */
 	return code <= TL_GRPC_LAST ? code : TL_GRPC_UNKNOWN;
 }
 
-/* That of a *status.Status. */
+/* The code of a *status.Status. */
 static __always_inline __u32 tl_go_grpc_status(const struct tl_go_binary *binary, __u64 status)
 {
 	return status ? tl_go_grpc_code(binary, tl_user_word(status + binary->grpc_status_proto)) :
@@ -103,8 +107,8 @@ static __always_inline __u32 tl_go_grpc_status(const struct tl_go_binary *binary
 }
 
 /*
- * The code that an error stands for. The library has made a *status.Error of all others that a call
- * can end with, which fmt.Errorf may have wrapped; io.EOF is the end of a stream that went well.
+ * The code that an error stands for. A call ends with io.EOF, which is the end of a successful
+ * stream, or with a *status.Error, which fmt.Errorf may have wrapped.
  */
 static __always_inline __u32 tl_go_grpc_error(const struct tl_go_binary *binary, __u64 moved,
 					      __u64 table, __u64 error)
@@ -139,8 +143,9 @@ static __always_inline __u32 tl_go_grpc_error(const struct tl_go_binary *binary,
 }
 
 /*
- * (*Server).handleStream(s, t ServerTransport, stream, …), in a goroutine of its own or in that of a
- * worker. Below a server of net/http the transport is another one, and the call has a span of HTTP/2.
+ * (*Server).handleStream(s, t ServerTransport, stream, …), in a goroutine of its own or in that of
+ * a worker. In a server of net/http the transport has another type, and the call gets a span of
+ * HTTP/2.
  */
 SEC("uprobe")
 int tl_go_rpc_serve(struct pt_regs *ctx)
@@ -185,11 +190,11 @@ int tl_go_rpc_reply(struct pt_regs *ctx)
 	return 0;
 }
 
-/* The metadata that a call is going to send: a map, and slices of what was added to it. */
+/* Reads the metadata that a call sends: a map, and slices with additions. */
 static __always_inline void tl_go_grpc_outgoing(const struct tl_go_binary *binary,
 						struct tl_go_exchange *go, __u64 metadata)
 {
-	__u64 raw[3]; /* the map, and where the slices are and how many */
+	__u64 raw[3]; /* the map; the slices' address and number */
 	int i;
 
 	if (!metadata || bpf_probe_read_user(raw, sizeof(raw), (void *)metadata))
@@ -199,7 +204,7 @@ static __always_inline void tl_go_grpc_outgoing(const struct tl_go_binary *binar
 		tl_go_grpc_added(go, raw[1] + 24 * i);
 }
 
-/* The call of an attempt: its text, its parent. */
+/* Reads the text of a call, and begins it. */
 static __always_inline void tl_go_rpc_calls(const struct tl_go_binary *binary, __u64 moved,
 					    __u64 goroutine, struct tl_go_exchange *go, __u64 call,
 					    __u64 attempt)
@@ -211,7 +216,7 @@ static __always_inline void tl_go_rpc_calls(const struct tl_go_binary *binary, _
 	go->text.host_len =
 		tl_go_string(go->text.host, TL_HOST_MAX, header + binary->grpc_header_host);
 	context = tl_user_word(call + binary->grpc_call_ctx + 8);
-	/* with what a stats.Handler has added, as that of OpenTelemetry does */
+	/* with additions of a stats.Handler, as that of OpenTelemetry makes them */
 	sent = context;
 	if (binary->grpc_attempt_ctx != TL_GO_UNKNOWN)
 		sent = tl_user_word(attempt + binary->grpc_attempt_ctx + 8);
@@ -263,7 +268,7 @@ int tl_go_rpc_call(struct pt_regs *ctx)
 	return 0;
 }
 
-/* (*clientStream).finish(cs, err error): once or more often, of which the first counts */
+/* (*clientStream).finish(cs, err error): may be called several times, of which the first counts */
 SEC("uprobe")
 int tl_go_rpc_end(struct pt_regs *ctx)
 {

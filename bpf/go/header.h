@@ -1,18 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * go/header.h - a header in the memory of a Go program: a map of names to their values.
- */
+/* go/header.h - a header in the memory of a Go program: a map of names to their values. */
 #ifndef THROUGHLINE_GO_HEADER_H
 #define THROUGHLINE_GO_HEADER_H
 
 #include "go/exchange.h"
 #include "proto/limits.h"
 
-#define TL_GO_GROUPS_MAX 8 /* of a map of headers, of eight pairs each */
+#define TL_GO_GROUPS_MAX 8 /* the most groups of a map that are read, of eight pairs each */
 
 /*
- * The length of a header's name if it is one of ours, in whichever case, else 0. `*names` counts those
- * that are there and could be read.
+ * The length of a header's name if it is `traceparent` or `tracestate`, in any case; else 0.
+ * `*names` counts the names that could be read.
  */
 static __always_inline __u32 tl_go_name(__u64 key, __u32 *names)
 {
@@ -20,7 +18,7 @@ static __always_inline __u32 tl_go_name(__u64 key, __u32 *names)
 	char name[16] __attribute__((aligned(8))) = {};
 	__u64 *words = (__u64 *)name;
 
-	/* of one that was deleted from a map of buckets the length stays */
+	/* a pair that was deleted from a map of buckets keeps its length */
 	if (bpf_probe_read_user(string, sizeof(string), (void *)key) || !string[0] || !string[1])
 		return 0;
 	if (string[1] != 10 && string[1] != 11) {
@@ -43,7 +41,9 @@ static __always_inline __u32 tl_go_name(__u64 key, __u32 *names)
 	return tl_go_is(name, (char[16]){ "tracestate" }) ? 10 : 0;
 }
 
-/* The value of a header whose name has `length` letters is a string; it is `alone` if there is one. */
+/*
+ * Reads the value of the header whose name has `length` letters. `alone`: there is no other value.
+ */
 static __always_inline void tl_go_value(struct tl_go_exchange *go, __u32 length, __u64 string,
 					bool alone)
 {
@@ -64,7 +64,7 @@ static __always_inline void tl_go_value(struct tl_go_exchange *go, __u32 length,
 	}
 }
 
-/* A key and the values of a header: is it one of ours? Returns 1 for one that could be read, else 0. */
+/* Reads a header where it is one of ours. Returns 1 where the name could be read, else 0. */
 static __always_inline __u32 tl_go_header(struct tl_go_exchange *go, __u64 key, __u64 value)
 {
 	__u32 names = 0, length = tl_go_name(key, &names);
@@ -80,7 +80,7 @@ static __always_inline __u32 tl_go_header(struct tl_go_exchange *go, __u64 key, 
 	return names;
 }
 
-/* Where the eight pairs of a group of a map are. */
+/* Addresses of the eight pairs of a group of a map. */
 struct tl_go_group {
 	__u64 keys;
 	__u64 values;
@@ -89,7 +89,8 @@ struct tl_go_group {
 };
 
 /*
- * The pairs of a group: one function, so that the verifier walks it once. Returns how many there are.
+ * Reads the pairs of a group. Returns how many there are. A global function, which the verifier
+ * walks once.
  */
 __noinline int tl_go_pairs(struct tl_go_exchange *go, struct tl_go_group *group)
 {
@@ -103,12 +104,14 @@ __noinline int tl_go_pairs(struct tl_go_exchange *go, struct tl_go_group *group)
 	return n;
 }
 
-/* Swiss tables: internal/runtime/maps. Keys of pairs that were deleted are zero. True: all was seen. */
+/*
+ * Swiss tables: internal/runtime/maps. Keys of deleted pairs are zero. True: all pairs were read.
+ */
 static __always_inline bool tl_go_swiss(struct tl_go_exchange *go, __u64 map)
 {
 	struct tl_go_group group = { .key_step = 40, .value_step = 40 };
 	__u64 head[4] = {}; /* used, seed, directory, its length */
-	__u64 groups[2]; /* where, and how many less one */
+	__u64 groups[2]; /* address, number less one */
 	__u64 table, seen = 0;
 	int i, j;
 
@@ -134,8 +137,8 @@ static __always_inline bool tl_go_swiss(struct tl_go_exchange *go, __u64 map)
 }
 
 /*
- * Buckets: runtime/map.go until Go 1.23. Also those that a map that grows has not given up yet, of which
- * some are there twice: all was seen only where there are none.
+ * Buckets: runtime/map.go until Go 1.23. A map that grows also has old buckets, and some pairs are
+ * in both: they are read, but then not all is proven to have been read. True: all pairs were read.
  */
 static __always_inline bool tl_go_buckets(struct tl_go_exchange *go, __u64 map)
 {
@@ -169,7 +172,7 @@ static __always_inline bool tl_go_buckets(struct tl_go_exchange *go, __u64 map)
 	return false;
 }
 
-/* A map of header names to their values. True: all of it was seen. */
+/* Reads a map of header names to their values. True: all of it was read. */
 static __always_inline bool tl_go_headers(const struct tl_go_binary *binary,
 					  struct tl_go_exchange *go, __u64 map)
 {

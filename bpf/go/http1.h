@@ -1,20 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * go/http1.h - HTTP/1 of net/http: inside of TLS, and whose a call in plaintext is.
+ * go/http1.h - HTTP/1 of net/http: requests inside of TLS, and claims for calls in plaintext.
  *
  *   net/http.serverHandler.ServeHTTP            a goroutine handles a request
  *   net/http.(*response).finishRequest          it has
  *   net/http.(*persistConn).roundTrip           a goroutine takes a connection for a call
  *   net/http.readTransfer                       the header of the answer was read
  *
- * Plaintext HTTP/1 is read by `observe`: calls in it are claimed (evidence/claim.h).
+ * `observe` reads plaintext HTTP/1: for a call in it a claim is made (evidence/claim.h).
  */
 #ifndef THROUGHLINE_GO_HTTP1_H
 #define THROUGHLINE_GO_HTTP1_H
 
 #include "go/call.h"
 
-/* serverHandler.ServeHTTP(handler, rw ResponseWriter, req *Request); rw is a *response or of HTTP/2 */
+/*
+ * serverHandler.ServeHTTP(handler, rw ResponseWriter, req *Request); rw is a *response, or a type
+ * of HTTP/2
+ */
 SEC("uprobe")
 int tl_go_serve(struct pt_regs *ctx)
 {
@@ -45,7 +48,7 @@ int tl_go_serve(struct pt_regs *ctx)
 	return 0;
 }
 
-/* (*response).finishRequest(w), of plaintext, too: what was not said is 200 */
+/* (*response).finishRequest(w), also for plaintext; a status that was not set is 200 */
 SEC("uprobe")
 int tl_go_served(struct pt_regs *ctx)
 {
@@ -77,11 +80,11 @@ int tl_go_round_trip(struct pt_regs *ctx)
 	if (!binary)
 		return 0;
 	if (binary->writes & TL_GO_WRITES_HTTP1) {
-		/* whatever stood for a writer of this address */
+		/* removes an earlier entry for this address */
 		writer = tl_go_object_key(tl_user_word(ctx->ax + binary->persist_conn_bw));
 		bpf_map_delete_elem(&tl_go_written, &writer);
 	}
-	/* where several calls wait for one connection, who has it is not known when they begin */
+	/* several calls may wait for one connection: which call gets it is not known yet */
 	if (binary->persist_conn_is_client_conn != TL_GO_UNKNOWN &&
 	    (__u8)tl_user_word(ctx->ax + binary->persist_conn_is_client_conn)) {
 		tl_count(TL_GO_CLIENT_CONN);
@@ -118,7 +121,7 @@ int tl_go_round_trip(struct pt_regs *ctx)
 	return 0;
 }
 
-/* readTransfer(msg any, r *bufio.Reader): of the answer to a call, or of a request that came */
+/* readTransfer(msg any, r *bufio.Reader): for the answer to a call, or for a received request */
 SEC("uprobe")
 int tl_go_answered(struct pt_regs *ctx)
 {

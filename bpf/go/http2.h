@@ -13,7 +13,10 @@
 
 #include "go/call.h"
 
-/* (*serverConn).runHandler(sc, rw *responseWriter, req *Request, handler), in a goroutine for each */
+/*
+ * (*serverConn).runHandler(sc, rw *responseWriter, req *Request, handler), in a goroutine of its
+ * own
+ */
 SEC("uprobe")
 int tl_go_h2_serve(struct pt_regs *ctx)
 {
@@ -37,7 +40,7 @@ int tl_go_h2_serve(struct pt_regs *ctx)
 	return 0;
 }
 
-/* (*responseWriter).handlerDone(w): its state is given up then */
+/* (*responseWriter).handlerDone(w): its state is given back then */
 SEC("uprobe")
 int tl_go_h2_served(struct pt_regs *ctx)
 {
@@ -89,15 +92,15 @@ int tl_go_h2_call(struct pt_regs *ctx)
 	return 0;
 }
 
-/* Three digits. */
+/* The number that three digits stand for. */
 static __always_inline __u16 tl_go_status(const char *digits)
 {
 	return (digits[0] - '0') * 100 + (digits[1] - '0') * 10 + digits[2] - '0';
 }
 
 /*
- * (*clientConnReadLoop).handleResponse(rl, cs *clientStream, f *MetaHeadersFrame): the fields of a frame are
- * a slice of a name and a value each; those that begin with a colon come first
+ * (*clientConnReadLoop).handleResponse(rl, cs *clientStream, f *MetaHeadersFrame): the fields of a
+ * frame are a slice of names and values; names with a colon come first
  */
 SEC("uprobe")
 int tl_go_h2_answer(struct pt_regs *ctx)
@@ -122,7 +125,7 @@ int tl_go_h2_answer(struct pt_regs *ctx)
 	return 0;
 }
 
-/* (*clientStream).cleanupWriteRequest(cs, err): the end, in whichever way */
+/* (*clientStream).cleanupWriteRequest(cs, err): the end, also of a call that has failed */
 SEC("uprobe")
 int tl_go_h2_called(struct pt_regs *ctx)
 {

@@ -1,32 +1,33 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * go/memory.h - what is read from the memory of a Go program.
- */
+/* go/memory.h - what is read from the memory of a Go program. */
 #ifndef THROUGHLINE_GO_MEMORY_H
 #define THROUGHLINE_GO_MEMORY_H
 
 #include "core/process.h"
 #include "go/process.h"
 
-#define TL_GO_CONNECTIONS_MAX 4 /* that hold one another */
+#define TL_GO_CONNECTIONS_MAX 4 /* the most connections that hold one another */
 
-/* Of an object that is at least 16 bytes large. */
+/* The key of an object, which is at least 16 bytes large. */
 static __always_inline __u64 tl_go_object_key(__u64 address)
 {
 	return tl_process_key(address >> 4);
 }
 
-/* Are two names of up to 16 bytes, filled up with zeros, the same? */
+/* Are two names the same? Both are 16 bytes long, filled with zeros. */
 static __always_inline bool tl_go_is(const char *a, const char *b)
 {
 	return *(const __u64 *)a == *(const __u64 *)b &&
 	       *(const __u64 *)(a + 8) == *(const __u64 *)(b + 8);
 }
 
-/* Up to `max` bytes, a power of two, of the string whose header is at `address`. Returns its length. */
+/*
+ * Reads up to `max` bytes (a power of two) of the string whose header is at `address`. Returns the
+ * string's length.
+ */
 static __always_inline __u32 tl_go_string(char *to, __u32 max, __u64 address)
 {
-	__u64 string[2] = {}; /* where, and how long */
+	__u64 string[2] = {}; /* address, length */
 	__u32 n;
 
 	if (bpf_probe_read_user(string, sizeof(string), (void *)address) || !string[1] ||
@@ -39,8 +40,8 @@ static __always_inline __u32 tl_go_string(char *to, __u32 max, __u64 address)
 }
 
 /*
- * The TCP socket of a file descriptor of the current process, or NULL. Not to be trusted but by
- * reading it.
+ * The TCP socket of a file descriptor of the current process, or NULL. The pointer may only be read
+ * through.
  */
 static __always_inline struct sock *tl_go_sock(__u32 fd)
 {
@@ -54,7 +55,7 @@ static __always_inline struct sock *tl_go_sock(__u32 fd)
 	    bpf_probe_read_kernel(&file, sizeof(file), files + fd) || !file)
 		return NULL;
 	socket = BPF_CORE_READ(file, private_data);
-	/* only a socket leads back to its file */
+	/* only the private data of a socket points back to the file */
 	if (!socket || BPF_CORE_READ(socket, file) != file)
 		return NULL;
 	sk = BPF_CORE_READ(socket, sk);
@@ -62,14 +63,14 @@ static __always_inline struct sock *tl_go_sock(__u32 fd)
 }
 
 /*
- * The socket of a connection, or NULL. `connection` is the address of a net.Conn, which may hold another
- * one that it begins with, as a *tls.Conn does. `moved`: how far from where it was linked to the program
- * is.
+ * The socket of a connection, or NULL. `connection` is the address of a net.Conn. Its object may
+ * begin with another net.Conn, as that of a *tls.Conn does. `moved`: the distance of the program
+ * from the address it was linked for.
  */
 static __always_inline struct sock *tl_go_socket(const struct tl_go_binary *binary, __u64 moved,
 						 __u64 connection)
 {
-	__u64 held[2]; /* an interface: of which type, and where */
+	__u64 held[2]; /* an interface: its type, and the object's address */
 	int i;
 
 	for (i = 0; i < TL_GO_CONNECTIONS_MAX; i++) {

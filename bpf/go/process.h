@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * go/process.h - processes that execute a Go program.
- */
+/* go/process.h - processes that execute a Go program. */
 #ifndef THROUGHLINE_GO_PROCESS_H
 #define THROUGHLINE_GO_PROCESS_H
 
@@ -13,7 +11,7 @@
 
 _Static_assert(TL_UNIT_UNKNOWN == (int)TL_GO_UNKNOWN, "offsets of Go are offsets of units");
 
-/* Where the fields are in programs of a binary; index 0 is none. */
+/* Where the programs of each binary keep what we read; index 0 is none. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, TL_GO_BINARIES);
@@ -28,9 +26,9 @@ static __always_inline const struct tl_go_binary *tl_go_at(__u32 index)
 }
 
 /*
- * The binary that the current thread executes, whose index is in the probe's cookie. NULL when it is
- * in a cgroup that is not traced, and when the function is going to begin once more: the probe is on
- * the branch that looks whether the stack is large enough.
+ * The binary that the current thread executes; its index is in the probe's cookie. NULL when its
+ * cgroup is not traced. Also NULL when the function is about to grow its stack and begin again: the
+ * probe is on the branch that checks whether the stack is large enough.
  */
 static __always_inline const struct tl_go_binary *tl_go_enter(struct pt_regs *ctx, __u32 *index)
 {

@@ -1,16 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * go/serve.h - a goroutine serves a request.
- */
+/* go/serve.h - a goroutine serves a request. */
 #ifndef THROUGHLINE_GO_SERVE_H
 #define THROUGHLINE_GO_SERVE_H
 
 #include "go/goroutine.h"
 #include "go/header.h"
 
-#define TL_GO_CONTEXTS_MAX 16 /* contexts between that of a call and that of its request */
+#define TL_GO_CONTEXTS_MAX 16 /* the most contexts between that of a call and that of its request */
 
-/* A request's context.Context, by its address -> key of tl_requests. */
+/* By tl_go_object_key() of a request's context.Context -> key of tl_requests. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -27,8 +25,9 @@ static __always_inline __u64 tl_go_context(const struct tl_go_binary *binary, __
 }
 
 /*
- * The request whose context, or one that was made of it, is at `context`. Contexts of the library
- * begin with the one that they were made of, an interface whose second word is its address.
+ * The request to which the context at `context`, or one that it was made of, belongs; or 0. A
+ * context of the library begins with the one that it was made of: an interface, whose second word
+ * is the address.
  */
 static __always_inline __u64 tl_go_context_request(__u64 context)
 {
@@ -45,7 +44,7 @@ static __always_inline __u64 tl_go_context_request(__u64 context)
 	return 0;
 }
 
-/* The current goroutine has served what stands at `key`. */
+/* The current goroutine has served the exchange at `key`. */
 static __always_inline void tl_go_has_served(const struct tl_go_binary *binary, __u64 goroutine,
 					     __u64 key, __u32 status)
 {
@@ -57,7 +56,7 @@ static __always_inline void tl_go_has_served(const struct tl_go_binary *binary, 
 		tl_go_gave_way(binary, goroutine);
 }
 
-/* The context leads to the request `of`. */
+/* Notes that the context belongs to the request `of`. */
 static __always_inline void tl_go_give_context(__u64 context, __u64 of)
 {
 	__u64 key = tl_go_object_key(context);
@@ -66,7 +65,10 @@ static __always_inline void tl_go_give_context(__u64 context, __u64 of)
 		bpf_map_update_elem(&tl_go_contexts, &key, &of, BPF_ANY);
 }
 
-/* The current goroutine takes up a request, whose text is there, with a context for its calls. */
+/*
+ * The current goroutine begins to serve a request, whose text has been read. `context`: that of its
+ * calls.
+ */
 static __always_inline void tl_go_takes_up(const struct tl_go_binary *binary, __u64 goroutine,
 					   struct tl_go_exchange *go, __u64 context)
 {

@@ -2,9 +2,10 @@
 /*
  * go/write.h - writes into the memory of a Go program.
  *
- * Only memory that the program is about to write out, or that nothing uses yet: the free end of a buffer.
- * What is committed is one length, last; what fails before changes nothing that the program would look
- * at. A goroutine is stopped at the probe, and owns what it writes.
+ * Only memory is written that the program is about to send, or that is not used yet: the free end
+ * of a buffer. The last write is one length, which makes the rest valid: a failure before it
+ * changes nothing that the program reads. The goroutine is stopped at the probe, and owns the
+ * memory.
  */
 #ifndef THROUGHLINE_GO_WRITE_H
 #define THROUGHLINE_GO_WRITE_H
@@ -36,8 +37,8 @@ static __always_inline bool tl_go_store_word(__u64 to, __u64 word)
 }
 
 /*
- * The call whose header is written, if it is the one that was meant and goes on; what is known of it, of
- * these kinds, is used up.
+ * Takes the entry at `key`, if it is of one of these kinds. Returns the call whose header is
+ * written, or NULL where it is another one or has ended.
  */
 static __always_inline struct tl_go_exchange *tl_go_take(void *map, __u64 key, __u32 kinds,
 							 struct tl_go_writing *writing)
@@ -58,7 +59,7 @@ static __always_inline struct tl_go_exchange *tl_go_take(void *map, __u64 key, _
 	return go;
 }
 
-/* How much of tracestate goes with a call: all, or nothing. */
+/* The bytes of tracestate that are written with a call: all, or none. */
 static __always_inline __u32 tl_go_tracestate(const struct tl_text *text)
 {
 	return text->tracestate_len <= TL_TRACESTATE_MAX ? text->tracestate_len : 0;

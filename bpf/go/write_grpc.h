@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * go/write_grpc.h - the way of a call of gRPC to the goroutine that writes its header.
+ * go/write_grpc.h - follows a call of gRPC to the goroutine that writes its header.
  *
  *   transport.(*controlBuffer).executeAndPut  the fields of a call go into the queue of a connection
  *   transport.(*loopyWriter).writeHeader      another goroutine takes them out
@@ -10,11 +10,14 @@
 
 #include "go/write.h"
 
-#define TL_GO_FIELDS_MAX 64 /* of a call, that are looked at for one of ours */
+#define TL_GO_FIELDS_MAX 64 /* the most fields of a call in which ours are looked for */
 #define TL_GO_FIELD_BYTES 40 /* hpack.HeaderField: two strings and a bool */
 #define TL_GO_PATH_AT (2 * TL_GO_FIELD_BYTES + 16) /* the value of the third field, `:path` */
 
-/* Is the name of a field `traceparent` or `tracestate`, or can it not be read? They are in lower case. */
+/*
+ * Is the field's name `traceparent` or `tracestate` (they are in lower case), or can it not be
+ * read?
+ */
 __noinline int tl_go_field_is_ours(__u64 field)
 {
 	char name[16] __attribute__((aligned(8))) = {};
@@ -31,7 +34,7 @@ __noinline int tl_go_field_is_ours(__u64 field)
 	return 0;
 }
 
-/* Is it proven that a slice of fields, of three words and more each, has none of ours? */
+/* Is it proven that a slice of fields has none of ours? */
 static __always_inline bool tl_go_fields_lack_ours(const struct tl_go_slice *fields)
 {
 	__u32 i;
@@ -45,8 +48,8 @@ static __always_inline bool tl_go_fields_lack_ours(const struct tl_go_slice *fie
 }
 
 /*
- * (*controlBuffer).executeAndPut(c, f, it): by clients and by servers, for all that they send. What stood
- * for fields of this address is over.
+ * (*controlBuffer).executeAndPut(c, f, it): called by clients and servers, for all that they send.
+ * An earlier entry for fields at this address is removed.
  */
 SEC("uprobe")
 int tl_go_write_put(struct pt_regs *ctx)
@@ -69,13 +72,13 @@ int tl_go_write_put(struct pt_regs *ctx)
 	fields_key = tl_go_object_key(fields.data);
 	bpf_map_delete_elem(&tl_go_written, &fields_key);
 	if (!tl_user_word(ctx->di + binary->grpc_headers_init))
-		return 0; /* of an answer */
+		return 0; /* the header of an answer */
 	id = tl_unit_number(ctx->r14, binary->g_goid);
 	key = tl_process_key(id);
 	call = id ? bpf_map_lookup_elem(&tl_go_writers, &key) : NULL;
 	if (!call || call->kind != TL_GO_WRITING_CALL)
 		return 0;
-	/* what fetches credentials for a call may make another call, in the same goroutine */
+	/* to fetch credentials for a call, the same goroutine may make another call */
 	if (tl_user_word(fields.data + TL_GO_PATH_AT) != call->object) {
 		tl_count(TL_GO_WRITE_MISMATCH);
 		return 0;
@@ -84,7 +87,9 @@ int tl_go_write_put(struct pt_regs *ctx)
 		tl_count(TL_GO_WRITE_UNPROVEN);
 		return 0;
 	}
-	/* not used up: where the connection has no room for a stream it is put again */
+	/*
+	 * the entry stays: where the connection has no room for a stream the fields are put again
+	 */
 	fields_of.exchange = call->exchange;
 	fields_of.span = call->span;
 	fields_of.object = ctx->ax;

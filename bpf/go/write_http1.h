@@ -12,7 +12,8 @@
 #define TL_LINE_TRACESTATE_BYTES 14 /* `tracestate: ` CR LF */
 
 /*
- * The lines, at `at`. Returns how many bytes, of which there are up to `room`; 0 when a write failed.
+ * Writes the lines at `at`, where there is room for `room` bytes. Returns how many it has written,
+ * 0 when a write has failed.
  */
 static __always_inline __u32 tl_go_store_lines(__u64 at, __u64 room,
 					       const struct tl_go_exchange *go, bool *state)
@@ -36,9 +37,10 @@ static __always_inline __u32 tl_go_store_lines(__u64 at, __u64 room,
 }
 
 /*
- * (*transferWriter).writeHeader(t, w io.Writer, …): the request line, Host and User-Agent are in the
- * buffer, at the end of a line. Others than the client's connections write headers, too: a CONNECT, a proxy
- * of its own an answer. So it has to be the header that was looked at, and a *bufio.Writer.
+ * (*transferWriter).writeHeader(t, w io.Writer, …): the buffer has the request line, Host and
+ * User-Agent, and ends with a complete line. Other code than the client's connections writes
+ * headers, too: a CONNECT, or the answer of a proxy. So the header must be the one that was read,
+ * and the writer a *bufio.Writer.
  */
 SEC("uprobe")
 int tl_go_write_h1(struct pt_regs *ctx)
@@ -77,7 +79,7 @@ int tl_go_write_h1(struct pt_regs *ctx)
 		tl_count(TL_GO_WRITE_FAILED);
 		return 0;
 	}
-	/* it need not go beside the request any more */
+	/* it need not be sent beside the request any more */
 	socket = go->endpoints.socket;
 	if (socket)
 		bpf_map_delete_elem(&tl_socket_outs, &socket);

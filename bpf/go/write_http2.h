@@ -11,12 +11,13 @@
 
 #include "go/write.h"
 
-#define TL_GO_FRAME_MAX 16384 /* what every peer takes: SETTINGS_MAX_FRAME_SIZE */
-#define TL_GO_BLOCK_MAX 2048 /* of a header block that is copied */
-#define TL_GO_COPY_BYTES 128 /* at once */
+#define TL_GO_FRAME_MAX 16384 /* every peer accepts this: SETTINGS_MAX_FRAME_SIZE */
+#define TL_GO_BLOCK_MAX 2048 /* the largest header block that is copied */
+#define TL_GO_COPY_BYTES 128 /* bytes copied at a time */
 
 #define TL_FIELD_TRACEPARENT_BYTES (2 + 11 + 1 + TL_TRACEPARENT_VALUE_BYTES)
-#define TL_FIELD_TRACESTATE_BYTES (2 + 10 + 3) /* and the value; its length takes up to 3 */
+#define TL_FIELD_TRACESTATE_BYTES \
+	(2 + 10 + 3) /* without the value; its length takes up to 3 bytes */
 
 /* The parameter of WriteHeaders, http2.HeadersFrameParam: too large for registers. */
 struct tl_go_frame {
@@ -28,10 +29,10 @@ struct tl_go_frame {
 	__u8 _pad2[6];
 };
 
-/* Behind the address to return to. */
+/* It is behind the return address. */
 #define TL_GO_FRAME_AT(ctx) ((ctx)->sp + 8)
 
-/* What is free of the buffer that the frames are written to. */
+/* Finds the free part of the buffer that frames are written to. */
 static __always_inline void tl_go_tail(const struct tl_go_binary *binary, __u64 moved, __u64 framer,
 				       struct tl_go_slice *tail)
 {
@@ -85,7 +86,7 @@ static __always_inline bool tl_go_copy(__u64 to, __u64 from, __u64 n)
 	return true;
 }
 
-/* The field `traceparent`, at `at`. */
+/* Writes the field `traceparent` at `at`. */
 static __always_inline bool tl_go_store_traceparent(__u64 at, const struct tl_go_exchange *go)
 {
 	__u8 field[TL_FIELD_TRACEPARENT_BYTES];
@@ -96,16 +97,19 @@ static __always_inline bool tl_go_store_traceparent(__u64 at, const struct tl_go
 	return tl_go_store(at, field, sizeof(field));
 }
 
-/* How many bytes the field `tracestate` takes, with a value of `n`. */
+/* How many bytes the field `tracestate` takes, with a value of `n` bytes. */
 static __always_inline __u32 tl_go_tracestate_bytes(__u32 n)
 {
 	return TL_FIELD_TRACESTATE_BYTES + n - (n < 127 ? 2 : n < 255 ? 1 : 0);
 }
 
-/* The field `tracestate`, with a value of `n` bytes, whose length is an integer with a prefix of 7 bits. */
+/*
+ * Writes the field `tracestate` with a value of `n` bytes. The length is an integer with a prefix
+ * of 7 bits.
+ */
 static __always_inline bool tl_go_store_tracestate(__u64 at, const struct tl_text *text, __u32 n)
 {
-	__u8 head[16]; /* TL_FIELD_TRACESTATE_BYTES, and one for the verifier */
+	__u8 head[16]; /* TL_FIELD_TRACESTATE_BYTES, and one byte for the verifier */
 	__u32 bytes = tl_go_tracestate_bytes(n) - n, rest = n - 127;
 
 	__builtin_memcpy(head, "\x00\x0atracestate", 12);
@@ -117,9 +121,10 @@ static __always_inline bool tl_go_store_tracestate(__u64 at, const struct tl_tex
 }
 
 /*
- * Is there a place for a header block that is `more` bytes longer? Where it is, behind itself, or where
- * what is written to the connection will be: the frame is made elsewhere from it before. The slice is
- * that of the new block then, and `*at` where the new bytes belong. Returns 0, or what to count.
+ * Finds a place for a header block that is `more` bytes longer: the block itself may have room
+ * behind it. Else it is copied to the free end of the connection's buffer; the frame is made
+ * elsewhere before it is written there. Then `block` is the new block, and `*at` the place for the
+ * new bytes. Returns 0, or the counter of the refusal.
  */
 static __always_inline __u32 tl_go_place(const struct tl_go_binary *binary, __u64 moved,
 					 __u64 framer, struct tl_go_slice *block, __u32 more,
@@ -139,7 +144,7 @@ static __always_inline __u32 tl_go_place(const struct tl_go_binary *binary, __u6
 	tl_go_tail(binary, moved, framer, &tail);
 	if (tail.len < block->len + more)
 		return TL_GO_WRITE_NO_ROOM;
-	/* a page of a large buffer that nothing was written to yet is not there */
+	/* a page of a large buffer may not exist before the first write to it */
 	if (!tl_go_copy(tail.data, block->data, block->len))
 		return TL_GO_WRITE_FAILED;
 	*at = tail.data + block->len;
@@ -149,7 +154,10 @@ static __always_inline __u32 tl_go_place(const struct tl_go_binary *binary, __u6
 	return 0;
 }
 
-/* (*Framer).WriteHeaders(f, p HeadersFrameParam), by clients and by servers, of HTTP/2 and of gRPC */
+/*
+ * (*Framer).WriteHeaders(f, p HeadersFrameParam), called by clients and servers of HTTP/2 and of
+ * gRPC
+ */
 SEC("uprobe")
 int tl_go_write_h2(struct pt_regs *ctx)
 {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * go/writing.h - calls into whose header a context is to be written: decided by `go`, written by `go_write`.
+ * go/writing.h - calls into whose header a context is to be written: decided by `go`, written by
+ * `go_write`.
  */
 #ifndef THROUGHLINE_GO_WRITING_H
 #define THROUGHLINE_GO_WRITING_H
@@ -8,8 +9,9 @@
 #include "go/exchange.h"
 
 /*
- * Into which request a context is to be written, and when: once, by whoever comes to the place where
- * its header is written. Made by `go` where absence of a header is proven.
+ * Into which request a context is to be written, and how the place is recognised where its header
+ * is written. It is written once. `go` makes an entry only where it is proven that the header has
+ * no context.
  */
 enum tl_go_writing_kind {
 	TL_GO_WRITING_BUFFER = 1, /* HTTP/1: the header `object`, a map, is written to the buffer */
@@ -21,13 +23,16 @@ enum tl_go_writing_kind {
 
 struct tl_go_writing {
 	__u64 exchange; /* key of tl_go_exchanges */
-	__u64 span; /* of that exchange: another call may stand there when this one has ended */
-	__u64 object; /* an address by which the place is recognised; of TL_GO_WRITING_FRAME 0 */
+	__u64 span; /* the span of that exchange: when the call has ended, another one may have the same key */
+	__u64 object; /* the address by which the place is recognised; 0 for TL_GO_WRITING_FRAME */
 	__u32 stream_id;
 	__u32 kind; /* enum tl_go_writing_kind */
 };
 
-/* By tl_process_key() of the goroutine that writes the header, or takes the call to the one that does. */
+/*
+ * By tl_process_key() of the goroutine that writes the header, or hands the call to the one that
+ * writes it.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
@@ -36,7 +41,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_go_writers SEC(".maps");
 
-/* By tl_go_object_key() of what another goroutine writes: a *bufio.Writer, or a slice of fields. */
+/* By tl_go_object_key() of the *bufio.Writer or slice of fields that another goroutine writes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * tls/calls.h - calls of OpenSSL that threads are in, and the sockets that they read.
+ * tls/calls.h - which calls of OpenSSL each thread is in, and which sockets it reads.
  *
- * The socket of a TLS connection is the one that the thread reads inside of a call for it. A process that
- * reads the socket itself and hands the bytes over (Node.js, asyncio) does so before such a call.
+ * The socket of a TLS connection is the one that a thread reads during a call for that connection.
+ * A process that reads the socket itself and hands the bytes over (Node.js, asyncio) reads it
+ * before such a call.
  */
 #ifndef THROUGHLINE_TLS_CALLS_H
 #define THROUGHLINE_TLS_CALLS_H
@@ -12,30 +13,33 @@
 #include "core/settings.h"
 #include "tls/connection.h"
 
-/* Calls that a thread is in at once: one inside of another, or on stacks of their own. */
+/*
+ * The most calls that a thread is in: one may call another, and coroutines have stacks of their
+ * own.
+ */
 #define TL_TLS_CALLS 4
 
 /* A call that a thread is in. */
 struct tl_tls_call {
 	__u64 key; /* of the TLS connection, or 0: none */
-	__u64 stack; /* where its return address is: tells it from calls around it and inside of it */
+	__u64 stack; /* where its return address is: this tells the thread's calls apart */
 	__u64 buffer; /* addresses in the process */
-	__u64 length_at; /* where an _ex function leaves how much it has read or written */
+	__u64 length_at; /* where an _ex function writes how many bytes it has read or written */
 	__u64 length; /* of the buffer */
-	__u32 parsed; /* of what is written, with what was parsed before and comes again */
-	__u8 deferred; /* what is written is looked at when the call has succeeded */
+	__u32 parsed; /* bytes of the buffer that were parsed, now or in an earlier call that did not write them */
+	__u8 deferred; /* the bytes are parsed when the call has succeeded */
 	__u8 _pad[3];
 };
 
-/* A thread: its calls for TLS connections, and the socket that it has read last. */
+/* A thread: its calls for TLS connections, and the socket that it read last. */
 struct tl_tls_thread {
 	struct tl_tls_call calls[TL_TLS_CALLS];
-	/* of the socket that was read outside of any call; its cookie is 0 where there is none */
+	/* the socket that was read outside of any call; the cookie is 0 where there is none */
 	struct tl_endpoints endpoints;
 	__u64 connect; /* its tl_flow.connect */
 	__u32 flags; /* its tl_flow.flags */
 	__u32 born; /* see tl_born() */
-	__u32 turn; /* which call gives way where there are too many */
+	__u32 turn; /* which call gives way where the thread is in too many */
 	__u32 _pad;
 };
 
@@ -47,8 +51,8 @@ struct {
 } tl_tls_threads SEC(".maps");
 
 /*
- * Processes that were seen to call OpenSSL, and when they began (tl_born()): only their reads are of
- * interest.
+ * Processes that were seen to call OpenSSL, and when they began (tl_born()). Reads of sockets by
+ * other processes are ignored.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -57,7 +61,7 @@ struct {
 	__type(value, __u32);
 } tl_tls_pids SEC(".maps");
 
-/* What is known of the current thread. `make`: also of one of which nothing is known yet. */
+/* The entry of the current thread, or NULL. `make`: makes one where there is none. */
 static __always_inline struct tl_tls_thread *tl_tls_thread_now(bool make)
 {
 	struct task_struct *task = tl_current_task();
@@ -67,7 +71,7 @@ static __always_inline struct tl_tls_thread *tl_tls_thread_now(bool make)
 	thread = bpf_map_lookup_elem(&tl_tls_threads, &tid);
 	if (thread && tl_is_born(task, thread->born))
 		return thread;
-	if (thread) /* that of one that has ended, whose number it was */
+	if (thread) /* the entry of a thread that has ended, which had the same id */
 		bpf_map_delete_elem(&tl_tls_threads, &tid);
 	if (!make)
 		return NULL;
@@ -78,7 +82,7 @@ static __always_inline struct tl_tls_thread *tl_tls_thread_now(bool make)
 	return thread;
 }
 
-/* The call whose return address is there, or NULL. */
+/* The thread's call whose return address is at `stack`, or NULL. */
 static __always_inline struct tl_tls_call *tl_tls_call_at(struct tl_tls_thread *thread, __u64 stack)
 {
 	__u32 i;
@@ -90,9 +94,9 @@ static __always_inline struct tl_tls_call *tl_tls_call_at(struct tl_tls_thread *
 }
 
 /*
- * The key of the TLS connection that the thread is in a call for, or 0. Of the calls that lie above the
- * thread's stack pointer the nearest: what calls from one stack and what from another (coroutines) is not
- * to be mixed up. Where the stack pointer cannot be had, the lowest of all.
+ * The key of the TLS connection that the thread is in a call for, or 0. It is the nearest call
+ * above the stack pointer, since coroutines make calls on several stacks. Where the stack pointer
+ * is not known, it is the call that is lowest in memory.
  */
 static __always_inline __u64 tl_tls_inside(const struct tl_tls_thread *thread)
 {
@@ -123,9 +127,10 @@ static __always_inline void tl_tls_on(struct tl_flow *flow, const struct tl_tls_
 }
 
 /*
- * The thread has read a socket itself, and hands over what it got there; but not with its first call
- * for a connection: a client's comes before there is anything to read. `takes`: the call is one to get
- * what was received. One that writes may do so as well, until the handshake is done.
+ * The thread has read a socket itself, and hands over the bytes with this call. But the first call
+ * for a connection hands over none: a client makes it before there is anything to read. `takes`:
+ * the call is to get what was received. Until the handshake is done a call that writes takes
+ * received bytes, too.
  */
 static __always_inline void tl_tls_handed_over(struct tl_flow *flow, struct tl_tls_thread *thread,
 					       bool takes)
@@ -138,7 +143,7 @@ static __always_inline void tl_tls_handed_over(struct tl_flow *flow, struct tl_t
 		return;
 	} else if (!first && flow->endpoints.socket != thread->endpoints.socket &&
 		   !(flow->flags & TL_FLOW_USED)) {
-		/* one of the two was a chance: which of them is not known */
+		/* one of the two sockets was read by chance, and it is not known which one */
 		flow->endpoints.socket = 0;
 		flow->connect = 0;
 		flow->flags |= TL_FLOW_CONNECTED;
@@ -146,7 +151,7 @@ static __always_inline void tl_tls_handed_over(struct tl_flow *flow, struct tl_t
 	thread->endpoints.socket = 0;
 }
 
-/* A place for a call whose return address is at `stack`: that of one that has ended. */
+/* A place for a call whose return address is at `stack`. */
 static __always_inline struct tl_tls_call *tl_tls_place(struct tl_tls_thread *thread, __u64 stack)
 {
 	struct tl_tls_call *call = tl_tls_call_at(thread, stack);
@@ -154,13 +159,13 @@ static __always_inline struct tl_tls_call *tl_tls_place(struct tl_tls_thread *th
 	__u64 key;
 	__u32 i;
 
-	if (call) /* it has ended without being seen: by longjmp(), say */
+	if (call) /* the call that had this place has ended unseen, as by longjmp() */
 		return call;
 	for (i = 0; i < TL_TLS_CALLS; i++)
 		if (!thread->calls[i].key)
 			return &thread->calls[i];
 	call = &thread->calls[thread->turn++ & (TL_TLS_CALLS - 1)];
-	/* what it reads or writes will not be seen */
+	/* what that call reads or writes will not be seen */
 	key = call->key;
 	flow = tl_tls_find(key);
 	if (flow) {
@@ -171,7 +176,7 @@ static __always_inline struct tl_tls_call *tl_tls_place(struct tl_tls_thread *th
 	return call;
 }
 
-/* What a call hands over: the SSL, and what it reads or writes. */
+/* The arguments of a call. */
 struct tl_tls_arguments {
 	__u64 ssl;
 	__u64 buffer;
@@ -180,8 +185,8 @@ struct tl_tls_arguments {
 };
 
 /*
- * A thread calls OpenSSL for a connection. `takes`: to get what was received. NULL, or the call and the
- * connection.
+ * A thread calls OpenSSL for a connection. `takes`: to get what was received. Returns the call, and
+ * its connection in `of`; or NULL.
  */
 static __always_inline struct tl_tls_call *tl_tls_enter(struct pt_regs *ctx,
 							const struct tl_tls_arguments *given,
@@ -222,7 +227,7 @@ static __always_inline struct tl_tls_call *tl_tls_enter(struct pt_regs *ctx,
 	return call;
 }
 
-/* A call returns. NULL: it was none that we follow. */
+/* A call returns. NULL: it is not followed. */
 static __always_inline struct tl_tls_call *tl_tls_leave(struct pt_regs *ctx, __u64 *key)
 {
 	struct tl_tls_thread *thread = tl_tls_thread_now(false);
@@ -238,7 +243,7 @@ static __always_inline struct tl_tls_call *tl_tls_leave(struct pt_regs *ctx, __u
 	return call;
 }
 
-/* How many bytes a call has read or written; `result` is what it returns. */
+/* How many bytes a call has read or written. `result`: its return value. */
 static __always_inline __u64 tl_tls_length(const struct tl_tls_call *call, int result)
 {
 	__u64 length = 0;

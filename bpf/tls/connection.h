@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * tls/connection.h - what is kept of a TLS connection: a flow inside of it, whose socket may not be known.
+ * tls/connection.h - what is kept of a TLS connection: the flow inside of it, whose socket may not
+ * be known.
  */
 #ifndef THROUGHLINE_TLS_CONNECTION_H
 #define THROUGHLINE_TLS_CONNECTION_H
@@ -20,7 +21,7 @@ struct tl_tls {
 #define TL_TLS_TEXT(flow) TL_TEXT_FIND(, (flow)->cookie)
 #endif
 
-/* Addresses are multiples of 16. */
+/* The key of the TLS connection whose SSL is at this address, which is a multiple of 16. */
 static __always_inline __u64 tl_tls_key(__u64 ssl)
 {
 	return tl_process_key(ssl >> 4);
@@ -53,7 +54,10 @@ static __always_inline struct tl_flow *tl_tls_make(__u64 key)
 		tl_count(TL_FULL_TLS);
 		return NULL;
 	}
-	/* until its socket is known it may be one that was just made: see tl_find_parent() */
+	/*
+	 * until its socket is known, the connection may be one that was just made: see
+	 * tl_loop_has_gone_on()
+	 */
 	flow->flags = TL_FLOW_INSIDE | TL_FLOW_CONNECTED;
 	flow->exchange.flags = TL_EXCHANGE_TLS;
 	flow->exchange.probed = TL_TLS_BEGUN;

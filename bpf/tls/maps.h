@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * tls/maps.h - TLS connections, by tl_tls_key().
+ * tls/maps.h - the TLS connections, by tl_tls_key().
  *
- * To be included before all else: on older kernels the functions that look up what they work on
- * (TL_LEGACY) find it in these maps. The oldest entries give way: a process that dies frees none of its
+ * To be included first: in the objects for older kernels (TL_LEGACY) global functions look up their
+ * flow in these maps. The oldest entries give way, since a process that dies does not free its
  * connections.
  */
 #ifndef THROUGHLINE_TLS_MAPS_H

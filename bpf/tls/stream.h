@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * tls/stream.h - what a process reads and writes inside of a TLS connection.
- */
+/* tls/stream.h - what a process reads and writes inside of a TLS connection. */
 #ifndef THROUGHLINE_TLS_STREAM_H
 #define THROUGHLINE_TLS_STREAM_H
 
@@ -9,10 +7,7 @@
 #include "tls/calls.h"
 #include "trace/http1.h"
 
-/*
- * A request inside of TLS goes out; the thread that wrote it is the current one. A function of its own,
- * for its stack.
- */
+/* The current thread writes a call inside of TLS. A global function, to have a stack of its own. */
 __noinline int tl_tls_asks(TL_FLOW)
 {
 	TL_TAKE_FLOW(flow, text);
@@ -31,7 +26,7 @@ static __always_inline void tl_tls_call(struct tl_flow *flow, struct tl_text *te
 	tl_tls_asks(TL_GIVE_FLOW(flow, text));
 }
 
-/* A function of its own, so that the verifier walks it once. */
+/* A global function, which the verifier walks once. */
 __noinline int tl_tls_event(TL_FLOW, __u32 direction, __u32 what)
 {
 	TL_TAKE_FLOW(flow, text);
@@ -42,8 +37,9 @@ __noinline int tl_tls_event(TL_FLOW, __u32 direction, __u32 what)
 }
 
 /*
- * Parses what comes next of `left` bytes (at most TL_WENT_MAX) at `address` in the process. Returns tl_went(), 0
- * when the rest says nothing, -1 when it is not HTTP. A function of its own, too.
+ * Parses the next chunk of `left` bytes (at most TL_WENT_MAX) at `address` in the process. Returns
+ * tl_went(), 0 when the rest need not be parsed, -1 when it is not HTTP. A global function, which
+ * the verifier walks once.
  */
 __noinline int tl_tls_chunk(TL_FLOW, __u64 address, __u32 left, __u32 direction)
 {
@@ -79,9 +75,9 @@ __noinline int tl_tls_chunk(TL_FLOW, __u64 address, __u32 left, __u32 direction)
 }
 
 /*
- * As many as TL_CHUNKS_MAX of them, and what they come to. Returns how many bytes it has gone on, 0 when the rest
- * says nothing, -1 when it is not HTTP. A function of its own, too: what is written at once takes more turns than
- * the verifier would walk.
+ * Parses up to TL_CHUNKS_MAX chunks, and acts on them. Returns how many bytes it has parsed, 0 when
+ * the rest need not be parsed, -1 when it is not HTTP. A global function: a call may write more
+ * chunks than the verifier would walk in one loop.
  */
 __noinline int tl_tls_chunks(TL_FLOW, __u64 address, __u32 left, __u32 direction)
 {
@@ -138,7 +134,10 @@ static __always_inline void tl_tls_stream(struct tl_flow *flow, __u64 address, _
 		tl_guess_again(flow);
 }
 
-/* Requests of the connection are lost: may one begin anew? Not before the last one is answered. */
+/*
+ * The requests of the connection are LOST: may another one begin? Not before the last one is
+ * answered.
+ */
 static __always_inline bool tl_tls_may_begin(const struct tl_flow *flow,
 					     const struct tl_http *response)
 {
@@ -149,9 +148,10 @@ static __always_inline bool tl_tls_may_begin(const struct tl_flow *flow,
 }
 
 /*
- * Does what the process reads or writes concern us? A connection is a server's when its first bytes
- * that are a request come in, and a client's when they go out. One that is older than the agent may be
- * in the middle of something; it may also not be HTTP.
+ * Are the bytes that the process reads or writes to be parsed? The first bytes that look like a
+ * request decide: the connection is a server's where they are received, and a client's where they
+ * are sent. A connection that is older than the agent may be in the middle of a message; a
+ * connection may also not carry HTTP.
  */
 static __always_inline bool tl_tls_concerns(struct tl_flow *flow, __u64 address, __u64 length,
 					    __u32 direction)
@@ -186,9 +186,9 @@ static __always_inline bool tl_tls_concerns(struct tl_flow *flow, __u64 address,
 }
 
 /*
- * The thread hands `length` bytes to OpenSSL, which are about to be sent. Those that it handed over before
- * and that were not sent come first: they were parsed. OpenSSL insists on the same bytes; there may be
- * more or less of them than there were.
+ * The thread hands `length` bytes to OpenSSL, which are about to be sent. They begin with bytes
+ * that it handed over before and that were not sent: those were parsed already. OpenSSL demands
+ * that they are the same bytes, but their number may differ.
  */
 static __always_inline void tl_tls_write(struct tl_flow *flow, struct tl_tls_call *call,
 					 __u64 length)
@@ -216,7 +216,7 @@ static __always_inline void tl_tls_write(struct tl_flow *flow, struct tl_tls_cal
 	    span == tl_key(flow->exchange.context.span_id) ||
 	    flow->out.flags & TL_HEADER_HAS_TRACEPARENT)
 		return;
-	/* a request has begun: what the thread sends next is it */
+	/* a call has begun: it is what the thread sends next */
 	tid = tl_current_tid();
 	tl_insert_zeros(&tl_thread_outs, &tid, BPF_ANY);
 	out = bpf_map_lookup_elem(&tl_thread_outs, &tid);
@@ -238,7 +238,7 @@ static __always_inline void tl_tls_read(struct tl_flow *flow, __u64 address, __u
 		return;
 	before = flow->exchange.request;
 	if (flow->role == TL_ROLE_CLIENT) {
-		/* a server that speaks first does not speak HTTP */
+		/* the server speaks first: this is not HTTP */
 		if (!(flow->flags & TL_FLOW_USED))
 			return;
 		flow->in.flags |= TL_HTTP_RESPONSE;
@@ -260,9 +260,10 @@ static __always_inline void tl_tls_read(struct tl_flow *flow, __u64 address, __u
 }
 
 /*
- * A process that hands over bytes itself (Node.js) may write its request before the handshake is done
- * and write it again then. At first nothing is known that could tell for whom it is: neither the
- * socket, nor a request that the thread of an event loop would be working for.
+ * Is a write to be parsed only when it has succeeded? A process that hands over bytes itself
+ * (Node.js) may write a request before the handshake is done, and write it again after that. At the
+ * first time there is no evidence for its parent: the socket is not known, and the thread is of an
+ * event loop or works for no request.
  */
 static __always_inline bool tl_tls_defer(const struct tl_flow *flow)
 {

@@ -2,16 +2,15 @@
 /*
  * tls/tls.bpf.c - group `tls`: HTTP/1.x inside of TLS, where the process hands it to OpenSSL.
  *
- *   SSL_read, SSL_read_ex    what was received, once it is decrypted
+ *   SSL_read, SSL_read_ex    received bytes, once they are decrypted
  *   SSL_write, SSL_write_ex, SSL_write_ex2 (OpenSSL 3.3)
- *                            what is going to be sent, before it is encrypted
+ *                            bytes to be sent, before they are encrypted
  *   SSL_do_handshake         which socket a TLS connection is on
  *   SSL_free                 its end
  *   tcp_rcv_space_adjust     which socket a thread has read
  *
- * A TLS connection is known by its SSL and process. Its socket is the one that the thread reads inside of
- * a call for it; a process that reads the socket itself and hands the bytes over (Node.js, asyncio)
- * does so before such a call. Nothing is changed in the process: only memory is read.
+ * A TLS connection is known by its SSL and process. The programs only read the memory of the
+ * process.
  */
 #include "tls/maps.h"
 #include "tls/stream.h"
@@ -187,7 +186,7 @@ int BPF_KPROBE(tl_ssl_free, __u64 ssl)
 	return 0;
 }
 
-/* The current thread has read a socket: inside of a call, it is the one of its TLS connection. */
+/* The current thread has read a socket: during a call, that is the socket of its TLS connection. */
 SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(tl_ssl_socket, struct sock *sk)
 {
@@ -204,7 +203,8 @@ int BPF_PROG(tl_ssl_socket, struct sock *sk)
 	if (!thread)
 		return 0;
 #ifdef TL_LEGACY
-	socket = TL_COOKIE(sk); /* tracing programs may not ask for it before Linux 5.12 */
+	socket = TL_COOKIE(
+		sk); /* before Linux 5.12 tracing programs cannot call bpf_get_socket_cookie() */
 	flow = bpf_map_lookup_elem(&tl_flows, &socket);
 #else
 	socket = bpf_get_socket_cookie(sk);

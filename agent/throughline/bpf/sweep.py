@@ -16,7 +16,7 @@ from throughline.bpf.hashes import Hash
 
 log = logging.getLogger(__name__)
 
-TOO_OLD_SECONDS = 300.0  # TL_AGE_MAX_NS of bpf/tl.bpf.h: older requests are no parents
+TOO_OLD_SECONDS = 300.0  # TL_AGE_MAX_NS of bpf/trace/request.h: older requests are no parents
 
 
 @dataclass(frozen=True, slots=True)

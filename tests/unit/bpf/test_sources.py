@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-BPF = Path(__file__).parents[2] / "bpf"
+ROOT = Path(__file__).parents[3]
+BPF = ROOT / "bpf"
 # From the top to the bottom. A file includes files of its own folder and of folders before it.
 FOLDERS = ("core", "wire", "proto", "trace", "evidence", "io", "tls", "go", "runtimes")
 MAX_LINES = 500
@@ -56,3 +57,13 @@ def test_files_stay_small() -> None:
         name = path.relative_to(BPF).as_posix()
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= MAX_LINES, f"{name}: {lines} lines"
+
+
+def test_pages_and_files_that_comments_name_exist() -> None:
+    """`docs/….md` from the root, `folder/file.h` from bpf/."""
+    for path in sources():
+        text = path.read_text(encoding="utf-8")
+        for page in re.findall(r"docs/[\w/-]+\.md", text):
+            assert (ROOT / page).is_file(), f"{path} names {page}"
+        for name in re.findall(rf"\b(?:{'|'.join(FOLDERS)})/\w+\.(?:bpf\.)?[ch]\b", text):
+            assert (BPF / name).is_file(), f"{path} names {name}"
