@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.paths import CHECKOUT
+from tests.unit import test_bpf_sources, test_imports
 from throughline.commands import cli
 from throughline.config import model as config
 from throughline.config import schema as settings
@@ -72,6 +73,43 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.exists(), f"{page.name}: {link}"
         if fragment:
             assert fragment in anchors(target), f"{page.name}: {link}"
+
+
+def test_index_has_every_page() -> None:
+    """Decisions are listed by their folder."""
+    index = DOCS / "README.md"
+    linked = {(DOCS / link.partition("#")[0]).resolve() for link in LINK.findall(prose(index))}
+    for page in sorted(DOCS.rglob("*.md")):
+        known = page.parent if page.parent.name == "decisions" else page
+        assert known in linked or page == index, page
+
+
+def test_images_are_small() -> None:
+    images = sorted((DOCS / "images").iterdir())
+    shown = {
+        (page.parent / link).resolve()
+        for page in PAGES
+        for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", prose(page))
+    }
+    assert set(images) == shown
+    assert all(image.stat().st_size < 150_000 for image in images)
+
+
+def test_architecture_has_the_folders_in_their_order() -> None:
+    """The order is that of the tests of includes and imports."""
+    tables: dict[str, list[str]] = {}
+    for cells in rows(DOCS / "developer/architecture.md"):
+        if cells[0] in ("`bpf/`", "`agent/throughline/`") and cells[1] == "content":
+            names = tables.setdefault(cells[0].strip("`"), [])
+        elif not CODE.findall(cells[0]) and set(cells[0]) != {"-"}:
+            names = []  # another table
+        else:
+            names += [name.rstrip("/").removesuffix(".py") for name in CODE.findall(cells[0])]
+    assert tuple(tables["bpf/"]) == test_bpf_sources.FOLDERS
+    stages = [test_imports.stage(name) for name in tables["agent/throughline/"]]
+    assert stages == sorted(stages)
+    known = set().union(*test_imports.STAGES) - {"throughline", "__main__"}
+    assert set(tables["agent/throughline/"]) == known
 
 
 # -- commands --------------------------------------------------------------------------------------
@@ -217,11 +255,11 @@ def first_column(path: Path, heading: str) -> set[str]:
 
 
 def test_counters_are_documented() -> None:
-    assert first_column(DOCS / "operator/troubleshoot.md", "Every counter") == counters()
+    assert first_column(DOCS / "reference/counters.md", "Every counter") == counters()
 
 
 def test_dropped_spans_are_documented() -> None:
-    assert first_column(DOCS / "operator/troubleshoot.md", "Dropped spans") == drops()
+    assert first_column(DOCS / "reference/counters.md", "Dropped spans") == drops()
 
 
 def test_counters_of_the_other_pages_exist() -> None:
@@ -267,7 +305,7 @@ def test_limits_of_maps_are_documented() -> None:
     assert len(known) > 6
     found = {
         row[0].strip("`"): row[1]
-        for row in rows(DOCS / "operator/what-works.md")
+        for row in rows(DOCS / "reference/limits.md")
         if row[0][:4] == "`tl_"
     }
     assert set(found) == set(known)

@@ -182,8 +182,8 @@ def _summary(results: Sequence[Result]) -> list[str]:
     if consent:
         lines += [
             f"{', '.join(consent)}: with `throughline_allow_sys_admin`, the operator's",
-            "[consent to CAP_SYS_ADMIN](../operator/roles.md#cap_sys_admin-for-tls) where `tls`",
-            "and `go` need it.",
+            "[consent to CAP_SYS_ADMIN](../operator/security.md#cap_sys_admin-for-tls) where",
+            "`tls` and `go` need it.",
             "",
         ]
     plain = [result.platform.name for result in results if not result.platform.asks]
