@@ -31,6 +31,7 @@ OTHER_VARIABLES = {
 FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
+PATH = r"[\w./-]+"
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -73,6 +74,25 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.exists(), f"{page.name}: {link}"
         if fragment:
             assert fragment in anchors(target), f"{page.name}: {link}"
+
+
+@page
+def test_files_that_are_named_exist(page: Path) -> None:
+    folders = ("agent", "bpf", "molecule", "playbooks", "plugins", "roles", "tests")
+    for code in CODE.findall(prose(page)):
+        if code.startswith(tuple(f"{folder}/" for folder in folders)) and re.fullmatch(PATH, code):
+            assert (ROOT / code).exists(), f"{page.name}: {code}"
+
+
+def test_code_names_pages_that_exist() -> None:
+    """A comment, a message or a docstring that sends its reader to a page."""
+    for folder in ("agent", "bpf", "molecule", "playbooks", "plugins", "roles", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix not in (".py", ".c", ".h", ".yml", ".yaml", ".j2", ".sh", ".service"):
+                continue
+            text = path.read_text(encoding="utf-8")
+            for name in re.findall(r"\bdocs/[\w/-]+\.md\b", text):
+                assert (ROOT / name).exists(), f"{path.relative_to(ROOT)}: {name}"
 
 
 def test_index_has_every_page() -> None:
