@@ -13,12 +13,11 @@ from throughline.runtimes.go.families import FAMILIES
 AIM = 10.0  # percent fewer requests/s of net/http
 AIMED = "net/http"
 _EMULATED = (
-    "This kernel is not locked down, so that `go_write` is on. **The machine is emulated by"
-    " software, on the processors of this one**: its requests/s and its nanoseconds say nothing"
-    " about real machines, and what it loses is not what they lose, as a trap does not become"
-    " slower by the same factor as the code of Go. To be read: how often each program runs for a"
-    " request, how the times of the programs compare with each other, and what `go_write` adds to"
-    " `go` in proportion."
+    "This kernel is not locked down, so `go_write` is on. **The machine is emulated by software, on"
+    " the processors of this one**: its requests/s and its nanoseconds say nothing about real"
+    " machines, and neither does its loss, since a trap does not become slower by the same factor"
+    " as the code of Go. Read how often each program runs for a request, how the times of the"
+    " programs compare with each other, and how much `go_write` adds to `go` in proportion."
 )
 
 
@@ -30,13 +29,13 @@ def markdown(here: Results | None, vm: Results | None) -> str:
         "Written by `make bench`. [Go](../operator/go.md#what-it-costs) explains the numbers."
         " Other services are in [bench](bench.md).",
         "",
-        "The agent is off and on by turns in one run, so compare within a table. A service has one"
-        " processor (`GOMAXPROCS=1`); what asks it (wrk, by kept connections; for gRPC h2load, with"
-        " eight calls at a time on each) and what it calls (nginx, which does"
-        " next to nothing, or another service of gRPC) share the other one; the agent runs where"
+        "Compare numbers within a table: the agent is off and on by turns in one run. A service has"
+        " one processor (`GOMAXPROCS=1`). Its client (wrk, by kept connections; for gRPC h2load,"
+        " with eight calls at a time on each) and the service that it calls (nginx, which does"
+        " almost nothing, or another service of gRPC) share the other one; the agent runs where"
         " there is room. Nothing is sampled: requests are read, counted and given a parent and a"
         " context, but no span is sent. The services answer with a line of JSON or a message as"
-        " short and do nothing else, so that they are the worst case.",
+        " short and do nothing else: they are the worst case.",
     ]
     if here is not None:
         machine = f"{here.processors} processors ({cpu_model()})"
@@ -62,8 +61,8 @@ def _section(results: Results, title: str, machine: str) -> list[str]:
     if results.load_before > results.processors:
         lines += [
             "",
-            "**Others used the processors, too**: times are several times too high, and only how"
-            " often something runs and how times compare with each other can be read.",
+            "**Other processes used the processors, too**: times are several times too high. Read"
+            " only how often something runs, and how times compare with each other.",
         ]
     return lines
 
@@ -113,8 +112,8 @@ def _rates(results: Results) -> list[str]:
     lines = [
         "",
         "Medians; *fewer* is the ratio within a round, as minimum, median, maximum. *service* is"
-        " its own CPU time, which holds the probes and the programs that run in it, and *fewer by"
-        " CPU* what it loses of that: the numbers to read where processors are shared.",
+        " the CPU time of the service, with the probes and the programs that run in it, and *fewer"
+        " by CPU* its loss by that time. Read these two where processors are shared.",
         "",
         "| service | agent | requests/s | fewer, % | p50 ms | p99 ms | service µs/request"
         " | fewer by CPU, % | errors |",
@@ -150,11 +149,11 @@ def _programs(results: Results) -> list[str]:
     names = [name for name in functions if any(name in of for of in results.programs.values())]
     lines = [
         "",
-        "What one hit takes in each program, in nanoseconds, from `kernel.bpf_stats_enabled`; what"
-        f" the statistics themselves take ({results.stats_ns:.0f} ns) is left out. How many hits a"
-        " request has is in brackets. The trap that leads there comes on top, see below. The last"
-        " two rows are for a request; other programs run for other processes, too, `tl_tick` at"
-        " every system call of the host.",
+        "Nanoseconds of one hit of each program, from `kernel.bpf_stats_enabled`, without the"
+        f" {results.stats_ns:.0f} ns that the statistics themselves take. The hits of a request are"
+        " in brackets. The trap that leads to a program comes on top, see below. The last two rows"
+        " are sums for a request; the other programs run for other processes, too, and `tl_tick`"
+        " runs at every system call of the host.",
         "",
         f"| program | at | {' | '.join(service.name for service in SERVICES)} |",
         f"|---|---|{'--:|' * len(SERVICES)}",

@@ -45,11 +45,11 @@ def markdown(results: Results, *, seconds: float) -> str:
         f" load average {results.load_before:.1f} before and {os.getloadavg()[0]:.1f} at the end,"
         f" {results.others} other agents on this kernel.",
         "",
-        "The agent is off and on by turns in one run, so compare within a table, not between"
-        " machines. wrk (one thread) and nginx (one worker, which does next to nothing for a"
-        " request) have a processor each; the agent shares them. The Python service stands for"
-        " those that work for their answers. `on, nothing sampled` still propagates and counts"
-        " every request. Services of Go are in [bench-go](bench-go.md).",
+        "Compare numbers within a table, not between machines: the agent is off and on by turns in"
+        " one run. wrk (one thread) and nginx (one worker, which does almost nothing for a request)"
+        " have a processor each; the agent shares them. The Python service is the example of a"
+        " service that works for its answers. With `on, nothing sampled` the agent still propagates"
+        " and counts every request. Services of Go are in [bench-go](bench-go.md).",
     ]
     for part in (
         _summary,
@@ -103,7 +103,7 @@ def _bpf_net(results: Results, scenario: str, state: str) -> float:
 
 
 def _summary(results: Results) -> list[str]:
-    lines = ["", "## Against the aims", "", "| what | aim | measured | |", "|---|---|---|---|"]
+    lines = ["| what | aim | measured | |", "|---|---|---|---|"]
     if results.rates:
         for state in (UNSAMPLED, SAMPLED):
             for scenario in SCENARIOS:
@@ -155,7 +155,12 @@ def _summary(results: Results) -> list[str]:
             f"| start to first propagated request | {AIM_START:g} s | {found:.2f} s"
             f" | {verdict(found, AIM_START)} |"
         )
-    return lines
+    rows = lines[2:]
+    met = sum(row.endswith("| met |") for row in rows)
+    missed = sum(row.endswith("| **not met** |") for row in rows)
+    said = f"Of {len(rows)} aims {met} are met, {missed} are not met"
+    said += f", {len(rows) - met - missed} are not decided."
+    return ["", "## Against the aims", "", said, "", *lines]
 
 
 def _rates(results: Results) -> list[str]:
@@ -168,8 +173,8 @@ def _rates(results: Results) -> list[str]:
         f"wrk, {SCENARIOS[0].connections} connections (Python: 16), {SECONDS:g} s, medians of"
         f" {ROUNDS} rounds;"
         " *fewer* is the ratio within a round: minimum, median, maximum. *service* is the CPU"
-        " time of nginx's worker or of the Python process, which holds the BPF programs that run"
-        " in it: the number to read when the processors are shared with others.",
+        " time of nginx's worker or of the Python process, with the BPF programs that run in it."
+        " Read this number when other processes share the processors.",
         "",
         "| scenario | agent | requests/s | fewer, % | p50 ms | p99 ms | service µs/request"
         " | errors |",
@@ -191,7 +196,7 @@ def _rates(results: Results) -> list[str]:
             )
     if results.saturated:
         said = ", ".join(f"{name} {value:,.0f}" for name, value in results.saturated.items())
-        lines += ["", f"What became of the spans in the last saturated round: {said}."]
+        lines += ["", f"The spans of the last saturated round: {said}."]
     return lines
 
 
@@ -203,10 +208,10 @@ def _programs(results: Results) -> list[str]:
         "",
         "## Time in BPF",
         "",
-        "Nanoseconds for each request, runs in brackets, from `kernel.bpf_stats_enabled` (which"
-        f" itself takes {results.stats_ns:.0f} ns of each run, which `net` leaves out). `tl_tick`"
-        " runs at every system call of the host, those of wrk, of the second nginx and of the"
-        " agent too.",
+        "Nanoseconds for each request, runs in brackets, from `kernel.bpf_stats_enabled`. These"
+        f" statistics themselves take {results.stats_ns:.0f} ns of each run, which `net` leaves"
+        " out. `tl_tick` runs at every system call of the host, also at those of wrk, of the second"
+        " nginx and of the agent.",
         "",
         f"| scenario | agent | hops | {' | '.join(names)} | for each hop | net |",
         f"|---|---|--:|{'--:|' * len(names)}--:|--:|",
@@ -235,7 +240,7 @@ def _secure(results: Results) -> list[str]:
         "## HTTPS",
         "",
         f"nginx with OpenSSL, {SECURE[0].connections} kept connections, nothing sampled; the group"
-        " `packets` is off. What of it is TLS shows in the first of each three.",
+        " `packets` is off. The first row of each three shows the cost of TLS itself.",
         "",
         "| scenario | agent | requests/s | fewer, % | p50 ms | p99 ms | service µs/request |",
         "|---|---|--:|--:|--:|--:|--:|",
@@ -281,8 +286,8 @@ def _others(results: Results) -> list[str]:
         "",
         "## Packets that are not for a peer",
         "",
-        "The group `packets` is on, and no address of this machine is a peer (with what the"
-        " statistics themselves take). `tl_packets_out` sees every packet that leaves.",
+        "The group `packets` is on, and no address of this machine is a peer. The times include"
+        " those of the statistics. `tl_packets_out` sees every packet that leaves.",
         "",
         *said,
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.paths import CHECKOUT
+from tests.unit import test_bpf_sources, test_imports
 from throughline.commands import cli
 from throughline.commands.config import shown as shown_value
 from throughline.config import schema
@@ -32,6 +33,7 @@ OTHER_VARIABLES = {
 FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
+PATH = r"[\w./-]+"
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -74,6 +76,62 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.exists(), f"{page.name}: {link}"
         if fragment:
             assert fragment in anchors(target), f"{page.name}: {link}"
+
+
+@page
+def test_files_that_are_named_exist(page: Path) -> None:
+    folders = ("agent", "bpf", "molecule", "playbooks", "plugins", "roles", "tests")
+    for code in CODE.findall(prose(page)):
+        if code.startswith(tuple(f"{folder}/" for folder in folders)) and re.fullmatch(PATH, code):
+            assert (ROOT / code).exists(), f"{page.name}: {code}"
+
+
+def test_code_names_pages_that_exist() -> None:
+    """A comment, a message or a docstring that sends its reader to a page."""
+    for folder in ("agent", "bpf", "molecule", "playbooks", "plugins", "roles", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix not in (".py", ".c", ".h", ".yml", ".yaml", ".j2", ".sh", ".service"):
+                continue
+            text = path.read_text(encoding="utf-8")
+            for name in re.findall(r"\bdocs/[\w/-]+\.md\b", text):
+                assert (ROOT / name).exists(), f"{path.relative_to(ROOT)}: {name}"
+
+
+def test_index_has_every_page() -> None:
+    """Decisions are listed by their folder."""
+    index = DOCS / "README.md"
+    linked = {(DOCS / link.partition("#")[0]).resolve() for link in LINK.findall(prose(index))}
+    for page in sorted(DOCS.rglob("*.md")):
+        known = page.parent if page.parent.name == "decisions" else page
+        assert known in linked or page == index, page
+
+
+def test_images_are_small() -> None:
+    images = sorted((DOCS / "images").iterdir())
+    shown = {
+        (page.parent / link).resolve()
+        for page in PAGES
+        for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", prose(page))
+    }
+    assert set(images) == shown
+    assert all(image.stat().st_size < 150_000 for image in images)
+
+
+def test_architecture_has_the_folders_in_their_order() -> None:
+    """The order is that of the tests of includes and imports."""
+    tables: dict[str, list[str]] = {}
+    for cells in rows(DOCS / "developer/architecture.md"):
+        if cells[0] in ("`bpf/`", "`agent/throughline/`") and cells[1] == "content":
+            names = tables.setdefault(cells[0].strip("`"), [])
+        elif not CODE.findall(cells[0]) and set(cells[0]) != {"-"}:
+            names = []  # another table
+        else:
+            names += [name.rstrip("/").removesuffix(".py") for name in CODE.findall(cells[0])]
+    assert tuple(tables["bpf/"]) == test_bpf_sources.FOLDERS
+    stages = [test_imports.stage(name) for name in tables["agent/throughline/"]]
+    assert stages == sorted(stages)
+    known = set().union(*test_imports.STAGES) - {"throughline", "__main__"}
+    assert set(tables["agent/throughline/"]) == known
 
 
 # -- commands --------------------------------------------------------------------------------------
@@ -221,11 +279,11 @@ def first_column(path: Path, heading: str) -> set[str]:
 
 
 def test_counters_are_documented() -> None:
-    assert first_column(DOCS / "operator/troubleshoot.md", "Every counter") == counters()
+    assert first_column(DOCS / "reference/counters.md", "Every counter") == counters()
 
 
 def test_dropped_spans_are_documented() -> None:
-    assert first_column(DOCS / "operator/troubleshoot.md", "Dropped spans") == drops()
+    assert first_column(DOCS / "reference/counters.md", "Dropped spans") == drops()
 
 
 def test_counters_of_the_other_pages_exist() -> None:
@@ -271,7 +329,7 @@ def test_limits_of_maps_are_documented() -> None:
     assert len(known) > 6
     found = {
         row[0].strip("`"): row[1]
-        for row in rows(DOCS / "operator/what-works.md")
+        for row in rows(DOCS / "reference/limits.md")
         if row[0][:4] == "`tl_"
     }
     assert set(found) == set(known)
