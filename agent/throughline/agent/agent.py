@@ -20,7 +20,7 @@ from typing import Any
 from throughline import __version__
 from throughline.agent import release, report, status
 from throughline.agent.status import StatusWriter, notify
-from throughline.bpf import libbpf
+from throughline.bpf import libbpf, ringbuffer
 from throughline.config import model as configuration
 from throughline.config.model import Config
 from throughline.export.pipeline import Pipeline
@@ -34,7 +34,8 @@ from throughline.records import readings
 from throughline.records.records import Records
 from throughline.runtimes.go.provider import GoPrograms
 from throughline.services import cgroups
-from throughline.services.naming import Services, agent_service, attach_roots, find_roots
+from throughline.services.naming import Services, agent_service
+from throughline.services.rules import attach_roots, find_roots
 from throughline.steps import Steps, Turns, finish
 from throughline.telemetry.series import Series
 from throughline.telemetry.totals import Totals
@@ -177,7 +178,7 @@ class Agent:
     def loop(self) -> int:
         """Drains until a signal comes. No error of one step ends it: see `Steps`."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        ring = libbpf.RingBuffer(self._programs.map_fd("tl_spans"), self._records.receive)
+        ring = ringbuffer.RingBuffer(self._programs.map_fd("tl_spans"), self._records.receive)
         self._cgroups = readings.TracedCgroups(self._programs.map_fd("tl_cgroups"))
         self._series = Series(
             readings.durations(self._programs.map_fd("tl_durations")),
@@ -239,7 +240,7 @@ class Agent:
         if self._stop in (0, signal.SIGHUP):
             self._stop = number
 
-    def _reload(self, ring: libbpf.RingBuffer) -> None:
+    def _reload(self, ring: ringbuffer.RingBuffer) -> None:
         """Executes the current release in place; the pinned programs go on meanwhile."""
         try:
             configuration.load(self._config.path)

@@ -20,7 +20,7 @@ from throughline.features import groups, pins
 from throughline.features.groups import Group
 from throughline.features.programs import Programs, Settings
 from throughline.host import facts
-from throughline.services.naming import attach_roots
+from throughline.services.rules import attach_roots
 from throughline.text import printable
 
 

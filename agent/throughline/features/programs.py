@@ -16,13 +16,14 @@ from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from throughline.bpf import cgroup, fionread, libbpf, peers, sweep, tc
+from throughline.bpf import fionread, libbpf, maps, peers, sweep, tc
 from throughline.bpf.settings import Settings
 from throughline.features import objects, pins
 from throughline.features import table as features
 from throughline.features.objects import Objects
 from throughline.features.table import Attached
 from throughline.probes import uprobes
+from throughline.services import cgroups
 
 __all__ = ["Attached", "Programs", "Settings"]
 
@@ -204,7 +205,7 @@ class Programs:
             self._settings = replace(self._settings, packets=packets)
         if ticks is not None:
             self._settings = replace(self._settings, ticks=ticks)
-        libbpf.update(self.map_fd("tl_settings"), bytes(4), self._settings.pack())
+        maps.update(self.map_fd("tl_settings"), bytes(4), self._settings.pack())
 
     def withdraw(self, group: str) -> None:
         """Takes away what this run or an earlier one has of a group that is off."""
@@ -254,7 +255,7 @@ class Programs:
                     self._attach_cgroup(
                         program, root, self._directory / pins.of_cgroup(program.name, root)
                     )
-                except cgroup.ClosedError as error:  # `reattach` tries again
+                except cgroups.ClosedError as error:  # `reattach` tries again
                     log.warning("not attached: %s", error.strerror)
             self._drop_links(program.name, keep=self._roots)
             return
@@ -282,7 +283,7 @@ class Programs:
                 link = None
                 pin.unlink(missing_ok=True)
         self._inodes.pop(root, None)
-        with cgroup.opened(self._cgroup2, root) as directory:
+        with cgroups.opened(self._cgroup2, root) as directory:
             if link is None:
                 link = program.attach_cgroup(directory)
                 link.name = pin.name
@@ -323,7 +324,7 @@ class Programs:
         """
         fresh, failures = [], []
         for root in roots:
-            if cgroup.inode(self._cgroup2, root) in (0, self._inodes.get(root)):
+            if cgroups.inode(self._cgroup2, root) in (0, self._inodes.get(root)):
                 continue
             try:
                 self._reattach(root)
@@ -362,7 +363,7 @@ class Programs:
 
     def _is_there(self, link_name: str) -> bool:
         return any(
-            link_name.endswith(pins.of_cgroup("", root)) and cgroup.inode(self._cgroup2, root)
+            link_name.endswith(pins.of_cgroup("", root)) and cgroups.inode(self._cgroup2, root)
             for root in self._roots
         )
 

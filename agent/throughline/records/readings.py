@@ -6,23 +6,23 @@ import errno
 import struct
 from collections.abc import Mapping
 
-from throughline.bpf import abi, hashes, libbpf
+from throughline.bpf import abi, maps
 from throughline.records import events
 
 
 def counters(table: int) -> dict[str, int]:
     """Totals of the per-CPU array `tl_counters` by name; names as docs/troubleshooting.md has."""
-    size = 8 * libbpf.possible_cpus()
+    size = 8 * maps.possible_cpus()
     totals = {}
     for index, name in enumerate(events.COUNTERS):
-        values = libbpf.lookup(table, struct.pack("<I", index), size) or b""
+        values = maps.lookup(table, struct.pack("<I", index), size) or b""
         totals[name] = sum(value for (value,) in struct.iter_unpack("<Q", values))
     return totals
 
 
-def durations(table: int) -> hashes.Hash:
+def durations(table: int) -> maps.Hash:
     """The per-CPU hash `tl_durations`, for series.py."""
-    return hashes.Hash(table, abi.DURATION_KEY.size, abi.DURATION.size * libbpf.possible_cpus())
+    return maps.Hash(table, abi.DURATION_KEY.size, abi.DURATION.size * maps.possible_cpus())
 
 
 class TracedCgroups:
@@ -32,7 +32,7 @@ class TracedCgroups:
         self._table = table
         # None: what an earlier run has told
         self._told: dict[int, bool | None] = {
-            struct.unpack("<Q", key)[0]: None for key in libbpf.keys(table, 8)
+            struct.unpack("<Q", key)[0]: None for key in maps.keys(table, 8)
         }
 
     def tell(self, wanted: Mapping[int, bool]) -> int:
@@ -41,7 +41,7 @@ class TracedCgroups:
         for cgroup_id, traced in wanted.items():
             if self._told.get(cgroup_id) != traced:
                 try:
-                    libbpf.update(self._table, struct.pack("<Q", cgroup_id), bytes([traced]))
+                    maps.update(self._table, struct.pack("<Q", cgroup_id), bytes([traced]))
                 except OSError as error:
                     if error.errno != errno.E2BIG:
                         raise
@@ -50,6 +50,6 @@ class TracedCgroups:
                     continue
                 self._told[cgroup_id] = traced
         for cgroup_id in self._told.keys() - wanted.keys():
-            libbpf.delete(self._table, struct.pack("<Q", cgroup_id))
+            maps.delete(self._table, struct.pack("<Q", cgroup_id))
             del self._told[cgroup_id]
         return full

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
-from throughline.bpf import libbpf
+from throughline.bpf import ringbuffer
 from throughline.host import clock
 from throughline.records.events import RawSpan
 from throughline.services.naming import Service, Services
@@ -47,7 +47,7 @@ class Records:
         """Does a record wait for its cgroup to be met?"""
         return bool(self._waiting)
 
-    def drain(self, ring: libbpf.RingBuffer) -> None:
+    def drain(self, ring: ringbuffer.RingBuffer) -> None:
         """Takes all that is there."""
         self._offset = clock.unix_offset_ns()
         ring.consume()

@@ -18,7 +18,7 @@ from tests.fixtures.facts import FACTS
 from tests.fixtures.records import batch
 from throughline.agent import agent as agent_module
 from throughline.agent.agent import Agent
-from throughline.bpf import libbpf
+from throughline.bpf import libbpf, ringbuffer
 from throughline.config import model as config
 from throughline.export.spool import Spool
 from throughline.features import programs as kernel
@@ -72,7 +72,7 @@ def agent(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
     monkeypatch.setattr(kernel, "Programs", lambda **_: Anything())
-    monkeypatch.setattr(libbpf, "RingBuffer", lambda *_: Anything())
+    monkeypatch.setattr(ringbuffer, "RingBuffer", lambda *_: Anything())
     monkeypatch.setattr(agent_module, "GoPrograms", lambda *_, **__: Files("go"))
     monkeypatch.setattr(agent_module, "Libraries", libraries)
     monkeypatch.setattr(openssl, "sites_of", Files("openssl").find)
@@ -108,7 +108,7 @@ def test_spans_that_are_queued_survive_an_exception(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
     monkeypatch.setattr(kernel, "Programs", lambda **_: Anything())
-    monkeypatch.setattr(libbpf, "RingBuffer", lambda *_: Anything())
+    monkeypatch.setattr(ringbuffer, "RingBuffer", lambda *_: Anything())
 
     def fail(_: object) -> None:
         raise RuntimeError("a fault")
@@ -170,5 +170,5 @@ def test_probes_are_gone_before_another_release_is_executed(
     monkeypatch.setattr(os, "execve", execute)
     monkeypatch.setenv("THROUGHLINE_LAUNCHER", sys.executable)
     with pytest.raises(OSError, match="No such file"):
-        agent._reload(cast(libbpf.RingBuffer, Anything()))
+        agent._reload(cast(ringbuffer.RingBuffer, Anything()))
     assert DONE == ["libraries closed", "go closed", "executed"]

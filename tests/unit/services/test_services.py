@@ -16,14 +16,9 @@ from tests.fixtures.clock import Clock
 from throughline.config.model import ServiceRule
 from throughline.host.attributes import host_attributes
 from throughline.services import cgroups
-from throughline.services.naming import (
-    Services,
-    agent_service,
-    attach_roots,
-    find_roots,
-    unescape,
-    unit_path,
-)
+from throughline.services.naming import Services, agent_service
+from throughline.services.rules import attach_roots, find_roots
+from throughline.services.units import unescape, unit_path
 
 HOST = {"host.id": "0123456789abcdef0123456789abcdef", "host.name": "h1"}
 TREE = (

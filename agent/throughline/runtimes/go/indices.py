@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
-from throughline.bpf import abi, libbpf
+from throughline.bpf import abi, libbpf, maps
 
 LAYOUT_BYTES = 8  # struct tl_unit_layout, which begins with the index
 PROCESS_KEY_BYTES = 8  # tl_process_key() in bpf/core/process.h
@@ -29,7 +29,7 @@ class GoIndices:
         if not index and self._free:
             index = self._of[name] = self._free.popleft()
             self._forget(index)  # what the last probes of the one before have said since
-            libbpf.update(self._binaries, index.to_bytes(4, "little"), packed)
+            maps.update(self._binaries, index.to_bytes(4, "little"), packed)
         return index
 
     def keep(self, used: Collection[int]) -> None:
@@ -43,11 +43,11 @@ class GoIndices:
     def _forget(self, index: int) -> None:
         """Nobody has been seen to run it, and nothing is known of its functions."""
         wanted = index.to_bytes(4, "little")
-        for key in list(libbpf.keys(self._processes, PROCESS_KEY_BYTES)):
-            layout = libbpf.lookup(self._processes, key, LAYOUT_BYTES)
+        for key in list(maps.keys(self._processes, PROCESS_KEY_BYTES)):
+            layout = maps.lookup(self._processes, key, LAYOUT_BYTES)
             if layout is not None and layout.startswith(wanted):
-                libbpf.delete(self._processes, key)
-        for key in list(libbpf.keys(self._starts, abi.GO_START_KEY.size)):
+                maps.delete(self._processes, key)
+        for key in list(maps.keys(self._starts, abi.GO_START_KEY.size)):
             if abi.GoStartKey(*abi.GO_START_KEY.unpack(key)).binary == index:
-                libbpf.delete(self._starts, key)
-        libbpf.update(self._started, wanted, bytes(4))
+                maps.delete(self._starts, key)
+        maps.update(self._started, wanted, bytes(4))

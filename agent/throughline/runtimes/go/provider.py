@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from throughline.bpf import abi, libbpf
+from throughline.bpf import abi, libbpf, maps
 from throughline.elf.elf import MalformedError
 from throughline.probes.libraries import LaterError
 from throughline.probes.uprobes import Site
@@ -230,8 +230,8 @@ class GoPrograms:
         # and what they asked is followed no more
         for name in _EARLIER:
             earlier = loaded.map_fd(name)
-            for key in list(libbpf.keys(earlier, PROCESS_KEY_BYTES)):
-                libbpf.delete(earlier, key)
+            for key in list(maps.keys(earlier, PROCESS_KEY_BYTES)):
+                maps.delete(earlier, key)
         self._indices = GoIndices(loaded)
         self._known: dict[int, Analysed] = {}  # by index of tl_go_binaries
         self._analysis = GoAnalysis(clock)
@@ -263,8 +263,8 @@ class GoPrograms:
         files = {_index(site): fd for fd, sites in probed for site in sites}
         self._forget(files)
         until = time.monotonic() + BUDGET_SECONDS
-        for key in libbpf.keys(self._starts, abi.GO_START_KEY.size):
-            if libbpf.lookup(self._starts, key, 1) != _NEW:
+        for key in maps.keys(self._starts, abi.GO_START_KEY.size):
+            if maps.lookup(self._starts, key, 1) != _NEW:
                 continue
             start = abi.GoStartKey(*abi.GO_START_KEY.unpack(key))
             known = self._known.get(start.binary)
@@ -277,7 +277,7 @@ class GoPrograms:
             except Exception:  # as in `find`
                 self.failures["failed"] += 1
                 receives = True
-            libbpf.update(self._starts, key, _RECEIVES if receives else _INHERITS)
+            maps.update(self._starts, key, _RECEIVES if receives else _INHERITS)
             if time.monotonic() > until:
                 break
 
