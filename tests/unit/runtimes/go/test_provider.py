@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures import gofile
-from throughline.bpf import abi, libbpf, maps
+from throughline.bpf import abi, maps
 from throughline.probes.libraries import LaterError
 from throughline.probes.uprobes import Site
 from throughline.runtimes import go as golang
@@ -46,9 +46,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     monkeypatch.setattr(maps, "keys", keys)
     monkeypatch.setattr(maps, "lookup", lambda fd, key, size: found.get((fd, key)))
     monkeypatch.setattr(maps, "delete", lambda fd, key: found.pop((fd, key)))
-    monkeypatch.setattr(
-        libbpf, "update", lambda fd, key, value: found.__setitem__((fd, key), value)
-    )
+    monkeypatch.setattr(maps, "update", lambda fd, key, value: found.__setitem__((fd, key), value))
     return found
 
 
