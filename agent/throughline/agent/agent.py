@@ -20,7 +20,8 @@ from typing import Any
 from throughline import __version__
 from throughline.agent import release, report, status
 from throughline.agent.status import StatusWriter, notify
-from throughline.bpf import libbpf, ringbuffer
+from throughline.bpf import libbpf, ringbuffer, traced
+from throughline.bpf.counters import read_counters
 from throughline.config import model as configuration
 from throughline.config.model import Config
 from throughline.export.pipeline import Pipeline
@@ -30,8 +31,8 @@ from throughline.host import facts, lock
 from throughline.host.attributes import host_attributes
 from throughline.probes import uprobes
 from throughline.probes.libraries import Libraries
-from throughline.records import readings
-from throughline.records.records import Records
+from throughline.records import durations
+from throughline.records.drain import Records
 from throughline.runtimes.go.provider import GoPrograms
 from throughline.services import cgroups
 from throughline.services.naming import Services, agent_service
@@ -179,9 +180,9 @@ class Agent:
         """Drains until a signal comes. No error of one step ends it: see `Steps`."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         ring = ringbuffer.RingBuffer(self._programs.map_fd("tl_spans"), self._records.receive)
-        self._cgroups = readings.TracedCgroups(self._programs.map_fd("tl_cgroups"))
+        self._cgroups = traced.TracedCgroups(self._programs.map_fd("tl_cgroups"))
         self._series = Series(
-            readings.durations(self._programs.map_fd("tl_durations")),
+            durations.duration_map(self._programs.map_fd("tl_durations")),
             services=self._services,
             path=self._config.agent.runtime_directory / "series.json",
             start_unix_ns=self._start_unix_ns,
@@ -352,7 +353,7 @@ class Agent:
             self._services.follow(roots)
 
     def _count(self) -> dict[str, int]:
-        counters = readings.counters(self._programs.map_fd("tl_counters")) | self._failures
+        counters = read_counters(self._programs.map_fd("tl_counters")) | self._failures
         counters |= self._steps.failures
         counters["undecodable"] = self._records.undecodable
         counters["unresolved_cgroup"] = self._services.unresolved

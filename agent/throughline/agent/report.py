@@ -9,7 +9,7 @@ from typing import Any
 from throughline.bpf.tc import Interfaces
 from throughline.probes.libraries import Libraries
 from throughline.probes.uprobes import Site
-from throughline.records.events import SeriesKey
+from throughline.records.durations import SeriesKey
 from throughline.services.naming import Service
 from throughline.telemetry.conventions import grpc_failed, http_failed
 

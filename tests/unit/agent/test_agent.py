@@ -18,12 +18,11 @@ from tests.fixtures.facts import FACTS
 from tests.fixtures.records import batch
 from throughline.agent import agent as agent_module
 from throughline.agent.agent import Agent
-from throughline.bpf import libbpf, ringbuffer
+from throughline.bpf import libbpf, ringbuffer, traced
 from throughline.config import model as config
 from throughline.export.spool import Spool
 from throughline.features import programs as kernel
 from throughline.probes import uprobes
-from throughline.records import readings
 from throughline.tls import openssl
 
 DONE: list[str] = []
@@ -95,7 +94,7 @@ def test_files_are_let_go_after_an_exception(
     def fail(_: object) -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(readings, "TracedCgroups", fail)
+    monkeypatch.setattr(traced, "TracedCgroups", fail)
     with pytest.raises(RuntimeError, match="a fault"), stack:
         agent.loop()
     assert DONE == ["libraries closed", "go closed"]
@@ -113,7 +112,7 @@ def test_spans_that_are_queued_survive_an_exception(
     def fail(_: object) -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(readings, "TracedCgroups", fail)
+    monkeypatch.setattr(traced, "TracedCgroups", fail)
     (tmp_path / "config.yaml").write_text("export: {otlp: {endpoint: 'http://127.0.0.1:1'}}\n")
     spool = tmp_path / "spool"
     settings = config.load(

@@ -10,8 +10,8 @@ import pytest
 
 from throughline.bpf import abi
 from throughline.host import clock
-from throughline.records import events, records
-from throughline.records.records import Records
+from throughline.records import drain, spanrecord
+from throughline.records.drain import Records
 from throughline.services.naming import Services
 from throughline.telemetry import spans
 
@@ -41,7 +41,7 @@ def raw(cgroup_id: int, **texts: bytes) -> bytes:
 
 
 def attributes(data: bytes) -> dict[str, object]:
-    found = spans.describe(events.decode_span(data, unix_offset_ns=0)).attributes
+    found = spans.describe(spanrecord.decode_span(data, unix_offset_ns=0)).attributes
     for value in found.values():
         str(value).encode("utf-8")
     return dict(found)
@@ -88,8 +88,8 @@ def test_owner_and_kind_are_those_of_the_whole_record() -> None:
         values[at] = bytes(len(sample)) if isinstance(sample, bytes) else values[at]
     values[abi.Span._fields.index("cgroup_id")] = (1 << 64) - 2
     data = abi.SPAN.pack(*values)
-    assert events.RawSpan(data, 0).owner() == ((1 << 64) - 2, "client")
-    whole = events.decode_span(data, unix_offset_ns=0)
+    assert spanrecord.RawSpan(data, 0).owner() == ((1 << 64) - 2, "client")
+    whole = spanrecord.decode_span(data, unix_offset_ns=0)
     assert (whole.cgroup_id, whole.kind) == ((1 << 64) - 2, "client")
 
 
@@ -101,7 +101,7 @@ def test_a_value_that_is_not_known_is_found_at_once(name: str) -> None:
         changed: dict[str, Any] = {name: value}
         data = abi.SPAN.pack(*values._replace(**changed))
         taken = []
-        for read in (events.RawSpan(data, 0).owner, events.RawSpan(data, 0).decode):
+        for read in (spanrecord.RawSpan(data, 0).owner, spanrecord.RawSpan(data, 0).decode):
             try:
                 read()
                 taken.append(True)
@@ -123,7 +123,7 @@ def services(cgroup2: Path) -> Services:
 def test_a_record_waits_until_its_cgroup_is_met(
     cgroup2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "_MAX_WAITING", 5)
+    monkeypatch.setattr(drain, "_MAX_WAITING", 5)
     sent: list[str] = []
     known = services(cgroup2)
     taken = Records(known, lambda batch: sent.extend(s.name for _, s in batch), sampled={})
@@ -149,7 +149,7 @@ def test_a_record_that_cannot_be_decoded_is_counted(
     cgroup2: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     taken = Records(services(cgroup2), lambda _: None, sampled={})
-    short = raw(1)[: events.SPAN_HEAD.size - 1]
+    short = raw(1)[: spanrecord.SPAN_HEAD.size - 1]
     for data in (b"", b"x" * 10, b"\xff" * abi.SPAN.size, short):
         taken.receive(data)
     assert taken.undecodable == 4
@@ -157,7 +157,7 @@ def test_a_record_that_cannot_be_decoded_is_counted(
 
 
 def test_counts_of_services_are_bounded(cgroup2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "_MAX_NAMES", 10)
+    monkeypatch.setattr(drain, "_MAX_NAMES", 10)
     taken = Records(
         services(cgroup2), lambda _: None, sampled={(f"s{n}", "server"): n for n in range(20)}
     )
