@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -68,53 +69,63 @@ def generate(path: Path) -> str:
         "from typing import NamedTuple",
     ]
     for name in _ENUMS:
-        values = named["ENUM", name]["values"]
-        prefix = f"{name.upper()}_"
-        if not all(value["name"].startswith(prefix) for value in values):
-            prefix = "TL_"
-        title = "".join(part.capitalize() for part in name.removeprefix("tl_").split("_"))
-        lines += ["", "", f"class {title}(IntEnum):"]
-        lines += [f"    {value['name'].removeprefix(prefix)} = {value['val']}" for value in values]
+        lines += ["", "", *_enum(name, named["ENUM", name])]
     for name in _STRUCTS:
-        struct = named["STRUCT", name]
-        title = "".join(part.capitalize() for part in name.removeprefix("tl_").split("_"))
-        layout, offset = "<", 0
-        members: list[tuple[str, str]] = []
-        for member in struct["members"]:
-            if member["bits_offset"] != offset * 8:
-                raise SystemExit(f"generate_abi: implicit padding before {name}.{member['name']}")
-            code = _format(types, member["type_id"])
-            element = types[member["type_id"]]
-            size = _size(code)
-            offset += size
-            if member["name"].startswith("_pad"):
-                layout += f"{size}x"
-                continue
-            layout += code
-            kind = "bytes" if code.endswith("s") else "int"
-            count = element["nr_elems"] if element["kind"] == "ARRAY" and kind == "int" else 1
-            if count > 1:
-                members += [(f"{member['name']}_{i}", kind) for i in range(count)]
-            else:
-                members.append((member["name"], kind))
-        if offset != struct["size"]:
-            raise SystemExit(f"generate_abi: implicit padding at the end of {name}")
-        upper = name.removeprefix("tl_").upper()
-        lines += ["", "", f"class {title}(NamedTuple):"]
-        lines += [f"    {member}: {kind}" for member, kind in members]
-        lines += ["", "", f'{upper} = Struct("{_counted(layout)}")']
+        lines += ["", "", *_struct(name, named["STRUCT", name], types)]
     return "\n".join(lines) + "\n"
+
+
+def _enum(name: str, found: dict[str, Any]) -> list[str]:
+    """The lines of one IntEnum. Members lose the prefix that they all share."""
+    prefix = f"{name.upper()}_"
+    if not all(value["name"].startswith(prefix) for value in found["values"]):
+        prefix = "TL_"
+    members = [
+        f"    {value['name'].removeprefix(prefix)} = {value['val']}" for value in found["values"]
+    ]
+    return [f"class {_title(name)}(IntEnum):", *members]
+
+
+def _struct(name: str, found: dict[str, Any], types: dict[int, dict[str, Any]]) -> list[str]:
+    """The lines of one NamedTuple and its layout. Ends the program when C adds hidden padding."""
+    layout, offset = "<", 0
+    fields: list[tuple[str, str]] = []
+    for member in found["members"]:
+        if member["bits_offset"] != offset * 8:
+            raise SystemExit(f"generate_abi: implicit padding before {name}.{member['name']}")
+        code = _format(types, member["type_id"])
+        element = types[member["type_id"]]
+        size = struct.calcsize("<" + code)
+        offset += size
+        if member["name"].startswith("_pad"):
+            layout += f"{size}x"
+            continue
+        layout += code
+        kind = "bytes" if code.endswith("s") else "int"
+        count = element["nr_elems"] if element["kind"] == "ARRAY" and kind == "int" else 1
+        if count > 1:
+            fields += [(f"{member['name']}_{i}", kind) for i in range(count)]
+        else:
+            fields.append((member["name"], kind))
+    if offset != found["size"]:
+        raise SystemExit(f"generate_abi: implicit padding at the end of {name}")
+    return [
+        f"class {_title(name)}(NamedTuple):",
+        *(f"    {field}: {kind}" for field, kind in fields),
+        "",
+        "",
+        f'{name.removeprefix("tl_").upper()} = Struct("{_counted(layout)}")',
+    ]
+
+
+def _title(name: str) -> str:
+    """ "tl_span_flags" as "SpanFlags"."""
+    return "".join(part.capitalize() for part in name.removeprefix("tl_").split("_"))
 
 
 def _counted(layout: str) -> str:
     """ "QQQ16sB" as "3Q16sB"."""
     return re.sub(r"(?<![0-9])([BHIQ])\1+", lambda run: f"{len(run[0])}{run[1]}", layout)
-
-
-def _size(code: str) -> int:
-    import struct
-
-    return struct.calcsize("<" + code)
 
 
 def main(arguments: list[str]) -> int:

@@ -17,7 +17,7 @@ from throughline.agent import earlier, release, systemd
 from throughline.agent.housekeeping import Housekeeping
 from throughline.agent.parts import Parts
 from throughline.agent.report import Report
-from throughline.bpf import libbpf
+from throughline.bpf import libbpf, ringbuffer, traced
 from throughline.bpf.settings import Settings
 from throughline.config.model import Config, ConfigError, load
 from throughline.export.pipeline import Pipeline
@@ -30,9 +30,10 @@ from throughline.probes import uprobes
 from throughline.probes.attachments import Attachments
 from throughline.probes.files import Files
 from throughline.probes.processes import Processes
-from throughline.records import readings
-from throughline.records.records import Records
-from throughline.services.naming import Services, attach_roots
+from throughline.records import durations
+from throughline.records.drain import Records
+from throughline.services.naming import Services
+from throughline.services.rules import attach_roots
 from throughline.steps import Steps, Work, finish
 from throughline.telemetry.series import Series
 
@@ -172,8 +173,8 @@ class Agent:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         parts = self._parts
         steps, export = parts.steps, parts.config.export
-        ring = libbpf.RingBuffer(parts.programs.map_fd("tl_spans"), parts.records.receive)
-        cgroups = readings.TracedCgroups(parts.programs.map_fd("tl_cgroups"))
+        ring = ringbuffer.RingBuffer(parts.programs.map_fd("tl_spans"), parts.records.receive)
+        cgroups = traced.TracedCgroups(parts.programs.map_fd("tl_cgroups"))
         series = self._series()
         report = Report(parts, series)
         housekeeping = Housekeeping(
@@ -214,14 +215,14 @@ class Agent:
     def _series(self) -> Series:
         parts = self._parts
         return Series(
-            readings.durations(parts.programs.map_fd("tl_durations")),
+            durations.duration_map(parts.programs.map_fd("tl_durations")),
             services=parts.services,
             path=parts.config.agent.runtime_directory / "series.json",
             start_unix_ns=parts.counting_since_unix_ns,
             adopting=parts.programs.adopting,
         )
 
-    def _end(self, ring: libbpf.RingBuffer, housekeeping: Housekeeping, report: Report) -> None:
+    def _end(self, ring: ringbuffer.RingBuffer, housekeeping: Housekeeping, report: Report) -> None:
         """Detaches everything, and exports what was seen until then."""
         parts = self._parts
         steps, metrics = parts.steps, parts.config.export.metrics_enabled
@@ -238,7 +239,7 @@ class Agent:
             steps.run("metrics", report.submit_metrics)
         parts.pipeline.close()
 
-    def _reload(self, ring: libbpf.RingBuffer) -> None:
+    def _reload(self, ring: ringbuffer.RingBuffer) -> None:
         """Executes the current release in place; the pinned programs go on meanwhile."""
         parts = self._parts
         path = parts.config.path

@@ -9,8 +9,8 @@ import logging
 
 from throughline.agent.parts import Parts
 from throughline.agent.report import Report
-from throughline.records.readings import TracedCgroups
-from throughline.services.naming import find_roots
+from throughline.bpf.traced import TracedCgroups
+from throughline.services.rules import find_roots
 from throughline.steps import Turns
 from throughline.telemetry.series import Series
 

@@ -14,7 +14,7 @@ from throughline.features.state import GroupState
 from throughline.probes.files import Files
 from throughline.probes.processes import Processes
 from throughline.probes.provider import Provider
-from throughline.records.records import Records
+from throughline.records.drain import Records
 from throughline.services.naming import Services
 from throughline.steps import Steps
 

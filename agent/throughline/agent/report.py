@@ -17,11 +17,11 @@ from throughline.agent.status import (
     Status,
     StatusWriter,
 )
+from throughline.bpf.counters import read_counters
 from throughline.features.table import GROUPS
 from throughline.probes.files import Files
 from throughline.probes.provider import Provider
-from throughline.records import readings
-from throughline.records.events import SeriesKey
+from throughline.records.durations import SeriesKey
 from throughline.services import cgroups
 from throughline.services.naming import Service, agent_service
 from throughline.steps import Turns
@@ -43,7 +43,7 @@ class Report:
     def count(self) -> dict[str, int]:
         """Reads every counter. Their names are in docs/operator/troubleshoot.md."""
         parts = self._parts
-        counters = readings.counters(parts.programs.map_fd("tl_counters")) | parts.counts
+        counters = read_counters(parts.programs.map_fd("tl_counters")) | parts.counts
         counters |= parts.steps.failures
         counters["undecodable"] = parts.records.undecodable
         counters["unresolved_cgroup"] = parts.services.unresolved

@@ -16,36 +16,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from throughline.bpf.prototypes import check, library
+from throughline.bpf.prototypes import TcHook, TcOptions, check, library
 from throughline.host import rtnetlink
 
 _EGRESS, _BOTH = 2, 3  # enum bpf_tc_attach_point: BPF_TC_EGRESS, BPF_TC_INGRESS | BPF_TC_EGRESS
 _REPLACE = 1  # BPF_TC_F_REPLACE
 _GONE = {errno.ENODEV, errno.ENOENT, errno.EINVAL}
-
-
-class _Hook(ctypes.Structure):
-    """struct bpf_tc_hook (libbpf 0.6)."""
-
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        ("ifindex", ctypes.c_int),
-        ("attach_point", ctypes.c_int),
-        ("parent", ctypes.c_uint32),
-    ]
-
-
-class _Options(ctypes.Structure):
-    """struct bpf_tc_opts (libbpf 0.6)."""
-
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        ("prog_fd", ctypes.c_int),
-        ("flags", ctypes.c_uint32),
-        ("prog_id", ctypes.c_uint32),
-        ("handle", ctypes.c_uint32),
-        ("priority", ctypes.c_uint32),
-    ]
 
 
 class Filters:
@@ -134,8 +110,8 @@ class Filters:
 
     def _options(self, priority: int, *, prog_fd: int = 0, flags: int = 0) -> Any:
         """A reference to the options of our filter, as an argument."""
-        size = ctypes.sizeof(_Options)
-        return ctypes.byref(_Options(size, prog_fd, flags, 0, self._handle, priority))
+        size = ctypes.sizeof(TcOptions)
+        return ctypes.byref(TcOptions(size, prog_fd, flags, 0, self._handle, priority))
 
     def _created(self, index: int) -> bool:
         return any(self._directory.glob(f"{index}-*/created"))
@@ -156,7 +132,7 @@ def remove_all(bpffs: Path, *, name: str) -> None:
 
 def _hook(index: int, point: int) -> Any:
     """A reference to a hook, as an argument."""
-    return ctypes.byref(_Hook(sz=ctypes.sizeof(_Hook), ifindex=index, attach_point=point))
+    return ctypes.byref(TcHook(sz=ctypes.sizeof(TcHook), ifindex=index, attach_point=point))
 
 
 def _create(index: int) -> bool:

@@ -15,7 +15,7 @@ import struct
 import termios
 import time
 
-from throughline.bpf import libbpf
+from throughline.bpf import libbpf, maps
 
 
 def is_broken() -> bool:
@@ -23,7 +23,7 @@ def is_broken() -> bool:
 
     Raises OSError when the kernel refuses any step.
     """
-    table = libbpf.create_sockhash(name="tl_fionread", entries=1)
+    table = maps.create_sockhash(name="tl_fionread", entries=1)
     program = -1
     try:
         program = libbpf.load_pass(name="tl_pass")
@@ -34,7 +34,7 @@ def is_broken() -> bool:
             server.accept()[0] as far,
         ):
             try:
-                libbpf.update(table, struct.pack("<Q", 1), struct.pack("<Q", near.fileno()))
+                maps.update(table, struct.pack("<Q", 1), struct.pack("<Q", near.fileno()))
             except OSError as error:
                 # we run in a traced cgroup: it is in another sockhash, which tells as much
                 if error.errno != errno.EBUSY:

@@ -1,6 +1,6 @@
-"""libbpf: objects, programs, links and maps, one small function per C call.
+"""Objects, programs and links of libbpf, one small function per C call.
 
-What this libbpf cannot do yet is asked of the kernel itself, in links.py.
+links.py has the links that libbpf 1.1 cannot make. maps.py has the entries of maps.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import ctypes
 import errno
 import mmap
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from throughline.bpf.prototypes import (
     POINTER,
-    RECORD_CALLBACK,
+    LoadOptions,
     OpenOptions,
+    RunOptions,
     check,
     failure,
     info,
@@ -23,7 +24,6 @@ from throughline.bpf.prototypes import (
 )
 
 _LOG_BYTES = (1 << 24) - 1
-BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
 
 # enum bpf_prog_type and enum bpf_attach_type (include/uapi/linux/bpf.h)
 SK_MSG = 16
@@ -31,20 +31,16 @@ SK_MSG_VERDICT = 7
 LRU_HASH = 9  # enum bpf_map_type
 
 
-def possible_cpus() -> int:
-    return check(library().libbpf_num_possible_cpus(), "libbpf_num_possible_cpus")
-
-
 # --- objects --------------------------------------------------------------------------------
 
 
 class Object:
-    """One opened BPF object file; `close` frees it (pins and attached links stay)."""
+    """An open BPF object file. `close` frees it; pins and links stay."""
 
     def __init__(self, path: Path, *, pin_root: Path) -> None:
         self.path = path
         self._left_out: set[str] = set()
-        # The largest that old kernels take; a page of it costs memory only once it is written.
+        # The largest log that old kernels take. A page costs memory only once it is written.
         self._log_pages = mmap.mmap(-1, _LOG_BYTES)
         self._log = (ctypes.c_char * _LOG_BYTES).from_buffer(self._log_pages)
         options = OpenOptions(
@@ -59,7 +55,7 @@ class Object:
             raise failure(f"bpf_object__open_file {path.name}")
 
     def load(self) -> None:
-        """Loads maps and programs. On refusal the error carries the verifier's last words."""
+        """Loads maps and programs. The error of a refusal has the last line of the kernel's log."""
         result = library().bpf_object__load(self._handle)
         if result < 0:
             lines = [
@@ -68,7 +64,7 @@ class Object:
                 if line and not line.startswith("processed ")
             ]
             if result == -errno.ENOSPC and lines:
-                # not the host lacks space: the verifier had more to say than fits into its log
+                # The verifier's log is full. The host does not lack space.
                 result = -errno.EACCES
             error = failure(f"bpf_object__load {self.path.name}", -result)
             if lines:
@@ -76,7 +72,7 @@ class Object:
             raise error
 
     def programs(self) -> Iterator[Program]:
-        """All programs but those that were left out."""
+        """All programs except those that were left out."""
         handle = None
         while handle := library().bpf_object__next_program(self._handle, handle):
             program = Program(handle)
@@ -84,7 +80,7 @@ class Object:
                 yield program
 
     def leave_out(self, name: str) -> None:
-        """Before the load: as if the object did not have this program."""
+        """Leaves a program out of the load."""
         program = self.program(name)
         check(library().bpf_program__set_autoload(program.handle, False), "set_autoload")
         self._left_out.add(name)
@@ -102,10 +98,7 @@ class Object:
         return check(library().bpf_map__fd(handle), "bpf_map__fd")
 
     def lru_maps(self) -> dict[str, int]:
-        """The sizes of maps in which the entry that was unused for longest gives way to a new one.
-
-        By name.
-        """
+        """Sizes of the LRU maps, by name. A full LRU map drops its least recently used entry."""
         found = {}
         handle = None
         while handle := library().bpf_object__next_map(self._handle, handle):
@@ -115,7 +108,7 @@ class Object:
         return found
 
     def set_max_entries(self, name: str, entries: int) -> None:
-        """Changes a map's size before the load; does nothing where the object lacks the map."""
+        """Changes a map's size before the load; does nothing when the object has no such map."""
         handle = library().bpf_object__find_map_by_name(self._handle, name.encode())
         if not handle:
             return
@@ -168,7 +161,7 @@ class Program:
         return check(library().bpf_program__fd(self.handle), f"program {self.name}")
 
     def set_expected_attach_type(self, kind: int) -> None:
-        """One of enum bpf_attach_type, before the load."""
+        """Sets one of enum bpf_attach_type before the load."""
         result = library().bpf_program__set_expected_attach_type(self.handle, kind)
         check(result, "set_expected_attach_type")
 
@@ -187,7 +180,7 @@ class Program:
 
 
 class Link:
-    """An attachment; `destroy` closes it, and what is not pinned is detached by that."""
+    """An attachment of a program. `destroy` closes it; that detaches it unless it is pinned."""
 
     def __init__(self, handle: int, name: str) -> None:
         self._handle: int | None = handle
@@ -208,7 +201,7 @@ class Link:
         check(library().bpf_link__pin(self._handle, str(path).encode()), f"pin {path}")
 
     def update(self, program_fd: int) -> None:
-        """Replaces the program of a cgroup link atomically."""
+        """Replaces the program of a cgroup link. No event is missed meanwhile."""
         check(library().bpf_link_update(self.fd, program_fd, None), f"bpf_link_update {self.name}")
 
     def destroy(self) -> None:
@@ -220,23 +213,9 @@ class Link:
 def run(program_fd: int, arguments: Sequence[int]) -> None:
     """Runs a raw tracepoint program once, with up to 12 arguments of 64 bits (Linux 5.10)."""
 
-    class _Opts(ctypes.Structure):
-        """struct bpf_test_run_opts (libbpf 1.0)."""
-
-        _fields_ = [
-            ("sz", ctypes.c_size_t),
-            ("data_in", POINTER),
-            ("data_out", POINTER),
-            ("data_sizes", ctypes.c_uint32 * 2),
-            ("ctx_in", POINTER),
-            ("ctx_out", POINTER),
-            ("ctx_size_in", ctypes.c_uint32),
-            ("rest", ctypes.c_uint32 * 7),
-        ]
-
     context = (ctypes.c_uint64 * 12)(*arguments)
-    options = _Opts(
-        sz=ctypes.sizeof(_Opts),
+    options = RunOptions(
+        sz=ctypes.sizeof(RunOptions),
         ctx_in=ctypes.cast(context, POINTER),
         ctx_size_in=ctypes.sizeof(context),
     )
@@ -247,7 +226,7 @@ def run(program_fd: int, arguments: Sequence[int]) -> None:
 
 
 def attach_map(program_fd: int, map_fd: int, kind: int) -> None:
-    """Makes a program the sk_msg program of a sockhash (replaces one of ours)."""
+    """Makes a program the sk_msg program of a sockhash, in place of the one before."""
     check(library().bpf_prog_attach(program_fd, map_fd, kind, 0), "bpf_prog_attach")
 
 
@@ -257,120 +236,38 @@ def get_pinned(path: Path) -> int:
 
 
 def object_id(fd: int) -> int:
-    """The kernel's id of a program, map or link: `id` follows `type` in all three info structs."""
+    """The kernel's id of a program, map or link."""
+    # `id` follows `type` in struct bpf_prog_info, bpf_map_info and bpf_link_info
     return int(info(fd)[1])
 
 
 def link_cgroup(fd: int) -> int:
-    """The id of the cgroup that a cgroup link is attached to; 0 once it is detached."""
+    """The id of the cgroup that a cgroup link is attached to; 0 when it is detached."""
     # struct bpf_link_info: type, id, prog_id, padding, then cgroup.cgroup_id
     low, high = info(fd)[4:6]
     return int(low) | int(high) << 32
 
 
 def load(code: bytes, *, kind: int, name: str, attach_type: int = 0) -> int:
-    """A program of these instructions (8 bytes each), as a descriptor that the caller closes.
+    """Loads a program from its instructions (8 bytes each); the caller closes the descriptor.
 
     `kind` is one of enum bpf_prog_type, `attach_type` the expected one of enum bpf_attach_type.
     """
 
-    class _Opts(ctypes.Structure):
-        """struct bpf_prog_load_opts up to expected_attach_type (libbpf 1.0)."""
-
-        _fields_ = [("sz", ctypes.c_size_t), ("attempts", ctypes.c_int), ("type", ctypes.c_int)]
-
-    options = ctypes.byref(_Opts(sz=ctypes.sizeof(_Opts), type=attach_type))
+    options = LoadOptions(sz=ctypes.sizeof(LoadOptions), expected_attach_type=attach_type)
     count = len(code) // 8
-    loaded = library().bpf_prog_load(kind, name.encode(), b"GPL", code, count, options)
+    loaded = library().bpf_prog_load(
+        kind, name.encode(), b"GPL", code, count, ctypes.byref(options)
+    )
     return check(loaded, f"bpf_prog_load {name}")
 
 
 def load_constant(value: int, *, kind: int, name: str, attach_type: int = 0) -> int:
-    """A program that only returns `value`; see `load`."""
+    """Loads a program that only returns `value`; see `load`."""
     code = struct.pack("<BBhiBBhi", 0xB7, 0, 0, value, 0x95, 0, 0, 0)  # r0 = value; exit
     return load(code, kind=kind, name=name, attach_type=attach_type)
 
 
 def load_pass(*, name: str) -> int:
-    """An sk_msg program that lets everything pass, as a descriptor that the caller closes."""
+    """Loads an sk_msg program that lets every message pass; the caller closes the descriptor."""
     return load_constant(1, kind=SK_MSG, name=name)
-
-
-def create_sockhash(*, name: str, entries: int) -> int:
-    """A sockhash with 64-bit keys and values, as a descriptor that the caller closes."""
-    return check(library().bpf_map_create(18, name.encode(), 8, 8, entries, None), "bpf_map_create")
-
-
-# --- maps -----------------------------------------------------------------------------------
-
-
-def lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
-    """One value, or None. For per-CPU maps `value_size` is that of all CPUs together."""
-    value = ctypes.create_string_buffer(value_size)
-    result = library().bpf_map_lookup_elem(fd, key, value)
-    if result == -errno.ENOENT:
-        return None
-    check(result, "bpf_map_lookup_elem")
-    return value.raw
-
-
-def update(fd: int, key: bytes, value: bytes, *, flags: int = BPF_ANY) -> None:
-    check(library().bpf_map_update_elem(fd, key, value, flags), "bpf_map_update_elem")
-
-
-def delete(fd: int, key: bytes) -> bool:
-    """Removes a key; False when it was not there."""
-    result = library().bpf_map_delete_elem(fd, key)
-    if result == -errno.ENOENT:
-        return False
-    check(result, "bpf_map_delete_elem")
-    return True
-
-
-def keys(fd: int, key_size: int) -> Iterator[bytes]:
-    """All keys; entries that appear or vanish meanwhile may be missed."""
-    current: bytes | None = None
-    while True:
-        following = ctypes.create_string_buffer(key_size)
-        result = library().bpf_map_get_next_key(fd, current, following)
-        if result == -errno.ENOENT:
-            return
-        check(result, "bpf_map_get_next_key")
-        current = following.raw
-        yield current
-
-
-class RingBuffer:
-    """A ring buffer whose records are handed to `on_record` as bytes.
-
-    ctypes swallows exceptions of callbacks: the first one is kept and raised by `consume`.
-    """
-
-    def __init__(self, map_fd: int, on_record: Callable[[bytes], None]) -> None:
-        self._on_record = on_record
-        self._failure: BaseException | None = None
-        self._callback = RECORD_CALLBACK(self._receive)
-        self._handle = library().ring_buffer__new(map_fd, self._callback, None, None)
-        if not self._handle:
-            raise failure("ring_buffer__new")
-
-    def _receive(self, _context: int, data: int, size: int) -> int:
-        try:
-            self._on_record(ctypes.string_at(data, size))
-        except BaseException as error:
-            self._failure = error
-            return -errno.EIO
-        return 0
-
-    def consume(self) -> int:
-        """Hands over all records that are there; returns how many."""
-        count = library().ring_buffer__consume(self._handle)
-        if self._failure:
-            kept, self._failure = self._failure, None
-            raise kept
-        return check(count, "ring_buffer__consume")
-
-    def close(self) -> None:
-        if self._handle:
-            library().ring_buffer__free(self._handle)
-            self._handle = None

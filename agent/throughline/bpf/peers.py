@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
-from throughline.bpf import libbpf
+from throughline.bpf import maps
 
 _KEY = struct.Struct("=I16s")  # struct bpf_lpm_trie_key: bits of the prefix, then the address
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -37,12 +37,12 @@ def keys(networks: Iterable[IPv4Network | IPv6Network]) -> set[bytes]:
 def tell(table: int, networks: Iterable[IPv4Network | IPv6Network]) -> None:
     """Makes the map say `networks` and nothing else. Raises ENOSPC when it is too small."""
     wanted = keys(networks)
-    told = set(libbpf.keys(table, _KEY.size))
+    told = set(maps.keys(table, _KEY.size))
     for stale in told - wanted:
-        libbpf.delete(table, stale)
+        maps.delete(table, stale)
     for fresh in wanted - told:
         try:
-            libbpf.update(table, fresh, _HERE)
+            maps.update(table, fresh, _HERE)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

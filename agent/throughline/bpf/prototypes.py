@@ -1,7 +1,7 @@
-"""libbpf.so: found, its prototypes declared once, errno turned into OSError.
+"""Finds libbpf.so, declares its functions and structs, and turns errno into OSError.
 
-libbpf 1.x is required: its functions return NULL and set errno. The library is looked for in
-$THROUGHLINE_LIBDIR (the bundle's own), then on the system.
+libbpf 1.x is required: its functions return NULL and set errno. $THROUGHLINE_LIBDIR (the library
+of the bundle) comes before the library of the system.
 """
 
 from __future__ import annotations
@@ -30,6 +30,55 @@ class OpenOptions(ctypes.Structure):
         ("kernel_log_buf", ctypes.c_void_p),
         ("kernel_log_size", ctypes.c_size_t),
         ("kernel_log_level", ctypes.c_uint32),
+    ]
+
+
+class LoadOptions(ctypes.Structure):
+    """struct bpf_prog_load_opts up to expected_attach_type (libbpf 1.0)."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_int),
+    ]
+
+
+class RunOptions(ctypes.Structure):
+    """struct bpf_test_run_opts (libbpf 1.0)."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("data_in", POINTER),
+        ("data_out", POINTER),
+        ("data_sizes", ctypes.c_uint32 * 2),
+        ("ctx_in", POINTER),
+        ("ctx_out", POINTER),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("rest", ctypes.c_uint32 * 7),
+    ]
+
+
+class TcHook(ctypes.Structure):
+    """struct bpf_tc_hook (libbpf 0.6)."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("ifindex", ctypes.c_int),
+        ("attach_point", ctypes.c_int),
+        ("parent", ctypes.c_uint32),
+    ]
+
+
+class TcOptions(ctypes.Structure):
+    """struct bpf_tc_opts (libbpf 0.6)."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("prog_fd", ctypes.c_int),
+        ("flags", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("handle", ctypes.c_uint32),
+        ("priority", ctypes.c_uint32),
     ]
 
 
@@ -96,7 +145,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 @cache
 def library() -> ctypes.CDLL:
-    """Loads libbpf and declares its prototypes. OSError when there is none or it is too old."""
+    """Loads libbpf and declares its functions. Raises OSError when it is missing or too old."""
     directory = os.environ.get("THROUGHLINE_LIBDIR")
     if directory and (Path(directory) / "libbpf.so.1").exists():
         for name in ("libz.so.1", "libelf.so.1"):
@@ -115,20 +164,20 @@ def library() -> ctypes.CDLL:
 
 
 def failure(call: str, code: int | None = None) -> OSError:
-    """What `call` left in errno, or `code`, as an exception to raise."""
+    """The error `code`, or else errno, as an exception that names the call."""
     number = code if code is not None else ctypes.get_errno()
     return OSError(number, f"{call}: {os.strerror(number)}")
 
 
 def check(result: int, call: str) -> int:
-    """The result of a call that returns a negated errno when it fails."""
+    """Returns the result of a call; raises OSError when it is a negated errno."""
     if result < 0:
         raise failure(call, -result)
     return result
 
 
 def info(fd: int) -> ctypes.Array[ctypes.c_uint32]:
-    """The start of struct bpf_prog_info, bpf_map_info or bpf_link_info, in 32-bit words."""
+    """The first 64 words of 32 bits of struct bpf_prog_info, bpf_map_info or bpf_link_info."""
     words = (ctypes.c_uint32 * 64)()
     size = ctypes.c_uint32(ctypes.sizeof(words))
     check(

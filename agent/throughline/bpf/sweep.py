@@ -11,8 +11,8 @@ import logging
 import time
 from dataclasses import dataclass
 
-from throughline.bpf import abi, libbpf
-from throughline.bpf.hashes import Hash
+from throughline.bpf import abi, libbpf, maps
+from throughline.bpf.maps import Hash
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ def requests(
                 program = None
         for number, reader in some:
             key = number.to_bytes(8, "little")
-            libbpf.delete(others.tracestates, key)
-            libbpf.delete(others.opened, key + reader.to_bytes(8, "little"))
-            libbpf.delete(table, key)
+            maps.delete(others.tracestates, key)
+            maps.delete(others.opened, key + reader.to_bytes(8, "little"))
+            maps.delete(table, key)
     return len(stale)
 
 
@@ -77,9 +77,9 @@ def members(table: int, sockhash: int, learned: int) -> int:
     for key, process in _entries(table, 8, 8):
         if process in processes:
             # in this order: what is no member any more is read by tl_egress
-            if libbpf.delete(sockhash, key):
+            if maps.delete(sockhash, key):
                 count += 1
-            libbpf.delete(table, key)
+            maps.delete(table, key)
     return count
 
 

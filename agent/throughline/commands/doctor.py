@@ -24,7 +24,7 @@ from throughline.features.programs import Programs, Settings
 from throughline.features.state import GroupState, State
 from throughline.features.table import GROUPS, MODES
 from throughline.host import facts
-from throughline.services.naming import attach_roots
+from throughline.services.rules import attach_roots
 
 FAILED = 1
 

@@ -6,7 +6,7 @@ import time
 from typing import TextIO
 
 from throughline.export.spool import Batch
-from throughline.records.events import RawSpan, SpanRecord
+from throughline.records.spanrecord import RawSpan, SpanRecord
 from throughline.services.naming import Service
 from throughline.text import printable
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
 
 from throughline.export.templates import Templates
-from throughline.records.events import RawSpan, SpanRecord
+from throughline.records.spanrecord import RawSpan, SpanRecord
 from throughline.services.naming import Service
 from throughline.telemetry import messages, spans
 from throughline.telemetry.conventions import SCHEMA_URL

@@ -19,7 +19,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from throughline.records.events import RawSpan, SpanRecord
+from throughline.records.spanrecord import RawSpan, SpanRecord
 from throughline.services.naming import Service
 
 # A span as it came from the kernel, or as it was read from a file; and its service.

@@ -23,8 +23,8 @@ from struct import Struct
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from throughline.bpf import abi
-from throughline.records import events
-from throughline.records.events import NO_PARENT, SPAN_HEAD, RawSpan, SpanRecord
+from throughline.records import spanrecord
+from throughline.records.spanrecord import NO_PARENT, SPAN_HEAD, RawSpan, SpanRecord
 from throughline.telemetry import messages, spans
 from throughline.text import utf8
 
@@ -208,14 +208,14 @@ def _template(message: Span, url: bytes) -> _Template:
 
 @lru_cache(maxsize=_MAX_VALUES)
 def _client_address(raw: bytes) -> bytes:
-    attribute = messages.attribute("client.address", events.address(raw))
+    attribute = messages.attribute("client.address", spanrecord.address(raw))
     return messages.encode(Span(attributes=[attribute]))
 
 
 @lru_cache(maxsize=_MAX_VALUES)
 def _peer(raw: bytes, port: int) -> bytes:
     values: dict[str, str | int] = {
-        "network.peer.address": events.address(raw),
+        "network.peer.address": spanrecord.address(raw),
         "network.peer.port": port,
     }
     return messages.encode(Span(attributes=messages.attributes(values)))
@@ -223,7 +223,7 @@ def _peer(raw: bytes, port: int) -> bytes:
 
 @lru_cache(maxsize=_MAX_VALUES)
 def _trace_state(raw: bytes) -> bytes:
-    state = spans.trace_state(utf8(events.text(raw)))
+    state = spans.trace_state(utf8(spanrecord.text(raw)))
     return messages.encode(Span(trace_state=state))
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from throughline.bpf import cgroup, libbpf
+from throughline.bpf import libbpf
 from throughline.features import pins
 from throughline.features.objects import Objects, refuses
+from throughline.services import cgroups
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Attachments:
             for root in self._roots:
                 try:
                     self._attach_cgroup(program, root)
-                except cgroup.ClosedError as error:  # `reattach` tries again
+                except cgroups.ClosedError as error:  # `reattach` tries again
                     log.warning("not attached: %s", error.strerror)
             self._unpin_other_roots(program.name)
             return
@@ -114,7 +115,7 @@ class Attachments:
         failures: list[OSError] = []
         of_cgroups = [program for program in programs if program.section in _CGROUP_SECTIONS]
         for root in roots:
-            if cgroup.inode(self._cgroup2, root) in (0, self._inodes.get(root)):
+            if cgroups.inode(self._cgroup2, root) in (0, self._inodes.get(root)):
                 continue
             try:
                 for program in of_cgroups:
@@ -161,7 +162,7 @@ class Attachments:
                 link = None
                 pin.unlink(missing_ok=True)
         self._inodes.pop(root, None)
-        with cgroup.opened(self._cgroup2, root) as directory:
+        with cgroups.opened(self._cgroup2, root) as directory:
             if link is None:
                 link = program.attach_cgroup(directory)
                 link.name = pin.name
@@ -189,7 +190,7 @@ class Attachments:
 
     def _is_there(self, link_name: str) -> bool:
         return any(
-            link_name.endswith(pins.of_cgroup("", root)) and cgroup.inode(self._cgroup2, root)
+            link_name.endswith(pins.of_cgroup("", root)) and cgroups.inode(self._cgroup2, root)
             for root in self._roots
         )
 

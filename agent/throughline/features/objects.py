@@ -14,7 +14,7 @@ from functools import partial
 from operator import ne
 from pathlib import Path
 
-from throughline.bpf import abi, libbpf
+from throughline.bpf import abi, libbpf, maps
 from throughline.features import pins, table
 
 # The objects that are compiled from one source, in the order in which they are tried. The second is
@@ -183,7 +183,7 @@ class Objects:
             )
         config = found._replace(fionread_broken=self.fionread_broken)
         opened.set_rodata(".rodata.config", abi.CONFIG.pack(*config))
-        reserved = _RESERVED_BY_CPU * libbpf.possible_cpus()
+        reserved = _RESERVED_BY_CPU * maps.possible_cpus()
         sizes = {name: size + reserved for name, size in opened.lru_maps().items()}
         for map_name, entries in {**sizes, **self._map_sizes}.items():
             opened.set_max_entries(map_name, entries)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from throughline.bpf import fionread, libbpf, peers, sweep, tc
+from throughline.bpf import fionread, libbpf, maps, peers, sweep, tc
 from throughline.bpf.settings import Settings
 from throughline.features import pins, table
 from throughline.features.attachments import Attached, Attachments, Reattached
@@ -163,7 +163,7 @@ class Programs:
             self._settings = replace(self._settings, packets=packets)
         if ticks is not None:
             self._settings = replace(self._settings, ticks=ticks)
-        libbpf.update(self.map_fd("tl_settings"), bytes(4), self._settings.pack())
+        maps.update(self.map_fd("tl_settings"), bytes(4), self._settings.pack())
 
     def _remove_other_pins(self) -> None:
         for other in self._bpffs.glob("abi*"):

@@ -1,1 +1,1 @@
-"""Finished spans: decoded from the ring buffer, and named by their service."""
+"""Finished spans and durations of requests, as the kernel records them."""

@@ -1,37 +1,90 @@
-"""The tree of cgroups, walked in turns: others own parts of it, and spans wait meanwhile."""
+"""The directories of the cgroup2 mount: one is opened, or the tree is walked in turns.
+
+The owner of a cgroup may close or remove it at any time. The tree may be large, so a walk gives
+way after each few cgroups: spans are handled meanwhile.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from throughline.steps import Turns
 
-# a process, a cgroup or a file that ended between two looks
+# The errors for a process, a cgroup or a file that ended after it was found.
 GONE = {errno.ENOENT, errno.ESRCH, errno.ENOTDIR, errno.ENODEV}
 
-MAX_CGROUPS = 1 << 16  # that are followed: who has a subtree of his own can make any number
+# A walk stops after this many cgroups: a user who owns a subtree can make any number of them.
+MAX_CGROUPS = 1 << 16
 _EACH_TURN = 32  # cgroups, about 1 ms
+
+
+class ClosedError(OSError):
+    """A cgroup that has gone, or that its owner does not let this user open."""
+
+
+@contextmanager
+def opened(cgroup2: Path, name: str) -> Iterator[int]:
+    """A descriptor of a cgroup's directory. Raises ClosedError."""
+    try:
+        fd = _open(cgroup2 / name)
+    except OSError as error:
+        raise ClosedError(error.errno, f"/{name}: {error.strerror}") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def is_open(path: Path) -> bool:
+    """Returns whether this user may open the directory; attaching a program requires that."""
+    try:
+        os.close(_open(path))
+    except OSError:
+        return False
+    return True
+
+
+def inode(cgroup2: Path, name: str) -> int:
+    """The cgroup's id; 0 when there is no such cgroup or this user may not know of it."""
+    try:
+        return os.stat(cgroup2 / name).st_ino  # noqa: PTH116
+    except OSError:
+        return 0
+
+
+def exists(path: Path) -> bool:
+    """Returns whether there is such a cgroup, as far as this user may know."""
+    try:
+        os.stat(path)  # noqa: PTH116 - Path.exists raises errors that the cgroup's owner can cause
+    except OSError:
+        return False
+    return True
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 @dataclass(slots=True)
 class Walked:
-    """What a walk has found."""
+    """The result of a walk."""
 
     paths: dict[int, str] = field(default_factory=dict)  # id -> path below the mount
-    unreadable: set[str] = field(default_factory=set)  # what is in these is not known
+    unreadable: set[str] = field(default_factory=set)  # the cgroups in these are not known
     cut: bool = False  # there are more than MAX_CGROUPS
 
 
 def walk(cgroup2: Path, roots: Iterable[str]) -> Turns[Walked]:
     """Every cgroup at and below `roots`, those near the roots first.
 
-    One that vanishes meanwhile is left out; one that this user may not look into, or whose path is
-    too long to be opened, is `unreadable`. Never raises OSError.
+    A cgroup that vanishes meanwhile is left out. One that this user may not read, or whose path is
+    too long, is `unreadable`. Never raises OSError.
     """
     walked = Walked()
     pending: deque[str] = deque()
@@ -64,21 +117,3 @@ def walk(cgroup2: Path, roots: Iterable[str]) -> Turns[Walked]:
             if error.errno not in GONE:
                 walked.unreadable.add(path)
     return walked
-
-
-def exists(path: Path) -> bool:
-    """Is there a cgroup, as far as this user may know?"""
-    try:
-        os.stat(path)  # noqa: PTH116 - Path.is_dir raises what its owner can bring about
-    except OSError:
-        return False
-    return True
-
-
-def is_open(path: Path) -> bool:
-    """Is there a directory that this user may open, as attaching a program to a cgroup asks?"""
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True

@@ -1,24 +1,22 @@
-"""Name the service behind a cgroup: cgroup id -> systemd unit -> service and its resource.
+"""The service behind a cgroup: cgroup id, systemd unit, service and its resource.
 
-A cgroup id in the kernel is the inode number of the cgroup's directory in the cgroup2 mount, so
-one walk over the directories names every service; no process is ever looked at. Names of cgroups
-are chosen by whoever owns the parent: any bytes but a slash, a line feed and zero.
+The kernel's id of a cgroup is the inode number of the cgroup's directory in the cgroup2 mount. So
+one walk over the directories names every service, and no process has to be read.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from throughline.config.model import ServiceRule
 from throughline.services import cgroups
+from throughline.services.rules import DEFAULT_ROOT, attach_roots, match
+from throughline.services.units import UNIT_SUFFIXES, unescape, unit_name, unit_path
 from throughline.steps import Turns, finish
 from throughline.text import printable, utf8
 
@@ -26,22 +24,18 @@ log = logging.getLogger(__name__)
 
 # The name space that the OpenTelemetry semantic conventions set for service.instance.id as UUIDv5.
 _INSTANCE_NAMESPACE = uuid.UUID("4d63009a-8d0f-11ee-aad7-4c796ed8e320")
-_UNIT_SUFFIXES = (".service", ".scope")
-_ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")
-_GLOB = re.compile(r"[*?\[]")
 
 _EACH_TURN = 64  # names, about 1 ms
-DEFAULT_ROOT = "system.slice"
 KEEP_VANISHED_SECONDS = 600.0
 KEEP_VANISHED_COUNT = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Service:
-    """A service as backends see it. Compared by identity: one object for each service."""
+    """A service as a tracing backend sees it. There is one object for each service."""
 
     name: str
-    unit: str  # as systemctl shows it, "" outside of any unit
+    unit: str  # its name in systemctl, "" outside of any unit
     cgroup: str  # path of the unit's cgroup below the cgroup2 mount, "" when unknown
     traced: bool
     attributes: Mapping[str, str]  # the whole resource
@@ -54,86 +48,10 @@ class _Entry:
     vanished: float | None = None
 
 
-def unescape(name: str) -> str:
-    r"""A unit name with `\x2d` and the like resolved, see systemd-escape(1).
-
-    The escapes stand for bytes of UTF-8. A name that would not be printable stays as it is.
-    """
-    if "\\" not in name:
-        return name
-    data = _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), os.fsencode(name))
-    found = os.fsdecode(data)
-    return found if found.isprintable() else name
-
-
-def unit_path(path: str) -> str:
-    """The part of a cgroup path that ends with its innermost .service or .scope, else ""."""
-    parts = PurePosixPath(path).parts
-    for end in range(len(parts), 0, -1):
-        if parts[end - 1].endswith(_UNIT_SUFFIXES):
-            return "/".join(parts[:end])
-    return ""
-
-
-def match(rules: Sequence[ServiceRule], path: str) -> ServiceRule | None:
-    """The first rule for the cgroup at `path`; None when no rule is for it.
-
-    A systemd_unit glob is compared with the unit's name, escaped and not; a cgroup glob with the
-    path below the mount and with that of each parent, so it covers what is inside.
-    """
-    unit = unit_path(path).rpartition("/")[2]
-    for rule in rules:
-        if rule.by == "systemd_unit":
-            if unit and any(fnmatchcase(name, rule.pattern) for name in {unit, unescape(unit)}):
-                return rule
-        elif any(fnmatchcase(parent, rule.pattern) for parent in _with_parents(path)):
-            return rule
-    return None
-
-
-def attach_roots(rules: Sequence[ServiceRule], *, cgroup2: Path) -> list[str]:
-    """Where programs attach: paths below the cgroup2 mount, none inside another.
-
-    Each exists, and this user may open it: its owner can forbid that at any time.
-
-    Without rules and for systemd_unit rules that is system.slice, and any other top-level cgroup
-    that has a matching unit now; for a cgroup glob the directory before its first wildcard. "" is
-    the mount itself.
-    """
-    return finish(find_roots(rules, cgroup2=cgroup2))
-
-
-def find_roots(rules: Sequence[ServiceRule], *, cgroup2: Path) -> Turns[list[str]]:
-    """The same in turns."""
-    roots: set[str] = set()
-    wanted = [rule for rule in rules if rule.trace]
-    if not rules or any(rule.by == "systemd_unit" for rule in wanted):
-        roots.add(DEFAULT_ROOT)
-    for rule in wanted:
-        if rule.by == "cgroup":
-            glob = _GLOB.search(rule.pattern)
-            roots.add(rule.pattern[: glob.start()].rpartition("/")[0] if glob else rule.pattern)
-    by_unit = [rule for rule in wanted if rule.by == "systemd_unit"]
-    if by_unit:
-        walked = yield from cgroups.walk(cgroup2, [""])
-        for count, path in enumerate(walked.paths.values(), 1):
-            if match(rules, path) in by_unit:
-                roots.add(path.partition("/")[0])
-            if count % _EACH_TURN == 0:
-                yield
-    existing = {root for root in roots if cgroups.is_open(cgroup2 / root)}
-    return sorted(
-        root
-        for root in existing
-        if not any(other != root and root.startswith(f"{other}/") for other in existing)
-        and (root == "" or "" not in existing)
-    )
-
-
 class Services:
-    """Names services by cgroup id and remembers those which are gone for a while.
+    """Finds services by cgroup id. Names are kept for ten minutes after their cgroup has gone.
 
-    A span can outlive its cgroup (the unit stopped), so names are kept for ten minutes.
+    A span can end after its cgroup, for example when the unit stops.
     """
 
     def __init__(
@@ -156,23 +74,23 @@ class Services:
         self._unreadable: set[str] = set()
         self.unknown = self._service("unknown_service", "", traced=True)
         self._next_unasked = 0.0
-        self.unresolved = 0  # lookups that found no cgroup
-        self.unreadable = 0  # cgroups that could not be looked into
-        self.too_many = 0  # walks that found more cgroups than are followed
+        self.unresolved = 0  # lookups of a cgroup that is not known
+        self.unreadable = 0  # cgroups whose directory could not be read
+        self.too_many = 0  # walks that stopped at MAX_CGROUPS
         self.refresh()
 
     @property
     def trace_by_default(self) -> bool:
-        """Is a cgroup which appears later traced, until `traced` has named it?"""
+        """Returns whether a new cgroup is traced before `traced` lists it."""
         return not self._rules
 
     def find(self, cgroup_id: int) -> Service | None:
-        """The service of a cgroup; None when no walk has met the cgroup yet, or lately."""
+        """The service of a cgroup; None when no recent walk has found the cgroup."""
         entry = self._entries.get(cgroup_id)
         return None if entry is None else entry.service
 
     def lookup(self, cgroup_id: int) -> Service:
-        """The service of a cgroup; `unknown`, and counted, when it is not known."""
+        """The service of a cgroup. One that is not known is counted and is `unknown`."""
         found = self.find(cgroup_id)
         if found is None:
             self.unresolved += 1
@@ -180,20 +98,20 @@ class Services:
         return found
 
     def is_there(self, cgroup_id: int) -> bool:
-        """Did the last walk meet the cgroup?"""
+        """Returns whether the last walk found the cgroup."""
         entry = self._entries.get(cgroup_id)
         return entry is not None and entry.vanished is None
 
     def may_refresh(self) -> bool:
-        """May a walk begin ahead of its turn? Such walks take at most 5 % of the time."""
+        """Returns whether a walk may begin early. Early walks take at most 5 % of the time."""
         return self._clock() >= self._next_unasked
 
     def follow(self, roots: Sequence[str]) -> None:
-        """Walks over other roots from now on; what is known stays known."""
+        """Later walks begin at other roots. Known services stay known."""
         self._roots = list(roots)
 
     def traced(self) -> dict[int, bool]:
-        """Every existing cgroup at and below the attach roots: id -> is it traced?"""
+        """Whether each existing cgroup at and below the attach roots is traced, by id."""
         return {
             cgroup_id: entry.service.traced
             for cgroup_id, entry in self._entries.items()
@@ -201,7 +119,7 @@ class Services:
         }
 
     def traced_paths(self) -> list[str]:
-        """The directories of the cgroups that are traced now."""
+        """The directories of the traced cgroups."""
         return [
             f"{self._cgroup2}/{entry.path}"
             for entry in self._entries.values()
@@ -209,11 +127,11 @@ class Services:
         ]
 
     def refresh(self) -> None:
-        """Walks the cgroups again, at once: about 20 us for each."""
+        """Walks the cgroups again, without a break; a cgroup takes about 20 us."""
         finish(self.refreshing())
 
     def refreshing(self) -> Turns[None]:
-        """The same in turns."""
+        """Walks the cgroups again, in turns."""
         began = self._clock()
         steps = 0.0
         for _ in self._refreshing():
@@ -237,18 +155,20 @@ class Services:
         self._forget(walked.paths.keys(), self._clock())
 
     def _count(self, walked: cgroups.Walked) -> None:
-        """Counts what a walk could not read, each cgroup once while that lasts."""
+        """Counts the cgroups that a walk could not read; each is counted once while that lasts."""
         fresh = walked.unreadable - self._unreadable
         if fresh and not self.unreadable:
-            log.warning("/%s cannot be read: what is in it is not named", min(fresh))
+            log.warning("/%s cannot be read: services in it have no name", min(fresh))
         if walked.cut and not self.too_many:
-            log.warning("there are more than %d cgroups: others are not named", cgroups.MAX_CGROUPS)
+            log.warning(
+                "there are more than %d cgroups: the rest has no names", cgroups.MAX_CGROUPS
+            )
         self.unreadable += len(fresh)
         self.too_many += walked.cut
         self._unreadable = walked.unreadable
 
     def _forget(self, found: Collection[int], now: float) -> None:
-        """Notes which cgroups have vanished, and forgets those that did so long ago."""
+        """Notes which cgroups have vanished, and forgets those that vanished long ago."""
         gone = [cgroup_id for cgroup_id in self._entries if cgroup_id not in found]
         kept = []
         for cgroup_id in gone:
@@ -274,7 +194,7 @@ class Services:
         own = unit_path(path) or path
         unit = own.rpartition("/")[2]
         name = utf8(unescape(unit))
-        for suffix in _UNIT_SUFFIXES:
+        for suffix in UNIT_SUFFIXES:
             name = name.removesuffix(suffix)
         if rule is not None:
             return self._service(rule.name or name or "cgroup", own, traced=rule.trace)
@@ -285,12 +205,12 @@ class Services:
         key = (name, path, traced)
         service = self._services.get(key)
         if service is None:
-            unit = unit_path(path).rpartition("/")[2]
+            unit = unit_name(path)
             attributes = {key: utf8(value) for key, value in self._base.items()}
             attributes["service.name"] = name
             host = attributes.get("host.id") or attributes.get("host.name")
             identity = f"{host}/{unit or path}"
-            if utf8(identity) != identity:  # names that differ in other bytes are two instances
+            if utf8(identity) != identity:  # two names that differ in other bytes are two instances
                 identity = printable(identity)
             attributes["service.instance.id"] = str(uuid.uuid5(_INSTANCE_NAMESPACE, identity))
             if unit:
@@ -303,14 +223,8 @@ class Services:
 
 
 def agent_service(*, host: Mapping[str, str], resource_attributes: Mapping[str, str]) -> Service:
-    """The agent itself, as the source of its own metrics."""
+    """The agent itself, which is the source of its own metrics."""
     attributes = {**host, **resource_attributes, "service.name": "throughline"}
     identity = f"{host.get('host.id') or host.get('host.name')}/throughline.service"
     attributes["service.instance.id"] = str(uuid.uuid5(_INSTANCE_NAMESPACE, identity))
     return Service("throughline", "throughline.service", "", False, attributes)
-
-
-def _with_parents(path: str) -> Iterable[str]:
-    while path:
-        yield path
-        path = path.rpartition("/")[0]

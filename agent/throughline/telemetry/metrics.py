@@ -27,14 +27,15 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     Sum,
 )
 
-from throughline.records.events import COUNTERS, SeriesKey
+from throughline.bpf.counters import COUNTERS
+from throughline.records.durations import SeriesKey
 from throughline.services.naming import Service
 from throughline.telemetry import messages
 from throughline.telemetry.conventions import CONNECTION_CLOSED, SCHEMA_URL, http_failed
 from throughline.telemetry.series import Point
 from throughline.telemetry.totals import Totals
 
-# Seconds; the advice of the semantic conventions for HTTP durations, as events.DurationRow counts.
+# Seconds, as the semantic conventions advise; records.durations.Histogram counts by them.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _BOUNDS_MS = tuple(1000 * bound for bound in BOUNDS)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from throughline.records.events import (
+from throughline.records.durations import (
     NO_REQUESTS,
     Buffer,
     Histogram,

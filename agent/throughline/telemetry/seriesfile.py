@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from throughline.records.events import NO_REQUESTS, Histogram, SeriesKey
+from throughline.records.durations import NO_REQUESTS, Histogram, SeriesKey
 from throughline.services.naming import Service
 from throughline.text import to_json
 

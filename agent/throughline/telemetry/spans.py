@@ -20,7 +20,7 @@ from functools import lru_cache
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status
 
-from throughline.records.events import SpanRecord
+from throughline.records.spanrecord import SpanRecord
 from throughline.telemetry import messages
 from throughline.telemetry.conventions import (
     CONNECTION_CLOSED,

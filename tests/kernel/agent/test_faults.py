@@ -19,10 +19,9 @@ from tests.fixtures.operated import Operated
 from tests.fixtures.ports import free_port
 from tests.fixtures.receiver import Receiver
 from tests.fixtures.waiting import until
-from throughline.bpf import abi, libbpf
+from throughline.bpf import abi, counters, maps
 from throughline.features.programs import Programs, Settings
 from throughline.host import facts
-from throughline.records import events
 
 COUNT = 23
 
@@ -77,10 +76,10 @@ def test_a_full_ring_buffer_drops_spans_and_no_request(traced: Operated) -> None
 
 
 def _counts(programs: Programs) -> dict[str, int]:
-    size = 8 * libbpf.possible_cpus()
+    size = 8 * maps.possible_cpus()
     found = {}
-    for index, name in enumerate(events.COUNTERS):
-        values = libbpf.lookup(programs.map_fd("tl_counters"), struct.pack("<I", index), size)
+    for index, name in enumerate(counters.COUNTERS):
+        values = maps.lookup(programs.map_fd("tl_counters"), struct.pack("<I", index), size)
         total = sum(value for (value,) in struct.iter_unpack("<Q", values or b""))
         if total:
             found[name] = total

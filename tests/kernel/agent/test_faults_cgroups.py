@@ -15,7 +15,7 @@ from tests.fixtures import cgroup
 from tests.fixtures.load import SERVICE, Chain, Load, start_chain, start_nginx
 from tests.fixtures.operated import Operated
 from tests.fixtures.ports import free_port, wait_port
-from throughline.bpf import libbpf
+from throughline.bpf import libbpf, maps
 from throughline.features import pins
 
 COUNT = 23
@@ -110,7 +110,7 @@ def test_cgroups_come_and_go_by_the_hundred(traced: Operated) -> None:
     status = traced.status()
     assert status is not None and status["healthy"]
     table = libbpf.get_pinned(traced.bpffs / pins.NAME / "tl_cgroups")
-    known = sum(1 for _ in libbpf.keys(table, 8))
+    known = sum(1 for _ in maps.keys(table, 8))
     os.close(table)
     assert known <= 4, "the corner, its two services, and the agent's own: the rest is forgotten"
 

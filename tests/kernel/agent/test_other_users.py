@@ -18,7 +18,7 @@ from tests.fixtures.operated import Operated
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.privileges import NETWORK, give, only
 from tests.fixtures.waiting import until
-from throughline.bpf import abi, hashes, libbpf
+from throughline.bpf import abi, libbpf, maps, prototypes
 from throughline.features import pins
 
 COUNT = 23
@@ -189,7 +189,7 @@ def test_totals_of_a_unit_that_restarts_do_not_go_back(host: Operated) -> None:
         if turn == 0:
             time.sleep(8)  # its row leaves the kernel's map
             table = libbpf.get_pinned(host.bpffs / pins.NAME / "tl_durations")
-            assert list(libbpf.keys(table, abi.DURATION_KEY.size)) == []
+            assert list(maps.keys(table, abi.DURATION_KEY.size)) == []
             os.close(table)
         elif turn == 1:
             assert host.stop_agent(signal.SIGKILL) == -9
@@ -214,25 +214,23 @@ def test_totals_of_a_unit_that_restarts_do_not_go_back(host: Operated) -> None:
 def test_a_hash_is_read_in_batches(entries: int) -> None:
     """The same as key by key, whatever the size of a bucket."""
     kind, value_size = 5, 16  # BPF_MAP_TYPE_PERCPU_HASH
-    size = value_size * libbpf.possible_cpus()
-    fd = libbpf.check(
-        libbpf.library().bpf_map_create(kind, b"tl_test", 8, value_size, 1024, None),
+    size = value_size * maps.possible_cpus()
+    fd = prototypes.check(
+        prototypes.library().bpf_map_create(kind, b"tl_test", 8, value_size, 1024, None),
         "bpf_map_create",
     )
     try:
-        assert list(hashes.Hash(fd, 8, size).entries()) in ([], [[]])
+        assert list(maps.Hash(fd, 8, size).entries()) in ([], [[]])
         known = {}
         for number in range(entries):
             key, value = struct.pack("<Q", number), random.randbytes(size)
-            libbpf.update(fd, key, value)
+            maps.update(fd, key, value)
             known[key] = value
         found = {
-            key: bytes(value)
-            for batch in hashes.Hash(fd, 8, size).entries()
-            for key, value in batch
+            key: bytes(value) for batch in maps.Hash(fd, 8, size).entries() for key, value in batch
         }
         assert found == known
-        one_by_one = hashes.Hash(fd, 8, size)._one_by_one()
+        one_by_one = maps.Hash(fd, 8, size)._one_by_one()
         assert {key: bytes(value) for batch in one_by_one for key, value in batch} == known
     finally:
         os.close(fd)

@@ -17,7 +17,7 @@ from tests.fixtures.kernel_objects import make_all_give_way
 from tests.fixtures.paths import CHECKOUT
 from tests.fixtures.secure import Secure
 from tests.fixtures.traced import Traced
-from throughline.bpf import libbpf
+from throughline.bpf import maps
 from throughline.features.objects import Objects
 
 COUNT = 23
@@ -72,14 +72,14 @@ def test_all_that_is_promised_has_room(
             for number in range(wanted):
                 if number < len(home):
                     os.sched_setaffinity(0, {sorted(home)[number]})
-                libbpf.update(table, number.to_bytes(key_bytes, "little"), bytes(value_bytes))
+                maps.update(table, number.to_bytes(key_bytes, "little"), bytes(value_bytes))
         finally:
             os.sched_setaffinity(0, home)
-        assert sum(1 for _ in libbpf.keys(table, key_bytes)) == wanted
+        assert sum(1 for _ in maps.keys(table, key_bytes)) == wanted
 
 
 def test_no_such_map_is_left_out() -> None:
-    reserved = 128 * libbpf.possible_cpus()
+    reserved = 128 * maps.possible_cpus()
     sizes = promised()
     with loaded("observe", "headers", "packets", "tls", "go") as objects:
         found = {name: size for one in objects for name, size in one.lru_maps().items()}

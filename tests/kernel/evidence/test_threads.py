@@ -25,7 +25,7 @@ from tests.fixtures.service import Service
 from tests.fixtures.sockets import accept, connect, read_block, read_exactly
 from tests.fixtures.traced import Traced
 from tests.fixtures.wire import OK, PARENT, TRACE, Context, head, inserted, send_alone
-from throughline.bpf import abi, libbpf
+from throughline.bpf import abi, libbpf, maps
 
 STATE = "kept=1"
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
@@ -113,7 +113,7 @@ def test_a_process_is_not_taken_for_one_that_asked_how_much_there_is_to_read(
     traced, _, outside = world
     with pinned(traced, "tl_fionread") as table, outside.listen() as listener:
         key = struct.pack("<I", os.getpid())
-        libbpf.update(table, key, struct.pack("<I", 1))  # that process began long before this one
+        maps.update(table, key, struct.pack("<I", 1))  # that process began long before this one
         try:
             with connect(listener, nodelay=True) as near, accept(listener) as far:
                 for number in range(5):
@@ -123,7 +123,7 @@ def test_a_process_is_not_taken_for_one_that_asked_how_much_there_is_to_read(
                     far.sendall(OK)
                     read_exactly(near, len(OK))
         finally:
-            libbpf.delete(table, key)
+            maps.delete(table, key)
 
 
 # -- an element holds another request --------------------------------------------------------------
@@ -133,16 +133,16 @@ def test_a_process_is_not_taken_for_one_that_asked_how_much_there_is_to_read(
 def replaced(traced: Traced) -> Iterator[None]:
     """The element of the request of TRACE holds another one's, as it may after a look-up."""
     with pinned(traced, "tl_requests") as table:
-        for key in list(libbpf.keys(table, 8)):
-            value = libbpf.lookup(table, key, abi.REQUEST.size)
+        for key in list(maps.keys(table, 8)):
+            value = maps.lookup(table, key, abi.REQUEST.size)
             if value is None:
                 continue
             request = abi.Request(*abi.REQUEST.unpack(value))
             if request.trace_id.hex() == TRACE:
                 other = request._replace(span_id=os.urandom(8))
-                libbpf.update(table, key, abi.REQUEST.pack(*other))
+                maps.update(table, key, abi.REQUEST.pack(*other))
                 yield
-                libbpf.update(table, key, value)
+                maps.update(table, key, value)
                 return
     raise AssertionError("the request is not kept")
 
@@ -185,8 +185,8 @@ def test_nor_its_tracestate(world: tuple[Traced, Service, Outside], service: Ser
         with asked(service) as server, pinned(world[0], "tl_tracestates") as table:
             read_exactly(server, len(REQUEST))
             assert service.call("/own").tracestate == STATE
-            (key,) = libbpf.keys(table, 8)
-            libbpf.update(table, key, os.urandom(8) + STATE.encode() + bytes(512))
+            (key,) = maps.keys(table, 8)
+            maps.update(table, key, os.urandom(8) + STATE.encode() + bytes(512))
             found = service.call("/other")
             assert (found.trace_id, found.tracestate) == (TRACE, "")
 
@@ -256,10 +256,10 @@ def test_a_request_is_counted_once_by_whoever_settles_it(
 
     def opened() -> tuple[int, list[bytes]]:
         with pinned(traced, "tl_threads") as threads, pinned(traced, "tl_open") as table:
-            value = libbpf.lookup(threads, struct.pack("<I", numbers[0]), THREAD.size)
+            value = maps.lookup(threads, struct.pack("<I", numbers[0]), THREAD.size)
             assert value is not None
             thread = THREAD.unpack(value)
-            return thread[4], [key for key in libbpf.keys(table, 16) if key[8:] == value[:8]]
+            return thread[4], [key for key in maps.keys(table, 16) if key[8:] == value[:8]]
 
     def run() -> None:
         numbers.append(threading.get_native_id())
@@ -270,7 +270,7 @@ def test_a_request_is_counted_once_by_whoever_settles_it(
             assert opened() == (1, opened()[1]), "the answer to the call has opened it again"
             with pinned(traced, "tl_open") as table:
                 (key,) = opened()[1]
-                assert libbpf.delete(table, key)
+                assert maps.delete(table, key)
             service._near.sendall(text := head(target="/twice"))
             assert inserted(text, read_block(service._far)).trace_id
             assert opened() == (1, []), "it was not this call that settled the request"

@@ -15,7 +15,7 @@ from tests.fixtures import paths
 from tests.fixtures.load import Load, start_chain
 from tests.fixtures.operated import Operated
 from tests.fixtures.paths import CHECKOUT
-from throughline.bpf import libbpf
+from throughline.bpf import libbpf, maps
 
 SOURCE = paths.BPF / "foreign.bpf.c"
 PACKETS_IN, PACKETS_OUT, ENROLLED, REFUSED, SENDS = range(5)
@@ -57,13 +57,13 @@ class Foreign:
         table = self._object.map_fd("foreign_counts")
         found = []
         for index in range(5):
-            value = libbpf.lookup(table, struct.pack("<I", index), 8)
+            value = maps.lookup(table, struct.pack("<I", index), 8)
             assert value is not None
             found.append(struct.unpack("<Q", value)[0])
         return found
 
     def enrolled(self) -> int:
-        return sum(1 for _ in libbpf.keys(self.sockets, 8))
+        return sum(1 for _ in maps.keys(self.sockets, 8))
 
 
 @pytest.fixture

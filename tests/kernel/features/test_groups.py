@@ -15,7 +15,7 @@ from tests.fixtures import kernel_objects
 from tests.fixtures.operated import Operated
 from tests.fixtures.privileges import NETWORK, give, only
 from tests.fixtures.waiting import until
-from throughline.bpf import abi, libbpf, peers
+from throughline.bpf import abi, libbpf, maps, peers
 from throughline.config.schema import network
 from throughline.features import pins
 
@@ -37,7 +37,7 @@ def _reads(host: Operated) -> bool:
     """Do the programs look for options?"""
     table = libbpf.get_pinned(host.bpffs / pins.NAME / "tl_settings")
     try:
-        found = libbpf.lookup(table, bytes(4), abi.SETTINGS.size)
+        found = maps.lookup(table, bytes(4), abi.SETTINGS.size)
         assert found is not None
         return bool(abi.Settings(*abi.SETTINGS.unpack(found)).packets)
     finally:
@@ -47,7 +47,7 @@ def _reads(host: Operated) -> bool:
 def _peers(host: Operated) -> set[bytes]:
     table = libbpf.get_pinned(host.bpffs / pins.NAME / "tl_peers")
     try:
-        return set(libbpf.keys(table, 20))
+        return set(maps.keys(table, 20))
     finally:
         os.close(table)
 

@@ -24,7 +24,7 @@ from tests.fixtures.operated import Operated
 from tests.fixtures.paths import CHECKOUT, SERVICES
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.waiting import poll
-from throughline.bpf import abi, libbpf
+from throughline.bpf import abi, libbpf, maps
 from throughline.features.objects import directory as objects_directory
 
 COUNT = 23
@@ -64,7 +64,7 @@ def _kept(host: Operated) -> tuple[int, int]:
     found = []
     for name in ("tl_flows", "tl_texts"):
         table = libbpf.get_pinned(next(host.bpffs.glob(f"abi*-legacy/{name}")))
-        found.append(sum(1 for _ in libbpf.keys(table, 8)))
+        found.append(sum(1 for _ in maps.keys(table, 8)))
         os.close(table)
     return found[0], found[1]
 

@@ -21,7 +21,7 @@ import pytest
 from tests.fixtures.operated import Operated
 from tests.fixtures.paths import SERVICES
 from tests.fixtures.ports import free_port, wait_port
-from throughline.bpf import abi, fionread, libbpf, sweep
+from throughline.bpf import abi, fionread, libbpf, maps, sweep
 from throughline.features.objects import REFUSE, directory
 from throughline.features.programs import Programs, Settings
 from throughline.features.table import GROUPS, PROGRAMS
@@ -243,14 +243,13 @@ def test_requests_that_nobody_ends_are_swept(monkeypatch: pytest.MonkeyPatch, re
                     flags=flags,
                     tracestate_len=3,
                 )
-                libbpf.update(table, struct.pack("<Q", key), abi.REQUEST.pack(*request))
+                maps.update(table, struct.pack("<Q", key), abi.REQUEST.pack(*request))
                 state = struct.pack("<Q512s", key, b"a=b")
-                libbpf.update(states, struct.pack("<Q", key), state)
+                maps.update(states, struct.pack("<Q", key), state)
 
         def left() -> tuple[set[int], set[int]]:
             return tuple(  # type: ignore[return-value]
-                {struct.unpack("<Q", key)[0] for key in libbpf.keys(fd, 8)}
-                for fd in (table, states)
+                {struct.unpack("<Q", key)[0] for key in maps.keys(fd, 8)} for fd in (table, states)
             )
 
         fill()

@@ -11,7 +11,7 @@ from tests.fixtures.go.hops import Hops
 from tests.fixtures.kernel_objects import make_all_give_way
 from tests.fixtures.traced import Traced
 from tests.fixtures.waiting import poll
-from throughline.bpf import libbpf
+from throughline.bpf import libbpf, maps
 
 REQUESTS = 6400
 BUILDS = [("https/1.1", "1.22"), ("https/2", toolchains.NEWEST), ("grpc tls", toolchains.NEWEST)]
@@ -20,7 +20,7 @@ BUILDS = [("https/1.1", "1.22"), ("https/2", toolchains.NEWEST), ("grpc tls", to
 def requests_left(traced: Traced) -> int:
     table = libbpf.get_pinned(next(traced.bpffs.glob("abi*/tl_requests")))
     try:
-        return sum(1 for _ in libbpf.keys(table, 8))
+        return sum(1 for _ in maps.keys(table, 8))
     finally:
         os.close(table)
 

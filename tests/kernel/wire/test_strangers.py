@@ -20,7 +20,7 @@ from tests.fixtures.paths import SERVICES
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.sockets import read_exactly
 from tests.fixtures.traced import Traced
-from throughline.bpf import abi, libbpf
+from throughline.bpf import abi, libbpf, maps
 
 STRAYS = 40_000  # more than tl_requests holds
 COUNT = 211
@@ -33,7 +33,7 @@ def entries(traced: Traced, name: str, key_bytes: int) -> int:
     """How many a pinned map has."""
     table = libbpf.get_pinned(next(traced.bpffs.glob(f"abi*/{name}")))
     try:
-        return sum(1 for _ in libbpf.keys(table, key_bytes))
+        return sum(1 for _ in maps.keys(table, key_bytes))
     finally:
         os.close(table)
 
@@ -168,7 +168,7 @@ def test_options_of_no_connection_leave_nothing() -> None:
         observe = packets.objects.get("observe")
         assert observe is not None
         for name in ("tl_requests", "tl_incoming"):
-            assert list(libbpf.keys(observe.map_fd(name), 8)) == []
+            assert list(maps.keys(observe.map_fd(name), 8)) == []
     assert counters["early_read"] == 211
     assert not {name for name in counters if name.startswith("option_")}
 

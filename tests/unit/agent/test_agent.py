@@ -17,12 +17,11 @@ from tests.fixtures.facts import FACTS
 from tests.fixtures.records import batch
 from throughline.agent import agent as agent_module
 from throughline.agent.agent import Agent
-from throughline.bpf import libbpf
+from throughline.bpf import libbpf, ringbuffer, traced
 from throughline.config.model import load
 from throughline.export.spool import Spool
 from throughline.features import providers
 from throughline.probes import uprobes
-from throughline.records import readings
 
 DONE: list[str] = []
 
@@ -59,7 +58,7 @@ def agent(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
     monkeypatch.setattr(agent_module, "Programs", lambda **_: Anything())
-    monkeypatch.setattr(libbpf, "RingBuffer", lambda *_: Anything())
+    monkeypatch.setattr(ringbuffer, "RingBuffer", lambda *_: Anything())
     monkeypatch.setattr(providers, "make", lambda *_: {"tls": [Files("tls")], "go": [Files("go")]})
     monkeypatch.setattr(agent_module, "Files", lambda *_: Files("files"))
     (tmp_path / "config.yaml").write_text("export: {otlp: {enabled: false}}\n")
@@ -76,7 +75,7 @@ def test_files_are_let_go_after_an_exception(
     def fail(_: object) -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(readings, "TracedCgroups", fail)
+    monkeypatch.setattr(traced, "TracedCgroups", fail)
     with pytest.raises(RuntimeError, match="a fault"), stack:
         agent.loop()
     assert DONE == ["files closed", "go closed", "tls closed"]
@@ -89,12 +88,12 @@ def test_spans_that_are_queued_survive_an_exception(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
     monkeypatch.setattr(agent_module, "Programs", lambda **_: Anything())
-    monkeypatch.setattr(libbpf, "RingBuffer", lambda *_: Anything())
+    monkeypatch.setattr(ringbuffer, "RingBuffer", lambda *_: Anything())
 
     def fail(_: object) -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(readings, "TracedCgroups", fail)
+    monkeypatch.setattr(traced, "TracedCgroups", fail)
     (tmp_path / "config.yaml").write_text("export: {otlp: {endpoint: 'http://127.0.0.1:1'}}\n")
     spool = tmp_path / "spool"
     settings = load(
@@ -127,5 +126,5 @@ def test_probes_are_gone_before_another_release_is_executed(
     monkeypatch.setattr(os, "execve", execute)
     monkeypatch.setenv("THROUGHLINE_LAUNCHER", sys.executable)
     with pytest.raises(OSError, match="No such file"):
-        agent._reload(cast(libbpf.RingBuffer, Anything()))
+        agent._reload(cast(ringbuffer.RingBuffer, Anything()))
     assert DONE == ["files closed", "go closed", "tls closed", "executed"]

@@ -15,7 +15,7 @@ from tests.fixtures.records import SHOP, START, batch, raw, record, service
 from throughline.bpf import abi
 from throughline.export import encoding, templates
 from throughline.export.templates import Templates
-from throughline.records.events import RawSpan, SpanRecord
+from throughline.records.spanrecord import RawSpan, SpanRecord
 from throughline.services.naming import Service
 from throughline.telemetry import messages, spans
 from throughline.telemetry.conventions import SCHEMA_URL

@@ -9,7 +9,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_C
 
 from tests.fixtures import witness
 from tests.fixtures.records import SHOP, service
-from throughline.records.events import Histogram, SeriesKey
+from throughline.records.durations import Histogram, SeriesKey
 from throughline.services.naming import Service
 from throughline.telemetry.metrics import (
     BOUNDS,

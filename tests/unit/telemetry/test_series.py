@@ -11,8 +11,8 @@ import pytest
 from tests.fixtures.clock import Clock
 from throughline.agent.report import service_counts
 from throughline.bpf import abi
-from throughline.records import events
-from throughline.records.events import SeriesKey
+from throughline.records import durations
+from throughline.records.durations import SeriesKey
 from throughline.services.naming import Services
 from throughline.telemetry import series
 from throughline.telemetry.series import Point, Series
@@ -373,4 +373,4 @@ def test_a_full_map_of_many_processors_is_read_quickly(host: Host) -> None:
 
 def test_one_histogram_costs_little() -> None:
     values = bytes(abi.DURATION.size * CPUS)
-    assert events.decode_count(values) == events.decode_histogram(values).count == 0
+    assert durations.decode_count(values) == durations.decode_histogram(values).count == 0

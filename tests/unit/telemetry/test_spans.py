@@ -11,7 +11,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from tests.fixtures.records import SHOP, START, record, service
 from throughline.export import encoding
 from throughline.export.templates import Templates
-from throughline.records.events import SpanRecord
+from throughline.records.spanrecord import SpanRecord
 from throughline.services.naming import Service
 from throughline.telemetry.spans import authority_of, redact, split_target
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
-from throughline.bpf import abi, libbpf
+from throughline.bpf import abi, libbpf, maps
 
 LAYOUT_BYTES = 8  # struct tl_unit_layout, which begins with the index
 PROCESS_KEY_BYTES = 8  # tl_process_key() in bpf/core/process.h
@@ -31,7 +31,7 @@ class Indices:
         if not index and self._free:
             index = self._taken[name] = self._free.popleft()
             self._clear(index)  # the last probes of its former part may have written since
-            libbpf.update(self._binaries, index.to_bytes(_INDEX_BYTES, "little"), packed)
+            maps.update(self._binaries, index.to_bytes(_INDEX_BYTES, "little"), packed)
         return index
 
     def keep(self, used: Collection[int]) -> None:
@@ -45,11 +45,11 @@ class Indices:
     def _clear(self, index: int) -> None:
         """Removes all processes and functions that the maps have for an index."""
         wanted = index.to_bytes(_INDEX_BYTES, "little")
-        for key in list(libbpf.keys(self._processes, PROCESS_KEY_BYTES)):
-            layout = libbpf.lookup(self._processes, key, LAYOUT_BYTES)
+        for key in list(maps.keys(self._processes, PROCESS_KEY_BYTES)):
+            layout = maps.lookup(self._processes, key, LAYOUT_BYTES)
             if layout is not None and layout.startswith(wanted):
-                libbpf.delete(self._processes, key)
-        for key in list(libbpf.keys(self._starts, abi.GO_START_KEY.size)):
+                maps.delete(self._processes, key)
+        for key in list(maps.keys(self._starts, abi.GO_START_KEY.size)):
             if abi.GoStartKey(*abi.GO_START_KEY.unpack(key)).binary == index:
-                libbpf.delete(self._starts, key)
-        libbpf.update(self._started, wanted, bytes(_INDEX_BYTES))
+                maps.delete(self._starts, key)
+        maps.update(self._started, wanted, bytes(_INDEX_BYTES))

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from throughline.bpf import abi, libbpf
+from throughline.bpf import abi, libbpf, maps
 from throughline.elf.elf import MalformedError
 from throughline.probes.provider import Answer, Found, Probed
 from throughline.probes.site import Site
@@ -55,8 +55,8 @@ class GoProvider:
         self._starts = loaded.map_fd("tl_go_starts")
         for name in _EARLIER:
             earlier = loaded.map_fd(name)
-            for key in list(libbpf.keys(earlier, PROCESS_KEY_BYTES)):
-                libbpf.delete(earlier, key)
+            for key in list(maps.keys(earlier, PROCESS_KEY_BYTES)):
+                maps.delete(earlier, key)
         self._indices = Indices(loaded)
         self._known: dict[int, Analysed] = {}  # by index of tl_go_binaries
         self._analyses = PendingAnalyses(clock)
@@ -91,15 +91,15 @@ class GoProvider:
         files = {_index(site): each.file for each in probed for site in each.sites}
         self._forget(files)
         until = time.monotonic() + BUDGET_SECONDS
-        for key in libbpf.keys(self._starts, abi.GO_START_KEY.size):
-            if libbpf.lookup(self._starts, key, 1) != _NEW:
+        for key in maps.keys(self._starts, abi.GO_START_KEY.size):
+            if maps.lookup(self._starts, key, 1) != _NEW:
                 continue
             start = abi.GoStartKey(*abi.GO_START_KEY.unpack(key))
             known = self._known.get(start.binary)
             if known is None:
                 continue
             receives = self._receives(known, start.pc, files[start.binary])
-            libbpf.update(self._starts, key, _RECEIVES if receives else _INHERITS)
+            maps.update(self._starts, key, _RECEIVES if receives else _INHERITS)
             if time.monotonic() > until:
                 break
             yield

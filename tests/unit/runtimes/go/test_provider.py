@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures import gofile
-from throughline.bpf import abi, libbpf
+from throughline.bpf import abi, maps
 from throughline.probes.provider import Answer, Found, Probed
 from throughline.probes.site import Site
 from throughline.runtimes.go import analysis, pclntab, provider
@@ -44,12 +44,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     def keys(fd: int, size: int) -> Iterator[bytes]:
         return iter([key for of, key in list(found) if of == fd and len(key) == size])
 
-    monkeypatch.setattr(libbpf, "keys", keys)
-    monkeypatch.setattr(libbpf, "lookup", lambda fd, key, size: found.get((fd, key)))
-    monkeypatch.setattr(libbpf, "delete", lambda fd, key: found.pop((fd, key)))
-    monkeypatch.setattr(
-        libbpf, "update", lambda fd, key, value: found.__setitem__((fd, key), value)
-    )
+    monkeypatch.setattr(maps, "keys", keys)
+    monkeypatch.setattr(maps, "lookup", lambda fd, key, size: found.get((fd, key)))
+    monkeypatch.setattr(maps, "delete", lambda fd, key: found.pop((fd, key)))
+    monkeypatch.setattr(maps, "update", lambda fd, key, value: found.__setitem__((fd, key), value))
     return found
 
 

@@ -1,27 +1,23 @@
-"""What the kernel tells: one record for each finished, sampled span, and duration histograms.
+"""The record of a finished, sampled span: struct tl_span of bpf/core/abi.h, and its decoded form.
 
-The layouts come from `bpf/core/abi.h`. Only bytes are decoded into these classes here, so that the
-later stages can be tested from recorded records without root.
-A span stays a `RawSpan` on its way to the export, which needs its parts only now and then.
+Nothing here needs the kernel: later stages are tested with recorded bytes, without root. A span
+stays a `RawSpan` on its way to the export, which decodes only few of them.
 """
 
 from __future__ import annotations
 
 from codecs import utf_8_decode
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from operator import add
+from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct, error
 
 from throughline.bpf import abi
 
-Buffer = bytes | memoryview
-
 
 @dataclass(frozen=True, slots=True)
 class SpanRecord:
-    """One finished span as the kernel saw it.
+    """A finished span, decoded.
 
     Times are Unix nanoseconds; ids are raw bytes; addresses are text (IPv4-mapped ones as IPv4).
     """
@@ -55,13 +51,13 @@ class SpanRecord:
 
 @dataclass(frozen=True, slots=True)
 class RawSpan:
-    """One finished span as it came: the bytes of struct tl_span, see `SPAN_HEAD`."""
+    """A finished span as the kernel wrote it: the bytes of struct tl_span, see `SPAN_HEAD`."""
 
     data: bytes
     unix_offset_ns: int  # Unix time minus CLOCK_MONOTONIC
 
     def owner(self) -> tuple[int, str]:
-        """The cgroup's id and the kind. Raises what `decode` would raise, and is 20 times as fast.
+        """The cgroup's id and the kind; 20 times as fast as `decode`, and raises the same errors.
 
         KeyError: a value that this version does not know. struct.error: too few bytes.
         """
@@ -72,63 +68,23 @@ class RawSpan:
             raise KeyError(evidence)
         if how not in _ENDS:
             raise KeyError(how)
-        return cgroup_id, _KINDS[kind]
+        return cgroup_id, KINDS[kind]
 
     def decode(self) -> SpanRecord:
-        """Its parts."""
+        """Decodes all fields; see `decode_span`."""
         return decode_span(self.data, unix_offset_ns=self.unix_offset_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class SeriesKey:
-    """What the requests of one duration histogram have in common."""
-
-    kind: str  # "server" | "client"
-    method: str  # a known method or "_OTHER"
-    status: int  # 0 when no response was seen; of gRPC: its status code
-    http_version: str  # "1.0" | "1.1" | "2"
-    tls: bool = False  # seen inside TLS
-    grpc: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """Durations of requests, counted in the kernel for all of them, sampled or not.
-
-    `buckets` has 15 counts: the OpenTelemetry bounds 0.005 0.01 0.025 0.05 0.075 0.1 0.25 0.5 0.75
-    1 2.5 5 7.5 10 seconds, and what lies above.
-    """
-
-    sum_ns: int
-    buckets: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        return sum(self.buckets)
-
-    def __add__(self, other: Histogram) -> Histogram:
-        return Histogram(self.sum_ns + other.sum_ns, tuple(map(add, self.buckets, other.buckets)))
-
-
-NO_REQUESTS = Histogram(0, (0,) * abi.Abi.BUCKETS)
 
 
 # --- decoding -------------------------------------------------------------------------------
 
-# struct tl_span up to its `tracestate`, which a record has only when it is not empty
+# struct tl_span up to `tracestate`; a record has that field only when it is not empty
 SPAN_HEAD = Struct(abi.SPAN.format.removesuffix(f"{abi.Abi.TRACESTATE_MAX}s"))
 NO_PARENT = bytes(8)
 _OWNER = Struct("<16xQ70x2B2xB")  # cgroup_id, kind, evidence, end: a test compares with abi.SPAN
-_KINDS = {kind.value: kind.name.lower() for kind in abi.Kind}
+KINDS = {kind.value: kind.name.lower() for kind in abi.Kind}
 _EVIDENCE = {e.value: e.name.lower() for e in abi.Evidence}
 _ENDS = {end.value: end.name.lower() for end in abi.End}
-_METHODS = {m.value: m.name for m in abi.Method}
-_METHODS[abi.Method.OTHER] = "_OTHER"
 _MAPPED = bytes(10) + b"\xff\xff"
-
-COUNTERS = tuple(
-    counter.name.lower() for counter in abi.Counter if counter is not abi.Counter.COUNTERS
-)
 
 
 @lru_cache(maxsize=4096)
@@ -139,15 +95,15 @@ def address(raw: bytes) -> str:
 
 
 def text(data: bytes, *, cut: bool = False) -> str:
-    """Bytes of a request as text; those that are not UTF-8 become surrogates (throughline.text).
+    """Bytes of a request as text. Bytes that are not UTF-8 become surrogates (throughline.text).
 
-    `cut`: the kernel kept the beginning only, so the last character may lack bytes and is left out.
+    `cut`: the kernel kept only the beginning. An incomplete last character is left out.
     """
     return utf_8_decode(data, "surrogateescape", not cut)[0]
 
 
-def _version(major: int, minor: int) -> str:
-    """The version of HTTP in the words of OpenTelemetry; the kernel's 0 is HTTP/1."""
+def http_version(major: int, minor: int) -> str:
+    """The value of network.protocol.version. A major version of 0 means HTTP/1."""
     return str(major) if major else f"1.{minor}"
 
 
@@ -185,7 +141,7 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         target,
     ) = SPAN_HEAD.unpack_from(data)
     return SpanRecord(
-        kind=_KINDS[kind],
+        kind=KINDS[kind],
         trace_id=trace_id,
         span_id=span_id,
         parent_span_id=None if parent == NO_PARENT else parent,
@@ -200,7 +156,7 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         target=text(target[:target_length], cut=target_length > abi.Abi.TARGET_MAX),
         target_length=target_length,
         host=text(host[:host_length].rstrip(b" \t"), cut=host_length == abi.Abi.HOST_MAX),
-        http_version=_version(major, minor),
+        http_version=http_version(major, minor),
         status=status,
         local_address=address(local),
         local_port=local_port,
@@ -210,31 +166,3 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         tls=bool(span_flags & abi.SpanFlags.SPAN_TLS),
         grpc=bool(span_flags & abi.SpanFlags.SPAN_GRPC),
     )
-
-
-def decode_series(key: bytes) -> tuple[int, SeriesKey]:
-    """A key of the duration map: the cgroup's id, and the series."""
-    k = abi.DurationKey(*abi.DURATION_KEY.unpack(key))
-    version = _version(k.http_major, k.http_minor)
-    series = SeriesKey(
-        _KINDS[k.kind], _METHODS[k.method], k.status, version, bool(k.tls), bool(k.grpc)
-    )
-    return k.cgroup_id, series
-
-
-def decode_histogram(values: Buffer) -> Histogram:
-    """A value of the duration map, which is per CPU: one struct tl_duration after another."""
-    size = abi.DURATION.size // 8
-    words = memoryview(values).cast("B").cast("Q").tolist()
-    totals = [sum(words[at::size]) for at in range(size)]
-    return Histogram(totals[1], tuple(totals[2:]))
-
-
-@cache
-def _counts(cpus: int) -> Struct:
-    return Struct("<" + f"Q{abi.DURATION.size - 8}x" * cpus)
-
-
-def decode_count(values: Buffer) -> int:
-    """Only how many requests a histogram has: a twentieth of the work."""
-    return sum(_counts(len(values) // abi.DURATION.size).unpack(values))
