@@ -2,10 +2,10 @@
 
     curl → go-front ⇒ go-middle ⇒ go-back
 
-The first ⇒ is HTTPS with HTTP/2 or HTTP/1.1, the second is gRPC. Where `go_write` is on, every request
-is one whole trace. Where go_write is off and `go` is on, all spans and the parents within a service
-are there, and the services are not joined over HTTP/2 and gRPC. Where `go` is off too, there are no
-such spans, and the services answer as before.
+The first ⇒ is HTTPS with HTTP/2 or HTTP/1.1, the second is gRPC. Where `go_write` is on, every
+request is one whole trace. Where go_write is off and `go` is on, all spans and the parents within
+a service are there, and the services are not joined over HTTP/2 and gRPC. Where `go` is off too,
+there are no such spans, and the services answer as before.
 
 One request comes before those that count: the first call of a gRPC connection may have no room for
 the header (docs/operator/go.md). A counter says so.

@@ -1,6 +1,6 @@
-"""Upgrades: a release that does not become healthy is rolled back, a good one stays, and rollback.yml.
+"""Upgrades: a release that does not become healthy is rolled back, and a good one stays.
 
-What happens to other hosts and batches meanwhile is seen in tests/fleet/test_upgrade.py.
+rollback.yml goes back from it. tests/fleet/test_upgrade.py looks at other hosts and batches.
 """
 
 from __future__ import annotations
