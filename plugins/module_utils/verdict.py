@@ -9,6 +9,7 @@ from .host import OLDEST_PYTHON, version_tuple
 OLDEST_GLIBC = (2, 33)  # what the bundle's compiled parts need
 OLDEST_SYSTEMD = 247  # the first that knows CAP_BPF and CAP_PERFMON by name on every build
 ARCHITECTURES = ("x86_64",)
+UPGRADE = "upgrade the distribution (Debian 12, Ubuntu 22.04, RHEL 9 or later have it)"
 
 
 def dotted(version):
@@ -27,7 +28,7 @@ def common_obstacles(host):
         obstacles.append(
             (
                 f"systemd is {host['systemd']}, but {OLDEST_SYSTEMD} or newer is required",
-                "upgrade the distribution (Debian 12, Ubuntu 22.04, RHEL 9 or later have it)",
+                UPGRADE,
             )
         )
     if host["arch"] not in ARCHITECTURES:
@@ -43,7 +44,7 @@ def common_obstacles(host):
             (
                 f"glibc is {host['glibc'] or 'missing'}, but {dotted(OLDEST_GLIBC)}"
                 " or newer is required",
-                "upgrade the distribution (Debian 12, Ubuntu 22.04, RHEL 9 or later have it)",
+                UPGRADE,
             )
         )
     if host["python"] is None:
