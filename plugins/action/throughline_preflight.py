@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""The controller's half of throughline_preflight: bring the bundle to hosts that are to try it."""
+"""The action of throughline_preflight: it copies the bundle to hosts that try it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ansible_collections.throughline.fleet.plugins.plugin_utils.bundle import (
 
 
 class ActionModule(BundleAction):
-    """Runs the module; where there is something to try, copies the bundle and runs it again.
+    """Runs the module. Where it asks for the bundle, copies it and runs the module again.
 
-    It does the same in check mode, since nothing stays on the host. Where the bundle cannot be had
-    or copied, what the facts say is the answer, with the reason why nothing was tried.
+    It does the same in check mode, because nothing stays on the host. Where the bundle is missing
+    or cannot be copied, the verdict follows from facts, with the reason why nothing was tried.
     """
 
     MODULE = "throughline.fleet.throughline_preflight"
@@ -49,7 +49,7 @@ class ActionModule(BundleAction):
 
 
 def _untried(result: dict[str, Any], reason: str) -> dict[str, Any]:
-    """The module's result with the reason why nothing was tried, where it says that nothing was."""
+    """The module's result; where nothing was tried, with this reason."""
     verdict = result.get("ansible_facts", {}).get("throughline_preflight", {})
     if "untried" in verdict and "doctor_error" not in verdict:
         verdict["untried"] = reason

@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""The controller's half of throughline_release: find the bundle, hash it once, copy if needed."""
+"""The action of throughline_release: it finds the bundle and copies it where it is needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ansible_collections.throughline.fleet.plugins.plugin_utils.bundle import (
 
 
 class ActionModule(BundleAction):
-    """Runs the module; where the release is missing, copies the bundle and runs it again."""
+    """Runs the module. Where the release is missing, copies the bundle and runs it again."""
 
     MODULE = "throughline.fleet.throughline_release"
 

@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""What the documentation of modules that only read has in common."""
+"""The documentation that modules which change nothing share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ModuleDocFragment:
 options: {}
 attributes:
   check_mode:
-    description: Only reads, so it does the same in check mode.
+    description: Changes nothing, so it does the same in check mode.
     support: full
   diff_mode:
     description: Changes nothing.

@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""The fleet's addresses as the inventory knows them, for propagation.peers."""
+"""The addresses of the fleet in the inventory, for propagation.peers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 from ansible.utils.display import Display
 
-# A host is its own peer. Loopback addresses in the inventory (a forwarded port) say nothing else.
+# A host is its own peer. A loopback address in the inventory (a forwarded port) is not the host's
+# address in the fleet.
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
 def resolved(name: str) -> set[str]:
-    """The addresses of a name, on the controller; empty when it is unknown there."""
+    """The addresses of a name, resolved on the controller; none where the name is unknown."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -24,9 +25,9 @@ def resolved(name: str) -> set[str]:
 
 
 def networks_of(name: str, variables: Mapping[str, Any]) -> set[str]:
-    """What `throughline_addresses` says, else ansible_host, else the host's name in the inventory.
+    """The networks of a host: throughline_addresses, else ansible_host, else the host's name.
 
-    ValueError for an entry of `throughline_addresses` that is no address and no network.
+    Raises ValueError for an entry of throughline_addresses that is neither address nor network.
     """
     own = variables.get("throughline_addresses")
     if own:
@@ -42,7 +43,7 @@ def networks_of(name: str, variables: Mapping[str, Any]) -> set[str]:
 
 
 def throughline_peers(names: Iterable[str], hostvars: Mapping[str, Any]) -> list[str]:
-    """Networks of the named hosts and of loopback; warns of hosts without a known address."""
+    """The networks of the named hosts and of loopback. Warns of hosts without a known address."""
     found: set[str] = set()
     unknown = []
     for name in names:
@@ -52,9 +53,9 @@ def throughline_peers(names: Iterable[str], hostvars: Mapping[str, Any]) -> list
             unknown.append(name)
     if unknown:
         Display().warning(
-            f"No address is known of {', '.join(unknown)}: not in propagation.peers, so no context"
-            " travels to and from there in TCP options. Remedy: set throughline_addresses or"
-            " ansible_host for the host, or throughline_peers for the fleet."
+            f"Found no address of {', '.join(unknown)}, required one for propagation.peers. Without"
+            " it TCP options carry no context to and from there. Remedy: set throughline_addresses"
+            " or ansible_host for the host, or throughline_peers for the fleet."
         )
     parsed = sorted(map(ipaddress.ip_network, found), key=lambda n: (n.version, n))
     return [*LOOPBACK, *map(str, parsed)]

@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""From the verdicts of all hosts to one report, and from the report to a table for the terminal."""
+"""The report of check.yml on all hosts, and its table for the terminal."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.throughline.fleet.plugins.module_utils.groups import GROUPS, MODES
 from ansible_collections.throughline.fleet.plugins.module_utils.printable import printable
 
-GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
-MODES = ("write", "network", "observe", "none", "unknown")
 HOST = ("kernel", "arch", "python", "systemd", "lockdown", "cgroup_layout", "btf")
-
-
 LONGEST = 4000  # characters of one text
 
 
 def harmless(value: Any) -> Any:
-    """What a host said, fit for a terminal: each text in one line, without control characters.
+    """An answer of a host, safe for a terminal: each text on one line, no control characters.
 
-    A host may be in other hands than the operator's: it can say whatever it likes.
+    An attacker may control a host, and then chooses its answer.
     """
     if isinstance(value, str):
         return printable(" ".join(value[:LONGEST].splitlines()))
@@ -32,7 +29,7 @@ def harmless(value: Any) -> Any:
 
 
 def verdict_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    """One host's entry: its verdict, or why there is none."""
+    """The entry of a host: its verdict, or why there is none."""
     verdict = result.get("ansible_facts", {}).get("throughline_preflight")
     if verdict is None:
         reachable = not result.get("unreachable", False)
@@ -43,12 +40,15 @@ def verdict_of(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return entry_of(name, harmless(verdict))
     except (AttributeError, KeyError, TypeError, ValueError):
-        message = "what it answered is no verdict of throughline_preflight"
+        message = "its answer is not a verdict of throughline_preflight"
         return {"name": name, "reachable": True, "error": message, "mode": "unknown"}
 
 
 def entry_of(name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of a host with a verdict. Raises what a verdict of another shape raises."""
+    """The entry of a host with a verdict.
+
+    Raises AttributeError, KeyError, TypeError or ValueError for a verdict of another shape.
+    """
     if not isinstance(verdict["groups"], Mapping):
         raise TypeError("groups")
     groups = {group: cell(verdict, group) for group in GROUPS if group in verdict["groups"]}
@@ -72,15 +72,15 @@ def entry_of(name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
 def cell(verdict: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One group on one host, with a word for the table.
 
-    on: works now, says the agent. works: was tried on the host, by the doctor of a release.
-    untried: no obstacle is known, and nothing was tried. possible: the same of a group that nobody
-    wants (throughline_groups, the agent's configuration). off: cannot work, or does not.
+    on: it works now, as the agent says. works: the doctor of a release has tried it on the host.
+    untried: no obstacle is known, and nothing was tried. possible: no obstacle is known, and the
+    group is not wanted (throughline_groups, the agent's configuration). off: it does not work.
     """
     group = verdict["groups"][name]
-    idle = not group["wanted"] and not group["fix"]  # switched off, which nothing is to cure
+    idle = not group["wanted"] and not group["fix"]  # it is switched off, which is no fault
     state = group["state"]
     if state == "on" and verdict["source"] == "doctor":
-        # an agent that is installed and does not run: its doctor has tried
+        # The doctor of an installed agent that does not run has tried the group.
         word = "on" if verdict.get("agent", {}).get("running", True) else "works"
     elif state == "on" and verdict["source"] == "trial":
         word = "works"
@@ -95,7 +95,7 @@ def cell(verdict: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def without(group: Mapping[str, Any]) -> str:
-    """What a group that is on lacks: programs that the kernel refuses, and what they would give."""
+    """The programs of a group that the kernel refuses, and what the group lacks without them."""
     return "; ".join(
         f"without {program['program']}: no {program['gives']} ({program['reason']})"
         for program in group.get("without", ())
@@ -103,7 +103,7 @@ def without(group: Mapping[str, Any]) -> str:
 
 
 def reasons(groups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Why groups are off and what to do; groups with the same reason share an entry."""
+    """Why groups are off, and the remedy. Groups with the same reason share an entry."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for name, group in groups.items():
         if group["why"]:
@@ -115,12 +115,12 @@ def reasons(groups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mode_of(host: Mapping[str, Any]) -> str:
-    """The host's mode; with a question mark where it follows from facts and nothing was tried."""
+    """The host's mode, with a question mark where nothing was tried."""
     return f"{host['mode']}?" if host["untried"] else str(host["mode"])
 
 
 def agent_of(host: Mapping[str, Any]) -> str:
-    """The installed agent's version; '?' where it is installed but does not say."""
+    """The installed agent's version; '?' where the agent gives no answer, '-' without an agent."""
     return str(host["version"] or ("?" if host["release"] else "-"))
 
 
@@ -131,13 +131,13 @@ def word_of(host: Mapping[str, Any], group: str) -> str:
 
 
 def throughline_report(results: Mapping[str, Mapping[str, Any]], generated: str) -> dict[str, Any]:
-    """From {host name: result of throughline_preflight} to hosts, groups and a summary."""
+    """The report from {host name: result of throughline_preflight}: hosts, groups, a summary."""
     hosts = [verdict_of(name, results[name]) for name in results]
     counts = Counter(host["mode"] for host in hosts)
     return {
         "generated": generated,
         "groups": list(GROUPS),
-        "summary": {mode: counts[mode] for mode in MODES if counts[mode]},
+        "summary": {mode: counts[mode] for mode in (*MODES, "unknown") if counts[mode]},
         "hosts": hosts,
     }
 

@@ -1,9 +1,9 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""Header values and other credentials in the agent's configuration: hidden, taken out, put back.
+"""Credentials in the agent's configuration, such as header values: hidden, taken out, put back.
 
-Hosts need not have PyYAML, and a file that somebody has edited need not be valid. So text is read
-line by line, in the form that the roles write: block style, one key or list item a line, and no
-anchors. From the first line in another form on, nothing is shown and nothing is taken out.
+A host may have no PyYAML, and an edited file may be invalid. So the text is read line by line, in
+the form that the roles write: block style, one key or list item on each line, no anchors. After the
+first line in another form, nothing is shown and nothing is taken out.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ _USER = re.compile(r"://[^/\s]*@")
 
 
 class Line:
-    """One line of a configuration, or a header value of several. `path` names a credential."""
+    """One line, or a header value of several lines. A credential has a `path`, its keys."""
 
     def __init__(self, text, *, path=None, value=(), indent=0):
-        self.text = text  # with a credential: all in front of it
+        self.text = text  # of a credential: the text in front of its value
         self.path = path
         self.indent = indent
-        self.value = tuple(value)  # as it stands in the file, the first piece beside its key
+        self.value = tuple(value)  # its pieces, line by line as in the file
 
 
 def read_lines(text):
-    """(lines but comments, whether all of them are in the form that the roles write)."""
+    """(lines without comments, whether all lines are in the form that the roles write)."""
     lines, parents, inside, closing = [], [], None, None
-    # parents: [(indent, key)]; inside: indent of `headers`; closing: what a value still waits for
+    # parents: [(indent, key)]; inside: the indent of the present `headers` or None;
+    # closing: the sign that ends the present value or None
     for raw in text.rstrip("\n").split("\n"):
         bare = raw.strip()
         indent = len(raw) - len(raw.lstrip(" "))
         last = lines[-1] if lines else None
         if inside is not None and last.path and (not bare or indent > last.indent):
-            last.value += (raw,)  # a value that goes on in the next line
+            last.value += (raw,)  # the value continues on this line
             closing = None if closing and bare.endswith(closing) else closing
             continue
         if closing:
-            return lines, False  # it goes on although it is no deeper
-        item_of_it = indent == inside and bare.startswith("-")  # a list need not be deeper
-        if inside is not None and bare and indent <= inside and not item_of_it:
+            return lines, False  # the value continues although this line is not indented more
+        is_item = indent == inside and bare.startswith("-")  # YAML allows it
+        if inside is not None and bare and indent <= inside and not is_item:
             inside = None
         if not bare or raw == "---":
             lines.append(Line(raw))
             continue
         if bare.startswith("#"):
-            continue  # it may say what the credential was
+            continue  # a comment may hold an old credential
         key = _KEY.match(raw)
         if key is None:
             item = _ITEM.match(raw)
@@ -84,18 +85,18 @@ def read_lines(text):
 
 
 def unclosed(value):
-    """The sign that ends a value which does not end in its line, or None."""
+    """The sign that ends a value which continues on the next line, or None."""
     sign = {'"': '"', "'": "'", "{": "}", "[": "]"}.get(value[:1])
     return sign if sign and not (len(value) > 1 and value.endswith(sign)) else None
 
 
 def is_plain(value):
-    """Is it a value that ends where its line ends, and is nothing but itself?"""
+    """Returns whether a value is a plain or quoted scalar that ends with its line."""
     return _SCALAR.fullmatch(value) is not None and " #" not in value and ": " not in value
 
 
 def is_credential(name, value):
-    """Is this value to be hidden? A switch such as `headers: auto` is not."""
+    """Returns whether a value has to be hidden. A switch such as `headers: auto` has not."""
     word = value.strip("\"'").lower()
     if word in _SWITCH or value in ("{}", "[]"):
         return False
@@ -103,9 +104,9 @@ def is_credential(name, value):
 
 
 def values(text):
-    """{path: value} of the credentials, or None where one cannot be told from another.
+    """{path: value} of the credentials, or None where two cannot be told apart.
 
-    A path is the keys that lead to it, a value the text in its lines.
+    A path is the keys that lead to the value. A value is the text on its lines.
     """
     lines, is_known = read_lines(text)
     found = {line.path: line.value for line in lines if line.path}
@@ -143,7 +144,7 @@ def take_out(text):
 
 
 def put_back(skeleton, present):
-    """(a text without credentials made whole with those of another, the names it lacks)."""
+    """(a text with the credentials of another text put back, names without a credential)."""
     known = values(present) or {}
     lines, _is_known = read_lines(skeleton)
     lacking, whole = [], []
@@ -159,11 +160,11 @@ def put_back(skeleton, present):
 
 
 def scrub(message, *texts):
-    """A message about configurations, without the credentials that stand in them."""
+    """A message without the credentials of these configurations."""
     for text in texts:
         for pieces in (values(text or "") or {}).values():
             for piece in pieces:
                 word = piece.strip().strip("\"'")
-                if len(word) > 3:  # a shorter one is no secret
+                if len(word) > 3:  # a shorter value is not a secret
                     message = message.replace(word, HIDDEN)
     return message

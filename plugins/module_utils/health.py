@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""Is the agent healthy: read from its own status, with a reason and the doctor's advice if not."""
+"""The agent's health, from its own status; the message for an agent that is not healthy."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from .printable import printable
 
 
 def group_state(value):
-    """'on' or 'off' from a group of status or doctor, which may be a word or an object."""
+    """'on' or 'off' of a group in status or doctor, where it is a word or an object."""
     return value.get("state", "off") if isinstance(value, dict) else value
 
 
 def is_missing(value):
-    """Is a group off that should be on?"""
+    """Returns whether a group is off although the agent wants it."""
     unwanted = isinstance(value, dict) and value.get("wanted") is False
     return group_state(value) != "on" and not unwanted
 
 
 def delay(status, *, pid, since):
-    """Why this is not the answer of the agent that is waited for, or None.
+    """Why this status is not from the new start or reload of the agent, or None.
 
-    `pid` is systemd's main process; `since` (seconds since the epoch) is when the agent was last
-    told to start or reload, so that an answer from before does not count.
+    `pid` is the unit's main process. `since` (seconds since the epoch) is when the agent was told
+    to start or reload.
     """
     if status is None:
         return "throughline status gives no answer"
     if not pid:
-        return "systemd has no main process for it"
+        return "systemd has no main process for the unit"
     if status["pid"] != pid:
         return f"status is of process {status['pid']}, but systemd runs process {pid}"
     if status["started_unix"] < since:
@@ -37,17 +37,17 @@ def delay(status, *, pid, since):
 
 
 def lacking(status, *, groups):
-    """What will not change while this agent runs, since it attaches each group once; or None.
+    """The wanted groups that are off, in a sentence, or None. Waiting does not turn them on.
 
-    A group that the agent itself does not want is no fault: it is `auto`, and the host cannot give
-    it (a kernel without uprobes for others), or there is nothing for it to do (no peers).
+    A group that the agent does not want is no fault: it is `auto`, and the host cannot run it (the
+    kernel refuses uprobes), or it has nothing to do (no peers).
     """
     off = [name for name in groups if is_missing(status["groups"].get(name, "off"))]
     return f"group {', '.join(off)} is off" if off else None
 
 
 def ailment(status, *, groups, pid, since):
-    """What keeps the agent from counting as healthy, or None."""
+    """Why the agent does not count as healthy, or None."""
     problem = delay(status, pid=pid, since=since) or lacking(status, groups=groups)
     if problem:
         return problem
@@ -59,7 +59,7 @@ def ailment(status, *, groups, pid, since):
 
 
 def describe_failure(message, doctor, journal):
-    """The message, the doctor's reasons and remedies for what is off, and the journal's end."""
+    """The message, the doctor's reasons and remedies for groups that are off, and the journal."""
     lines = [message]
     try:
         answer = json.loads(doctor)

@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""What a host is, read from its files: kernel, mounts, lockdown, Python, systemd. Changes nothing.
+"""The facts about a host: kernel, mounts, lockdown, Python, systemd. Reading changes nothing.
 
 `root` stands for / in tests with a recorded tree; `run` is AnsibleModule.run_command.
 """
@@ -25,7 +25,7 @@ CAPABILITY_BITS = {  # linux/capability.h
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
-# The same on every architecture since Linux 5.2 (but alpha).
+# These system calls have the same numbers on all architectures but alpha, since Linux 5.2.
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT, FSCONFIG_CMD_CREATE = 430, 431, 432, 6
 
 
@@ -49,12 +49,12 @@ def read_mounts(root):
 
 
 def find_mount(mounts, fstype):
-    """First mount point of that type, or None."""
+    """The first mount point of a file system type, or None."""
     return next((point for point, kind in mounts if kind == fstype), None)
 
 
 def cgroup_layout(mounts):
-    """(layout, where cgroup2 is mounted or None): systemd's names, unified, hybrid and legacy."""
+    """(layout, mount point of cgroup2 or None). The layouts have systemd's names, or "none"."""
     cgroup2 = find_mount(mounts, "cgroup2")
     has_v1 = find_mount(mounts, "cgroup") is not None
     if cgroup2:
@@ -63,9 +63,9 @@ def cgroup_layout(mounts):
 
 
 def read_detached_lockdown():
-    """Lockdown's text through a mount that is attached nowhere (fsmount(2), Linux 5.2), or None.
+    """The lockdown file, through a detached mount (fsmount(2), Linux 5.2), or None.
 
-    securityfs is often not mounted in containers; this reads the truth and leaves no trace.
+    Containers often have no securityfs. A detached mount has no mount point and ends here.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     opened = []
@@ -92,7 +92,7 @@ def read_detached_lockdown():
 
 
 def read_lockdown(root):
-    """none, integrity or confidentiality; absent where the kernel has none or hides it."""
+    """none, integrity or confidentiality; absent where the kernel has no lockdown or hides it."""
     text = read_text(root, "/sys/kernel/security/lockdown")
     if text is None and root == "/":
         text = read_detached_lockdown()
@@ -101,7 +101,7 @@ def read_lockdown(root):
 
 
 def read_kernel_options(root, release):
-    """{option: value} from the kernel's own config, or {} where it is not to be found."""
+    """{option: value} of the kernel's build, or {} where its config is not on the host."""
     try:
         with gzip.open(Path(root) / "proc/config.gz", "rt") as file:
             text = file.read()
@@ -112,7 +112,7 @@ def read_kernel_options(root, release):
 
 
 def read_bounding_capabilities(root):
-    """Names of the capabilities we care about that PID 1 could hand to a unit."""
+    """The names in CAPABILITY_BITS that PID 1 can hand to a unit."""
     status = read_text(root, "/proc/1/status") or ""
     match = re.search(r"^CapBnd:\s*([0-9a-f]+)", status, re.MULTILINE)
     mask = int(match.group(1), 16) if match else 0
@@ -120,13 +120,13 @@ def read_bounding_capabilities(root):
 
 
 def version_tuple(text):
-    """The leading numbers of a version: '6.1.0-31-amd64' gives (6, 1, 0)."""
+    """The leading numbers of a version: (6, 1, 0) for '6.1.0-31-amd64'."""
     match = re.match(r"\d+(?:\.\d+)*", text or "")
     return tuple(int(part) for part in match.group().split(".")) if match else ()
 
 
 def find_python(run):
-    """(version the agent would use or None, [versions found]), in its launcher's order."""
+    """(version that the agent would use or None, [versions found]), in the launcher's order."""
     found = []
     minors = [f"python3.{minor}" for minor in range(10, 15)]
     for name in [os.environ.get("THROUGHLINE_PYTHON"), "python3", *minors]:
@@ -161,7 +161,7 @@ def systemd_version(root, run):
 
 
 def describe_host(root, run):
-    """Everything the verdict rests on; the keys of doctor --json, and systemd, glibc, pythons."""
+    """The facts that a verdict follows from: those of doctor --json, systemd, glibc, pythons."""
     uname = os.uname()
     release = (read_text(root, "/proc/sys/kernel/osrelease") or uname.release).strip()
     mounts = read_mounts(root)
@@ -185,7 +185,7 @@ def describe_host(root, run):
 
 
 def installed_agent(root):
-    """What of the agent is here already: the roles skip what has been done."""
+    """The installed release, and whether the unit has a directory for drop-ins."""
     current = Path(root) / "opt/throughline/current"
     drop_ins = Path(root) / f"etc/systemd/system/{UNIT}.d"
     return {

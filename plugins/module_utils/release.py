@@ -1,8 +1,8 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""Releases of the agent on a host: unpack, verify, name, link, prune.
+"""Releases of the agent on a host: unpack, verify, name, link, remove.
 
 BASE/releases/<sha256 of the bundle>/   MANIFEST.json, bin/, lib/, bpf/, systemd/
-BASE/current, BASE/previous             links into releases/
+BASE/current, BASE/previous             links to directories in releases/
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def file_sha256(path):
 
 
 def read_manifest(directory):
-    """The release's MANIFEST.json. Raises ValueError where it is missing or is not a manifest."""
+    """The release's MANIFEST.json. Raises ValueError where it cannot be read or has no files."""
     try:
         manifest = json.loads((Path(directory) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -38,9 +38,9 @@ def read_manifest(directory):
 
 
 def make_ready(directory, run, *, check=False):
-    """Run the release's own unpack.py, which verifies every file and prepares it for this Python.
+    """Runs the release's own unpack.py, which verifies the files and compiles them for this Python.
 
-    Returns (changed, problem): problem is None or what it said. `run` is AnsibleModule.run_command.
+    Returns (changed, problem): problem is None or its message. `run` is AnsibleModule.run_command.
     """
     directory = Path(directory)
     marks = sorted(directory.glob("UNPACKED-*"))
@@ -53,7 +53,7 @@ def make_ready(directory, run, *, check=False):
 
 
 def checked_members(archive):
-    """The archive's members. Raises ValueError for any that could land outside of the release."""
+    """The archive's members. Raises ValueError for one that could be outside of the release."""
     members = archive.getmembers()
     for member in members:
         path = PurePosixPath(member.name)
@@ -68,22 +68,22 @@ def checked_members(archive):
 
 
 def unpack(bundle, run, *, sha256, base, for_trial=False):
-    """Unpack a bundle below base/releases, verified twice: the archive's hash, then each file's.
+    """Unpacks a bundle below base/releases. Verifies the hash of the archive and of each file.
 
-    The release appears under its name only when it is complete. Returns its manifest. Raises
-    ValueError for a wrong hash, archive or manifest, OSError when the disk is full. A release
-    `for_trial` is verified, but not compiled, since it is run once.
+    The release gets its name when it is complete. Returns its manifest. Raises ValueError for a
+    wrong hash, archive or manifest, OSError when the disk is full. A release `for_trial` is
+    verified and not compiled, because it runs once.
     """
     found = file_sha256(bundle)
     if found != sha256:
         raise ValueError(
             f"found SHA-256 {found}, required {sha256}."
-            " Remedy: run again; the copy is damaged or the bundle was built anew meanwhile"
+            " Remedy: run again; the copy is damaged, or the bundle has been rebuilt meanwhile"
         )
     releases = Path(base) / "releases"
     releases.mkdir(mode=0o755, parents=True, exist_ok=True)
     work = releases / f".{sha256}.{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(work, ignore_errors=True)  # a killed run left it
     try:
         work.mkdir(mode=0o755)
         with tarfile.open(bundle, "r:gz") as archive:
@@ -96,7 +96,7 @@ def unpack(bundle, run, *, sha256, base, for_trial=False):
         if problem:
             raise ValueError(problem)
         final = releases / sha256
-        if final.exists():  # damaged: the caller has looked
+        if final.exists():  # the caller has found it damaged
             shutil.rmtree(final)
         work.rename(final)
     except tarfile.TarError as error:
@@ -107,18 +107,18 @@ def unpack(bundle, run, *, sha256, base, for_trial=False):
 
 
 def extraction_filter():
-    """Silences Python 3.12+ about a filter; our own checks are stricter than `tar`, PEP 706."""
+    """Silences the warning of Python 3.12. checked_members() is stricter than PEP 706's `tar`."""
     return {"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {}
 
 
 def linked_release(base, name):
-    """The release that link `current` or `previous` names, or None."""
+    """The release that the link `current` or `previous` names, or None."""
     link = Path(base) / name
     return Path(os.readlink(link)).name if link.is_symlink() else None
 
 
 def point(base, name, release):
-    """Point the link at a release, atomically, or with None remove it. True if changed."""
+    """Points the link at a release, atomically; None removes it. Returns whether it changed."""
     if linked_release(base, name) == release:
         return False
     link = Path(base) / name
@@ -126,7 +126,7 @@ def point(base, name, release):
         link.unlink()
         return True
     work = Path(base) / f".{name}.{os.getpid()}"
-    if work.is_symlink():  # of a run that was killed
+    if work.is_symlink():  # a killed run with the same process id left it
         work.unlink()
     work.symlink_to(Path("releases") / release)
     work.rename(link)
@@ -134,16 +134,16 @@ def point(base, name, release):
 
 
 def name_release(base, release):
-    """A release for people: its version, and enough of its name to find it."""
+    """A release for people: its version, and the beginning of its name."""
     try:
         version = read_manifest(Path(base) / "releases" / release)["version"]
-    except ValueError:  # not unpacked, or removed
+    except ValueError:  # the release is not unpacked, or removed
         return f"release {release[:12]}"
     return f"{version} (release {release[:12]})"
 
 
 def prune(base):
-    """Remove every release but the current and the previous one. Returns the names removed."""
+    """Removes all releases but the current and the previous one. Returns their names."""
     keep = {linked_release(base, "current"), linked_release(base, "previous")}
     releases = Path(base) / "releases"
     old = sorted(path for path in releases.iterdir() if path.name not in keep)

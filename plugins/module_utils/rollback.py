@@ -1,29 +1,23 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""Bring back what was healthy last on a host."""
+"""Rollback to the release, unit, capabilities and configuration that were healthy last."""
 
 from __future__ import annotations
 
 import time
 
+from .files import read_file, write_file
 from .release import linked_release, name_release, point
-from .served import (
-    config_text,
-    drop_replaced,
-    is_config_in_place,
-    read_file,
-    serving_entry,
-    write_file,
-)
+from .served import config_text, drop_replaced, is_config_in_place, serving_entry
 from .unit import UNIT_FILE, UnitError, replace, systemctl, wait_until_healthy
 
-# However little a new release gets: nothing is won by giving up what served before.
+# The least time that the restored release gets, however short the timeout of the new one is.
 LEAST_SECONDS = 30
 
 
 def presumed(base, release):
-    """The record of a host without one, where another release is to follow.
+    """A record for a host that has none, before `release` replaces what it runs.
 
-    What the link `current` leads to is taken to have been healthy, with the unit that is there.
+    It takes the release that the link `current` names for healthy, with the present unit.
     """
     current = linked_release(base, "current")
     unit = read_file(UNIT_FILE)
@@ -40,7 +34,7 @@ def presumed(base, release):
 
 
 def is_in_place(base, record):
-    """True when links and files are those that were healthy last."""
+    """Returns whether link `current` and the files are those that were healthy last."""
     entry = serving_entry(record)
     return (
         linked_release(base, "current") == record["serving"]
@@ -50,7 +44,7 @@ def is_in_place(base, record):
 
 
 def restore_config(base, entry):
-    """Brings the configuration of an entry back: what to add about it, "" where all is in place."""
+    """Restores the configuration of an entry. Returns a remark for the operator, "" for none."""
     if not is_config_in_place(entry):
         text, problem = config_text(base, entry)
         if problem is not None:
@@ -63,7 +57,7 @@ def restore_config(base, entry):
 
 
 def roll_back(run, base, record, *, timeout):
-    """Bring it back and wait: (whether it is healthy, what was done in a sentence)."""
+    """Restores what was healthy last and waits. Returns (whether it is healthy, a sentence)."""
     release, entry = record["serving"], serving_entry(record)
     name = name_release(base, release)
     begin, remark = time.time(), ""
@@ -91,8 +85,8 @@ def roll_back(run, base, record, *, timeout):
         )
     return False, (
         f"THE ROLLBACK FAILED TOO: {name} {problem}.{remark} Links, unit, capabilities and"
-        " configuration are as they were, as far as they could be written; pinned programs go on"
-        " propagating."
-        " Remedy: cure the reason (systemctl status throughline, throughline doctor), then run"
-        " site.yml again; or take the agent off with uninstall.yml."
+        " configuration are the old ones, as far as they could be written; pinned programs still"
+        " propagate context."
+        " Remedy: remove the cause (systemctl status throughline, throughline doctor), then run"
+        " site.yml again; or remove the agent with uninstall.yml."
     )

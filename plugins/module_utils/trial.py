@@ -1,9 +1,9 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""Runs the doctor of a release on a host without an agent, as the agent would run, leaving nothing.
+"""The trial of a release on a host without an agent: its doctor runs as the agent would.
 
-A child process has a mount namespace of its own, in which /tmp is a tmpfs with the release, a bpffs
-and a configuration. The kernel removes all of it, programs and pins included, when the last process
-of that namespace has ended, also if it was killed. So no name below the host's /tmp is used at all.
+A child process gets a mount namespace in which /tmp is a tmpfs with the release, a bpffs and a
+configuration. The kernel removes all of them, programs and pins included, when the last process of
+that namespace has ended, also where it was killed. No file is made below the host's own /tmp.
 """
 
 from __future__ import annotations
@@ -18,37 +18,31 @@ import struct
 import subprocess
 from pathlib import Path
 
+from .groups import TABLE
 from .host import CAPABILITY_BITS, find_mount, read_mounts
 from .release import unpack
 from .uprobes import CAPABILITY_VERSION
 
-# As PrivateTmp= has it. Every host has that directory, and what is in it is not looked at.
+# Every host has this directory. The tmpfs over it hides its content, as PrivateTmp= does.
 PLACE = Path("/tmp")  # noqa: S108
 NOBODY = 65534
 SECONDS_TO_TIDY_UP = 30
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # that of a systemd unit
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as systemd sets it
 CLONE_NEWNS = 0x20000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 18
 PR_SET_KEEPCAPS, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 8, 24, 38, 47
 PR_CAP_AMBIENT_RAISE = 2
-SWITCHES = {  # where the agent's configuration turns a group off
-    "headers": "propagation",
-    "packets": "propagation",
-    "tls": "instrumentation",
-    "go": "instrumentation",
-    "go_write": "instrumentation",
-}
 
 
 def try_release(bundle, *, sha256, capabilities, wanted, timeout):
-    """(doctor --json of the release in a bundle, None), or (None, why it could not be asked)."""
+    """(doctor --json of the release in a bundle, None), or (None, why there is no answer)."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.close(ours)
             try:
-                with open(bundle, "rb") as file:  # noqa: PTH123 (its descriptor is what is wanted)
+                with open(bundle, "rb") as file:  # noqa: PTH123 (prepare() needs the descriptor)
                     release = prepare(file, sha256)
                 answer = ask(release, capabilities=capabilities, wanted=wanted, timeout=timeout)
             except OSError as error:
@@ -71,7 +65,7 @@ def try_release(bundle, *, sha256, capabilities, wanted, timeout):
 
 
 def prepare(bundle, sha256):
-    """A private mount namespace with the unpacked release; returns its directory."""
+    """Enters a mount namespace and unpacks the release there. Returns the release's directory."""
     call("unshare", CLONE_NEWNS)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", PLACE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=512m")
@@ -83,9 +77,9 @@ def prepare(bundle, sha256):
     bpffs.chmod(0o700)
     security = Path("/sys/kernel/security")
     if security.is_dir() and find_mount(read_mounts("/"), "securityfs") is None:
-        with contextlib.suppress(OSError):  # the doctor then says what it does not know
+        with contextlib.suppress(OSError):  # the doctor then says that lockdown is not known
             mount("securityfs", security, "securityfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    # the path of the bundle may lead into the /tmp that is covered now
+    # The path of the bundle may lead into the /tmp that the tmpfs hides now.
     unpack(f"/proc/self/fd/{bundle.fileno()}", run, sha256=sha256, base=PLACE, for_trial=True)
     return PLACE / "releases" / sha256
 
@@ -94,25 +88,26 @@ def configuration(wanted):
     """The agent's configuration for the wanted groups, with this host as its only peer."""
     found = {
         "propagation": {"peers": ["127.0.0.0/8", "::1/128"]},
-        "instrumentation": {},
         "agent": {"bpffs": str(PLACE / "bpf"), "runtime_directory": str(PLACE / "run")},
     }
-    for name, section in SWITCHES.items():
-        found[section][name] = "auto" if name in wanted else "off"
+    for group in TABLE:
+        if group.switch:
+            section, key = group.switch.split(".")
+            found.setdefault(section, {})[key] = "auto" if group.name in wanted else "off"
     return found
 
 
 def ask(release, *, capabilities, wanted, timeout):
-    """(what the release's doctor says, None) or (None, problem)."""
+    """(answer of the release's doctor, None) or (None, problem)."""
     config = PLACE / "config.yaml"
-    config.write_text(json.dumps(configuration(wanted)), encoding="utf-8")  # JSON is YAML, too
+    config.write_text(json.dumps(configuration(wanted)), encoding="utf-8")  # JSON is valid YAML
     return ask_as_service(
         str(release / "bin/throughline"), config, capabilities=capabilities, timeout=timeout
     )
 
 
 def ask_as_service(launcher, config, *, capabilities, timeout, uid=NOBODY, gid=NOBODY):
-    """(what doctor --json says to a user with these capabilities, None) or (None, problem)."""
+    """(doctor --json as a user with these capabilities, None) or (None, problem)."""
 
     def start(*arguments):
         return subprocess.Popen(
@@ -129,14 +124,15 @@ def ask_as_service(launcher, config, *, capabilities, timeout, uid=NOBODY, gid=N
     try:
         out, err = doctor.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        # A TC filter on a kernel without tcx does not end with the namespace: let it tidy up.
+        # On a kernel without tcx, TC filters outlive the namespace. After SIGINT the doctor removes
+        # them.
         doctor.send_signal(signal.SIGINT)
         try:
             doctor.communicate(timeout=SECONDS_TO_TIDY_UP)
         except subprocess.TimeoutExpired:
             doctor.kill()
             doctor.communicate()
-            if uid == NOBODY:  # an installed agent tidies up after itself when it starts
+            if uid == NOBODY:  # an installed agent removes what is left when it starts
                 start("detach").communicate(timeout=SECONDS_TO_TIDY_UP)
         return None, f"throughline doctor gave no answer in {timeout} s"
     try:
@@ -148,9 +144,9 @@ def ask_as_service(launcher, config, *, capabilities, timeout, uid=NOBODY, gid=N
 
 
 def become_service(capabilities, *, uid, gid):
-    """For a child before exec: becomes what the unit makes of the agent, or ends with a message."""
+    """Takes on the privileges of the unit, in a child before exec; ends it where that fails."""
     if capabilities is None:
-        return  # as whoever asks
+        return  # the child stays the present user
     try:
         raise_memlock()
         drop_privileges([CAPABILITY_BITS[name] for name in capabilities], uid=uid, gid=gid)
@@ -160,7 +156,7 @@ def become_service(capabilities, *, uid, gid):
 
 
 def raise_memlock():
-    """LimitMEMLOCK=infinity, or as close to it as this host allows, which is what systemd does."""
+    """Sets the memlock limit as systemd does for LimitMEMLOCK=infinity: as high as it can."""
     infinity = resource.RLIM_INFINITY
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (infinity, infinity))
@@ -170,7 +166,7 @@ def raise_memlock():
 
 
 def drop_privileges(bits, *, uid, gid):
-    """A user with these capabilities, ambient ones, and no way to others."""
+    """Becomes a user with these capabilities, also as ambient ones, who cannot get others."""
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
     for bit in range(last + 1):
         if bit not in bits:
@@ -181,7 +177,7 @@ def drop_privileges(bits, *, uid, gid):
     os.setresuid(uid, uid, uid)
     kept = sum(1 << bit for bit in bits)
     low, high = kept & 0xFFFFFFFF, kept >> 32
-    # effective, permitted and inheritable, first the lower half of each
+    # The lower halves of effective, permitted and inheritable, then the upper halves.
     sets = struct.pack("<6I", low, low, low, high, high, high)
     call("capset", struct.pack("<Ii", CAPABILITY_VERSION, 0), sets)
     for bit in bits:
@@ -190,7 +186,7 @@ def drop_privileges(bits, *, uid, gid):
 
 
 def run(command):
-    """(exit code, output, errors), as AnsibleModule.run_command has it."""
+    """(exit code, output, errors), as AnsibleModule.run_command returns them."""
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -202,7 +198,7 @@ def run(command):
 
 
 def environment():
-    """That of a unit, and what tests set so that the agent refuses itself something."""
+    """The environment of a unit, with the variables by which tests make a kernel refuse things."""
     tests = {key: word for key, word in os.environ.items() if key.startswith("THROUGHLINE_TEST_")}
     return {"PATH": PATH, "LANG": "C.UTF-8", **tests}
 
@@ -215,7 +211,7 @@ def mount(source, target, kind, flags, options=None):
 
 
 def call(name, *arguments, what=None):
-    """A function of the C library that returns 0. Raises OSError."""
+    """Calls a function of the C library that returns 0 on success. Raises OSError."""
     converted = (ctypes.c_ulong(word) if isinstance(word, int) else word for word in arguments)
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, name)(*converted):

@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""The agent as systemd runs it: look at it, tell it what to do, wait until it traces.
+"""The unit of the agent: read its state, start, restart or reload it, wait until it is healthy.
 
 `run` is AnsibleModule.run_command.
 """
@@ -20,10 +20,10 @@ from .host import UNIT
 UNIT_FILE = Path("/etc/systemd/system") / UNIT
 DROP_IN = UNIT_FILE.with_name(f"{UNIT}.d") / "capabilities.conf"
 POLL_SECONDS = 0.25
-# An agent that ends right after it was healthy is not: it has to stay so for this long.
+# The agent has to stay healthy for this long. One that ends right after its start does not count.
 SETTLE_SECONDS = 2.0
-MOST_ENDS = 3  # of a new agent, by itself, before the timeout is not waited for
-COMMAND_SECONDS = "20"  # a release that does not work may not answer at all
+MOST_ENDS = 3  # after so many ends of a new agent, its timeout is not waited for
+COMMAND_SECONDS = "20"  # a broken release may never answer
 PROPERTIES = (
     "ActiveState",
     "ExecMainStatus",
@@ -37,11 +37,11 @@ PROPERTIES = (
 
 
 class UnitError(Exception):
-    """systemctl refused; the message is what it said."""
+    """systemctl failed. The message is its output."""
 
 
 def systemctl(run, *arguments):
-    """Run systemctl and return its output."""
+    """Runs systemctl and returns its output. Raises UnitError."""
     code, out, err = run(["systemctl", *arguments])
     if code:
         raise UnitError(f"systemctl {' '.join(arguments)}: {(err or out).strip()}")
@@ -49,13 +49,13 @@ def systemctl(run, *arguments):
 
 
 def read_properties(run):
-    """systemd's view of the unit."""
+    """{property: value} of the unit."""
     out = systemctl(run, "show", UNIT, "--property=" + ",".join(PROPERTIES))
     return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
 
 
 def ask(run, directory, *arguments):
-    """(exit code, output, errors) of a release's own command line."""
+    """Runs the command line of a release. Returns (exit code, output, errors)."""
     launcher = str(Path(directory) / "bin/throughline")
     return run(["timeout", "--kill-after=1", COMMAND_SECONDS, launcher, *arguments])
 
@@ -70,7 +70,7 @@ def read_status(run, directory):
 
 
 def running_release(pid):
-    """The release that a process was started from, or None."""
+    """The release of which a process runs, or None."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -80,27 +80,27 @@ def running_release(pid):
 
 
 def tell(run, action):
-    """start, restart or reload: does not wait, since a release may never say that it is ready."""
+    """Starts, restarts or reloads the unit. Does not wait: a release may never report ready."""
     if action != "reload":
-        run(["systemctl", "reset-failed", UNIT])  # says so when the unit is not loaded
+        run(["systemctl", "reset-failed", UNIT])  # it fails where the unit is not loaded
     systemctl(run, "--no-block", action, UNIT)
 
 
 def replace(run):
-    """Restart without a stop: whatever runs is killed, so its pins stay and are adopted."""
+    """Kills the agent and starts the unit again. Unlike a stop, that leaves pins to adopt."""
     pid = int(read_properties(run)["MainPID"])
     if pid:
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        with contextlib.suppress(ProcessLookupError):  # the process has ended meanwhile
             os.kill(pid, signal.SIGKILL)
     tell(run, "restart")
 
 
 def wait_until_healthy(run, *, directory, groups, since, timeout, settle=SETTLE_SECONDS):
-    """Wait for the agent of a release: (its status, what is wrong with it or None).
+    """Waits for the agent of a release. Returns (its status, problem or None).
 
-    `since` is when it was told to start, in seconds since the epoch: earlier answers do not count.
-    Does not wait for the timeout where the agent has ended for good or again and again, or has said
-    that a group is off.
+    `since` is when the agent was told to start, in seconds since the epoch. Earlier answers do not
+    count. It does not wait for the timeout where the agent has failed for good, has ended MOST_ENDS
+    times, or has said that a group is off.
     """
     begin = time.monotonic()
     steady, fewest = None, None
@@ -122,7 +122,7 @@ def wait_until_healthy(run, *, directory, groups, since, timeout, settle=SETTLE_
                 return status, None
         else:
             steady = None
-            # between the end of what was killed and the start that is queued it is "failed", too
+            # The unit is also "failed" between the kill of the old agent and the queued start.
             queued = properties.get("Job", "0") not in ("", "0")
             if properties["ActiveState"] == "failed" and not queued:
                 code = properties["ExecMainStatus"]

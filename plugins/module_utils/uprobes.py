@@ -1,9 +1,11 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""What this kernel asks of who puts uprobes into other programs: found by trial, leaves nothing.
+"""The capability that this kernel requires for uprobes, found by a trial that leaves nothing.
 
-`multi`: uprobe_multi links (Linux 6.6), for which CAP_BPF and CAP_PERFMON are enough.
-`perf`: perf events, with CAP_PERFMON. `admin`: perf events, with CAP_SYS_ADMIN, which the fix of
-CVE-2025-38466 asks for; no version number tells who has it. None: cannot be told here.
+`multi`: uprobe_multi links (Linux 6.6) need CAP_BPF and CAP_PERFMON only.
+`perf`: perf events need CAP_PERFMON.
+`admin`: perf events need CAP_SYS_ADMIN, because of the fix of CVE-2025-38466. Distributions have
+backported the fix, so the kernel's version does not tell.
+None: the trial has no result.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from .host import CAPABILITY_BITS, read_text
 
 BTF = "sys/kernel/btf/vmlinux"
 TYPE = "/sys/bus/event_source/devices/uprobe/type"
-MULTI = b"\0BPF_TRACE_UPROBE_MULTI\0"  # a name in the kernel's enum bpf_attach_type
+MULTI = b"\0BPF_TRACE_UPROBE_MULTI\0"  # the constant of enum bpf_attach_type, in the BTF
 SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 CLOSE_ON_EXEC = 1 << 3  # PERF_FLAG_FD_CLOEXEC
 EVENT = struct.Struct("<IIQ40xQQ40x")  # struct perf_event_attr, PERF_ATTR_SIZE_VER5
@@ -38,7 +40,7 @@ def need(root):
         return None
     try:
         if attempt() is not None:
-            return None  # refused whatever the capabilities, as in some containers
+            return None  # refused with all capabilities, as in some containers
         refusal = in_child(attempt_without_sys_admin)
     except (OSError, AttributeError):  # no memfd_create before Python 3.8
         return None
@@ -46,12 +48,12 @@ def need(root):
 
 
 def has_sys_admin(root):
-    """Is it there to be dropped?"""
+    """Returns whether this process has CAP_SYS_ADMIN."""
     return bool(capability_set(root, "CapEff") >> CAPABILITY_BITS["CAP_SYS_ADMIN"] & 1)
 
 
 def capability_set(root, name):
-    """A set of our own capabilities, as bits."""
+    """A capability set of this process, as bits."""
     for line in (read_text(root, "/proc/self/status") or "").splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1], 16)
@@ -59,7 +61,7 @@ def capability_set(root, name):
 
 
 def attempt():
-    """Puts a uprobe on a page of ours that nobody executes: None, or the error number."""
+    """Puts a uprobe on a page that nobody executes. Returns None or the error number."""
     kind = read_text("/", TYPE)
     if kind is None:
         return errno.ENOENT
@@ -81,21 +83,21 @@ def attempt():
 
 
 def attempt_without_sys_admin():
-    """The same with what the agent has at most, besides CAP_SYS_ADMIN."""
+    """The same with all capabilities that the agent can have but CAP_SYS_ADMIN."""
     kept = sum(1 << bit for name, bit in CAPABILITY_BITS.items() if name != "CAP_SYS_ADMIN")
-    # capset(2) refuses what is not permitted, as in a container without CAP_LEASE
+    # capset(2) refuses capabilities that are not permitted, as in a container without CAP_LEASE.
     kept &= capability_set("/", "CapPrm")
     low, high = kept & 0xFFFFFFFF, kept >> 32
     header = ctypes.create_string_buffer(struct.pack("<Ii", CAPABILITY_VERSION, 0), 8)
     sets = struct.pack("<6I", low, low, 0, high, high, 0)  # effective, permitted, inheritable
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.capset(header, ctypes.create_string_buffer(sets, len(sets))):
-        return errno.ENOTSUP  # they cannot be given up: this says nothing
+        return errno.ENOTSUP  # CAP_SYS_ADMIN could not be dropped: the trial has no result
     return attempt()
 
 
 def in_child(function):
-    """What a function returns, an error number or None, in a process of its own."""
+    """Runs a function in a child process. Returns its result, an error number or None."""
     pid = os.fork()
     if pid == 0:
         code = 255

@@ -1,28 +1,24 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""From the facts of a host to a verdict per feature group, with reason and fix."""
+"""The verdict on a host for each feature group, with reason and fix, from the host's facts."""
 
 from __future__ import annotations
 
+from .groups import GROUPS, MODES, NETWORK_CAPABILITIES, granted_capabilities
 from .host import OLDEST_PYTHON, version_tuple
 
-OLDEST_KERNEL = (5, 10)
-OLDEST_GO_KERNEL = (5, 15)  # the first whose uprobes have cookies
 OLDEST_GLIBC = (2, 33)  # what the bundle's compiled parts need
 OLDEST_SYSTEMD = 247  # the first that knows CAP_BPF and CAP_PERFMON by name on every build
 ARCHITECTURES = ("x86_64",)
-MODES = ("none", "observe", "network", "write")
-GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write")
-NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
-PROBING_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE")
+UPGRADE = "upgrade the distribution (Debian 12, Ubuntu 22.04, RHEL 9 or later have it)"
 
 
 def dotted(version):
-    """(3, 10) as '3.10'."""
+    """A version for people: '3.10' for (3, 10)."""
     return ".".join(str(part) for part in version)
 
 
 def common_obstacles(host):
-    """[(reason, fix)] that keep every network group off, the most basic first."""
+    """[(reason, fix)] that keep every feature group off, the most basic one first."""
     obstacles = []
     if host["systemd"] is None:
         obstacles.append(
@@ -32,7 +28,7 @@ def common_obstacles(host):
         obstacles.append(
             (
                 f"systemd is {host['systemd']}, but {OLDEST_SYSTEMD} or newer is required",
-                "upgrade the distribution (Debian 12, Ubuntu 22.04, RHEL 9 or later have it)",
+                UPGRADE,
             )
         )
     if host["arch"] not in ARCHITECTURES:
@@ -48,7 +44,7 @@ def common_obstacles(host):
             (
                 f"glibc is {host['glibc'] or 'missing'}, but {dotted(OLDEST_GLIBC)}"
                 " or newer is required",
-                "upgrade the distribution (Debian 12, Ubuntu 22.04, RHEL 9 or later have it)",
+                UPGRADE,
             )
         )
     if host["python"] is None:
@@ -59,10 +55,11 @@ def common_obstacles(host):
                 "install python3.11 (or any from 3.10 to 3.14) beside the system's own Python",
             )
         )
-    if version_tuple(host["kernel"]) < OLDEST_KERNEL:
+    oldest = GROUPS["observe"].kernel
+    if version_tuple(host["kernel"]) < oldest:
         obstacles.append(
             (
-                f"kernel is {host['kernel']}, but {dotted(OLDEST_KERNEL)} or newer is required",
+                f"kernel is {host['kernel']}, but {dotted(oldest)} or newer is required",
                 "boot a newer kernel (a distribution's HWE or backports kernel will do)",
             )
         )
@@ -92,7 +89,7 @@ def common_obstacles(host):
 
 
 def option_obstacles(options, *alternatives):
-    """[(reason, fix)] where the kernel's config is known and has none of the alternatives."""
+    """[(reason, fix)] where the kernel's build options are known and include no alternative."""
     if not options or any(options.get(name) in ("y", "m") for name in alternatives):
         return []
     names = " or ".join(alternatives)
@@ -100,14 +97,14 @@ def option_obstacles(options, *alternatives):
 
 
 def capability_obstacles(host, name):
-    """[(reason, fix)] where no unit can get a capability."""
+    """[(reason, fix)] where PID 1 cannot hand a capability to a unit."""
     if name in host["capabilities"]:
         return []
     return [(f"PID 1 cannot hand out {name}", f"give the container or VM {name}")]
 
 
 def uprobe_obstacles(host, options):
-    """[(reason, fix)] against groups that probe programs of others."""
+    """[(reason, fix)] that keep groups with uprobes off."""
     return (
         common_obstacles(host)
         + option_obstacles(options, "CONFIG_UPROBES")
@@ -116,19 +113,20 @@ def uprobe_obstacles(host, options):
 
 
 def go_obstacles(host):
-    """[(reason, fix)] against probes in Go programs on a kernel that the other groups run on."""
-    if not OLDEST_KERNEL <= version_tuple(host["kernel"]) < OLDEST_GO_KERNEL:
+    """[(reason, fix)] on a kernel that is too old for `go` and new enough for other groups."""
+    oldest = GROUPS["go"].kernel
+    if not GROUPS["observe"].kernel <= version_tuple(host["kernel"]) < oldest:
         return []
     return [
         (
-            f"kernel is {host['kernel']}, but go needs {dotted(OLDEST_GO_KERNEL)} or newer",
-            "boot a newer kernel, or leave it: the others do not need it",
+            f"kernel is {host['kernel']}, but go needs {dotted(oldest)} or newer",
+            "boot a newer kernel, or leave it: the other groups do not need it",
         )
     ]
 
 
 def perf_obstacles(host, *, allow_sys_admin):
-    """[(reason, fix)] where uprobes ask for CAP_SYS_ADMIN, to which an operator has to consent."""
+    """[(reason, fix)] where uprobes need CAP_SYS_ADMIN, which needs the operator's consent."""
     if host["uprobes"] != "admin":
         return []
     if allow_sys_admin:
@@ -143,9 +141,9 @@ def perf_obstacles(host, *, allow_sys_admin):
 
 
 def write_obstacles(host, *, wanted):
-    """[(reason, fix)] against writes into Go programs, where nothing keeps `go` from working."""
+    """[(reason, fix)] that keep go_write off where `go` works."""
     obstacles = capability_obstacles(host, "CAP_SYS_ADMIN")
-    if host["lockdown"] == "integrity":  # under confidentiality not even go works
+    if host["lockdown"] == "integrity":  # under confidentiality go does not work either
         obstacles.append(
             (
                 "lockdown is integrity: the kernel refuses bpf_probe_write_user",
@@ -155,31 +153,52 @@ def write_obstacles(host, *, wanted):
     if "go_write" in wanted and "go" not in wanted:
         obstacles.append(
             (
-                "go is not wanted, and go_write writes into what go follows",
-                "add go to throughline_groups, or take go_write out",
+                "go is not wanted, and go_write needs go",
+                "add go to throughline_groups, or remove go_write",
             )
         )
     return obstacles
 
 
 def lockdown_obstacles(host):
-    """[(reason, fix)] where programs may not read memory: docs/decisions/0006-older-kernels.md."""
+    """[(reason, fix)] where lockdown forbids BPF programs to read memory.
+
+    docs/decisions/0006-older-kernels.md says why that concerns every group.
+    """
     if host["lockdown"] != "confidentiality":
         return []
     return [
         (
-            "lockdown is confidentiality: the kernel keeps programs from reading memory, by which"
-            " they tell goroutines from threads",
+            "lockdown is confidentiality: the kernel forbids BPF programs to read memory, and they"
+            " need that to tell goroutines from threads",
             "boot with lockdown=integrity, or without lockdown",
         )
     ]
 
 
-def judge(host, options, *, wanted, allow_sys_admin=False):
-    """Verdict for each feature group, in the shape of doctor --json, and with `possible`.
+def judge_host(host, options, *, wanted, allow_sys_admin=False):
+    """The verdict from facts alone: host, groups, mode and the capabilities for the unit."""
+    groups = judge_groups(host, options, wanted=wanted, allow_sys_admin=allow_sys_admin)
+    return {
+        "source": "preflight",
+        "version": None,
+        "host": host,
+        "groups": groups,
+        "mode": mode_of(groups),
+        "unit_capabilities": granted_capabilities(
+            [name for name in GROUPS if groups[name]["wanted"] and groups[name]["possible"]],
+            uprobes=host["uprobes"],
+            available=host["capabilities"],
+            allow_sys_admin=allow_sys_admin,
+        ),
+    }
 
-    What asks for go_write consents to CAP_SYS_ADMIN where go_write can work, and there only: then
-    the agent has it, and uprobes that ask for it are no obstacle to the others.
+
+def judge_groups(host, options, *, wanted, allow_sys_admin):
+    """The verdict for each feature group, in the shape of doctor --json, and with `possible`.
+
+    `options` are those of the kernel's build. go_write in `wanted` is consent to CAP_SYS_ADMIN on
+    hosts that can run it: there the agent has it, and tls and go can use it as well.
     """
     shared = common_obstacles(host) + option_obstacles(options, "CONFIG_BPF_SYSCALL")
     observe = shared + option_obstacles(options, "CONFIG_CGROUP_BPF") + lockdown_obstacles(host)
@@ -197,38 +216,25 @@ def judge(host, options, *, wanted, allow_sys_admin=False):
         "go": tls + go,
         "go_write": go_write,
     }
-    groups = {}
-    for name, obstacles in obstacles_of.items():
-        groups[name] = {
-            "state": "off" if obstacles else "on",
-            "wanted": name in wanted,
-            "possible": not obstacles,
-            "reason": "; ".join(reason for reason, _fix in obstacles),
-            "fix": "; ".join(fix for _reason, fix in obstacles),
-        }
+    groups = {name: judge_group(obstacles_of[name], wanted=name in wanted) for name in GROUPS}
     if groups["go_write"]["possible"] and not host["securityfs"]:
         groups["go_write"]["note"] = "securityfs is not mounted and no lockdown was found"
     return groups
 
 
-def granted_capabilities(host, groups, *, allow_sys_admin=False):
-    """What the role `capabilities` grants to the agent on this host; a test keeps the two alike."""
-    granted = {name for name, group in groups.items() if group["wanted"] and group["possible"]}
-    found = set()
-    if granted & {"observe", "headers", "packets"}:
-        found.update(NETWORK_CAPABILITIES)
-    if granted & {"tls", "go", "go_write"}:
-        found.update(PROBING_CAPABILITIES)
-    if granted & {"tls", "go"}:
-        found.update({"CAP_LEASE"}.intersection(host["capabilities"]))
-    for_uprobes = allow_sys_admin and host["uprobes"] == "admin" and granted & {"tls", "go"}
-    if "go_write" in granted or for_uprobes:
-        found.add("CAP_SYS_ADMIN")
-    return sorted(found)
+def judge_group(obstacles, *, wanted):
+    """The verdict for one feature group."""
+    return {
+        "state": "off" if obstacles else "on",
+        "wanted": wanted,
+        "possible": not obstacles,
+        "reason": "; ".join(reason for reason, _fix in obstacles),
+        "fix": "; ".join(fix for _reason, fix in obstacles),
+    }
 
 
 def mode_of(groups):
-    """The host's mode: the most that its groups allow together."""
+    """The host's mode: the highest that its feature groups allow."""
     if groups["observe"]["state"] != "on":
         return "none"
     if groups["headers"]["state"] != "on":
@@ -237,13 +243,13 @@ def mode_of(groups):
 
 
 def shortfall(verdict, required):
-    """What to tell an operator whose host is below the required mode, or None."""
-    if MODES.index(verdict["mode"]) >= MODES.index(required):
+    """The message for an operator whose host is below the required mode, or None."""
+    order = list(MODES)  # the strongest first
+    if order.index(verdict["mode"]) <= order.index(required):
         return None
-    needed = {"write": ("observe", "headers", "go_write"), "network": ("observe", "headers")}
     lines = [f"Found mode '{verdict['mode']}', required mode '{required}'."]
     seen = set()
-    for name in needed.get(required, ("observe",)):
+    for name in MODES[required]:
         group = verdict["groups"][name]
         said = (group["reason"], group["fix"])
         if group.get("possible", group["state"] == "on") or said in seen:

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""The agent's configuration is one that its release accepts, and no output shows a credential."""
+"""Writes the agent's configuration once its release accepts it; no output shows a credential."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ short_description: The agent's configuration is in place, and its release accept
 version_added: "0.1.0"
 author: throughline authors (@throughline)
 description:
-  - Lets O(release) check the text before it replaces the configuration. What it refuses changes
-    nothing.
-  - Directory and file can be read by root and the agent's group only.
-  - Neither the diff nor a message shows the value of a header, or another credential, of the text
-    or of what is there, whoever wrote that.
-  - While the configuration that was healthy last is being replaced, it is kept for
-    M(throughline.fleet.throughline_service), which removes it once the new one is healthy.
+  - Lets O(release) check the text before it replaces the configuration. A text that the release
+    refuses changes nothing.
+  - Only root and the agent's group can read the directory and the file.
+  - Neither the diff nor a message shows the value of a header or another credential, of the new
+    text or of the present file, whoever wrote that.
+  - Keeps the replaced configuration for M(throughline.fleet.throughline_service), which removes it
+    once the new one is healthy.
 options:
   content:
     description: Text of the configuration.
     type: str
     required: true
   release:
-    description: Name of the release below C(releases/) that has to accept it.
+    description: Name of the release below C(releases/) that has to accept the text.
     type: str
     required: true
   path:
@@ -35,21 +35,18 @@ options:
     description: Group of the agent.
     type: str
     default: throughline
-  base:
-    description: Directory that holds the releases.
-    type: path
-    default: /opt/throughline
+extends_documentation_fragment: [throughline.fleet.releases]
 attributes:
   check_mode:
-    description: Says whether the file would change; what is not unpacked yet cannot check it.
+    description: Says whether the file would change. No release checks the text.
     support: full
   diff_mode:
-    description: Shows the file without credentials, and says which of them change.
+    description: Shows the file without credentials, and marks those that change.
     support: full
 """
 
 EXAMPLES = r"""
-- name: Configuration is one that the release accepts
+- name: Configuration is in place and the release accepts it
   throughline.fleet.throughline_config:
     content: "{{ lookup('ansible.builtin.template', 'config.yaml.j2') }}"
     release: "{{ __throughline_release.release }}"
@@ -69,11 +66,14 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.throughline.fleet.plugins.module_utils.credentials import hide, scrub
+from ansible_collections.throughline.fleet.plugins.module_utils.files import (
+    read_file,
+    write_draft,
+)
 from ansible_collections.throughline.fleet.plugins.module_utils.printable import printable
 from ansible_collections.throughline.fleet.plugins.module_utils.release import name_release
 from ansible_collections.throughline.fleet.plugins.module_utils.served import (
     keep_replaced,
-    read_file,
     read_served,
 )
 from ansible_collections.throughline.fleet.plugins.module_utils.unit import ask
@@ -83,7 +83,7 @@ FILE_MODE = 0o640
 
 
 def group_id(name):
-    """The group's number, or None where there is none yet."""
+    """The id of a group, or None where there is no such group."""
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
@@ -91,7 +91,7 @@ def group_id(name):
 
 
 def is_settled(path, *, gid, mode):
-    """Do owner, group and mode of a path fit?"""
+    """Returns whether owner, group and mode of a path are as they should be."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -100,31 +100,16 @@ def is_settled(path, *, gid, mode):
 
 
 def make_directory(path, *, gid):
-    """The directory of the configuration."""
+    """Makes the directory of the configuration, with its group and mode."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chown(path, 0, gid)
     path.chmod(DIRECTORY_MODE)
 
 
-def write_draft(path, content, *, gid):
-    """The text beside the file, as the file is to be."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    if draft.exists():  # of a run that was killed, in a directory that only root may write to
-        draft.unlink()
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        os.fchown(descriptor, 0, gid)
-        os.fchmod(descriptor, FILE_MODE)
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    return draft
-
-
 def put_in_place(module, path, content, *, gid):
-    """Writes the file once the release has accepted the text; fails where it does not."""
+    """Replaces the file once the release has accepted the text; fails where it refuses it."""
     base, release = Path(module.params["base"]), module.params["release"]
-    draft = write_draft(path, content, gid=gid)
+    draft = write_draft(path, content, uid=0, gid=gid, mode=FILE_MODE)
     try:
         code, out, err = ask(
             module.run_command, base / "releases" / release, "config", "check", str(draft)
@@ -175,8 +160,8 @@ def main():
         module.exit_json(**result)
     if gid is None:
         module.fail_json(
-            msg=f"Found no group {module.params['group']}, required the agent's."
-            " Remedy: run the role `agent`, which makes it."
+            msg=f"Found no group {module.params['group']}, required the agent's group."
+            " Remedy: run the role `agent`, which creates it."
         )
     if not directory_fits:
         make_directory(path.parent, gid=gid)

@@ -1,25 +1,25 @@
 #!/usr/bin/python
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""A kernel file system is mounted, and will be after a reboot; what is mounted already stays."""
+"""Mounts a kernel file system, now and at boot; an existing mount stays as it is."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: throughline_mount
-short_description: A kernel file system is mounted, by a systemd unit of ours
+short_description: A kernel file system is mounted, by a systemd unit of throughline
 version_added: "0.1.0"
 author: throughline authors (@throughline)
 description:
-  - Writes a systemd C(.mount) unit, enables it and starts it. Below C(/sys), where systemd refuses
-    mount units, it is a service that runs mount(8).
-  - A file system of that type that is mounted already, by whomever, is left exactly as it is, and
-    no unit is written for it. Nothing is ever mounted over or remounted.
-  - With O(state=absent), stops and removes our unit, and what it mounted. A mount that is not
-    ours stays. What is mounted below C(/run/throughline) or C(/run/throughline-bpf) is ours.
+  - Writes a systemd C(.mount) unit, enables it and starts it. Below C(/sys), systemd refuses mount
+    units. There the unit is a service that runs mount(8).
+  - A file system of this type that is mounted already stays as it is, whoever mounted it, and gets
+    no unit. Nothing is ever mounted over or remounted.
+  - O(state=absent) stops and removes the unit of throughline, and unmounts its file system. Other
+    mounts stay. Mounts at C(/run/throughline) and C(/run/throughline-bpf) belong to throughline.
 options:
   path:
-    description: Where to mount.
+    description: Mount point.
     type: path
     required: true
   fstype:
@@ -32,21 +32,18 @@ options:
     type: str
     default: nosuid,nodev,noexec
   anywhere:
-    description: A mount of this type at any other path will do as well.
+    description: Whether an existing mount of this type at another path is enough.
     type: bool
     default: false
   state:
-    description: Whether it shall be mounted.
+    description: Whether the file system is mounted.
     type: str
     choices: [mounted, absent]
     default: mounted
-  root:
-    description: Directory that stands for C(/) when files are read and written; for tests.
-    type: path
-    default: /
+extends_documentation_fragment: [throughline.fleet.root]
 attributes:
   check_mode:
-    description: Says what it would do and changes nothing.
+    description: Says what it would do, and changes nothing.
     support: full
   diff_mode:
     description: Shows the unit.
@@ -68,7 +65,7 @@ unit:
   type: str
   sample: run-throughline\x2dbpf.mount
 mounted_by:
-  description: C(throughline) for a unit of ours, C(other) for a mount that was there already.
+  description: C(throughline) for the unit of throughline, C(other) for an existing mount.
   returned: when state is mounted
   type: str
 """
@@ -77,8 +74,8 @@ import re
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.throughline.fleet.plugins.module_utils.files import read_file
 from ansible_collections.throughline.fleet.plugins.module_utils.host import read_mounts
-from ansible_collections.throughline.fleet.plugins.module_utils.served import read_file
 
 MOUNT = """\
 # Written by throughline_mount (throughline.fleet); removed by uninstall.yml.
@@ -120,8 +117,8 @@ WantedBy=local-fs.target
 
 
 def unit_name(path, fstype):
-    r"""The unit of a mount point: /run/a-b gives run-a\x2db.mount (systemd.unit(5))."""
-    if path.startswith("/sys/"):  # "Cannot create mount unit for API file system"
+    r"""The name of the unit for a mount point: run-a\x2db.mount for /run/a-b (systemd.unit(5))."""
+    if path.startswith("/sys/"):  # systemd: "Cannot create mount unit for API file system"
         return f"throughline-{fstype}.service"
     trimmed = path.strip("/")
     escaped = re.sub(
@@ -135,7 +132,7 @@ def unit_name(path, fstype):
 
 
 def unit_text(path, fstype, options):
-    """The unit file."""
+    """The text of the unit."""
     description = {
         "bpf": "Pinned BPF objects of throughline",
         "cgroup2": "Unified cgroup hierarchy for throughline",
@@ -146,7 +143,7 @@ def unit_text(path, fstype, options):
 
 
 def mounted(module, path, fstype, file, text):
-    """What to do so that it is mounted: (changed, diff, who mounts it)."""
+    """Mounts the file system where it is not mounted. Returns (changed, diff, mounted_by)."""
     mounts = read_mounts(module.params["root"])
     ours = file.is_file()
     same_type = [point for point, kind in mounts if kind == fstype]
@@ -157,7 +154,7 @@ def mounted(module, path, fstype, file, text):
     if taken not in (None, fstype):
         module.fail_json(
             msg=f"Found {taken} mounted at {path}, required {fstype}."
-            " It is not ours and stays as it is. Remedy: unmount it, then run again."
+            " It is not of throughline and stays as it is. Remedy: unmount it, then run again."
         )
     before = (read_file(file) or "") if ours else ""
     enabled = (file.parent / "local-fs.target.wants" / file.name).is_symlink()
@@ -169,7 +166,7 @@ def mounted(module, path, fstype, file, text):
             systemctl(module, "daemon-reload")
         systemctl(module, "enable", "--quiet", file.name)
         if not is_mounted:
-            # somebody may have unmounted what a service had mounted: it counts as active still
+            # Not `start`: a service is still active where its file system was unmounted by hand.
             systemctl(module, "restart", file.name)
             if path not in [point for point, _kind in read_mounts(module.params["root"])]:
                 module.fail_json(
@@ -180,30 +177,30 @@ def mounted(module, path, fstype, file, text):
 
 
 def absent(module, path, file):
-    """Stop and remove our unit, and unmount what is ours by its place: (changed, diff)."""
+    """Stops and removes the unit, and unmounts the file system. Returns (changed, diff)."""
     before = (read_file(file) or "") if file.is_file() else ""
     if before and not module.check_mode:
         systemctl(module, "disable", "--quiet", "--now", file.name)
         file.unlink()
         systemctl(module, "daemon-reload")
-    at_our_place = path.startswith("/run/throughline")
+    is_own_path = path.startswith("/run/throughline")
     left = [point for point, _fstype in read_mounts(module.params["root"]) if point == path]
-    if at_our_place and not module.check_mode:
+    if is_own_path and not module.check_mode:
         for point in left:
             run(module, "umount", point)
-    changed = bool(before) or (at_our_place and bool(left))
+    changed = bool(before) or (is_own_path and bool(left))
     return changed, {"before": before, "after": "", "before_header": str(file)}
 
 
 def run(module, *command):
-    """Run a program; its own message is the module's when it fails."""
+    """Runs a program, and fails with its message where it fails."""
     code, out, err = module.run_command(list(command))
     if code:
         module.fail_json(msg=f"{' '.join(command)}: {(err or out).strip()}", rc=code)
 
 
 def systemctl(module, *arguments):
-    """Run systemctl."""
+    """Runs systemctl."""
     run(module, "systemctl", *arguments)
 
 

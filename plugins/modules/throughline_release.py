@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""A release of the agent is unpacked below /opt/throughline/releases, and is what it should be."""
+"""Unpacks a release of the agent below /opt/throughline/releases, and verifies it."""
 
 from __future__ import annotations
 
@@ -11,29 +11,22 @@ short_description: A release of the agent is unpacked and verified
 version_added: "0.1.0"
 author: throughline authors (@throughline)
 description:
-  - Finds the bundle on the controller, and copies it only to hosts that lack the release.
-  - The release directory is named by the bundle's SHA-256. Archive and files are verified, the
-    files again at each run; a damaged release is unpacked anew.
-  - The running agent is not touched; see M(throughline.fleet.throughline_service).
+  - Finds the bundle on the controller, and copies it only to hosts without the release.
+  - The name of the release's directory is the bundle's SHA-256. The archive is verified when it is
+    unpacked, and the files at each run. A damaged release is unpacked again.
+  - The running agent is not touched. M(throughline.fleet.throughline_service) starts the release.
 options:
   bundle:
     description:
-      - Bundle on the controller, or a directory, of which the newest bundle is taken.
+      - Bundle on the controller, or a directory whose newest bundle is taken.
     type: path
     required: true
-  base:
-    description: Directory on the host that holds the releases.
-    type: path
-    default: /opt/throughline
-  sha256:
-    description: SHA-256 of the bundle. Set by the action plugin.
-    type: str
-  src:
-    description: Copy of the bundle on the host. Set by the action plugin.
-    type: path
+extends_documentation_fragment:
+  - throughline.fleet.bundle
+  - throughline.fleet.releases
 attributes:
   check_mode:
-    description: Says whether the release would be unpacked; copies nothing.
+    description: Says whether the release would be unpacked, and copies nothing.
     support: full
   diff_mode:
     description: There is no text to compare.
@@ -49,7 +42,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 release:
-  description: Name of the release, the bundle's SHA-256.
+  description: Name of the release, which is the bundle's SHA-256.
   returned: always
   type: str
 path:
@@ -57,11 +50,11 @@ path:
   returned: always
   type: str
 version:
-  description: Version in the release's manifest, null where the release is not there yet.
+  description: Version in the release's manifest; null where the release is not unpacked yet.
   returned: always
   type: str
 damage:
-  description: What was wrong with the release that was found.
+  description: The damage of the release that was found on the host.
   returned: when a damaged release was found
   type: str
 """
@@ -77,7 +70,7 @@ from ansible_collections.throughline.fleet.plugins.module_utils.release import (
 
 
 def main():
-    """Entry point of the module; the action plugin of the same name calls it once or twice."""
+    """Entry point of the module; its action plugin calls it once, or again with the bundle."""
     module = AnsibleModule(
         argument_spec={
             "bundle": {"type": "path", "required": True},
@@ -96,7 +89,7 @@ def main():
             result["version"] = read_manifest(path)["version"]
             module.exit_json(changed=changed, **result)
         result["damage"] = problem
-    if src is None:  # the action plugin brings the bundle and asks again
+    if src is None:  # the action plugin copies the bundle and runs the module again
         module.exit_json(changed=True, missing=True, **result)
     try:
         result["version"] = unpack(src, module.run_command, sha256=sha256, base=base)["version"]

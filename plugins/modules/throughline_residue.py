@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""What is left of throughline on a host, read from the host itself."""
+"""Finds what is left of throughline on a host."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ short_description: Finds what is left of throughline on a host
 version_added: "0.1.0"
 author: throughline authors (@throughline)
 description:
-  - Looks for units, drop-ins, files, mounts, cgroup, processes, user and group of throughline, for
-    its pins, and for its BPF programs where C(bpftool) is installed. Changes nothing.
+  - Looks for units, drop-ins, files, mounts, cgroup, processes, user, group and pins of
+    throughline. Looks for its BPF programs where C(bpftool) is installed. Changes nothing.
 options:
   programs:
     description:
-      - Ids of the BPF programs that the agent had attached. None of them may still be loaded.
-      - Besides, no program may be loaded whose name starts with C(tl_). In a container the
-        ids alone count, since it shares its kernel with others.
+      - Ids of the BPF programs that the agent had attached. They must not be loaded any more.
+      - Programs whose name starts with C(tl_) must not be loaded either. In a container only the
+        ids count, because it shares its kernel with others.
     type: list
     elements: int
     default: []
@@ -27,7 +27,7 @@ options:
     type: int
     default: 5
   expect_none:
-    description: Fail if anything is left.
+    description: Whether the module fails where anything is left.
     type: bool
     default: true
 extends_documentation_fragment: [throughline.fleet.reads]
@@ -40,13 +40,18 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+paths:
+  description: The files and directories that throughline makes.
+  returned: always
+  type: list
+  elements: str
 left:
-  description: What is left, one sentence each.
+  description: What is left. Each entry names its kind and its place.
   returned: always
   type: list
   elements: str
 checked:
-  description: What was looked at, and what could not be looked at.
+  description: What the module looked for, and what it could not look for.
   returned: always
   type: list
   elements: str
@@ -77,13 +82,13 @@ PATTERNS = (
     r"etc/systemd/system/*.wants/run-throughline\x2dbpf.mount",
 )
 NAME = "throughline"
-PRELOADED = ("maps.debug", "progs.debug")  # the kernel's own, in a fresh bpffs
+PRELOADED = ("maps.debug", "progs.debug")  # the kernel makes them in each bpffs
 PROGRAM_PREFIX = "tl_"
 POLL_SECONDS = 0.25
 
 
 def left_files():
-    """Files and directories, pins among them."""
+    """Files and directories."""
     found = {path for path in PATHS if Path(path).exists() or Path(path).is_symlink()}
     for pattern in PATTERNS:
         found.update(str(path) for path in Path("/").glob(pattern))
@@ -97,14 +102,14 @@ def left_pins():
 
 
 def left_cgroups():
-    """The slice that the unit was in, which systemd keeps when it is empty."""
+    """The slice of the unit. systemd keeps it when it is empty."""
     roots = [point for point, kind in read_mounts("/") if kind == "cgroup2"]
     paths = [Path(root) / "throughline.slice" for root in roots]
     return [f"cgroup {path}" for path in paths if path.is_dir()]
 
 
 def left_mounts():
-    """Mounts at paths of ours."""
+    """Mounts at paths of throughline."""
     return [f"mount of {kind} at {point}" for point, kind in read_mounts("/") if point in PATHS]
 
 
@@ -121,12 +126,12 @@ def left_accounts():
 
 
 def left_processes():
-    """Processes that run a program from our releases."""
+    """Processes that run a program of a release."""
     left = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
-        except OSError:  # it ended
+        except OSError:  # the process has ended
             continue
         if any(word.startswith(b"/opt/throughline/") for word in words[:8]):
             left.append(f"process {path.parent.name}")
@@ -134,7 +139,7 @@ def left_processes():
 
 
 def left_programs(module, bpftool, *, shared_kernel):
-    """BPF programs that are still loaded."""
+    """BPF programs of throughline that are loaded."""
     code, out, err = module.run_command([bpftool, "--json", "prog", "show"])
     if code:
         module.fail_json(msg=f"bpftool prog show: {(err or out).strip()}")
@@ -176,11 +181,11 @@ def main():
         checked.append("BPF programs by id: the kernel is shared with other hosts")
     else:
         checked.append("BPF programs")
-    result = {"left": left, "checked": checked}
+    result = {"paths": list(PATHS), "left": left, "checked": checked}
     if left and module.params["expect_none"]:
         module.fail_json(
-            msg=f"Found left over: {'; '.join(left)}. Required: nothing. Remedy: look who uses it"
-            " (fuser, lsof), end that, and run uninstall.yml again.",
+            msg=f"Found left over: {'; '.join(left)}. Required: nothing. Remedy: find the process"
+            " that uses it (fuser, lsof), end it, and run uninstall.yml again.",
             **result,
         )
     module.exit_json(changed=False, **result)

@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""The bundle on the controller: which one is meant, its SHA-256, and its way to a host."""
+"""The bundle on the controller: its path, its SHA-256, and its copy to a host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATTERN = "throughline-*-linux-*.tar.gz"
 
 
 def find_bundle(path: Path) -> Path:
-    """The bundle itself, or the newest in a directory. Raises FileNotFoundError with the remedy."""
+    """A bundle, or the newest bundle of a directory. Raises FileNotFoundError with the remedy."""
     if path.is_file():
         return path
     bundles = sorted(path.glob(PATTERN), key=lambda bundle: bundle.stat().st_mtime)
@@ -29,9 +29,9 @@ def find_bundle(path: Path) -> Path:
 
 
 def hash_once(bundle: Path) -> str:
-    """SHA-256 of the bundle, computed once per ansible-playbook run and not once per host.
+    """SHA-256 of the bundle, computed once for each run of ansible-playbook, not for each host.
 
-    Hosts are served by forked workers; they share the run's own temporary directory.
+    Ansible forks a worker for each task of a host. The workers share the run's temporary directory.
     """
     status = bundle.stat()
     key = f"{bundle}:{status.st_size}:{status.st_mtime_ns}"
@@ -48,15 +48,15 @@ def hash_once(bundle: Path) -> str:
 
 
 class BundleAction(ActionBase):  # type: ignore[misc]
-    """Base of actions whose module runs once without the bundle, and again where it wants it."""
+    """Base of actions whose module runs without the bundle, and again with it where it needs it."""
 
     TRANSFERS_FILES = True
-    MODULE = ""  # its full name
+    MODULE = ""  # the full name of the module
 
     def run_module(
         self, arguments: dict[str, Any], task_vars: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """One execution of the module on the host."""
+        """Runs the module on the host once."""
         result: dict[str, Any] = self._execute_module(
             module_name=self.MODULE, module_args=arguments, task_vars=task_vars
         )
@@ -67,7 +67,7 @@ class BundleAction(ActionBase):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """Copies the bundle to the host, and runs the module with its path there as `src`."""
         try:
-            # without pipelining the first execution has made one, which a second would orphan
+            # Without pipelining the first run has made a directory. A second one would orphan it.
             directory = self._connection._shell.tmpdir or self._make_tmp_path()
             src = self._connection._shell.join_path(directory, "bundle.tar.gz")
             self._transfer_file(str(bundle), src)

@@ -1,4 +1,4 @@
-"""What several files of fleet tests begin with."""
+"""Fixtures that several files of fleet tests share."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from tests.fleet import releases
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build meanwhile does not change it."""
+    """A copy of the bundle: a build during the tests does not change it."""
     return Path(shutil.copy(releases.newest(), tmp_path_factory.mktemp("dist")))

@@ -31,7 +31,7 @@ BEGIN = time.monotonic()
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says what is missing."""
+    """The demo cannot continue. The message says what is missing."""
 
 
 FAILURES = (
@@ -47,7 +47,7 @@ def say(line: str) -> None:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Says what begins and how long it took."""
+    """Shows the name of a step, and its time at the end."""
     begin = time.monotonic()
     say(f"{title} …")
     yield
@@ -66,7 +66,7 @@ def bundle() -> Path:
 
 
 def counters(running: Fleet) -> Iterator[str]:
-    """What each host's agent says about itself: groups and every counter that is not zero."""
+    """The groups, and the counters that are not zero, of each host's agent."""
     for host in running.hosts:
         answer = running.run(host, "/opt/throughline/current/bin/throughline status", check=False)
         yield f"--- {host.name}: throughline status (exit code {answer.returncode})"
@@ -74,7 +74,7 @@ def counters(running: Fleet) -> Iterator[str]:
 
 
 def judge(running: Fleet, requests: list[Request], received: list[Span]) -> bool:
-    """Prints the verdict and one tree, writes the page, and says whether all is right."""
+    """Prints the verdict and one tree, writes the page, and returns whether every hop is joined."""
     problems = joined.check(requests, received)
     traces = by_trace(received)
     waterfall.write(PAGE, received, title="throughline demo: one request through four services")

@@ -16,7 +16,7 @@ from tests.fleet import cgroups, network
 BOOT_SH = Path(__file__).with_name("boot.sh")
 BOOT_SECONDS = 60.0
 
-# systemd-networkd waits for udev wherever /sys is writable, and udev does not run in a container
+# systemd-networkd waits for udev where /sys is writable, and udev does not run in a container.
 ADDRESS_UNIT = f"""[Unit]
 Description=Address on the fleet's bridge
 DefaultDependencies=no
@@ -59,7 +59,7 @@ class Host:
 
     @property
     def console(self) -> Path:
-        """What the host printed on its console."""
+        """The file with the output of the host's console."""
         return self.directory / "console.log"
 
 
@@ -76,7 +76,7 @@ def _write(file: Path, content: str, *, mode: int = 0o644) -> None:
 
 
 def write_clone(host: Host, *, public_key: str, host_key: Path, names: str) -> None:
-    """Writes what makes this clone a host of its own into the upper layer of its overlay.
+    """Writes the files in which this host differs from the root, into its overlay's upper layer.
 
     `public_key` may log in as root; `host_key` is the private key of its sshd; `names` is its
     /etc/hosts.
@@ -171,7 +171,7 @@ def leader(host: Host) -> int:
 
 
 def stop(host: Host) -> None:
-    """Ends the host at once, like pulling its plug, and removes its cgroups and files."""
+    """Kills the host without a shutdown, and removes its cgroups and files."""
     cgroup.kill(host.cgroup)
     cgroups.remove(host.cgroup)
     if host.directory.exists():

@@ -143,7 +143,7 @@ def _ssh_config(fleet: Fleet) -> str:
 
 
 def _inventory(fleet: Fleet) -> str:
-    """JSON is YAML too, and needs no library."""
+    """Writes JSON, which is valid YAML and needs no library."""
     variables = {
         "ansible_user": "root",
         "ansible_python_interpreter": "/usr/bin/python3",
@@ -154,7 +154,7 @@ def _inventory(fleet: Fleet) -> str:
         one.name: {
             "fleet_address": one.address,
             "fleet_address6": one.address6,
-            # the names are known to ssh_config only
+            # Only ssh_config knows the names.
             "throughline_addresses": [one.address, one.address6],
         }
         for one in fleet.hosts
@@ -252,7 +252,7 @@ def _end_ssh_masters(state: Path) -> None:
 
 
 def down(name: str) -> None:
-    """Ends all hosts of a fleet at once and removes everything of it, however far it came."""
+    """Kills all hosts of a fleet and removes all its files, also of a fleet that is half made."""
     if not NAME.fullmatch(name):
         raise ValueError(f"fleet name {name!r}: at most 9 of a-z, 0-9 and -, a letter first")
     _end_ssh_masters(STATE / name)
@@ -266,7 +266,7 @@ def down(name: str) -> None:
 
 
 def names() -> list[str]:
-    """All fleets that have left a trace: state files or cgroups."""
+    """The names of all fleets with state files or cgroups."""
     found: set[str] = set()
     for directory in (STATE, cgroups.all_fleets()):
         if directory.is_dir():
@@ -275,7 +275,7 @@ def names() -> list[str]:
 
 
 def orphans() -> list[str]:
-    """The fleets whose owner is dead, or that have lost their state file."""
+    """The fleets whose owner has ended, or whose state file is missing."""
     found = []
     for name in names():
         try:

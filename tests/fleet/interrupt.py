@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a run by way of its clean-up, whoever sends them and how often."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run with its clean-up, also when they are sent again."""
 
 from __future__ import annotations
 

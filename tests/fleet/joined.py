@@ -1,4 +1,4 @@
-"""Is every hop of a request in one trace, with the right parents?
+"""Checks that every hop of a request is in one trace, with the right parents.
 
 The demo's shop is a chain, and every request carries its own id in its path, through all hops:
 
@@ -41,7 +41,7 @@ class Request:
     """One request to the shop, and the headers with which it arrived at the last hop."""
 
     cart: str
-    traceparent: str  # what the client sent, "" for none
+    traceparent: str  # of the client's request, "" for none
     tracestate: str
     received: Mapping[str, Sequence[str]]
 
@@ -52,7 +52,7 @@ def cart(span: Span) -> str:
 
 
 def complete(requests: Iterable[Request], spans: Iterable[Span]) -> bool:
-    """True when there are as many spans as the requests need."""
+    """Returns whether there are as many spans as the requests have hops."""
     wanted = {request.cart for request in requests}
     return sum(cart(span) in wanted for span in spans) >= len(wanted) * len(CHAIN)
 
@@ -79,7 +79,7 @@ def _one_each(spans: Iterable[Span]) -> tuple[dict[Hop, Span], list[str]]:
 
 
 def _parents(request: Request, spans: dict[Hop, Span]) -> list[str]:
-    """What is wrong with the parents of a complete chain."""
+    """The errors in the parents of a complete chain."""
     client_trace, client_span = [*request.traceparent.split("-"), "", "", ""][1:3]
     trace_id = client_trace or spans[CHAIN[0]].trace_id
     problems = [
@@ -105,7 +105,7 @@ def _parents(request: Request, spans: dict[Hop, Span]) -> list[str]:
 
 
 def _schemes(spans: dict[Hop, Span], *, secure: bool) -> list[str]:
-    """What is wrong with how each hop was made, and with how its context came."""
+    """The errors in the evidence of each hop, and in the way by which its context came."""
     problems = []
     for hop, span in spans.items():
         wanted = "https" if secure and hop in SECURE else "http"
@@ -120,7 +120,7 @@ def _schemes(spans: dict[Hop, Span], *, secure: bool) -> list[str]:
 
 
 def _wire(request: Request, last: Span, *, secure: bool) -> list[str]:
-    """What is wrong with the headers that arrived at the last hop."""
+    """The errors in the headers that arrived at the last hop."""
     sent = f"00-{last.trace_id}-{last.parent_span_id}-"
     arrived = list(request.received.get("traceparent", ()))
     problems = []
@@ -134,7 +134,7 @@ def _wire(request: Request, last: Span, *, secure: bool) -> list[str]:
 
 
 def check(requests: Iterable[Request], spans: Iterable[Span], *, secure: bool = True) -> list[str]:
-    """What is wrong, one line each; empty when every request is joined as it should be.
+    """The errors, one on each line; none when every request is joined correctly.
 
     `secure`: shop-orders asks shop-stock by HTTPS.
     """

@@ -1,4 +1,4 @@
-"""Further releases, made from a bundle: another version, another unit, or one that does not work.
+"""Makes further releases from a bundle: another version, another unit, or a broken release.
 
     make(bundle, directory, version="0.2.0", fault="unhealthy")
 
@@ -32,22 +32,22 @@ VERSION = "lib/python/throughline/__init__.py"
 ABI = "lib/python/throughline/bpf/abi.py"
 ABI_SECTION = b".rodata.config"
 
-# What is wrong with a release, as code that runs before anything of the agent does.
+# The defects of broken releases, as code that runs before the agent's own.
 FAULTS = {
     "none": "",
-    # refuses whatever configuration it is given
+    # refuses every configuration
     "refuses": """
 if sys.argv[1:2] == ["run"] or sys.argv[1:3] == ["config", "check"]:
     print("throughline: export: this release wants it otherwise", file=sys.stderr)
     sys.exit(2)
 """,
-    # ends at once, whenever it is started
+    # ends right after each start
     "crashes": """
 if sys.argv[1:2] == ["run"]:
     print("CRITICAL this release ends at once", file=sys.stderr)
     sys.exit(1)
 """,
-    # is healthy, and ends before it was so for 2 seconds
+    # becomes healthy, and ends within 2 seconds
     "dies": """
 import os
 import threading
@@ -65,7 +65,7 @@ def write_and_end(self, status):
 
 StatusWriter.write = write_and_end
 """,
-    # runs and says so, but cannot attach the group headers
+    # runs and answers, but cannot attach the group headers
     "unhealthy": """
 import errno
 
@@ -78,7 +78,7 @@ def attach_headers(self):
 
 Programs.attach_headers = attach_headers
 """,
-    # runs, and neither attaches anything nor heeds a signal
+    # runs, attaches nothing and ignores signals
     "hangs": """
 if sys.argv[1:2] == ["run"]:
     import signal
@@ -145,7 +145,7 @@ def make(
 
 
 def _replace(contents: dict[str, bytes], path: str, old: str, new: str) -> None:
-    """Raises ValueError where the old text is not there exactly once: the bundle has changed."""
+    """Replaces a text. Raises ValueError where it is not there once: the bundle has changed."""
     text = contents[path].decode()
     if text.count(old) != 1:
         raise ValueError(f"{path}: found {old!r} {text.count(old)} times, required once")
@@ -194,7 +194,7 @@ def _write(target: Path, members: Sequence[tarfile.TarInfo], contents: dict[str,
 
 
 def main() -> int:
-    """Prints the path of the bundle that it writes; 1 when there is none to make it from."""
+    """Writes a bundle and prints its path. Returns 1 where dist/ has none to make it from."""
     parser = argparse.ArgumentParser(prog="python -m tests.fleet.releases", description=__doc__)
     parser.add_argument("--bundle", type=Path, help="bundle to start from (the newest in dist/)")
     parser.add_argument("--output", type=Path, required=True, help="directory to write to")

@@ -1,4 +1,4 @@
-"""The demo's shop on a fleet, with the agent rolled out: what tests ask of it again and again."""
+"""The demo's shop on a fleet, with the agent rolled out: requests, spans and status for tests."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def rolled_out(name: str, bundle: Path, *, secure: bool = True) -> Iterator[Shop
 
 @contextmanager
 def load(fleet: Fleet) -> Iterator[subprocess.Popen[str]]:
-    """A client that goes on asking, one request after the other, and counts the answers."""
-    # 50 a second for up to five minutes, in one line each: no more than what a pipe holds
+    """A client that sends one request after the other, and prints the status of each answer."""
+    # 50 lines a second for up to five minutes: no more than a pipe holds.
     url = f"http://{fleet.hosts[0].address}/cart/load[1-15000]"
     curl = ["stdbuf", "-oL", "curl", "-sS", "--max-time", "10", "--rate", "50/s"]
     with subprocess.Popen(

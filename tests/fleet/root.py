@@ -21,14 +21,14 @@ from pathlib import Path
 SUITE = "bookworm"
 
 PACKAGES = (
-    # a host as an operator would have it: systemd with logind sessions, sshd, Python
+    # systemd with logind sessions, sshd and Python, as on an operator's host
     "systemd",
     "systemd-sysv",
     "dbus",
     "libpam-systemd",
     "openssh-server",
     "python3",
-    "python3-apt",  # what the module apt of Ansible runs on
+    "python3-apt",  # Ansible's module apt needs it
     "iproute2",
     "ca-certificates",
     "curl",

@@ -18,7 +18,7 @@ TRACESTATE = "demo=1"
 
 
 class RequestError(Exception):
-    """A request was not answered as it should be."""
+    """A request got no answer, or a wrong one."""
 
 
 def curl(running: Fleet, carts: Sequence[str], *options: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ NAME = "bcc"
 TOOLS = Path(__file__).with_name("bcc_tools.yml")
 HEADERS = f"linux-headers-{platform.release()}"
 
-# Offers empty packages of the names that it is given, and nothing else.
+# Makes a repository of empty packages with these names, and of no others.
 OFFER = r"""
 set -eu
 rm -f /etc/apt/sources.list.d/*
@@ -46,7 +46,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 def offer(fleet: Fleet, *packages: str) -> None:
-    """Lets the host's only repository have these packages."""
+    """Puts these packages into the host's only repository."""
     subprocess.run(
         [*fleet.ssh, fleet.hosts[0].name, f"bash -s -- {' '.join(packages)}"],
         input=OFFER,
@@ -56,7 +56,7 @@ def offer(fleet: Fleet, *packages: str) -> None:
 
 
 def words(output: str) -> str:
-    """Output as one line: Ansible wraps long ones."""
+    """Output as one line: Ansible wraps long lines."""
     return " ".join(output.split())
 
 

@@ -1,4 +1,4 @@
-"""The product on a fleet: one playbook run, unmodified services, and what may not break them."""
+"""The agent on a fleet: one playbook run, unmodified services, events that must not break them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAME = "chain"
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """A build meanwhile does not change the bundle."""
+    """A copy of the bundle: a build during the tests does not change it."""
     newest = max(BUNDLES, key=lambda bundle: bundle.stat().st_mtime)
     bundle = Path(shutil.copy(newest, tmp_path_factory.mktemp("dist")))
     with rolled_out(NAME, bundle) as rolled:
@@ -79,7 +79,7 @@ def test_a_request_has_a_header_or_an_option_and_never_both(running: Shop) -> No
     )
     nothing = dict.fromkeys(names, 0)
     assert web == nothing | {"injected": count}
-    # it is sent until it is acknowledged, so that a request may have several
+    # TCP sends the option until it is acknowledged, so that a request may have several.
     assert orders == nothing | {"option_written": max(count, orders["option_written"])}
     expected = {"injected": count, "option_taken": count}
     assert stock == nothing | expected | {"option_read": max(count, stock["option_read"])}
@@ -87,7 +87,7 @@ def test_a_request_has_a_header_or_an_option_and_never_both(running: Shop) -> No
 
 @pytest.mark.parametrize("number", [1, 2], ids=["client", "server"])
 def test_agents_are_restarted_between_requests(running: Shop, number: int) -> None:
-    """Either end of the HTTPS hop, whose probes are not pinned."""
+    """The hosts at the ends of the HTTPS hop. Their probes are not pinned."""
     for turn in range(3):
         running.fleet.run(running.fleet.hosts[number], "systemctl restart throughline")
         wait_healthy(running)

@@ -1,4 +1,4 @@
-"""check.yml on real hosts: it tries what it says, and nothing of the trial stays."""
+"""check.yml on real hosts: its verdict is tried, and nothing of the trial stays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [
 
 NAME = "check"
 WANTED = ("observe", "headers", "packets", "tls", "go")
-# Files, mounts, units, cgroups, users, links and TC filters of a host; not what each login leaves.
+# Files, mounts, units, cgroups, users, links and TC filters of a host, without those of logins.
 SNAPSHOT = r"""
 find / -xdev \( -path /proc -o -path /sys -o -path /var/log -o -path /root/.ansible/tmp \
     -o -path /var/lib/systemd/timers -o -path /var/tmp/systemd-private-* \) -prune -o -print | sort
@@ -47,7 +47,7 @@ true
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    """Two bare hosts. A first run is what leaves Ansible's own directories there."""
+    """Two bare hosts. A first run of Ansible makes its own directories there."""
     with hosts.fleet(NAME, count=2) as running:
         playbook.run(
             running, playbook.CHECK, quiet=True, throughline_report_directory="/dev/shm/throughline"
@@ -59,7 +59,7 @@ def fleet() -> Iterator[Fleet]:
 def check(
     fleet: Fleet, folder: Path, *options: str, **variables: object
 ) -> tuple[str, dict[str, Any]]:
-    """What check.yml printed, and its report on each host."""
+    """The output of check.yml, and its report on each host."""
     output = playbook.run(
         fleet,
         playbook.CHECK,
@@ -99,7 +99,7 @@ def assert_nothing_stays(fleet: Fleet, before: list[list[str]]) -> None:
 def test_a_bare_host_is_tried_and_nothing_stays(
     fleet: Fleet, bundle: Path, tmp_path: Path, options: tuple[str, ...], pipelining: bool
 ) -> None:
-    """Without pipelining, Ansible has files of its own on the hosts meanwhile."""
+    """Without pipelining, Ansible keeps files on the hosts during the run."""
     before = snapshot(fleet)
     output, found = check(
         fleet,
@@ -126,7 +126,7 @@ def test_without_a_bundle_nothing_is_claimed(fleet: Fleet, tmp_path: Path) -> No
         assert found[host.name]["untried"].startswith(f"Found no bundle at {tmp_path}/none")
         assert {group["state"] for group in found[host.name]["groups"].values()} <= {
             "untried",
-            "on",  # go_write, which nobody wants
+            "on",  # go_write is not wanted
             "off",
         }
     assert "nothing was tried: Found no bundle at" in output
@@ -138,7 +138,7 @@ def test_without_a_bundle_nothing_is_claimed(fleet: Fleet, tmp_path: Path) -> No
 def test_what_the_release_cannot_do_is_off_with_the_reason(
     fleet: Fleet, bundle: Path, tmp_path: Path
 ) -> None:
-    """As on a kernel that refuses a program of one group."""
+    """A kernel that refuses a program of one group."""
     broken = releases.make(bundle, tmp_path, version="0.2.0", fault="unhealthy")
     before = snapshot(fleet)
     output, found = check(fleet, tmp_path, throughline_bundle=str(broken))
@@ -152,11 +152,11 @@ def test_what_the_release_cannot_do_is_off_with_the_reason(
 
 
 def set_for_agents(fleet: Fleet, words: str) -> None:
-    """What logins have in their environment from now on, so also the trial; "" for nothing."""
+    """Sets a variable for the next logins, and so for the trial; "" removes it."""
     for host in fleet.hosts:
         line = f"THROUGHLINE_TEST_REFUSE={words}" if words else ""
         fleet.run(host, f"echo '{line}' > /etc/environment")
-        for path in (fleet.state / "mux").iterdir():  # connections of before have another
+        for path in (fleet.state / "mux").iterdir():  # open connections keep the old environment
             command = [*fleet.ssh, "-o", f"ControlPath={path}", "-O", "exit", host.name]
             subprocess.run(command, capture_output=True, check=False)
 

@@ -1,4 +1,4 @@
-"""Hosts boot as the real thing, and nothing of them stays behind, however a run ends."""
+"""Hosts boot like real ones, and nothing of them is left, however a run ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="fleet hosts need root
 
 NAME = "tlt"
 
-# Runs on a host, as root, with what every Debian 12 has.
+# Runs on a host as root. It needs only programs of every Debian 12.
 PROBE = r"""
 import ctypes, os, struct
 libc = ctypes.CDLL(None, use_errno=True)
@@ -45,7 +45,7 @@ check("btf", 0 if os.path.exists("/sys/kernel/btf/vmlinux") else -1)
 
 
 def traces_of(name: str) -> list[str]:
-    """Everything on this machine that belongs to a fleet called `name`."""
+    """Files, processes, cgroups and namespaces of the fleet `name` on this machine."""
     found = [str(path) for path in (hosts.STATE / name, network.namespace_path(name))]
     found = [path for path in found if Path(path).exists()]
     found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{cgroups.PARENT}/{name}")]
@@ -66,7 +66,7 @@ def traces_of(name: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    """Two hosts for all tests of this file that only look."""
+    """Two hosts for the tests of this file that change nothing."""
     with hosts.fleet(NAME, count=2) as running:
         yield running
     assert traces_of(NAME) == []

@@ -1,4 +1,4 @@
-"""Upgrades on real hosts: good ones, ones that go back by themselves, and going back by hand."""
+"""Upgrades on real hosts: those that succeed, those that are rolled back, and rollback.yml."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ pytestmark = [
 
 NAME = "upgrade"
 UNIT = "/etc/systemd/system/throughline.service"
-# What an upgrade may change on a host, and what a rollback must bring back.
+# The files that an upgrade may change on a host, and that a rollback must restore.
 STATE = (
     "readlink /opt/throughline/current /opt/throughline/previous;"
     f" sha256sum {UNIT} {UNIT}.d/*.conf /etc/throughline/config.yaml;"
     " stat -c '%a %U:%G' /etc/throughline/config.yaml"
 )
 FIRST = releases.newest().name.split("-")[1] if BUNDLES else ""
-ATTACHED = "group observe is on"  # what the agent says each time it has started
+ATTACHED = "group observe is on"  # the agent's log line at each start
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """A build meanwhile does not change the bundle."""
+    """A copy of the bundle: a build during the tests does not change it."""
     bundle = Path(shutil.copy(releases.newest(), tmp_path_factory.mktemp("dist")))
-    # without HTTPS, which is not followed while an agent makes way: its probes are not pinned
+    # Without HTTPS: the probes are not pinned, so no agent traces it during an upgrade.
     with rolled_out(NAME, bundle, secure=False) as rolled:
         yield rolled
 
@@ -71,12 +71,12 @@ def version(running: Shop, number: int) -> str:
 
 
 def named(bundle: Path, of_version: str) -> str:
-    """A release as messages name it."""
+    """The name of a release in messages."""
     return f"{of_version} (release {hashlib.sha256(bundle.read_bytes()).hexdigest()[:12]})"
 
 
 def starts(running: Shop, number: int) -> int:
-    """How often the agent has attached its programs on a host since it was booted."""
+    """The number of times that the agent has attached its programs since the host's boot."""
     command = f"journalctl -u throughline -o cat | grep -c '{ATTACHED}'"
     return int(running.fleet.run(running.fleet.hosts[number], command, check=False).stdout)
 
@@ -217,7 +217,7 @@ def test_a_good_release_takes_over_without_a_gap(running: Shop, tmp_path: Path) 
 
 @contextmanager
 def watched(running: Shop) -> Iterator[list[str]]:
-    """Sends requests all the while, one after the other; lists those that leave their trace."""
+    """Sends one request after the other during the block. Lists those that lost their trace."""
     unjoined: list[str] = []
     ended = threading.Event()
 
@@ -241,7 +241,7 @@ def watched(running: Shop) -> Iterator[list[str]]:
 
 
 def test_a_run_that_was_cut_short_is_completed(running: Shop, tmp_path: Path) -> None:
-    """The links lead to a release that hangs and was never healthy; then comes a good one."""
+    """The links name a release that hangs and was never healthy. A good one follows."""
     hanging = releases.make(running.bundle, tmp_path, version="0.3.1", fault="hangs")
     one = running.fleet.hosts[0]
     before = running.fleet.run(one, "readlink /opt/throughline/current").stdout

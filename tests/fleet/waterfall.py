@@ -1,4 +1,4 @@
-"""A waterfall of traces as one HTML page that needs nothing else."""
+"""A waterfall of traces as one HTML page without other files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Trace:
 
 
 def duration(milliseconds: float) -> str:
-    """A duration in the unit that suits it."""
+    """A duration for people, in µs, ms or s."""
     if milliseconds < 1:
         return f"{milliseconds * 1000:.0f} µs"
     if milliseconds < 1000:

@@ -1,4 +1,4 @@
-"""What the roles promise, seen on the host after a crash of the agent and after a reboot."""
+"""The state of the hosts after a crash of the agent and after a reboot."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_doctor(host: Host) -> None:
         assert doctor["groups"][name]["state"] == "on", doctor["groups"][name]
     go_write = doctor["groups"]["go_write"]
     assert (go_write["state"], go_write["wanted"]) == ("off", False)
-    assert go_write["reason"] == "instrumentation.go_write is off", "nobody has asked for it"
+    assert go_write["reason"] == "instrumentation.go_write is off", "no variable asks for it"
 
 
 def test_release(host: Host) -> None:

@@ -1,6 +1,6 @@
-"""The shop's client, on the VM: prints one JSON object about what it sent and what came back.
+"""The shop's client, on the VM. Prints one JSON object with its requests and their answers.
 
-client.py carts PREFIX SPANS    23 requests, and the exports until SPANS more spans are out
+client.py carts PREFIX SPANS    23 requests, and the exports until SPANS more spans are sent
 client.py held PREFIX SPANS     23 requests to shop-held on one connection, likewise
 client.py bytes SIZE            a body of SIZE random bytes through the chain and back
 client.py go1|go2 FIRST SPANS   one request, with the id FIRST, and then 23 with those that follow
@@ -36,7 +36,7 @@ GO_AT_ONCE = 8
 
 
 def held(prefix: str, spans: int) -> dict[str, object]:
-    """Requests on one connection, which go on on one that may be older than the agent."""
+    """Requests to shop-held, whose own connection may be older than the agent."""
     known, before = len(exports(0)), counts()
     connection = http.client.HTTPConnection(HELD, timeout=30)
     found = []
@@ -81,7 +81,7 @@ def exports(since: int) -> list[str]:
 
 
 def status() -> dict[str, Any]:
-    """What the agent says of itself, {} while there is none."""
+    """The agent's status, {} without an agent."""
     try:
         found: dict[str, Any] = json.loads(STATUS.read_text())
     except (OSError, ValueError):
@@ -90,7 +90,7 @@ def status() -> dict[str, Any]:
 
 
 def counts() -> tuple[int, int]:
-    """How many spans the agent has sent, and how many requests it could not see."""
+    """The numbers of spans that the agent has sent, and of requests that it could not trace."""
     found = status()
     sent = found.get("export", {}).get("exported_spans", 0)
     return int(sent), int(found.get("counters", {}).get("lost_early", 0))
@@ -116,7 +116,7 @@ def counters_of_go() -> dict[str, int]:
 
 
 def wait_followed() -> None:
-    """Returns when the agent follows the three programs, or does not follow any."""
+    """Waits until the agent traces the three programs, or does not trace Go programs."""
     deadline = time.monotonic() + FOLLOWED_SECONDS
     while time.monotonic() < deadline:
         go = status().get("go")
@@ -127,7 +127,7 @@ def wait_followed() -> None:
 
 
 def ask_go(front: str, numbers: range) -> list[dict[str, object]]:
-    """The answers to requests by curl, on the network of the Go services, several at once."""
+    """The answers to requests by curl, several at once, on the network of the Go services."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"http://{FRONTS[front]}/context/unary/answer/[{numbers[0]}-{numbers[-1]}]"
         words = ["--parallel", "--parallel-max", str(GO_AT_ONCE), "--max-time", "60", "--fail"]
@@ -137,7 +137,7 @@ def ask_go(front: str, numbers: range) -> list[dict[str, object]]:
 
 
 def load_go(front: str, numbers: range, spans: int) -> dict[str, object]:
-    """These requests, their exports, and by how much the counters grew."""
+    """These requests, their exports, and the growth of the counters."""
     known, before, counted = len(exports(0)), counts(), counters_of_go()
     result = outcome(ask_go(front, numbers), known, before, spans)
     now = counters_of_go()
@@ -155,17 +155,17 @@ def go(front: str, first: int, spans: int) -> dict[str, object]:
 def outcome(
     requests: list[dict[str, object]], known: int, before: tuple[int, int], spans: int
 ) -> dict[str, object]:
-    """Requests and the exports since there were `known`, once `spans` more spans are out."""
+    """The requests, and the exports after the first `known`, once `spans` more spans are sent."""
     deadline = time.monotonic() + SPAN_SECONDS
     while spans and counts()[0] - before[0] < spans and time.monotonic() < deadline:
         time.sleep(0.25)
-    time.sleep(SURPLUS_SECONDS)  # a span too many would come about now
+    time.sleep(SURPLUS_SECONDS)  # time for a span too many
     sent, lost = (now - then for now, then in zip(counts(), before, strict=True))
     return {"requests": requests, "exports": exports(known), "exported": sent, "lost": lost}
 
 
 def echo(size: int) -> dict[str, object]:
-    """What left, what the last hop got and what came back, by SHA-256."""
+    """The SHA-256 of the body as sent, as the last hop got it, and as it came back."""
     sent = os.urandom(size)
     connection = http.client.HTTPConnection(WEB, timeout=120)
     connection.request("POST", "/bytes/1", sent)

@@ -1,4 +1,4 @@
-"""shop-held: asks shop-prices for GET /held/ID on one connection, made when the service starts."""
+"""shop-held: calls shop-prices for GET /held/ID on one connection, made at its start."""
 
 import http.client
 import os
@@ -10,7 +10,7 @@ prices = http.client.HTTPConnection(
     urllib.parse.urlsplit(os.environ["SHOP_PRICES"]).netloc, timeout=60
 )
 prices.connect()
-prices.auto_open = 0  # no other connection, ever
+prices.auto_open = 0  # it never makes another connection
 lock = threading.Lock()
 
 
@@ -27,7 +27,7 @@ class Held(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_arguments: object) -> None:
-        """Requests are not news."""
+        """Writes no line for each request."""
 
 
 ThreadingHTTPServer(("127.0.0.1", 8004), Held).serve_forever()

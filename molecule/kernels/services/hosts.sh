@@ -1,6 +1,6 @@
 #!/bin/sh
-# The hosts of the Go services: network namespaces with an address each, on a bridge in one more, go-lan,
-# from which the load comes. The agent's own namespace has no part in it.
+# Makes the hosts of the Go services: network namespaces with an address each, on a bridge in a further
+# namespace, go-lan, which sends the requests. The agent's namespace is not connected.
 set -e
 ip netns add go-lan
 number=10

@@ -1,6 +1,6 @@
-"""Everything the tests want to know of a host, as one JSON object: one login instead of fifty.
+"""Prints the state of a host that the tests look at, as one JSON object: one login, not fifty.
 
-look.py [--healthy SECONDS]     waits that long for a healthy agent first
+look.py [--healthy SECONDS]     waits up to SECONDS for a healthy agent first
 """
 
 import json
@@ -73,7 +73,7 @@ def bpf() -> dict[str, list[list[str]]] | None:
 
 
 def files() -> list[str]:
-    """Files of ours and of units called after us."""
+    """The files of throughline and of its units."""
     found = [path for path in map(Path, OURS) if path.exists()]
     for folder, patterns in FOLDERS.items():
         for pattern in patterns:
@@ -86,7 +86,7 @@ def users() -> list[str]:
 
 
 def wait_healthy(seconds: float) -> None:
-    """Returns when the agent has written a healthy status since it was started, or time is up."""
+    """Waits until the agent has written a healthy status since its start, or time is up."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         status = read_json(text(STATUS))
@@ -97,7 +97,7 @@ def wait_healthy(seconds: float) -> None:
 
 
 def agent() -> dict[str, object]:
-    """The service as systemd, /proc and the agent itself see it."""
+    """The service, from systemd, /proc and the agent's status."""
     shown = pairs(output("systemctl", "show", UNIT, "--property=" + ",".join(PROPERTIES)), "=")
     process = pairs(text(f"/proc/{shown.get('MainPID', '0')}/status") or "", ":")
     journal = output(

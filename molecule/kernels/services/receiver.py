@@ -1,4 +1,4 @@
-"""shop-receiver: keeps OTLP exports as they came, for whoever can decode them.
+"""shop-receiver: keeps OTLP exports as they came, for tests that decode them.
 
 `POST /v1/traces` is what an exporter does. `GET /v1/traces?since=N` gives the bodies from number N
 on as a JSON list of base64. The standard library is all that a VM of the matrix has.
@@ -40,7 +40,7 @@ class Receiver(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_arguments: object) -> None:
-        """Exports are not news."""
+        """Writes no line for each export."""
 
 
 ThreadingHTTPServer(("127.0.0.1", 4318), Receiver).serve_forever()

@@ -1,4 +1,4 @@
-"""shop-stock: answers GET /stock/ID with what shop-prices says, and hands POST /bytes/ID on.
+"""shop-stock: answers GET /stock/ID with the answer of shop-prices, and forwards POST /bytes/ID.
 
 Where it has a certificate, in one file with its key, it answers HTTPS as well.
 """
@@ -55,7 +55,7 @@ class SecureServer(Server):
         super().__init__(("127.0.0.1", port), Stock)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
-        # the handshake is the business of the connection's thread
+        # The thread of the connection does the handshake.
         self.socket = context.wrap_socket(
             self.socket, server_side=True, do_handshake_on_connect=False
         )

@@ -1,4 +1,4 @@
-"""What the tools of BCC see of the shop's requests: prints one JSON object.
+"""Runs tools of BCC beside requests to the shop. Prints what they show as one JSON object.
 
 watch.py PREFIX SPANS     as client.py carts
 """
@@ -13,19 +13,19 @@ import time
 from pathlib import Path
 
 TOOLS = {"tcptracer": "/usr/sbin/tcptracer-bpfcc", "tcplife": "/usr/sbin/tcplife-bpfcc"}
-READY_SECONDS = 240.0  # each compiles its program, which an emulated processor does in a minute
+READY_SECONDS = 240.0  # each tool compiles its program, which takes an emulated processor a minute
 CLOSE_SECONDS = 2.0
 FOLDER = Path(tempfile.mkdtemp())
 
 
 def start(name: str) -> subprocess.Popen[bytes]:
-    """Starts a tool; its first line comes when it watches."""
+    """Starts a tool. It writes its first line when it is ready."""
     with (FOLDER / f"{name}.out").open("wb") as out, (FOLDER / f"{name}.err").open("wb") as err:
         return subprocess.Popen(["python3", "-u", TOOLS[name]], stdout=out, stderr=err)
 
 
 def wait_ready(running: dict[str, subprocess.Popen[bytes]]) -> float:
-    """The seconds until all watch. SystemExit with its words when one does not."""
+    """The seconds until all tools are ready. Raises SystemExit with the output of a failed tool."""
     begin = time.monotonic()
     for name, process in running.items():
         while (FOLDER / f"{name}.out").stat().st_size == 0:
@@ -36,7 +36,7 @@ def wait_ready(running: dict[str, subprocess.Popen[bytes]]) -> float:
 
 
 def rows(name: str) -> list[dict[str, str]]:
-    """The lines of a tool's table by the words of its head."""
+    """The lines of a tool's table, by the titles of its columns."""
     lines = (FOLDER / f"{name}.out").read_text().splitlines()
     head = next(number for number, line in enumerate(lines) if "COMM" in line.split())
     names = lines[head].split()
@@ -44,7 +44,7 @@ def rows(name: str) -> list[dict[str, str]]:
 
 
 def unit(pid: str) -> str:
-    """The systemd unit of a process, "" when it has ended or is in none."""
+    """The systemd unit of a process; "" for one that has ended or has no unit."""
     try:
         text = Path(f"/proc/{pid}/cgroup").read_text()
     except OSError:

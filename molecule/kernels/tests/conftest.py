@@ -1,4 +1,4 @@
-"""Fixtures for the VM of this run, the order of the checks, and the record of what they saw.
+"""Fixtures for the VM of this run, the order of the checks, and the record of their findings.
 
 The record is build/kernels/results/PLATFORM.seen.json, written anew after each check, so that a run
 that ends early has left what it had; tests/vms/report.py makes the page of it.
@@ -19,7 +19,7 @@ import testinfra
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
-# A connection that a reboot has cut is given up after ten seconds.
+# ssh closes a connection that a reboot has cut after ten seconds.
 os.environ["ANSIBLE_SSH_EXTRA_ARGS"] = "-o ServerAliveInterval=5 -o ServerAliveCountMax=2"
 
 from machine import Machine  # noqa: E402
@@ -45,13 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the modules in order. Raises ValueError for one that has no place in it."""
+    """Puts the modules in order. Raises ValueError for a module that the order does not list."""
     items.sort(key=lambda item: ORDER.index(item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Adds a check's outcome to the record; the last phase that says something wins."""
+    """Adds a check's outcome to the record. The last phase with an outcome wins."""
     report = yield
     record = item.config.stash[RECORD]
     check = record["checks"].setdefault(
@@ -75,7 +75,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def last_words(text: str) -> str:
-    """The lines of a traceback that say what was wrong, at most ten."""
+    """The lines of a traceback with the failed assertion, at most ten."""
     lines = [line[1:].strip() for line in text.splitlines() if line.startswith("E ")]
     return "\n".join(lines[:10]) or text[-500:]
 
@@ -96,13 +96,13 @@ def write(record: dict[str, Any]) -> None:
 
 @pytest.fixture
 def seen(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Where a check leaves what it saw."""
+    """A check writes its findings into this dict."""
     return request.node.stash.setdefault(SEEN, {})
 
 
 @pytest.fixture(scope="session")
 def record(pytestconfig: pytest.Config) -> dict[str, Any]:
-    """The whole record, for what is said of the platform and not of one check."""
+    """The whole record, for findings about the platform and not about one check."""
     return pytestconfig.stash[RECORD]
 
 

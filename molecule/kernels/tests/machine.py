@@ -1,4 +1,4 @@
-"""The VM of this run: commands on it, what it looks like, and playbooks against it."""
+"""The VM of this run: commands on it, its state, and playbooks against it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Look = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """How a playbook ended. `changed` is None when the host was not reached."""
+    """The result of a playbook. `changed` is None when the host was not reached."""
 
     code: int
     output: str
@@ -44,18 +44,18 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Requests to the shop, as they arrived at the last hop, and the spans that came of them."""
+    """Requests to the shop, as they arrived at the last hop, and their spans."""
 
     requests: Sequence[Request]
     spans: Sequence[Span]
     others: Sequence[Span]
     exported: int
-    secure: bool  # through the chain with HTTPS in it, as prepare.yml has set it up
+    secure: bool  # the chain has HTTPS, as prepare.yml has configured it
 
 
 @dataclass(frozen=True, slots=True)
 class SentToGo:
-    """Requests to the Go services: what they saw, their spans, and whether parents are right."""
+    """Requests to the Go services: their answers, their spans, and whether parents are right."""
 
     front: str
     http: str  # the version in which it calls go-middle
@@ -94,7 +94,7 @@ class Machine:
         return str(answer.stdout).strip()
 
     def ask(self, command: str) -> str:
-        """The output of a command as it is, "" also when the host does not answer."""
+        """The output of a command, whatever its exit code; "" when the host does not answer."""
         try:
             return str(self.host.run(command).stdout).strip()
         except RuntimeError:  # ssh's own exit code, 255
@@ -107,14 +107,14 @@ class Machine:
         return found
 
     def report(self) -> Mapping[str, Any]:
-        """What check.yml said of the bare host."""
+        """The verdict of check.yml on the bare host."""
         text = (self.folder / "report.json").read_text(encoding="utf-8")
         (found,) = json.loads(text)["hosts"]
         host: Mapping[str, Any] = found
         return host
 
     def bare(self) -> Look:
-        """What prepare.yml saw before anything of throughline was there."""
+        """The host before throughline, as prepare.yml has seen it."""
         found: Look = json.loads((self.folder / "bare.json").read_text(encoding="utf-8"))
         return found
 
@@ -132,7 +132,7 @@ class Machine:
         return self.received(found)
 
     def received(self, found: Mapping[str, Any]) -> Sent:
-        """What services/client.py prints, decoded."""
+        """The output of services/client.py, decoded."""
         requests = [Request(**request) for request in found["requests"]]
         carts = {request.cart for request in requests}
         received = decoded(found["exports"])
@@ -218,7 +218,7 @@ class Machine:
         does is reset once. AssertionError when the host does not come back then either.
         """
         before = self.run("cat /proc/sys/kernel/random/boot_id")
-        self.ask("sudo -n systemctl reboot")  # the connection may or may not outlive it
+        self.ask("sudo -n systemctl reboot")  # it may cut the connection before it answers
         for resets in range(2):
             begin = time.monotonic()
             while time.monotonic() - begin < BOOT_SECONDS:

@@ -1,4 +1,4 @@
-"""BCC watches the same requests: connections, processes and counts have to be the spans'."""
+"""BCC watches the same requests: its connections, processes and counts are those of the spans."""
 
 from __future__ import annotations
 

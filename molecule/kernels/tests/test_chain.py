@@ -1,4 +1,4 @@
-"""Requests through nginx and three Python services that know nothing of tracing."""
+"""Requests through nginx and three Python services without any code for tracing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BODY = 4 * 1024 * 1024
 
 
 def check_spans(sent: Sent) -> None:
-    """Exactly one span for each hop of each request, and none besides."""
+    """Exactly one span for each hop of each request, and no other span."""
     assert len(sent.requests) == REQUESTS
     hops = Counter((span.service, span.kind) for span in sent.spans)
     assert hops == dict.fromkeys(joined.CHAIN, REQUESTS)

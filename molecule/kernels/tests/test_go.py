@@ -2,13 +2,13 @@
 
     curl → go-front ⇒ go-middle ⇒ go-back
 
-The first ⇒ is HTTPS with HTTP/2 or HTTP/1.1, the second gRPC. Where `go_write` is on, every request
-is one whole trace. Where it cannot be, all spans and the parents within a service are there, and
-what is missing are the joins over HTTP/2 and gRPC, for which nothing else serves. Where `go` cannot
-be either, the services are what they were.
+The first ⇒ is HTTPS with HTTP/2 or HTTP/1.1, the second is gRPC. Where `go_write` is on, every
+request is one whole trace. Where go_write is off and `go` is on, all spans and the parents within
+a service are there, and the services are not joined over HTTP/2 and gRPC. Where `go` is off too,
+there are no such spans, and the services answer as before.
 
 One request comes before those that count: the first call of a gRPC connection may have no room for
-the header (docs/go.md); it is counted.
+the header (docs/operator/go.md). A counter says so.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def send(machine: Machine, http: str) -> SentToGo:
 
 
 def joined(sent: SentToGo) -> dict[str, str]:
-    """How many requests each service has joined to its caller's, and by what."""
+    """How many requests each service has joined to its caller's, by each kind of evidence."""
     found = {}
     for service in ("go-middle", "go-back"):
         served = [span for span in sent.found.spans if hop(span) == (service, "SERVER")]
@@ -65,7 +65,7 @@ def hop(span: Span) -> tuple[str, str]:
 
 
 def check(platform: Platform, sent: SentToGo, seen: dict[str, Any]) -> None:
-    """What a platform has to give of these requests, and no more."""
+    """The spans and joins that a platform has to give for these requests, and no others."""
     found, joins = sent.found, platform.joins(sent.http)
     traces = len({span.trace_id for span in found.spans})
     seen.update(
@@ -105,7 +105,7 @@ def check(platform: Platform, sent: SentToGo, seen: dict[str, Any]) -> None:
 
 
 def check_answers(sent: SentToGo) -> None:
-    """Every request was answered by each service, over the protocol that it should be."""
+    """Each service answered every request, over the expected protocol."""
     assert len(sent.answers) == REQUESTS
     for answer in sent.answers:
         (middle,) = answer["upstream"]

@@ -1,4 +1,4 @@
-"""The host is the platform that it claims to be, and check.yml says what is possible on it."""
+"""The host is the platform of the table, and check.yml says what is possible on it."""
 
 from __future__ import annotations
 

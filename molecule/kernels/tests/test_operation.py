@@ -1,4 +1,4 @@
-"""What the rollout does to an agent that runs: nothing, one reload, or one restart."""
+"""The effect of a rollout on a running agent: none, one reload, or one restart."""
 
 from __future__ import annotations
 

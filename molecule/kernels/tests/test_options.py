@@ -32,9 +32,9 @@ WITHOUT_HEADERS = (
 @pytest.fixture(scope="module")
 def options_only(machine: Machine) -> Iterator[None]:
     """An agent without headers, while it runs."""
-    if "options" not in machine.platform.also:  # `also` comes after what is of the module
+    if "options" not in machine.platform.also:  # the fixture of the module runs before `also`
         pytest.skip("options: run once for each kernel")
-    # a connection that another agent had seen would still be one of sock_ops
+    # The sock_ops of another agent would still know its connections.
     held = "systemctl stop throughline && systemctl start shop-held && sleep 2"
     machine.run(f"{WITHOUT_HEADERS} && {held} && systemctl start throughline", seconds=300)
     before = machine.look(healthy=60)

@@ -1,4 +1,4 @@
-"""A reboot: everything comes back by itself."""
+"""After a reboot the agent and the services run again without help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host that cannot do what is asked of it is refused, in words that help, and is left alone."""
+"""A host below the required mode is refused with found, required and remedy, and stays as it is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A release that does not become healthy gives way, a good one takes over, and there is a way back.
+"""Upgrades: a release that does not become healthy is rolled back, and a good one stays.
 
-What happens to other hosts and batches meanwhile is seen in tests/fleet/test_upgrade.py.
+rollback.yml goes back from it. tests/fleet/test_upgrade.py looks at other hosts and batches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def make(machine: Machine, folder: Path, *, fault: str) -> str:
 
 
 def serving(look: Look) -> tuple[str, str]:
-    """Version that runs, and the release that `current` leads to."""
+    """The running version, and the release that the link `current` names."""
     return look["agent"]["status"]["version"], look["agent"]["release"]
 
 

@@ -1,4 +1,4 @@
-"""After uninstall.yml the host is as it was."""
+"""After uninstall.yml the host is as it was before throughline."""
 
 from __future__ import annotations
 

@@ -1,17 +1,9 @@
-"""What each test of the collection begins with."""
+"""Makes the collection importable, as ansible-playbook does, from this checkout."""
 
 from __future__ import annotations
 
-import sys
-
-import pytest
+from ansible.plugins.loader import init_plugin_loader  # type: ignore[import-untyped]
 
 from tests.fixtures.paths import CHECKOUT
 
-
-@pytest.fixture(autouse=True)
-def collection_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The collection is imported from the checkout, anew for each test."""
-    monkeypatch.syspath_prepend(str(CHECKOUT / ".ansible/collections"))
-    for name in [name for name in sys.modules if name.startswith("ansible_collections")]:
-        monkeypatch.delitem(sys.modules, name)
+init_plugin_loader([str(CHECKOUT / ".ansible/collections")])

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import yaml
@@ -179,7 +179,7 @@ def serve(base: Path, release: str) -> None:
         "rolled_back_from": None,
         "groups": [],
         "files": {},
-        "config": served.described(path, served.read_file(path)),
+        "config": served.described(path, plugin("module_utils.files").read_file(path)),
     }
     served.note_served(base, release, entry)
     served.drop_replaced(base)
@@ -227,28 +227,21 @@ def test_the_entry_of_the_previous_release_has_no_credential_either(base: Path) 
     assert (yaml.safe_load(text), lost) == (yaml.safe_load(written(NEW)), None)
 
 
-class FailedError(Exception):
-    """The module has failed with this message."""
-
-
 def going_back(base: Path, release: str) -> dict[Path, str]:
     """The files that throughline_service would write to go back to a release."""
 
-    class Module:
-        check_mode = False
-        params: ClassVar[dict[str, Any]] = {
-            "state": "previous", "config": str(config(base)), "config_changed": False
-        }  # fmt: skip
-        run_command = staticmethod(run_program)
-
-        @staticmethod
-        def fail_json(msg: str) -> None:
-            raise FailedError(msg)
-
-    record = plugin("module_utils.served").read_served(base)
-    found: dict[Path, str] = plugin("modules.throughline_service").wanted_files(
-        Module, base, record, release
+    plan = plugin("module_utils.plan")
+    request = plan.Request(
+        state="previous",
+        release=None,
+        groups=None,
+        config=str(config(base)),
+        base=base,
+        config_changed=False,
+        check_mode=False,
     )
+    record = plugin("module_utils.served").read_served(base)
+    found: dict[Path, str] = plan.wanted_files(run_program, request, record, release)
     return found
 
 
@@ -268,7 +261,7 @@ def test_an_older_configuration_comes_back_with_the_credentials_of_today(base: P
             text = going_back(base, "r1")[config(base)]
             assert yaml.safe_load(text) == yaml.safe_load(written(NEW))
             continue
-        with pytest.raises(FailedError) as failed:
+        with pytest.raises(plugin("module_utils.plan").PlanError) as failed:
             going_back(base, "r1")
         assert "Found a configuration that release r1 refuses" in str(failed.value)
         assert f"cannot be brought back: the present one has no {lacking}" in str(failed.value)
@@ -351,11 +344,11 @@ def test_a_record_of_an_earlier_version_loses_its_credentials(tmp_path: Path) ->
 
 
 def test_bytes_that_are_no_utf8_survive(tmp_path: Path) -> None:
-    served = plugin("module_utils.served")
+    served, files = plugin("module_utils.served"), plugin("module_utils.files")
     path = tmp_path / "capabilities.conf"
     path.write_bytes(b"# caf\xe9\n[Service]\n")
-    text = served.read_file(path)
+    text = files.read_file(path)
     json.dumps({"files": text}).encode()
-    assert served.write_file(tmp_path / "copy", text)
+    assert files.write_file(tmp_path / "copy", text)
     assert (tmp_path / "copy").read_bytes() == path.read_bytes()
     assert served.described(path, text)["sha256"]

@@ -10,9 +10,8 @@ from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped
 from ansible.template import Templar  # type: ignore[import-untyped]
 
 from tests.fixtures.paths import CHECKOUT
-from tests.fixtures.plugins import EVERYTHING, UNLOCKED, plugin, verdict
+from tests.fixtures.plugins import EVERYTHING, UNLOCKED, verdict
 
-CHECKOUT = CHECKOUT
 LOCKED = "none [integrity] confidentiality"
 DEFAULT = ("observe", "headers", "packets", "tls", "go")
 NETWORK = {"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"}
@@ -27,19 +26,10 @@ def computed(role: str, variable: str, **given: Any) -> Any:
     return Templar(loader=loader, variables={**variables, **given}).template(variables[variable])
 
 
-def capabilities(
-    preflight: dict[str, Any], wanted: tuple[str, ...], *, consent: bool = False
-) -> set[str]:
-    """What the unit gets on a host that preflight has found so."""
-    return set(
-        computed(
-            "capabilities",
-            "__throughline_capabilities",
-            throughline_groups=list(wanted),
-            throughline_allow_sys_admin=consent,
-            ansible_facts={"throughline_preflight": preflight},
-        )
-    )
+def capabilities(preflight: dict[str, Any]) -> set[str]:
+    """The capabilities that the unit gets on a host with this verdict."""
+    given = {"ansible_facts": {"throughline_preflight": preflight}}
+    return set(computed("capabilities", "__throughline_capabilities", **given))
 
 
 @pytest.mark.parametrize(
@@ -70,25 +60,13 @@ def test_sys_admin_is_granted_where_it_is_asked_for_and_of_use(
     found = verdict(
         tmp_path, wanted=wanted, uprobes=uprobes, lockdown=lockdown, allow_sys_admin=consent
     )
-    assert capabilities(found, wanted, consent=consent) == granted
-    assert tried_with(found, consent=consent) == granted
-
-
-def tried_with(preflight: dict[str, Any], *, consent: bool = False) -> set[str]:
-    """What the trial of check.yml gives to the doctor there."""
-    judging = plugin("module_utils.verdict")
-    return set(
-        judging.granted_capabilities(
-            preflight["host"], preflight["groups"], allow_sys_admin=consent
-        )
-    )
+    assert capabilities(found) == granted
 
 
 def test_files_are_not_guarded_where_no_unit_can(tmp_path: Path) -> None:
     """In a container that has everything but CAP_LEASE."""
     found = verdict(tmp_path, capabilities="000001ffefffffff")
-    assert capabilities(found, DEFAULT) == NETWORK | PROBES - {"CAP_LEASE"}
-    assert tried_with(found) == NETWORK | PROBES - {"CAP_LEASE"}
+    assert capabilities(found) == NETWORK | PROBES - {"CAP_LEASE"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import yaml
 from tests.fixtures.paths import CHECKOUT
 from throughline.config.schema import SETTINGS
 
-ROOT = CHECKOUT
 ROLES = ("agent", "capabilities", "mounts", "preflight")
 TYPES = {"str", "int", "float", "bool", "list", "dict", "path", "raw"}
 
@@ -23,12 +22,13 @@ def load(path: Path) -> Any:
 
 
 def defaults(role: str) -> dict[str, Any]:
-    content: dict[str, Any] = load(ROOT / "roles" / role / "defaults/main.yml")
+    path = CHECKOUT / "roles" / role / "defaults/main.yml"
+    content: dict[str, Any] = load(path) if path.exists() else {}
     return content
 
 
 def options(role: str) -> dict[str, Any]:
-    specs = load(ROOT / "roles" / role / "meta/argument_specs.yml")["argument_specs"]
+    specs = load(CHECKOUT / "roles" / role / "meta/argument_specs.yml")["argument_specs"]
     assert list(specs) == ["main"]
     content: dict[str, Any] = specs["main"]["options"]
     return content
@@ -50,7 +50,9 @@ def nodes(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_the_roles_are_all_here() -> None:
-    assert sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir()) == list(ROLES)
+    assert sorted(path.name for path in (CHECKOUT / "roles").iterdir() if path.is_dir()) == list(
+        ROLES
+    )
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -71,7 +73,7 @@ def test_every_variable_is_typed_and_described(role: str) -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_public_names_are_the_projects_and_private_ones_are_marked(role: str) -> None:
     assert all(name.startswith("throughline_") for name in defaults(role))
-    variables = ROOT / "roles" / role / "vars/main.yml"
+    variables = CHECKOUT / "roles" / role / "vars/main.yml"
     if variables.exists():
         assert all(name.startswith("__throughline_") for name in load(variables))
 
@@ -97,10 +99,10 @@ def test_choices_of_the_configuration_are_the_agents() -> None:
 
 
 def test_playbooks_use_only_documented_variables() -> None:
-    documented = set((ROOT / "docs/operator/roles.md").read_text(encoding="utf-8").split("`"))
+    documented = set((CHECKOUT / "docs/operator/roles.md").read_text(encoding="utf-8").split("`"))
     used: set[str] = set()
     for folder in ("roles", "playbooks"):
-        for path in (ROOT / folder).rglob("*"):
+        for path in (CHECKOUT / folder).rglob("*"):
             if path.suffix in (".yml", ".j2"):
                 text = path.read_text(encoding="utf-8")
                 # Names of modules, roles and facts are qualified or are not variables.
@@ -109,12 +111,12 @@ def test_playbooks_use_only_documented_variables() -> None:
 
 
 def test_collection_and_package_have_the_same_version() -> None:
-    package = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    package = (CHECKOUT / "pyproject.toml").read_text(encoding="utf-8")
     match = re.search(r'^version = "(.+)"$', package, re.MULTILINE)
     assert match is not None
-    assert load(ROOT / "galaxy.yml")["version"] == match[1]
+    assert load(CHECKOUT / "galaxy.yml")["version"] == match[1]
 
 
 def test_a_checkout_is_its_own_collection() -> None:
-    link = ROOT / ".ansible/collections/ansible_collections/throughline/fleet"
-    assert link.resolve() == ROOT
+    link = CHECKOUT / ".ansible/collections/ansible_collections/throughline/fleet"
+    assert link.resolve() == CHECKOUT

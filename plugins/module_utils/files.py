@@ -1,0 +1,58 @@
+# Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
+"""Text files that are complete at any time: a reader sees the old text or the new one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def read_file(path):
+    """A file's text, or None where there is no such file. Bytes that are not UTF-8 are kept."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return None
+
+
+def write_file(path, text, *, mode=0o644):
+    """Writes a file, or removes it where the text is None. Returns whether anything changed.
+
+    An existing file keeps its owner and mode.
+    """
+    path = Path(path)
+    if read_file(path) == text:
+        return False
+    if text is None:
+        path.unlink()
+        return True
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    uid, gid = -1, -1
+    if path.exists():
+        found = path.stat()
+        uid, gid, mode = found.st_uid, found.st_gid, found.st_mode & 0o7777
+    write_draft(path, text, uid=uid, gid=gid, mode=mode).rename(path)
+    return True
+
+
+def write_draft(path, text, *, uid, gid, mode):
+    """Writes the text to a file beside `path` and returns its path; -1 leaves uid or gid alone.
+
+    The draft may hold credentials. So only root can read it while it is written, and it is removed
+    where it cannot be completed.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    if draft.exists():  # a killed run with the same process id left it
+        draft.unlink()
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+            os.fchown(descriptor, uid, gid)
+            os.fchmod(descriptor, mode)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:
+        draft.unlink()
+        raise
+    return draft
