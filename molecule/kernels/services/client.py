@@ -146,7 +146,7 @@ def load_go(front: str, numbers: range, spans: int) -> dict[str, object]:
 
 
 def go(front: str, first: int, spans: int) -> dict[str, object]:
-    """Requests to the Go services, on connections that have had one, `opened`: docs/go.md."""
+    """Requests to the Go services, on `opened` connections: docs/operator/go.md."""
     wait_followed()
     opened = load_go(front, range(first, first + 1), spans // REQUESTS)
     return load_go(front, range(first + 1, first + 1 + REQUESTS), spans) | {"opened": opened}
