@@ -308,6 +308,19 @@ def test_counters_of_the_other_pages_exist() -> None:
         assert {code for code in found if code.startswith(prefixes)} <= counters(), path.name
 
 
+def test_attributes_and_metrics_are_documented() -> None:
+    package = ROOT / "agent/throughline"
+    spaces = "client error host http linux network os rpc server systemd telemetry url"
+    name = re.compile(rf'"((?:{spaces.replace(" ", "|")}|throughline)\.[a-z_.]+)"')
+    sources = [*(package / "telemetry").glob("*.py"), package / "host/attributes.py"]
+    sources.append(package / "services/naming.py")
+    used = {found for path in sources for found in name.findall(path.read_text(encoding="utf-8"))}
+    used -= {"throughline.service"}  # the agent's unit
+    assert len(used) > 30
+    page = set(CODE.findall(prose(DOCS / "reference/metrics.md")))
+    assert used - page == set()
+
+
 def test_what_ends_the_entries_of_each_map_is_documented() -> None:
     """A map that nobody thought about has no row."""
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bpf").rglob("*.[ch]"))

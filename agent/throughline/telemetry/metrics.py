@@ -104,7 +104,7 @@ def counter_metrics(
     """The agent's own counters as monotonic sums. `start_unix_ns` says since when a reason counts.
 
     `counters` is metric name -> reason -> total; the reason becomes the attribute `reason`, and
-    "" stands for a counter without one. Example: {"throughline.skipped": {"pipelined": 3}}.
+    "" stands for a counter without one. Example: {"throughline.events": {"skip_tunnel": 3}}.
     """
     metrics = [
         Metric(
