@@ -1,8 +1,8 @@
-"""Texts that others choose (file names, cgroups, bytes of requests) on their way out.
+"""Texts that others choose (file names, cgroups, bytes of requests), made fit to leave the agent.
 
-Inside the agent such a text is a `str` whose bytes that are not UTF-8 are surrogates (PEP 383), so
-that it still names the file. It passes one of these functions where it leaves the agent: `utf8`
-towards programs (OTLP, JSON), `printable` towards a terminal or the journal.
+Inside the agent such a text is a `str` in which bytes that are not UTF-8 are surrogates (PEP 383),
+so that it still names the file. `utf8` makes it fit for programs (OTLP, JSON), `printable` for a
+terminal or the journal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NOT_ASCII = re.compile("[^\x00-\x7f]")
 
 
 def utf8(value: str) -> str:
-    """`value` such that it can be encoded as UTF-8: bytes that were not become U+FFFD."""
+    """`value` as text that can be encoded in UTF-8; a byte that is not UTF-8 becomes U+FFFD."""
     if value.isascii():
         return value
     try:
@@ -27,9 +27,9 @@ def utf8(value: str) -> str:
 
 
 def printable(value: str) -> str:
-    r"""`value` such that it cannot move a cursor or begin a line: `\x1b`, `\n`, `\u202e`.
+    r"""`value` with escapes for characters that move a cursor or begin a line, such as `\x1b`.
 
-    A byte that is not UTF-8 is shown as that byte: `\xff`. Letters of any script stay.
+    A byte that is not UTF-8 is escaped as well: `\xff`. Letters of any script stay.
     """
     return value if value.isprintable() else "".join(map(_escaped, value))
 
@@ -44,7 +44,7 @@ def _escaped(character: str) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON in ASCII without lone surrogates, which few parsers take."""
+    """Compact JSON in ASCII, without lone surrogates, which few parsers accept."""
     text = utf8(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
     if text.isascii():
         return text

@@ -41,7 +41,7 @@ class Report:
     # -- counters and metrics ----------------------------------------------------------------------
 
     def count(self) -> dict[str, int]:
-        """Reads every counter. Their names are in docs/operator/troubleshoot.md."""
+        """Reads every counter. docs/reference/counters.md has their names."""
         parts = self._parts
         counters = read_counters(parts.programs.map_fd("tl_counters")) | parts.counts
         counters |= parts.steps.failures

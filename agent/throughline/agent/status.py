@@ -1,7 +1,7 @@
 """The status of the agent: its content, and the file that is written each second.
 
 `throughline status`, the roles of Ansible and health gates read the file. Its keys are those of
-`as_json`; docs/operator/troubleshoot.md explains them.
+`as_json`; docs/reference/json.md explains them.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def report(config: Config) -> dict[str, Any]:
-    """The shape that `doctor --json` prints; see docs/operator/troubleshoot.md."""
+    """The shape that `doctor --json` prints; see docs/reference/json.md."""
     found = facts.gather()
     bpffs = facts.is_bpffs(config.agent.bpffs)
     running = status.read(config.agent.status_path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 
+from tests.fixtures.paths import CHECKOUT
 from throughline.agent.status import (
     FilesStatus,
     KindCounts,
@@ -94,6 +96,13 @@ def test_the_file_has_the_keys_that_users_and_roles_read() -> None:
         },
         "export": STATUS.export.as_json(),
     }
+
+
+def test_the_page_has_the_same_keys() -> None:
+    page = (CHECKOUT / "docs/reference/json.md").read_text(encoding="utf-8")
+    section = page.partition("## throughline status --json")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\|([^|]*)\|", section, re.MULTILINE)
+    assert {key for cell in cells for key in re.findall(r"`(\w+)`", cell)} == set(STATUS.as_json())
 
 
 @pytest.mark.parametrize(
