@@ -77,5 +77,5 @@ def test_its_files_are_probed_beside_those_of_others(host: Host, provider: Provi
 
 
 def test_the_documentation_quotes_it() -> None:
-    (quoted,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    quoted = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
     assert quoted == Path(example_provider.__file__).read_text(encoding="utf-8")
