@@ -44,12 +44,12 @@ def requests(
     """
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(older_than * 1e9)
     stale: list[tuple[int, int]] = []  # key, reader
-    for key, value in _entries(table, 8, abi.REQUEST.size):
+    for key, value in _entries(table, maps.U64.size, abi.REQUEST.size):
         request = abi.Request(*abi.REQUEST.unpack(value))
         probed = bool(request.flags & abi.RequestFlags.REQUEST_PROBED)
         # A start of 0 is an entry that is not complete yet.
         if 0 < request.start_ns <= before and (probed or not only_probed):
-            stale.append((int.from_bytes(key, "little"), request.reader))
+            stale.append((maps.U64.unpack(key)[0], request.reader))
     at_once = abi.Abi.ENDED_AT_ONCE
     for start in range(0, len(stale), at_once):
         some = stale[start : start + at_once]
@@ -58,14 +58,12 @@ def requests(
                 libbpf.run(program, [key for key, _ in some])
                 continue
             except OSError as error:
-                log.warning(
-                    "requests are removed, but not from their threads: %s", error.strerror
-                )
+                log.warning("requests are removed, but not from their threads: %s", error.strerror)
                 program = None
         for number, reader in some:
-            key = number.to_bytes(8, "little")
+            key = maps.U64.pack(number)
             maps.delete(others.tracestates, key)
-            maps.delete(others.opened, key + reader.to_bytes(8, "little"))
+            maps.delete(others.opened, key + maps.U64.pack(reader))
             maps.delete(table, key)
     return len(stale)
 
