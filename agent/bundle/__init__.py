@@ -1,1 +1,1 @@
-"""Builds the bundle, the one file that a host needs. Not part of what it ships."""
+"""Builds the bundle, the one file that a host needs. The bundle does not contain this package."""

@@ -1,4 +1,4 @@
-"""Archives whose bytes depend on their content only: order, time, owner and mode are fixed."""
+"""Archives whose bytes depend only on their content: order, time, owner and mode are fixed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import lzma
 import tarfile
 from collections.abc import Mapping
 
-# 1980-01-01 00:00 UTC: the same for every build, and representable everywhere.
+# 1980-01-01 00:00 UTC: the same for every build, and a valid time in every archive format.
 MTIME = 315532800
 
 # The extensions of one package for several Python versions differ little. A dictionary larger than

@@ -31,7 +31,7 @@ PLAIN_FILES = (
     ("agent/systemd/throughline.service", "systemd/throughline.service"),
 )
 EXECUTABLE = frozenset({"bin/python", "bin/throughline"})
-# Need more than the kernels before 5.15 have, for which there are programs of the others.
+# Objects without a variant for kernels before 5.15: they need a newer kernel.
 ONE_VARIANT = ("restore", "go", "go_write")
 
 
@@ -60,7 +60,7 @@ def collect(root: Path) -> tuple[dict[str, bytes], dict[str, tuple[str, bytes]]]
 def manifest(
     version: str, files: dict[str, bytes], extensions: dict[str, tuple[str, bytes]]
 ) -> dict[str, object]:
-    """Says what is in the release, and which Python and glibc a host needs at least."""
+    """The files of the release, and the oldest Python and glibc that it runs with."""
     shared = {path: content for path, content in files.items() if ".so" in Path(path).suffixes}
     shared |= dict(extensions.values())
     path, glibc = max(

@@ -1,4 +1,4 @@
-"""What is in a release (path to content): from the tree, the wheels and the system."""
+"""The files of a release (path to content): from the tree, the wheels and the system."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bundle import wheels
 
-# libbpf and what it needs, in the order in which they have to be loaded; with Debian's package.
+# libbpf and the libraries that it needs, in the order of loading, with their Debian packages.
 NATIVE_LIBRARIES = (("libz.so.1", "zlib1g"), ("libelf.so.1", "libelf1"), ("libbpf.so.1", "libbpf1"))
 LIBRARY_FOLDERS = (Path("/usr/lib/x86_64-linux-gnu"), Path("/lib/x86_64-linux-gnu"))
 
@@ -17,8 +17,8 @@ GLIBC_LIMIT = (2, 34)
 
 GRPC_EXTENSION = re.compile(r"grpc/_cython/cygrpc\.cpython-(\d+)-x86_64-linux-gnu\.so")
 
-# Optional accelerators, one per Python version; their packages work without.
-ACCELERATORS = ("charset_normalizer/", "markupsafe/", "yaml/")
+# Compiled accelerators for one version of Python each. The packages work without them.
+ACCELERATORS = ("charset_normalizer/", "yaml/")
 
 # Of a package's metadata only what is owed to its authors.
 METADATA = re.compile(r"[^/]+\.dist-info/(METADATA|licenses/.+|LICENSE.*)")
@@ -56,7 +56,7 @@ def python_packages(
 
 
 def native_libraries() -> Iterator[tuple[str, bytes]]:
-    """libbpf and what it needs, with their licences. LookupError when one is not installed."""
+    """libbpf, the libraries that it needs, and their licences. Raises LookupError without one."""
     for library, package in NATIVE_LIBRARIES:
         for folder in LIBRARY_FOLDERS:
             if (folder / library).exists():

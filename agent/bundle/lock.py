@@ -38,7 +38,7 @@ def resolve(requirements: list[str], minor: int) -> dict[str, tuple[str, str]]:
 
 
 def project_requirements() -> list[str]:
-    """What pyproject.toml asks for, read from the installed package, without the extras."""
+    """The dependencies of pyproject.toml without the extras, from the installed package."""
     return [line for line in metadata.requires("throughline") or [] if "extra ==" not in line]
 
 

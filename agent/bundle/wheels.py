@@ -77,7 +77,7 @@ def _download(
 
 
 def members(wheel: Path) -> Iterator[tuple[str, bytes]]:
-    """(path, content) of every file in a wheel. ValueError for what only an installer can place."""
+    """(path, content) of every file in a wheel. Raises ValueError for a file of `*.data/`."""
     with zipfile.ZipFile(wheel) as archive:
         for entry in sorted(archive.infolist(), key=lambda entry: entry.filename):
             if entry.is_dir():

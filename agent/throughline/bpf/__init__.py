@@ -1,1 +1,1 @@
-"""The BPF side: libbpf, the compiled objects, their maps and pins."""
+"""Access to BPF in the kernel: libbpf, links, TC, and the maps of the programs."""

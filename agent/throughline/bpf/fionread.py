@@ -1,7 +1,7 @@
-"""Does FIONREAD tell the truth about a socket in a sockhash on this kernel? Tried, not guessed.
+"""Tries whether FIONREAD is right for a socket in a sockhash on this kernel.
 
-Some kernels (docs/decisions/0002-fionread.md) say 0 for every such socket; nginx, Java and .NET
-then wait for ever for data that they already have.
+Some kernels (docs/decisions/0002-fionread.md) return 0 for every such socket. nginx, Java and .NET
+then wait forever for data that they already have.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import socket
-import struct
 import termios
 import time
 
@@ -19,9 +18,9 @@ from throughline.bpf import libbpf, maps
 
 
 def is_broken() -> bool:
-    """Puts one end of a loopback connection into a sockhash of its own, with an sk_msg program.
+    """Puts one end of a loopback connection into a new sockhash with an sk_msg program.
 
-    Raises OSError when the kernel refuses any step.
+    Raises OSError when the kernel refuses a step.
     """
     table = maps.create_sockhash(name="tl_fionread", entries=1)
     program = -1
@@ -34,9 +33,10 @@ def is_broken() -> bool:
             server.accept()[0] as far,
         ):
             try:
-                maps.update(table, struct.pack("<Q", 1), struct.pack("<Q", near.fileno()))
+                maps.update(table, maps.U64.pack(1), maps.U64.pack(near.fileno()))
             except OSError as error:
-                # we run in a traced cgroup: it is in another sockhash, which tells as much
+                # This process is in a traced cgroup, and the socket in the agent's sockhash. That
+                # is as good for the trial.
                 if error.errno != errno.EBUSY:
                     raise
             far.sendall(b"12345")
@@ -48,7 +48,7 @@ def is_broken() -> bool:
 
 
 def _readable(connection: socket.socket) -> int:
-    """What FIONREAD says once the five bytes have arrived (MSG_PEEK waits for them)."""
+    """The result of FIONREAD after the five bytes have arrived; MSG_PEEK waits for them."""
     connection.settimeout(2)
     deadline = time.monotonic() + 2
     while len(connection.recv(5, socket.MSG_PEEK)) < 5 and time.monotonic() < deadline:

@@ -1,6 +1,6 @@
-"""Attachments that libbpf 1.1 cannot make, by the system calls themselves: tcx, uprobe_multi, perf.
+"""Links that libbpf 1.1 cannot make, by system calls: tcx, uprobe_multi, and perf with a cookie.
 
-A link is an open descriptor: closing it detaches the program unless the link is pinned.
+A link is an open descriptor. Closing it detaches the program unless the link is pinned.
 Layouts: union bpf_attr.link_create and struct bpf_link_info in include/uapi/linux/bpf.h.
 """
 
@@ -18,7 +18,7 @@ from throughline.bpf.prototypes import check, failure, info, library
 
 # enum bpf_attach_type
 PERF_EVENT, TCX_INGRESS, TCX_EGRESS, UPROBE_MULTI = 41, 46, 47, 48
-# where in the chain of an interface: flags of attach_tcx; 0 is at its end
+# flags of attach_tcx: the place in the chain of an interface; 0 is the end of the chain
 BEFORE, AFTER, RELATIVE_IS_ID, RELATIVE_IS_LINK = 1 << 3, 1 << 4, 1 << 5, 1 << 13
 
 _LINK_CREATE = 28  # enum bpf_cmd
@@ -31,7 +31,7 @@ _UPROBE_RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
 
 
 class Link:
-    """An attachment; `destroy` closes it, and what is not pinned is detached by that."""
+    """An attachment of a program. `destroy` closes it; that detaches it unless it is pinned."""
 
     def __init__(self, fd: int, name: str) -> None:
         self._fd: int | None = fd
@@ -39,7 +39,7 @@ class Link:
 
     @classmethod
     def open(cls, path: Path) -> Link:
-        """Opens a pinned link, of whatever type."""
+        """Opens a pinned link of any type."""
         return cls(
             check(library().bpf_obj_get(os.fsencode(path)), f"bpf_obj_get {path}"), path.name
         )
@@ -54,7 +54,7 @@ class Link:
         check(library().bpf_obj_pin(self.fd, os.fsencode(path)), f"bpf_obj_pin {path}")
 
     def update(self, program_fd: int) -> None:
-        """Replaces the program of a tcx link atomically; ENOLINK once its interface is gone."""
+        """Replaces the program of a tcx link; ENOLINK when its interface has gone."""
         check(library().bpf_link_update(self.fd, program_fd, None), f"bpf_link_update {self.name}")
 
     def destroy(self) -> None:
@@ -66,11 +66,11 @@ class Link:
 def attach_tcx(
     program_fd: int, ifindex: int, *, egress: bool = True, flags: int = 0, relative: int = 0
 ) -> Link:
-    """Puts a tc program into an interface's chain (Linux 6.6).
+    """Adds a TC program to an interface's chain (Linux 6.6).
 
-    `relative` is what BEFORE or AFTER refer to: a descriptor, or with RELATIVE_IS_ID an id, of a
-    program or, with RELATIVE_IS_LINK, of a link; 0 is the whole chain. Raises EINVAL where the
-    kernel has no tcx, ENODEV or EINVAL without such an interface, EEXIST for a second time.
+    BEFORE and AFTER refer to `relative`: the descriptor of a program; its id with RELATIVE_IS_ID; a
+    link instead with RELATIVE_IS_LINK; or 0, the whole chain. Raises EINVAL when the kernel has no
+    tcx, ENODEV or EINVAL when there is no such interface, EEXIST when the program is in the chain.
     """
     kind = TCX_EGRESS if egress else TCX_INGRESS
     attribute = struct.pack("=IIIIIIQ", program_fd, ifindex, kind, flags, relative, 0, 0)
@@ -78,7 +78,7 @@ def attach_tcx(
 
 
 def tcx_interface(link_fd: int) -> int:
-    """The interface index of a tcx link; 0 once the interface is gone or the link was detached."""
+    """The interface index of a tcx link; 0 when the interface has gone or the link is detached."""
     # struct bpf_link_info: type, id, prog_id, padding, then tcx.ifindex
     return int(info(link_fd)[4])
 
@@ -92,12 +92,12 @@ def attach_uprobe_multi(
     pid: int = 0,
     cookie: int = 0,
 ) -> Link:
-    """Attaches to one file offset (Linux 6.6), in every process that maps it, or in `pid` only.
+    """Attaches to one file offset (Linux 6.6), in every process that maps it, or only in `pid`.
 
-    The program must have been loaded with UPROBE_MULTI as its expected attach type. With `returns`
-    it runs when the function that starts at `offset` returns. `cookie` is what
-    bpf_get_attach_cookie() gives it. Raises EINVAL where the kernel has no such links, EBADF when
-    `path` is no regular file, ESRCH without such a process.
+    The program must be loaded with UPROBE_MULTI as its expected attach type. With `returns` it runs
+    when the function that starts at `offset` returns. bpf_get_attach_cookie() gives it `cookie`.
+    Raises EINVAL when the kernel has no such links, EBADF when `path` is no regular file, ESRCH
+    when there is no such process.
     """
     name = ctypes.create_string_buffer(os.fsencode(path))
     offsets, cookies = ctypes.c_uint64(offset), ctypes.c_uint64(cookie)
@@ -111,20 +111,20 @@ def attach_uprobe_multi(
 
 
 def attach_perf(program_fd: int, event_fd: int, *, cookie: int) -> Link:
-    """Attaches to a perf event with a cookie (Linux 5.15), which goes on as long as the link."""
+    """Attaches to a perf event with a cookie (Linux 5.15), until the link is closed."""
     attribute = struct.pack("=IIIIQ", program_fd, event_fd, PERF_EVENT, 0, cookie)
     return Link(_create(attribute, "perf_event link"), f"perf event {event_fd}")
 
 
 def perf_event_open(attribute: bytes, *, pid: int, cpu: int) -> int:
-    """A descriptor of the event that a struct perf_event_attr tells, see perf_event_open(2)."""
+    """Opens the event that a struct perf_event_attr describes, see perf_event_open(2)."""
     data = ctypes.create_string_buffer(attribute, len(attribute))
     number = _number("perf_event_open")
     return _check(_libc().syscall(number, data, pid, cpu, -1, _CLOSE_ON_EXEC), "perf_event_open")
 
 
 def filesystem(fd: int) -> int:
-    """The type of the file system that a file is in: f_type of statfs(2)."""
+    """The type of the file system that holds a file: f_type of statfs(2)."""
     data = (ctypes.c_long * 32)()
     _check(_libc().fstatfs(fd, ctypes.byref(data)), "fstatfs")
     return int(data[0])
@@ -136,7 +136,7 @@ def _create(attribute: bytes, call: str) -> int:
 
 
 def _check(result: int, call: str) -> int:
-    """The result of a call that returns -1 and sets errno when it fails."""
+    """Returns the result of a call; raises the error in errno when it is -1."""
     if result < 0:
         raise failure(call)
     return int(result)

@@ -1,4 +1,4 @@
-"""What the programs are told while they run: the one entry of the map `tl_settings`."""
+"""The settings that the BPF programs read while they run: the one entry of `tl_settings`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from throughline.config.model import Config
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the programs are told; see struct tl_settings in bpf/core/abi.h."""
+    """struct tl_settings of bpf/core/abi.h, in the terms of the configuration."""
 
     sampler: abi.Sampler
     ratio: float
     parent_based: bool
     trace_unlisted: bool
-    packets: bool = False  # read contexts from TCP options of peers
-    limits: bool = True  # leave requests alone that our lines would carry over a usual limit
-    ticks: bool = True  # ends of an event loop's ticks are seen
+    packets: bool = False  # contexts are read from TCP options of peers
+    limits: bool = True  # a request that our headers would push over a usual limit is left alone
+    ticks: bool = True  # the programs see where an event loop's tick ends
 
     @classmethod
     def of(cls, config: Config, *, trace_unlisted: bool) -> Settings:
-        """What an operator has configured: the sampler by its standard name."""
+        """The settings of a configuration."""
         name = config.sampling.sampler
         root = name.removeprefix("parentbased_")
         return cls(
@@ -30,7 +30,7 @@ class Settings:
             ratio=config.sampling.arg,
             parent_based=name.startswith("parentbased_"),
             trace_unlisted=trace_unlisted,
-            # at once, so that what an earlier run has read goes on being read
+            # From the start: contexts that an earlier run reads are read without a gap.
             packets="propagation.packets" in config.switches and bool(config.propagation.peers),
             limits=config.propagation.limits,
         )

@@ -1,8 +1,8 @@
-"""Housekeeping in the maps: entries whose end no program has seen, found by a walk from user space.
+"""Removes entries of maps whose end no BPF program has seen, by a walk over the map.
 
-BPF iterators could do this inside the kernel, but some kernels refuse them. A walk reads a map in a
-few system calls (bpf/hashes.py); what has to change together in the kernel is done there, by a
-program that is run once for up to eight requests.
+BPF iterators could do this in the kernel, but some kernels refuse them. A walk reads a map in a few
+system calls (bpf/maps.py). Entries that must change together are changed by a BPF program, which
+user space runs once for up to eight requests.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from throughline.bpf.maps import Hash
 
 log = logging.getLogger(__name__)
 
-TOO_OLD_SECONDS = 300.0  # TL_AGE_MAX_NS of bpf/trace/request.h: older requests are no parents
+TOO_OLD_SECONDS = 300.0  # TL_AGE_MAX_NS of bpf/trace/request.h: an older request is no parent
 
 
 @dataclass(frozen=True, slots=True)
 class Others:
-    """Descriptors of the maps that hold more of a request, which goes with it."""
+    """Descriptors of the maps that hold other parts of a request."""
 
     tracestates: int
-    opened: int  # tl_open: key, and the thread that has read it
+    opened: int  # tl_open, whose key is the request and the thread that has read it
 
 
 def requests(
@@ -35,20 +35,21 @@ def requests(
     only_probed: bool,
     older_than: float,
 ) -> int:
-    """Ends requests of the map `tl_requests` that are older (in seconds); returns how many.
+    """Ends requests of the map `tl_requests` that are older (in seconds); returns their number.
 
-    `program` is tl_end_requests, which also tells the thread that has read the request. Without it
-    the entries are only removed: then the thread is taken to have one request more than it has, and
-    its calls may have no parent. `only_probed`: those whose end only a probe sees.
+    `program` is tl_end_requests, which also updates the state of the thread that has read the
+    request. Without it the entries are only removed: the thread then seems to serve one request
+    more than it does, and its calls may have no parent. `only_probed` limits this to requests whose
+    end only a probe sees.
     """
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(older_than * 1e9)
     stale: list[tuple[int, int]] = []  # key, reader
-    for key, value in _entries(table, 8, abi.REQUEST.size):
+    for key, value in _entries(table, maps.U64.size, abi.REQUEST.size):
         request = abi.Request(*abi.REQUEST.unpack(value))
         probed = bool(request.flags & abi.RequestFlags.REQUEST_PROBED)
-        # 0: an entry that is being made
+        # A start of 0 is an entry that is not complete yet.
         if 0 < request.start_ns <= before and (probed or not only_probed):
-            stale.append((int.from_bytes(key, "little"), request.reader))
+            stale.append((maps.U64.unpack(key)[0], request.reader))
     at_once = abi.Abi.ENDED_AT_ONCE
     for start in range(0, len(stale), at_once):
         some = stale[start : start + at_once]
@@ -57,26 +58,24 @@ def requests(
                 libbpf.run(program, [key for key, _ in some])
                 continue
             except OSError as error:
-                log.warning(
-                    "requests are removed without telling their threads: %s", error.strerror
-                )
+                log.warning("requests are removed, but not from their threads: %s", error.strerror)
                 program = None
         for number, reader in some:
-            key = number.to_bytes(8, "little")
+            key = maps.U64.pack(number)
             maps.delete(others.tracestates, key)
-            maps.delete(others.opened, key + reader.to_bytes(8, "little"))
+            maps.delete(others.opened, key + maps.U64.pack(reader))
             maps.delete(table, key)
     return len(stale)
 
 
 def members(table: int, sockhash: int, learned: int) -> int:
-    """Takes sockets of processes in the map `tl_fionread` out of the sockhash; returns how many."""
+    """Removes the sockets of processes in `tl_fionread` from the sockhash; returns their number."""
     count = 0
-    # by number, and when they began
+    # process id and start time
     processes = {pid + born for pid, born in _entries(learned, 4, 4)}
     for key, process in _entries(table, 8, 8):
         if process in processes:
-            # in this order: what is no member any more is read by tl_egress
+            # In this order: tl_egress reads the traffic of a socket that is no member any more.
             if maps.delete(sockhash, key):
                 count += 1
             maps.delete(table, key)

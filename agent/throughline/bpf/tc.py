@@ -1,10 +1,10 @@
-"""TC egress of every interface: by tcx links where the kernel has them (6.6), else by clsact.
+"""Attaches a program to TC egress of every interface: by tcx links (Linux 6.6), else by clsact.
 
-Our place. With tcx it is the head of the chain: a program behind that ends the chain, as Cilium's
-do, hides nothing from us, and ours always lets the chain go on. With clsact it is the configured
-priority. Where both are used on an interface the kernel runs tcx first.
+With tcx our program is at the head of the chain, so it sees each packet even if a later program
+ends the chain, as Cilium's do. With clsact it has the configured priority. Our program never ends
+the chain. The kernel runs tcx before clsact.
 
-Links are pinned and filters belong to the interface: both outlive the agent, and the next run
+Links are pinned and filters belong to the interface, so both outlive the agent. The next run
 replaces their program in place.
 """
 
@@ -24,12 +24,12 @@ from throughline.bpf.clsact import Filters
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 10.0  # between attempts on an interface that refuses, or that lost our program
+RETRY_SECONDS = 10.0  # between two attempts to attach to one interface
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the program is attached. `priority` is that of a clsact filter, None for tcx."""
+    """An interface that has the program. `priority` is that of a clsact filter, None for tcx."""
 
     interface: str
     index: int
@@ -41,11 +41,12 @@ class Place:
 
 
 class Interfaces:
-    """One program on the egress of all interfaces of this network namespace, also later ones.
+    """One program on the egress of each interface of this network namespace.
 
-    Links are pinned in `pins`, and what has to be remembered of clsact is in the bpffs `bpffs`
-    itself. `follow` attaches; until it is called, nothing is. Interfaces that refuse are tried
-    again every 10 seconds and are in `refused`, by name with the reason.
+    `follow` attaches the program to the interfaces that there are; the agent calls it every second,
+    for interfaces that come later. Links are pinned in `pins`, and `bpffs` remembers the filters of
+    clsact. `refused` has the interfaces that cannot have the program, with the reason; they are
+    tried again every 10 seconds.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Interfaces:
         bpffs: Path,
         pins: Path,
         priority: int,
-        tcx: bool | None = None,  # None: decided by trial
+        tcx: bool | None = None,  # None: a trial decides
     ) -> None:
         self._program = program_fd
         self._name = name
@@ -78,7 +79,7 @@ class Interfaces:
         return [self._places[index] for index in sorted(self._places)]
 
     def follow(self, *, only: int | None = None) -> None:
-        """Attaches to interfaces that have come, forgets those that have gone. `only` is one."""
+        """Attaches to new interfaces and forgets those that have gone; `only` limits it to one."""
         now = time.monotonic()
         present = {i: n for i, n in socket.if_nameindex() if only in (None, i)}
         for index in self._places.keys() - present.keys():
@@ -97,7 +98,7 @@ class Interfaces:
         self._drop_pins(present)
 
     def close(self) -> None:
-        """Closes what this process holds; the program stays on the interfaces."""
+        """Closes the links of this process; the program stays on the interfaces."""
         for link in self._links.values():
             link.destroy()
         self._links.clear()
@@ -114,7 +115,7 @@ class Interfaces:
                 self._clsact().put(index, self._program)
         except OSError as error:
             if error.errno == errno.ENODEV or not _is_there(index):
-                return  # it went meanwhile
+                return  # the interface has gone meanwhile
             self._not_before[index] = now + RETRY_SECONDS
             reason = error.strerror or str(error)
             if self.refused.get(interface) != reason:
@@ -123,7 +124,7 @@ class Interfaces:
             self.counts["tc_refused"] += 1
             return
         self.refused.pop(interface, None)
-        # one that is taken away at once, again and again, is not put back each second
+        # If another program removes ours again and again, ours comes back every 10 seconds only.
         self._not_before[index] = now + RETRY_SECONDS
         self._places[index] = self._place(index, interface)
 
@@ -133,7 +134,7 @@ class Interfaces:
         return Place(interface, index, "clsact", self._priority)
 
     def _attach_tcx(self, index: int, interface: str) -> bool:
-        """False when this kernel has no tcx."""
+        """Returns False when this kernel has no tcx."""
         pin = self._pin(index)
         link = self._adopt(pin, index)
         if link is None:
@@ -141,7 +142,7 @@ class Interfaces:
                 link = links.attach_tcx(self._program, index, flags=links.BEFORE)
             except OSError as error:
                 if self._tcx is None and error.errno == errno.EINVAL and _is_there(index):
-                    log.info("%s: no tcx on this kernel, so clsact is used", interface)
+                    log.info("%s: this kernel has no tcx, so clsact is used", interface)
                     self._tcx = False
                     return False
                 raise
@@ -155,7 +156,7 @@ class Interfaces:
         return True
 
     def _adopt(self, pin: Path, index: int) -> links.Link | None:
-        """The link of an earlier run with our program in it, if it is still in its place."""
+        """The link of an earlier run, with our program in it; None when it is not attached here."""
         if not pin.exists():
             return None
         link = links.Link.open(pin)
@@ -164,7 +165,7 @@ class Interfaces:
                 link.update(self._program)
                 return link
         except OSError as error:
-            log.info("%s is attached anew: %s", pin.name, error)
+            log.info("%s is attached again: %s", pin.name, error)
         link.destroy()
         pin.unlink(missing_ok=True)
         return None
@@ -173,15 +174,16 @@ class Interfaces:
         if self._filters is None:
             self._filters = Filters(name=self._name, bpffs=self._bpffs, priority=self._priority)
             for index in self._filters.remembered() - {i for i, _ in socket.if_nameindex()}:
-                self._filters.take(index)  # went while no agent ran
+                self._filters.take(index)  # the interface went while no agent ran
         return self._filters
 
     # -- what goes away ----------------------------------------------------------------------------
 
     def _find_lost(self, now: float) -> None:
-        """Somebody detached our link, or a qdisc went with our filter in it: attach anew.
+        """Forgets interfaces that have lost our program, so that it is attached again.
 
-        An interface that was removed and made again under its number looks the same.
+        That happens when someone detaches the link or removes the qdisc, and when an interface is
+        removed and another one gets its number.
         """
         lost = [i for i, link in self._links.items() if links.tcx_interface(link.fd) != i]
         if self._filters is not None and now >= self._next_look:
@@ -193,7 +195,7 @@ class Interfaces:
             self._forget(index)
             if _is_there(index):
                 self.counts["tc_reattached"] += 1
-                log.warning("egress of %s: our program was taken away", interface)
+                log.warning("egress of %s: our program was removed", interface)
 
     def _forget(self, index: int) -> None:
         self._places.pop(index, None)
@@ -205,7 +207,7 @@ class Interfaces:
             self._filters.take(index)
 
     def _drop_pins(self, present: dict[int, str]) -> None:
-        """Links of interfaces that went while no agent ran."""
+        """Removes the pins of interfaces that went while no agent ran."""
         for pin in self._pins.glob(f"{self._name}#*"):
             index = int(pin.name.rpartition("#")[2])
             if index not in self._links and index not in present:
@@ -224,7 +226,7 @@ def _is_there(index: int) -> bool:
 
 
 def remove_all(bpffs: Path, *, name: str) -> None:
-    """Takes the program called `name` off every interface; links go with their pins."""
+    """Removes the program called `name` from every interface; a link ends with its pin."""
     for pin in bpffs.glob(f"abi*/links/{name}#*"):
         pin.unlink(missing_ok=True)
     if (bpffs / "clsact").is_dir():

@@ -1,4 +1,4 @@
-"""What is true for the whole host: the resource attributes every span and metric carries."""
+"""The resource attributes of the host, which every span and metric has."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ARCHITECTURES = {
 
 
 def host_attributes(root: Path = Path("/")) -> dict[str, str]:
-    """The host.*, os.* and telemetry.* attributes; what the host does not tell is left out.
+    """The host.*, os.* and telemetry.* attributes. Those that the host does not give are left out.
 
-    `telemetry.sdk.name` is this agent: spans are made from kernel records, not by an SDK inside
-    the service, and for the same reason no `telemetry.sdk.language` is claimed.
+    Spans come from kernel records, not from an SDK in the service. So `telemetry.sdk.name` is this
+    agent, and there is no `telemetry.sdk.language`.
     """
     uname = os.uname()
     attributes = {

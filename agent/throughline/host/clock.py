@@ -1,4 +1,4 @@
-"""The kernel's clock and ours: the programs take times by CLOCK_MONOTONIC, spans want Unix time."""
+"""The offset between CLOCK_MONOTONIC, which the BPF programs read, and Unix time, in spans."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def _monotonic() -> int:
 def unix_offset_ns(
     *, monotonic: Callable[[], int] = _monotonic, unix: Callable[[], int] = time.time_ns
 ) -> int:
-    """Unix time minus CLOCK_MONOTONIC, now: it follows each step of the clock.
+    """Unix time minus CLOCK_MONOTONIC, as it is now: steps of the clock change it.
 
-    Unix time is read between two readings of CLOCK_MONOTONIC, whose middle it belongs to. Whoever
-    is interrupted in between is wrong by as much, so the tightest of several attempts counts.
+    Each attempt reads Unix time between two readings of CLOCK_MONOTONIC and takes their middle. An
+    interruption in between makes that wrong, so the attempt with the closest readings counts.
     """
     best = offset = None
     for _ in range(_READINGS):

@@ -1,6 +1,6 @@
-"""Facts about the host that decide what can work: mounts, lockdown, BTF, capabilities.
+"""Facts about the host that decide which features work: mounts, lockdown, BTF, capabilities.
 
-Everything is read from files below `root`, so that tests can bring a tree of their own.
+All of them come from files below `root`, so that tests can use another tree.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# include/uapi/linux/capability.h, those that the feature groups ask for
+# include/uapi/linux/capability.h: those that feature groups need
 CAPABILITIES = {
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_PTRACE": 19,
@@ -31,7 +31,7 @@ class Mount:
     point: Path
     kind: str
     read_only: bool
-    device: tuple[int, int]  # major, minor: st_dev of what is in it
+    device: tuple[int, int]  # major, minor: st_dev of the files in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def mounts(root: Path = Path("/")) -> list[Mount]:
     """All mounts that this process sees."""
     found = []
     for line in _lines(root / "proc/self/mountinfo"):
-        # split as the kernel writes it: others may mount, and choose names with any bytes
+        # Only these separators: a user who may mount can choose names with any other bytes.
         left, _, right = line.partition(" - ")
         fields, rest = left.split(" "), right.split(" ")
         point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
@@ -68,7 +68,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def gather(root: Path = Path("/")) -> Facts:
-    """Reads all facts; what cannot be read counts as missing."""
+    """Reads all facts; a file that cannot be read counts as missing."""
     table = mounts(root)
     cgroup2 = [mount.point for mount in table if mount.kind == "cgroup2"]
     legacy = any(mount.kind == "cgroup" for mount in table)
@@ -89,7 +89,7 @@ def gather(root: Path = Path("/")) -> Facts:
 def is_bpffs(path: Path, root: Path = Path("/")) -> Mount | None:
     """The bpffs mount that holds `path`, or None.
 
-    Compared by device: by path, a mount that is covered by another one would count.
+    Devices are compared: by path, a mount that is hidden under another one would count.
     """
     try:
         device = os.stat(path).st_dev  # noqa: PTH116

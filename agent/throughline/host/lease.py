@@ -1,8 +1,9 @@
-"""Leases on files: who opens one for writing waits until we have let go of it (fcntl(2)).
+"""Leases on files, see fcntl(2): a process that opens the file for writing waits for the holder.
 
-The kernel grants them to a file's owner and to CAP_LEASE. It waits /proc/sys/fs/lease-break-time
-seconds, 45 where nobody has changed that, and goes on then whether we have let go or not. What is
-executed is not opened for writing at all (ETXTBSY); renaming and removing a file ask nobody.
+The kernel grants a lease to the file's owner and with CAP_LEASE. A writer waits until the holder
+gives the lease back, but at most /proc/sys/fs/lease-break-time seconds (45 by default). No lease is
+needed for a program that runs: it cannot be opened for writing (ETXTBSY). Renaming and removing a
+file do not wait for a lease.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ import signal
 
 
 class Lease:
-    """On the open file behind a descriptor, until that is closed."""
+    """A lease on the open file behind a descriptor, until the descriptor is closed."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def is_wanted(self) -> bool:
-        """Does somebody wait, or has not waited any longer?"""
+        """Returns whether a writer waits for the lease, or its wait has timed out."""
         return fcntl.fcntl(self._fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK
 
     def give_back(self) -> None:
-        with contextlib.suppress(OSError):  # EAGAIN: the kernel has waited long enough and took it
+        with contextlib.suppress(OSError):  # EAGAIN: the wait has timed out, and the lease is gone
             fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def take(fd: int) -> Lease | None:
-    """None where there is none to be had: by these privileges, or on this file system.
+    """Takes a lease; None when this user may not have one, or the file system has none.
 
-    Raises BlockingIOError while somebody has the file open for writing.
+    Raises BlockingIOError while a process has the file open for writing.
     """
     try:
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # nobody handles it, and nobody has to
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # this signal is ignored by default
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except BlockingIOError:
         raise

@@ -1,7 +1,7 @@
-"""One agent at a time for each bpffs: an exclusive flock(2) on its directory.
+"""The lock that allows one agent for each bpffs: an exclusive flock(2) on its directory.
 
-The kernel lets go of the lock when its holder dies, however it dies. It is handed over when the
-agent executes a new release in place, so that nobody comes in between.
+The kernel releases the lock when its holder dies. When the agent executes a new release in place,
+the new release inherits the lock, so no other agent can take it meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class LockedError(OSError):
 
 
 def acquire(bpffs: Path) -> int:
-    """Takes the lock; returns the descriptor that holds it. Raises LockedError when it is taken."""
+    """Takes the lock; returns the descriptor that holds it. Raises LockedError."""
     inherited = os.environ.pop(_INHERITED, None)
     if inherited is not None and _is_same(int(inherited), bpffs):
         os.set_inheritable(int(inherited), False)
@@ -40,7 +40,7 @@ def acquire(bpffs: Path) -> int:
 
 
 def hand_over(descriptor: int) -> dict[str, str]:
-    """Keeps the lock over an execve(2) with the environment that this returns."""
+    """Lets the next execve(2) inherit the lock; returns the environment variable that it needs."""
     os.set_inheritable(descriptor, True)
     return {_INHERITED: str(descriptor)}
 
@@ -55,7 +55,7 @@ def _is_same(descriptor: int, bpffs: Path) -> bool:
 
 
 def _holder(found: os.stat_result) -> int | None:
-    """The process that holds a flock, from /proc/locks, see proc(5)."""
+    """The id of the process that holds a flock, from /proc/locks, see proc(5)."""
     wanted = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
     try:
         for line in Path("/proc/locks").read_text().splitlines():

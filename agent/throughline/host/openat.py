@@ -1,9 +1,9 @@
-"""Opens a path of a process as that process would, not as the agent would.
+"""Opens a path as another process would, with that process's root directory.
 
-A symlink in a container that begins with a slash means the container's root. Looked up through
-/proc/PID/root the kernel takes ours, and the agent would probe a library of the host. openat2(2)
-can do this in one call, but `RestrictSUIDSGID=` of the unit refuses it (ENOSYS: a seccomp filter
-cannot look into its argument). So the path is walked here, one name at a time.
+An absolute symlink in a container refers to the container's root. When the agent opens it below
+/proc/PID/root, the kernel takes the root of the agent, and the agent would probe a library of the
+host. openat2(2) can do this in one call, but `RestrictSUIDSGID=` of the unit refuses that call
+(ENOSYS: a seccomp filter cannot read its argument). So this module opens one name at a time.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import os
 import stat
 
 _FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_MAX_SYMLINKS = 40  # as the kernel: path_resolution(7)
+_MAX_SYMLINKS = 40  # the kernel's limit, see path_resolution(7)
 _MAX_PARTS = 256
 
 
 def below(root: int, name: str) -> int:
-    """Opens `name` (O_PATH) with the directory `root` as the root: `..` does not leave it."""
+    """Opens `name` (O_PATH) with `root` as the root directory: `..` does not leave it."""
     return _walk(os.dup(root), name, symlinks=_MAX_SYMLINKS)
 
 
 def without_symlinks(name: str) -> int:
-    """Opens an absolute path (O_PATH) in which no part is a symlink, else ELOOP."""
+    """Opens an absolute path (O_PATH). Raises ELOOP when a part of it is a symlink."""
     return _walk(os.open("/", _FLAGS), name, symlinks=0)
 
 
 def _walk(root: int, name: str, *, symlinks: int) -> int:
-    """Takes `root` over. What has been opened on the way down is what `..` leads back to."""
+    """Opens one name after the other, and closes `root`. `..` returns to the directory before."""
     opened = [root]
     rest = name.split("/")[::-1]
     try:

@@ -41,7 +41,7 @@ _EACH_TURN = 32  # rows, about 1 ms
 
 
 class Table(Protocol):
-    """The map `tl_durations`, see bpf/hashes.py."""
+    """The map `tl_durations`, see bpf/maps.py."""
 
     def entries(self) -> Iterator[list[tuple[bytes, memoryview]]]: ...
 

@@ -1,4 +1,4 @@
-"""The first code that bin/throughline runs: puts the release's packages on the path."""
+"""Adds the packages of the release to the path, and runs the agent. bin/throughline runs this."""
 
 import sys
 from pathlib import Path
