@@ -43,18 +43,14 @@ static __always_inline __u64 tl_go_span(const struct tl_go_exchange *go)
 
 #define TL_GRPC_UNKNOWN 2 /* the status code where it is not known */
 
-static __always_inline void tl_go_ends(struct tl_go_exchange *go, __u32 status, __u32 end)
-{
-	tl_finish(&go->exchange, &go->text, &go->endpoints, status, end);
-}
-
 static __always_inline struct tl_go_exchange *tl_go_make(__u64 key, __u8 kind)
 {
 	struct tl_go_exchange *go = tl_go_find(key);
 
 	if (go && go->exchange.flags & TL_EXCHANGE_ACTIVE)
-		tl_go_ends(go, go->exchange.flags & TL_EXCHANGE_GRPC ? TL_GRPC_UNKNOWN : 0,
-			   TL_END_CLOSED);
+		tl_finish(&go->exchange, &go->text, &go->endpoints,
+			  go->exchange.flags & TL_EXCHANGE_GRPC ? TL_GRPC_UNKNOWN : 0,
+			  TL_END_CLOSED);
 	tl_insert_zeros(&tl_go_exchanges, &key, BPF_ANY);
 	go = tl_go_find(key);
 	if (!go) {
@@ -95,7 +91,7 @@ static __always_inline void tl_go_end(struct tl_go_exchange *go, __u64 key, __u3
 {
 	if (go->exchange.kind == TL_KIND_SERVER)
 		tl_incoming_used(go->endpoints.socket);
-	tl_go_ends(go, status, end);
+	tl_finish(&go->exchange, &go->text, &go->endpoints, status, end);
 	bpf_map_delete_elem(&tl_go_exchanges, &key);
 }
 
