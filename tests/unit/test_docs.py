@@ -17,7 +17,14 @@ from throughline.config.schema import SETTINGS, Setting
 
 ROOT = CHECKOUT
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("roles/*/*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *DOCS.rglob("*.md"),
+        *ROOT.glob("roles/*/*.md"),
+        ROOT / "tests/README.md",
+    ]
+)
 CONFIGURATION = DOCS / "operator/configure.md"
 # Variables that are no setting: where the file is, what the launcher does, what is ignored.
 OTHER_VARIABLES = {

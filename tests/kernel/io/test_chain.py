@@ -68,7 +68,7 @@ def test_three_python_services_are_one_trace(traced: Traced) -> None:
 def test_a_request_that_makes_its_connection_is_seen(traced: Traced, host: str, split: int) -> None:
     """The first segment comes to the listener when it completes the handshake itself."""
     port = free_port()
-    traced.spawn("deferred", [sys.executable, str(SERVICE.with_name("deferred.py")), str(port)])
+    traced.spawn("deferred", [sys.executable, str(SERVICES / "deferred.py"), str(port)])
     wait_port(port)
     parents = []
     for number in range(COUNT):

@@ -107,7 +107,7 @@ def test_two_https_hops_at_64_concurrent_requests(
 def test_what_an_event_loop_read_before_is_no_evidence(traced: Traced, secure: Secure) -> None:
     """Each request asks a cache on a shared connection, then makes a connection of its own."""
     cache = free_port()
-    traced.spawn("cache", [sys.executable, str(RELAY.with_name("lines.py")), str(cache)])
+    traced.spawn("cache", [sys.executable, str(SERVICES / "lines.py"), str(cache)])
     wait_port(cache)
     last = secure.python("last")
     first = secure.node("first", onward=last, cache=cache)
