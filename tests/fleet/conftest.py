@@ -1,4 +1,4 @@
-"""What several files of fleet tests begin with."""
+"""Fixtures of several files of fleet tests."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from tests.fleet import releases
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build meanwhile does not change it."""
+    """A copy of the bundle, which a build meanwhile does not change."""
     return Path(shutil.copy(releases.newest(), tmp_path_factory.mktemp("dist")))

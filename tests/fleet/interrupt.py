@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a run by way of its clean-up, whoever sends them and how often."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run with its clean-up, however often they come."""
 
 from __future__ import annotations
 

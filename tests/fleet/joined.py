@@ -1,4 +1,4 @@
-"""Is every hop of a request in one trace, with the right parents?
+"""Checks that every hop of a request is in one trace, with the right parents.
 
 The demo's shop is a chain, and every request carries its own id in its path, through all hops:
 

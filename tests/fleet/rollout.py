@@ -1,4 +1,4 @@
-"""The demo's shop on a fleet, with the agent rolled out: what tests ask of it again and again."""
+"""The demo's shop on a fleet with the agent rolled out."""
 
 from __future__ import annotations
 

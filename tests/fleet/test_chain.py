@@ -1,4 +1,4 @@
-"""The product on a fleet: one playbook run, unmodified services, and what may not break them."""
+"""The product on a fleet: one playbook run traces unmodified services, and nothing breaks them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_request_has_a_header_or_an_option_and_never_both(running: Shop) -> No
 
 @pytest.mark.parametrize("number", [1, 2], ids=["client", "server"])
 def test_agents_are_restarted_between_requests(running: Shop, number: int) -> None:
-    """Either end of the HTTPS hop, whose probes are not pinned."""
+    """The agents at both ends of the HTTPS hop, whose probes are not pinned."""
     for turn in range(3):
         running.fleet.run(running.fleet.hosts[number], "systemctl restart throughline")
         wait_healthy(running)

@@ -1,4 +1,4 @@
-"""check.yml on real hosts: it tries what it says, and nothing of the trial stays."""
+"""check.yml on real hosts: its report comes from a trial, of which nothing stays."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ true
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    """Two bare hosts. A first run is what leaves Ansible's own directories there."""
+    """Two bare hosts. A first run has made Ansible's own directories there."""
     with hosts.fleet(NAME, count=2) as running:
         playbook.run(
             running, playbook.CHECK, quiet=True, throughline_report_directory="/dev/shm/throughline"
@@ -59,7 +59,7 @@ def fleet() -> Iterator[Fleet]:
 def check(
     fleet: Fleet, folder: Path, *options: str, **variables: object
 ) -> tuple[str, dict[str, Any]]:
-    """What check.yml printed, and its report on each host."""
+    """Runs check.yml. Returns its output and its report on each host."""
     output = playbook.run(
         fleet,
         playbook.CHECK,
@@ -175,7 +175,7 @@ def test_what_the_kernel_refuses_is_off_and_the_rest_works(
     fleet: Fleet, bundle: Path, tmp_path: Path, refused: str, off: set[str]
 ) -> None:
     if refused == "tl_tick" and fionread.is_broken():
-        off = {"headers"}  # nobody else finds the processes that FIONREAD lies to
+        off = {"headers"}  # no other program finds the processes for which FIONREAD is wrong
     before = snapshot(fleet)
     set_for_agents(fleet, refused)
     try:

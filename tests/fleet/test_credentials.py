@@ -1,4 +1,4 @@
-"""No output of a rollout shows a credential, and a rotated one is on no host any more."""
+"""No output of a rollout shows a credential, and no host keeps one that was rotated."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def told(output: str) -> list[str]:
 
 
 def left(fleet: Fleet, token: str) -> str:
-    """Where on the host a token is."""
+    """The places on the host that have a token."""
     return fleet.run(fleet.hosts[0], SEARCH.format(token.split()[-1])).stdout.strip()
 
 
 def test_no_output_shows_a_credential_and_an_old_one_is_gone(
     fleet: Fleet, bundle: Path, tmp_path: Path
 ) -> None:
-    """Also where it was the one of the previous release, which stays to be gone back to."""
+    """Also when it belongs to the previous release, which stays for a rollback."""
     earlier = releases.make(bundle, tmp_path, version="0.0.9")
     outputs = [site(fleet, earlier, FIRST, "--check"), site(fleet, earlier, FIRST)]
     assert left(fleet, FIRST) == CONFIG
@@ -107,7 +107,7 @@ def test_a_rollout_that_fails_brings_the_old_credential_back(
 
 
 def test_a_credential_that_is_refused_is_not_shown(fleet: Fleet, bundle: Path) -> None:
-    """YAML reads it as a number, which is no header value."""
+    """YAML reads it as a number, which is not a header value."""
     with pytest.raises(PlaybookError) as failed:
         site(fleet, bundle, NUMBER)
     assert "headers.authorization: found " in failed.value.output
@@ -117,7 +117,7 @@ def test_a_credential_that_is_refused_is_not_shown(fleet: Fleet, bundle: Path) -
 
 @pytest.mark.long
 def test_what_somebody_has_edited_is_not_shown(fleet: Fleet, bundle: Path) -> None:
-    """Hand-made, in another form than the roles write, and with the old token in a comment."""
+    """A file written by hand, in another form than the roles', with the old token in a comment."""
     fleet.run(
         fleet.hosts[0],
         f"printf '# was {FIRST}\\nexport: {{otlp: {{headers: {{authorization: {THIRD}}}}}}}\\n'"

@@ -1,4 +1,4 @@
-"""Hosts boot as the real thing, and nothing of them stays behind, however a run ends."""
+"""Hosts boot as real ones do, and nothing of them stays, however a run ends."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def traces_of(name: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    """Two hosts for all tests of this file that only look."""
+    """Two hosts for all tests of this file that change nothing."""
     with hosts.fleet(NAME, count=2) as running:
         yield running
     assert traces_of(NAME) == []

@@ -1,4 +1,4 @@
-"""Upgrades on real hosts: good ones, ones that go back by themselves, and going back by hand."""
+"""Upgrades on real hosts: good releases, broken ones that roll back, and rollbacks by hand."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Probes in services with a seccomp filter: the trial that decides, and a service that goes on.
+"""Probes in services with a seccomp filter: the agent decides by a trial, and the service lives on.
 
-On an unmended kernel of 6.11 to 6.13 the group `tls` is off, and that is right, too.
+On a kernel of 6.11 to 6.13 without the fix the group `tls` must be off.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_the_trial_returns_through_a_probe(counter: Counter) -> None:
 
 
 def test_a_child_that_dies_turns_tls_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kernel of 6.12.13 does to `uretprobe` any kernel does to `exit_group`."""
+    """A filter kills at `exit_group` on any kernel, as 6.12.13 does at `uretprobe`."""
     monkeypatch.setattr(uprobes, "_DENIED", (EXIT_GROUP,))
     with pytest.raises(uprobes.ReturnsRefusedError) as refused:
         uprobes.try_returns(uprobes.trial())

@@ -1,7 +1,7 @@
 """Uprobes on a real libssl in real processes: counted exactly, however the file is reached.
 
 A program that counts stands in for those of tls.bpf.o. The processes call SSL_free(NULL), which
-returns at once: its first instruction is dear to probe, its second is cheap.
+returns at once: a probe on its first instruction is single-stepped, on its second emulated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from throughline.tls import openssl
 
 pytestmark = [
     pytest.mark.timeout(120),
-    # the libssl of this machine is probed, too, and counts what any process calls
+    # the machine's own libssl is probed, too, so that calls of any process count
     pytest.mark.alone,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
@@ -58,7 +58,7 @@ class Process:
             pytest.skip(f"{how}: {error.strip().splitlines()[-1]}")
 
     def call(self, times: int) -> int:
-        """Nanoseconds of one call."""
+        """Calls so many times. Returns the nanoseconds of one call."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{times}\n")
         self._process.stdin.flush()
@@ -111,7 +111,7 @@ def library(tmp_path: Path) -> Path:
 
 
 class Followed:
-    """Libraries with a program that counts in place of each, and a list of processes."""
+    """Libraries whose programs are all one that counts, and the processes that are followed."""
 
     def __init__(self, counter: Counter, kind: Kind, cgroup: Path) -> None:
         self._cgroup = cgroup
@@ -190,7 +190,7 @@ def test_the_chosen_site_is_cheap(
     start: Start,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Nanoseconds of a hit: at the chosen instruction and at the one that the symbol names."""
+    """A hit at the chosen instruction costs less than at the one that the symbol names."""
     process = start("here", tmp_path, library)
     site = free_site(library)
     assert not site.dear
@@ -240,7 +240,7 @@ def test_a_library_is_found_wherever_it_is(
 def test_two_overlays_of_one_file_attach_once(
     followed: Followed, counter: Counter, library: Path, tmp_path: Path, start: Start
 ) -> None:
-    """As two containers of one image: the probe goes to the inode below."""
+    """Two containers of one image are an example: the probe is on the inode below."""
     lower = tmp_path / "lower"
     lower.mkdir()
     shutil.copy(library, lower / "anything.so")
@@ -297,7 +297,7 @@ def test_a_deleted_library_is_probed_or_counted(
 def test_processes_that_come_and_go(
     followed: Followed, counter: Counter, library: Path, tmp_path: Path, start: Start
 ) -> None:
-    """A process may end at any step; the others are probed all the same."""
+    """A process may end at any step; the others are probed."""
     lasting = start("here", tmp_path, library)
     for _ in range(5):
         ending = [start("here", tmp_path, library) for _ in range(3)]

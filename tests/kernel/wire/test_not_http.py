@@ -1,4 +1,4 @@
-"""Client connections that do not speak HTTP/1, and tunnels: recognised, evicted, never altered."""
+"""Connections that do not speak HTTP/1, and tunnels, leave the sockhash; no byte changes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def postgres(text: bytes) -> bytes:
     return struct.pack("!I", len(text) + 4) + text
 
 
-#: what a client says first
+#: the first bytes of a client
 FIRST = {
     "tls": bytes.fromhex("160301020001 0001fc0303") + RANDOM.randbytes(506),
     "ssh": b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n",
@@ -57,7 +57,7 @@ FIRST = {
 
 @pytest.fixture
 def evictions(world: tuple[Traced, Service, Outside]) -> Iterator[None]:
-    """Exactly one connection of the test is recognised, and taken out."""
+    """Exactly one connection of the test is recognised, and leaves the sockhash."""
     before = world[0].counters()
     yield
     world[0].wait_counter("evicted", before.get("evicted", 0) + 1, seconds=4)
@@ -139,7 +139,7 @@ def test_server_speaks_first(far_listener: socket.socket) -> None:
 
 @pytest.mark.usefixtures("evictions")
 def test_banner_that_is_read_late(far_listener: socket.socket) -> None:
-    """SSH: both banners cross; what is unread when the socket could leave must not get lost."""
+    """SSH: both banners cross. Bytes that are unread when the socket leaves must not get lost."""
     with pair(far_listener) as (near, far):
         far.sendall(b"SSH-2.0-far\r\n")
         near.sendall(b"SSH-2.0-near\r\n")
@@ -246,7 +246,7 @@ def test_openssl_s_client(far_listener: socket.socket, certificate: Path) -> Non
 
 @pytest.mark.usefixtures("evictions")
 def test_ssh_client(far_listener: socket.socket) -> None:
-    """The banner and the key exchange that OpenSSH's client sends, as it was."""
+    """OpenSSH's client sends its banner and key exchange unchanged."""
     seen = []
 
     def serve() -> None:
@@ -281,7 +281,7 @@ def test_ssh_client(far_listener: socket.socket) -> None:
     [b"HTTP/1.1 200 Connection established\r\n\r\n", b"HTTP/1.0 200 OK\r\nVia: x\r\n\r\n"],
 )
 def test_connect_tunnel(far_listener: socket.socket, answer: bytes) -> None:
-    """What goes through a proxy's tunnel is none of our business, HTTP or not."""
+    """Bytes in a proxy's tunnel are left alone, HTTP or not."""
     text = b"CONNECT far.example:443 HTTP/1.1\r\nHost: far.example:443\r\n\r\n"
     with pair(far_listener) as (near, far):
         near.sendall(text)
@@ -297,7 +297,7 @@ def test_connect_tunnel(far_listener: socket.socket, answer: bytes) -> None:
 
 
 def test_connect_refused_then_again(far_listener: socket.socket) -> None:
-    """407: the connection goes on as HTTP, and opens a tunnel at the second try."""
+    """After 407 the connection goes on as HTTP, and opens a tunnel at the second try."""
     text = b"CONNECT far.example:443 HTTP/1.1\r\nHost: far.example:443\r\n\r\n"
     refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 4\r\n\r\nnope"
     with pair(far_listener) as (near, far):
@@ -310,7 +310,7 @@ def test_connect_refused_then_again(far_listener: socket.socket) -> None:
 
 
 def test_websocket(world: tuple[Traced, Service, Outside], far_listener: socket.socket) -> None:
-    """The handshake is a request and gets its header; the frames behind it are not."""
+    """The handshake is a request and gets its header. The frames behind it are left alone."""
     text = (
         b"GET /chat HTTP/1.1\r\nHost: far.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -330,7 +330,7 @@ def test_websocket(world: tuple[Traced, Service, Outside], far_listener: socket.
 
 
 def test_incoming_tunnels(world: tuple[Traced, Service, Outside]) -> None:
-    """A traced server that accepts CONNECT or an upgrade: its later bytes are no requests."""
+    """After a traced server has accepted CONNECT or an upgrade, later bytes are no requests."""
     traced, service, outside = world
     for text, answer in (
         (b"CONNECT in.example:1 HTTP/1.1\r\nHost: in.example\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"),
@@ -362,7 +362,7 @@ def test_incoming_bytes_that_are_not_http(world: tuple[Traced, Service, Outside]
 
 
 def test_nothing_was_inserted_here(far_listener: socket.socket) -> None:
-    """The counterpart: the same sockets with HTTP do get the header."""
+    """The counterpart: on the same sockets HTTP does get the header."""
     with pair(far_listener) as (near, far):
         near.sendall(DECOY)
         assert inserted(DECOY, read_block(far)) != Context()
