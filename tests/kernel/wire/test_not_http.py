@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import socket
-import ssl
 import struct
 import subprocess
 import threading
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.certificate import make_certificate
+from tests.fixtures.far_side import serving
 from tests.fixtures.outside import Outside
 from tests.fixtures.service import Service
 from tests.fixtures.sockets import accept, pair, read_all, read_block, read_exactly
@@ -182,93 +183,67 @@ def test_ping_pong_under_eviction(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    subprocess.run(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-        f" -subj /CN=localhost -keyout {path} -out {path}",
-        shell=True,
-        check=True,
-        capture_output=True,
-    )
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.usefixtures("evictions")
 def test_curl_over_tls(far_listener: socket.socket, certificate: Path) -> None:
     body = os.urandom(2_000_000)
-    seen = []
 
-    def serve() -> None:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(certificate)
-        with tls.wrap_socket(accept(far_listener), server_side=True) as far:
-            seen.append(read_block(far))
-            far.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-            with contextlib.suppress(OSError):
-                far.recv(1)
+    def serve(far: socket.socket) -> bytes:
+        request = read_block(far)
+        far.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        with contextlib.suppress(OSError):
+            far.recv(1)
+        return request
 
-    server = threading.Thread(target=serve)
-    server.start()
     url = f"https://127.0.0.1:{far_listener.getsockname()[1]}/tls"
-    found = subprocess.run(["curl", "-sk", "--http1.1", url], capture_output=True, timeout=20)
-    server.join()
+    with serving(far_listener, serve, certificate=certificate) as served:
+        found = subprocess.run(["curl", "-sk", "--http1.1", url], capture_output=True, timeout=20)
     assert found.stdout == body
-    assert b"traceparent" not in seen[0]
+    assert b"traceparent" not in served[0]
 
 
 @pytest.mark.usefixtures("evictions")
 def test_openssl_s_client(far_listener: socket.socket, certificate: Path) -> None:
     data = os.urandom(300_000)
-    found = []
 
-    def serve() -> None:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(certificate)
-        with tls.wrap_socket(accept(far_listener), server_side=True) as far:
-            got = b""
-            while len(got) < len(data) and (more := far.recv(65536)):
-                got += more
-            found.append(got)
-            far.sendall(got)
+    def serve(far: socket.socket) -> bytes:
+        got = read_exactly(far, len(data))
+        far.sendall(got)
+        return got
 
-    server = threading.Thread(target=serve)
-    server.start()
     address = f"127.0.0.1:{far_listener.getsockname()[1]}"
-    client = subprocess.run(
-        ["openssl", "s_client", "-quiet", "-verify_quiet", "-connect", address],
-        input=data,
-        capture_output=True,
-        timeout=20,
-    )
-    server.join()
-    assert found == [data], client.stderr
+    with serving(far_listener, serve, certificate=certificate) as served:
+        client = subprocess.run(
+            ["openssl", "s_client", "-quiet", "-verify_quiet", "-connect", address],
+            input=data,
+            capture_output=True,
+            timeout=20,
+        )
+    assert served == [data], client.stderr
 
 
 @pytest.mark.usefixtures("evictions")
 def test_ssh_client(far_listener: socket.socket) -> None:
     """OpenSSH's client sends its banner and key exchange unchanged."""
-    seen = []
 
-    def serve() -> None:
-        with accept(far_listener) as far:
-            far.sendall(b"SSH-2.0-far\r\n")
-            banner = b""
-            while b"\r\n" not in banner:
-                banner += far.recv(1)
-            length = far.recv(4, socket.MSG_WAITALL)
-            packet = read_exactly(far, struct.unpack("!I", length)[0])
-            seen.append((banner, packet))
+    def serve(far: socket.socket) -> tuple[bytes, bytes]:
+        far.sendall(b"SSH-2.0-far\r\n")
+        banner = b""
+        while b"\r\n" not in banner:
+            banner += far.recv(1)
+        length = far.recv(4, socket.MSG_WAITALL)
+        return banner, read_exactly(far, struct.unpack("!I", length)[0])
 
-    server = threading.Thread(target=serve)
-    server.start()
     port = str(far_listener.getsockname()[1])
-    subprocess.run(
-        ["ssh", "-F", "none", "-o", "BatchMode=yes", "-p", port, "nobody@127.0.0.1", "true"],
-        capture_output=True,
-        timeout=20,
-    )
-    server.join()
-    ((banner, packet),) = seen
+    with serving(far_listener, serve) as served:
+        subprocess.run(
+            ["ssh", "-F", "none", "-o", "BatchMode=yes", "-p", port, "nobody@127.0.0.1", "true"],
+            capture_output=True,
+            timeout=20,
+        )
+    ((banner, packet),) = served
     assert banner.startswith(b"SSH-2.0-OpenSSH")
     assert packet[1] == 20, "SSH_MSG_KEXINIT"
 
