@@ -6,7 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.vms import boxes, cache
+from tests.fixtures import cache
+from tests.vms import boxes
 
 DEVICE = Path("/dev/kvm")
 SECONDS = 10.0  # a kernel says who it is in the first second

@@ -14,10 +14,10 @@ import jinja2
 import pytest
 import yaml
 
+from tests.fixtures import cache
 from tests.vms import (
     archive,
     boxes,
-    cache,
     expected,
     kernels,
     kvm,
