@@ -72,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Runs one command and returns its exit code: 1 for what the user can mend."""
+    """Runs one command. Returns its exit code: 1 for an error that the user can correct."""
     try:
         return _run(_parser().parse_args())
     except (OSError, ValueError, RuntimeError, subprocess.CalledProcessError) as error:

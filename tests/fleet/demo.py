@@ -31,7 +31,7 @@ BEGIN = time.monotonic()
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says what is missing."""
+    """The demo cannot go on. The message says what is missing."""
 
 
 FAILURES = (

@@ -266,7 +266,7 @@ def down(name: str) -> None:
 
 
 def names() -> list[str]:
-    """All fleets that have left a trace: state files or cgroups."""
+    """All fleets with state files or cgroups."""
     found: set[str] = set()
     for directory in (STATE, cgroups.all_fleets()):
         if directory.is_dir():

@@ -1,4 +1,4 @@
-"""A waterfall of traces as one HTML page that needs nothing else."""
+"""A waterfall of traces as one HTML page without other files."""
 
 from __future__ import annotations
 

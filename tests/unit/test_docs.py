@@ -253,7 +253,7 @@ def test_counters_of_the_other_pages_exist() -> None:
 
 
 def test_what_ends_the_entries_of_each_map_is_documented() -> None:
-    """A map that nobody thought about has no row."""
+    """Each map has a row that says what ends its entries."""
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bpf").rglob("*.[ch]"))
     known = set(re.findall(r"^\} (tl_\w+) SEC\(\"\.maps\"\);", sources, re.MULTILINE))
     assert len(known) > 25

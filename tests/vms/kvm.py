@@ -1,4 +1,4 @@
-"""Whether KVM boots a kernel here: found out by booting one, as /dev/kvm alone proves nothing."""
+"""Whether KVM boots a kernel here. Only a boot proves it, not /dev/kvm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the agent does with the files that it probes: in which order, and at its end."""
+"""The agent handles probed files in the right order, and lets go of all at its end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FINDERS: list[Callable[[int], tuple[uprobes.Site, ...]]] = []
 
 
 class Files:
-    """In the place of Libraries and GoPrograms: notes what is asked of it."""
+    """Stands in for Libraries and GoPrograms, and notes the calls."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -45,7 +45,7 @@ class Files:
 
 
 class Anything:
-    """Has whatever is asked for, and does nothing."""
+    """Has any attribute, and does nothing."""
 
     adopting = False
 
@@ -66,7 +66,7 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def agent(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Agent:
-    """One that has attached nothing, and probes files for `tls` and `go`."""
+    """An agent that has attached nothing, and probes files for `tls` and `go`."""
     DONE.clear()
     FINDERS.clear()
     monkeypatch.setattr(signal, "signal", lambda *_: None)

@@ -1,4 +1,4 @@
-"""What each test of the collection begins with."""
+"""A fixture of all tests of the collection."""
 
 from __future__ import annotations
 

@@ -400,7 +400,7 @@ def test_a_hostile_archive_is_refused(tmp_path: Path, name: str, kind: bytes, li
 
 
 def serve(base: Path, sha256: str, *, going_back: bool = False) -> None:
-    """What throughline_service does with links and record when a release is healthy."""
+    """Sets links and record as throughline_service does when a release is healthy."""
     release, served = plugin("module_utils.release"), plugin("module_utils.served")
     record = served.read_served(base)
     previous = served.wanted_previous(base, record, sha256, going_back=going_back)
@@ -470,7 +470,7 @@ def test_a_file_is_written_once_and_keeps_its_mode(tmp_path: Path) -> None:
 
 
 def watch(unit: Any, answers: list[dict[str, str]], **options: Any) -> tuple[str | None, int]:
-    """What is wrong with an agent of which systemd gives these answers, and how many it took."""
+    """Gives these answers of systemd. Returns what is wrong, and how many were read."""
     given = 0
 
     def run(command: list[str]) -> tuple[int, str, str]:
@@ -560,7 +560,7 @@ def test_what_a_release_has_logged_reaches_no_terminal_raw() -> None:
 def test_what_a_killed_run_left_is_in_nobodys_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process id comes back one day."""
+    """Another process may have its id later."""
     release, served = plugin("module_utils.release"), plugin("module_utils.served")
     path, sha256 = bundle(tmp_path, "x = 1\n")
     base = tmp_path / "opt"
@@ -608,7 +608,7 @@ def test_the_report_names_every_host_and_why(tmp_path: Path) -> None:
 
 
 def doctors(**states: str) -> dict[str, Any]:
-    """What doctor --json prints where everything works that is not named here."""
+    """The output of doctor --json; every group that is not named here works."""
     groups = {
         name: {"state": "on", "wanted": True, "reason": "", "fix": ""} for name in EVERYTHING[:5]
     }
@@ -692,7 +692,7 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J<script>alert(1)</script>\u202e\udcff\nweb2  n
 
 
 def hostile(tree: Path) -> dict[str, Any]:
-    """The verdict of a host that is in other hands: every text in it is an attack."""
+    """The verdict of a hostile host: every text in it is an attack."""
     found = preflight(verdict(tree))
     found.update(version=HOSTILE, doctor_error=HOSTILE, untried=HOSTILE, tried_version=HOSTILE)
     found["host"] = {

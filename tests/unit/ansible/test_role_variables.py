@@ -1,4 +1,4 @@
-"""What the roles compute for a host: capabilities of the unit, and the agent's configuration."""
+"""The roles compute the unit's capabilities and the agent's configuration from a host's verdict."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def computed(role: str, variable: str, **given: Any) -> Any:
 def capabilities(
     preflight: dict[str, Any], wanted: tuple[str, ...], *, consent: bool = False
 ) -> set[str]:
-    """What the unit gets on a host that preflight has found so."""
+    """The capabilities of the unit on a host with this verdict."""
     return set(
         computed(
             "capabilities",
@@ -75,7 +75,7 @@ def test_sys_admin_is_granted_where_it_is_asked_for_and_of_use(
 
 
 def tried_with(preflight: dict[str, Any], *, consent: bool = False) -> set[str]:
-    """What the trial of check.yml gives to the doctor there."""
+    """The capabilities that check.yml gives to its trial."""
     judging = plugin("module_utils.verdict")
     return set(
         judging.granted_capabilities(

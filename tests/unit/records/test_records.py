@@ -1,4 +1,4 @@
-"""Records from the ring buffer, named and handed over; and the clock that their times need."""
+"""Records from the ring buffer are named and handed over, with times of the right clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from throughline.telemetry.spans import span
 
 
 def raw(cgroup_id: int, **texts: bytes) -> bytes:
-    """A record of the kernel: struct tl_span."""
+    """A record as the kernel writes it: struct tl_span."""
     values = dict.fromkeys(abi.Span._fields, 0) | {
         "kind": abi.Kind.SERVER,
         "cgroup_id": cgroup_id,
@@ -62,7 +62,7 @@ def attributes(data: bytes) -> dict[str, object]:
     ],
 )
 def test_a_target_is_utf8(target: bytes, path: str) -> None:
-    """`/café` was C3 83 C2 A9. A character that the kernel has cut is left out."""
+    """A character that the kernel has cut is left out."""
     at = abi.Span._fields.index("target_len")
     values = list(abi.SPAN.unpack(raw(1, target=target[:256])))
     values[at] = len(target)

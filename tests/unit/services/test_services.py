@@ -1,4 +1,4 @@
-"""A directory tree stands for the cgroup2 mount: ids are inode numbers there as here."""
+"""Services and their names, from a tree in place of cgroup2: ids are inode numbers in both."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ ODD = os.fsdecode(b"a\xff\x1b[2J.scope")
 
 
 def test_a_name_that_is_no_utf8(cgroup2: Path) -> None:
-    """It reached JSON, OTLP and uuid5 as surrogates: UnicodeEncodeError."""
+    """Surrogates must not reach JSON, OTLP or uuid5, which raise UnicodeEncodeError."""
     for name in (ODD, os.fsdecode(b"a\xfe\x1b[2J.scope")):
         (cgroup2 / "system.slice" / name / "below").mkdir(parents=True)
     known = services(cgroup2)
@@ -286,7 +286,7 @@ def test_escapes_of_unit_names_are_bytes_of_utf8() -> None:
 def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(
     cgroup2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The owner of a delegated cgroup does `chmod 700`: the walk raised PermissionError."""
+    """A directory with mode 700 of a delegated cgroup does not end the walk."""
     hidden = cgroup2 / "system.slice/shop-web.service"
     really = os.scandir
 
@@ -318,7 +318,7 @@ def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_a_cgroup_of_another_user_ends_nothing() -> None:
-    """As the agent's user, which has no CAP_DAC_READ_SEARCH."""
+    """The agent's user has no CAP_DAC_READ_SEARCH."""
     with tempfile.TemporaryDirectory() as directory:
         top = Path(directory)
         top.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The machinery of the kernel matrix, as far as it goes without a VM."""
+"""The machinery of the kernel matrix, without a VM."""
 
 from __future__ import annotations
 
