@@ -1,4 +1,4 @@
-"""What tracing costs services of Go, off and on by turns, on this kernel or, in a VM, on another.
+"""Measures what tracing costs services of Go, off and on by turns, here or in a VM.
 
 python -m tests.bench.golang [--rounds N] [--seconds N]   prints the results as JSON
 """
@@ -49,13 +49,13 @@ _METHOD = "/throughline.test.Hops/Unary"
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A traced service, and what it is asked for: `path` is a plan of tests/services/go."""
+    """A traced service, and the requests that it gets: `path` is a plan of tests/services/go."""
 
     name: str
     program: str
     path: str
     tls: bool = False
-    calls: str = ""  # what it speaks to the next service: "https/1", "https/2" or "grpc"
+    calls: str = ""  # the protocol of its calls: "https/1", "https/2" or "grpc"
 
 
 HTTP, GRPC = "chain/server", "grpc/server"
@@ -72,7 +72,7 @@ Programs = dict[str, tuple[float, float]]  # by program: nanoseconds and runs fo
 
 @dataclass(slots=True)
 class Results:
-    """Of one machine. Lists hold one value for each round."""
+    """The results of one machine. Lists hold one value for each round."""
 
     date: str
     kernel: str
@@ -174,7 +174,7 @@ class Bench:
         return results
 
     def _time_programs(self, results: Results, say: Say) -> None:
-        """Nanoseconds and runs of each program for each request, with all groups that there are."""
+        """Nanoseconds and runs of each program for each request, with all groups on."""
         syscalls = load.build_syscalls(self._directory)
         with self._running(WRITING, say) as running, statistics():
             status = self._status()
@@ -285,7 +285,7 @@ class Bench:
 
 
 def _warm(results: Results) -> int:
-    """Seconds. In an emulated machine the first request may take one."""
+    """Sends the first requests. Returns seconds: in an emulated machine the first may take one."""
     return results.seconds // 2 + results.seconds % 2
 
 

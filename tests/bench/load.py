@@ -1,4 +1,4 @@
-"""What makes load and what carries it: wrk, nginx, and a loop of system calls."""
+"""Load and its targets: wrk, h2load, nginx, and a loop of system calls."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ int main(void)
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What wrk or h2load saw in one run; latencies in milliseconds."""
+    """The result of wrk or h2load in one run; latencies in milliseconds."""
 
     requests: int
     per_second: float
@@ -118,7 +118,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One way to ask a traced service."""
+    """One kind of requests to a traced service."""
 
     name: str
     path: str
@@ -176,7 +176,7 @@ def nginx_command(config: Path) -> list[str]:
 def wrk(
     directory: Path, port: int, scenario: Scenario, *, seconds: float, delay_ms: int = 0
 ) -> Rate:
-    """Asks as fast as one thread can, or each connection once in `delay_ms`."""
+    """Runs wrk: as fast as one thread can, or each connection once in `delay_ms`."""
     script = directory / "wrk.lua"
     # a delay function, even one that says 0, makes wrk wait for its timer
     delay = f"function delay() return {delay_ms} end\n" if delay_ms else ""

@@ -1,4 +1,4 @@
-"""The measurements, each off and on by turns in one run."""
+"""The measurements, each with the agent off and on by turns."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ class Bench:
         connection.close()
         return len(body) == 55
 
-    # -- TLS, and what others pay --------------------------------------------------------------
+    # -- TLS, and the cost for packets of others -----------------------------------------------
 
     def tls(self, results: Results) -> None:
         """HTTPS without the agent, with it but for the group `tls`, and with that."""
@@ -313,7 +313,7 @@ class Bench:
         )
 
     def others(self, results: Results) -> None:
-        """What a packet pays that is neither from nor for a peer, in the programs that see it."""
+        """The cost of a packet that is neither from nor for a peer, in the programs that see it."""
         peers = {"propagation": {"peers": ["192.0.2.0/24"]}}
         with self._agent(UNSAMPLED, **peers), statistics():
             ids = load.loaded()

@@ -1,4 +1,4 @@
-"""The price of a uprobe by the instruction that it stands on, in a program of the bench's own."""
+"""The cost of a uprobe by the instruction that it stands on, in a program of the bench's own."""
 
 from __future__ import annotations
 

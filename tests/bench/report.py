@@ -1,4 +1,4 @@
-"""The results as Markdown, with what was aimed for beside what was measured."""
+"""The results as Markdown: measured values beside the targets."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def decided(measured: list[float], aim: float) -> str:
 
 
 def _less_by_cpu(results: Results, scenario: str, state: str) -> float:
-    """Percent: what a service that has used up its processor loses, whoever shares the rest."""
+    """Percent fewer requests of a service that has used up its processor."""
     off = median(results.service_us[scenario, OFF])
     return 100 * (1 - off / median(results.service_us[scenario, state]))
 

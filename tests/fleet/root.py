@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.fixtures import cache
 
 SUITE = "bookworm"
 
@@ -56,11 +57,6 @@ rm -rf "$1"/var/lib/apt/lists/* "$1"/var/log/apt "$1"/var/log/dpkg.log
 """
 
 
-def cache_directory() -> Path:
-    """Where roots are kept: `$XDG_CACHE_HOME/throughline`, else `/var/cache/throughline`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache") / "throughline"
-
-
 def command(target: Path) -> list[str]:
     """The mmdebstrap call that makes `target`."""
     return [
@@ -83,7 +79,7 @@ def recipe_hash() -> str:
 
 def path() -> Path:
     """The finished root of the present recipe, whether it exists or not."""
-    return cache_directory() / f"debian-12-{recipe_hash()}"
+    return cache.default_directory() / f"debian-12-{recipe_hash()}"
 
 
 @contextmanager

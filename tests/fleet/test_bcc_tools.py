@@ -1,4 +1,4 @@
-"""throughline_bcc_tools on a real host, whose packages come from a repository on its own disk."""
+"""throughline_bcc_tools on a real host, with packages from a repository on its own disk."""
 
 from __future__ import annotations
 

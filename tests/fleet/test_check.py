@@ -175,7 +175,7 @@ def test_what_the_kernel_refuses_is_off_and_the_rest_works(
     fleet: Fleet, bundle: Path, tmp_path: Path, refused: str, off: set[str]
 ) -> None:
     if refused == "tl_tick" and fionread.is_broken():
-        off = {"headers"}  # nobody else finds the processes that FIONREAD lies to
+        off = {"headers"}  # no other program finds the processes for which FIONREAD is wrong
     before = snapshot(fleet)
     set_for_agents(fleet, refused)
     try:

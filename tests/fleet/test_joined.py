@@ -1,4 +1,4 @@
-"""The demo's verdict, on traces that are right and on traces that are broken in one place."""
+"""The demo's verdict on right traces, and on traces that are broken in one place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An asyncio service: PORT NEXT_PORT MODE. Passes each request on, in a task of its own.
+"""An asyncio service (streams): PORT NEXT_PORT MODE. Passes each request on, in a task of its own.
 
 MODE `now` calls on at once, `later` after 0 to 10 ms.
 """

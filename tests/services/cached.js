@@ -1,4 +1,4 @@
-// A Node.js service that asks Redis before it calls on: PORT NEXT_PORT REDIS_PORT MODE. MODE:
+// A Node.js service (http) that asks Redis before it calls on: PORT NEXT_PORT REDIS_PORT MODE. MODE:
 //   pool    each request takes a connection of its own from a pool while it asks
 //   shared  all requests share one connection and pipeline on it
 const http = require('http');

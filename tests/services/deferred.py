@@ -1,4 +1,4 @@
-"""A blocking server; its connections are made by the first segment (TCP_DEFER_ACCEPT): PORT."""
+"""A blocking server with TCP_DEFER_ACCEPT: PORT. The first data completes each handshake."""
 
 import socket
 import sys

@@ -1,4 +1,4 @@
-"""Client and server in one process, whose requests leave with the SYN: COUNT. Else exits 1."""
+"""Client and server with TCP Fast Open: COUNT. Exits 1 if a request left after the SYN."""
 
 import socket
 import sys

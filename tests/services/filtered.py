@@ -1,6 +1,6 @@
-"""Runs a command under a seccomp filter: filtered.py kill|errno FILE COMMAND ARG …
+"""A launcher that sets a seccomp filter, as systemd does: kill|errno FILE COMMAND ARG …
 
-FILE names the system calls that it allows, one a line, as systemd's SystemCallFilter= would.
+FILE names the allowed system calls, one a line, as SystemCallFilter= would.
 """
 
 import ctypes

@@ -1,6 +1,6 @@
-"""An event loop that writes a call one tick after it connected, when it has read another request.
+"""An event loop on select: PORT UPSTREAM. It writes a call one tick after it has connected for it.
 
-late.py PORT UPSTREAM: requests come in pairs, /a/N and then /b/N, on two connections. The tick that
+Requests come in pairs, /a/N and then /b/N, on two connections. The tick that
 reads /a/N connects to UPSTREAM for it; the one that reads /b/N writes the call for /a/N, and
 connects for /b/N.
 """

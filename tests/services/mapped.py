@@ -1,7 +1,7 @@
-"""Maps a copy of libssl in one of several ways, then calls SSL_free(NULL) as often as it is told.
+"""Maps libssl in an unusual way, calls SSL_free(NULL) on demand: HOW DIRECTORY LIBRARY.
 
-Arguments: how, the directory, the library's path as the process is to see it. Each line of standard
-input is a number of calls; answered with the nanoseconds that one took.
+LIBRARY is the path as the process is to see it. Each line of standard
+input is a number of calls. The answer is the nanoseconds that one call took.
 """
 
 from __future__ import annotations

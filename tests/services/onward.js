@@ -1,4 +1,4 @@
-// A Node.js service: PORT NEXT_PORT MODE. Each request is passed on:
+// A Node.js service (http) that calls on: PORT NEXT_PORT MODE. MODE says when it calls:
 //   new     at once, over a connection of its own
 //   keep    at once, over an agent that keeps connections
 //   timer   after 0 to 10 ms

@@ -1,4 +1,4 @@
-"""The end of a chain, which answers known bytes: PORT.
+"""The end of a chain, on http.server with threads: PORT. Answers known bytes.
 
 GET /SIZE/NUMBER answers `SIZE` bytes which only SIZE and NUMBER decide (see `payload`), chunked
 with `?chunked`; POST answers the same way and the SHA-256 of what it got in `X-Body-Sha256`. Each

@@ -1,4 +1,4 @@
-"""A pre-forking blocking server, eight workers, one request at a time each: PORT NEXT_PORT.
+"""A pre-forking blocking server, as gunicorn sync: PORT NEXT_PORT. Eight workers, one request each.
 
 Each request is passed on over a connection that the worker keeps.
 """

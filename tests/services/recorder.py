@@ -1,8 +1,8 @@
-"""The far side of a call: PORT FILE. Writes "path traceparent" lines, answers after 0 to 5 ms.
+"""The far side of calls, on asyncio: PORT FILE. Writes lines of path and traceparent into FILE.
 
-The answer to a path that starts with /split comes in two parts, 0 to 5 ms apart.
+It answers after 0 to 5 ms. The answer to a path that starts with /split comes in two parts.
 
-Not traced itself; many connections, keep-alive; knows just enough HTTP for GET requests.
+Not traced itself. It parses only GET requests, on kept connections.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A proxy on layer 4, which ends TCP and passes the bytes on: PORT NEXT_PORT."""
+"""A proxy on layer 4, as HAProxy in TCP mode: PORT NEXT_PORT. Ends TCP and passes the bytes on."""
 
 import asyncio
 import contextlib

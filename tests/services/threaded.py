@@ -1,6 +1,6 @@
-"""A blocking server with a thread per connection, which calls the next one: PORT [NEXT_PORT].
+"""A thread per connection (http.server), and calls of the next service: PORT [NEXT_PORT].
 
-With CERTIFICATE in the environment, a file with key and certificate, all of that is HTTPS.
+With CERTIFICATE in the environment, a file with key and certificate, both are HTTPS.
 
 Answers JSON: the request headers it got (name -> list of values), its body's length, and what the
 next service answered. Knows nothing about traces.

@@ -1,4 +1,4 @@
-// HTTPS server of Node.js, whose OpenSSL is part of the executable: PORT [NEXT_PORT], CERTIFICATE.
+// An HTTPS server of Node.js, whose OpenSSL is part of the executable: PORT [NEXT_PORT], CERTIFICATE.
 // Answers the request's body, or what the next service answered; /slow after a second. With CACHE, a port, it asks there
 // first, a line for a line, and then makes a new connection to the next service.
 const fs = require("fs");

@@ -1,4 +1,4 @@
-"""HTTPS server on asyncio, which reads sockets itself: PORT, CERTIFICATE. Echoes each body."""
+"""An HTTPS server on asyncio, which gives OpenSSL no socket: PORT, CERTIFICATE. Echoes."""
 
 import asyncio
 import os

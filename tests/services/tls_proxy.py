@@ -1,4 +1,4 @@
-"""A proxy that is itself asked over TLS, and tunnels by CONNECT: PORT, CERTIFICATE."""
+"""An HTTPS forward proxy that tunnels by CONNECT: PORT, CERTIFICATE in the environment."""
 
 import os
 import select

@@ -21,7 +21,14 @@ from throughline.features import providers
 
 ROOT = CHECKOUT
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("roles/*/*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *DOCS.rglob("*.md"),
+        *ROOT.glob("roles/*/*.md"),
+        ROOT / "tests/README.md",
+    ]
+)
 CONFIGURATION = DOCS / "operator/configure.md"
 # Variables that are no setting: where the file is, what the launcher does, what is ignored.
 OTHER_VARIABLES = {
@@ -322,7 +329,7 @@ def test_attributes_and_metrics_are_documented() -> None:
 
 
 def test_what_ends_the_entries_of_each_map_is_documented() -> None:
-    """A map that nobody thought about has no row."""
+    """Each map has a row that says what ends its entries."""
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bpf").rglob("*.[ch]"))
     known = set(re.findall(r"^\} (tl_\w+) SEC\(\"\.maps\"\);", sources, re.MULTILINE))
     assert len(known) > 25

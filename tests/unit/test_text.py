@@ -1,4 +1,4 @@
-"""What others choose does not reach a terminal, the journal or a backend as it is."""
+"""Texts that others choose are escaped before they reach a terminal, the journal or a backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each platform of the kernel matrix has to give: expected.yml, typed."""
+"""The result that each platform of the kernel matrix must have: expected.yml, typed."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Platform:
 
     @property
     def secure(self) -> bool:
-        """Whether the shop has HTTPS in it: where the context can travel beside it."""
+        """Whether the shop uses HTTPS: only where the context can travel in TCP options."""
         return {"packets", "tls"} <= set(self.on)
 
     def joins(self, http: str) -> dict[str, str]:
-        """By what the Go services learn whose request it is, "" for nothing.
+        """What carries the context between the Go services, "" for nothing.
 
         go-front calls go-middle by HTTPS in that version of HTTP, which calls go-back by gRPC.
         """
@@ -76,7 +76,7 @@ class Platform:
         return asked | ({"throughline_allow_sys_admin": True} if self.allow_sys_admin else {})
 
     def word(self, name: str) -> str:
-        """What check.yml says of a group on the bare host."""
+        """The word of check.yml for a group on the bare host."""
         if self.groups[name] == "on":
             return "works"
         return "possible" if name not in self.wanted and self.mode == "write" else "off"

@@ -103,7 +103,7 @@ def qemu(guest: Guest, kernel: Kernel, *, state: Path) -> list[str]:
 
 
 def virtiofsd(program: str, *, listener: int) -> list[str]:
-    """The command line that shares this machine's files, read-only."""
+    """The command line of virtiofsd, which shares this machine's files read-only."""
     return [
         *("unshare", "--mount", "--propagation", "private", "sh", "-c", READ_ONLY, "sh"),
         *(program, "-f", f"--fd={listener}", "-o", "source=/", "-o", "sandbox=chroot"),
@@ -112,7 +112,7 @@ def virtiofsd(program: str, *, listener: int) -> list[str]:
 
 
 def exit_status(status: str) -> int | None:
-    """What the guest has said its command's exit status was, or None before it has."""
+    """The exit status of the command as the guest has printed it, None before that."""
     for line in status.split("\n")[:-1]:  # the last is not complete
         word, _, number = line.partition(" ")
         if word == "exit" and number.isdigit():
@@ -121,7 +121,7 @@ def exit_status(status: str) -> int | None:
 
 
 def _virtiofsd(guest: Guest) -> str:
-    """The virtiofsd to use. Raises what is in the way of a guest on this machine."""
+    """The virtiofsd to use. Raises an error that says why no guest can run on this machine."""
     if os.geteuid() != 0:
         raise PermissionError("a guest needs root: it is shown all files of this machine")
     if any(guest.directory.is_relative_to(own) for own in OWN):
@@ -136,7 +136,7 @@ def _virtiofsd(guest: Guest) -> str:
 def _running(
     words: Sequence[str], *, log: Path, descriptors: Sequence[int] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block, and with this process, however that ends."""
+    """A process that ends with the block, and with this process in any case."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *words],

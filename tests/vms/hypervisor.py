@@ -13,8 +13,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from tests.fixtures import cache
 from tests.fixtures.waiting import poll
-from tests.vms import cache, processes
+from tests.vms import processes
 from tests.vms.platforms import STATE, Platform
 from tests.vms.processes import Process
 

@@ -1,4 +1,4 @@
-"""Whether KVM boots a kernel here: found out by booting one, as /dev/kvm alone proves nothing."""
+"""Whether KVM boots a kernel here. Only a boot proves it, not /dev/kvm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.vms import boxes, cache
+from tests.fixtures import cache
+from tests.vms import boxes
 
 DEVICE = Path("/dev/kvm")
 SECONDS = 10.0  # a kernel says who it is in the first second

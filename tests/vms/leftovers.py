@@ -1,4 +1,4 @@
-"""What runs leave behind when they are killed: which Molecule is whose, and how all of it goes.
+"""Removes what killed runs leave behind. A record says which Molecule belongs to which run.
 
 A run of the matrix puts each Molecule that it starts on record, so that one whose run was killed is
 found and ended: it would boot the VM again that somebody removes.
@@ -41,18 +41,18 @@ def remove(name: str) -> None:
 
 
 def names() -> list[str]:
-    """All platforms of which there is something."""
+    """All platforms with processes, files or VMs."""
     return sorted({*hypervisor.names(), *(file.stem for file in _records().glob("*.json"))})
 
 
 def orphans() -> list[str]:
-    """Those of runs that were killed."""
+    """The platforms of runs that were killed."""
     files = _records().glob("*.json")
     return sorted(file.stem for file in files if not processes.alive(_read(file, "owner")))
 
 
 def clean(*, say: Callable[[str], None]) -> None:
-    """Removes all VMs of all runs, and ends what still works with them."""
+    """Removes all VMs of all runs, and ends the processes that use them."""
     for name in names():
         say(f"removing {name}")
         remove(name)

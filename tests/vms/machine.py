@@ -45,7 +45,7 @@ def _console_size(platform: Platform) -> int:
 
 
 def _wait(process: subprocess.Popen[bytes], platform: Platform, *, seconds: float) -> int | str:
-    """The exit status, or what is wrong after `seconds` in which the console did not grow."""
+    """The exit status, or what is wrong once the console has not grown for `seconds`."""
     size, since = _console_size(platform), time.monotonic()
     while (status := process.poll()) is None:
         time.sleep(0.1)
@@ -254,7 +254,7 @@ def down(name: str) -> None:
 
 
 def main() -> int:
-    """Runs one command and returns its exit code: 1 for what the user can mend."""
+    """Runs one command. Returns its exit code: 1 for an error that the user can correct."""
     parser = argparse.ArgumentParser(prog="python -m tests.vms.machine", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)

@@ -108,7 +108,7 @@ def choose(only: str, table: dict[str, Platform]) -> list[Platform]:
 def shortage(
     platform: Platform, *, memory: int, disk: int, box_exists: bool, side_by_side: int = 1
 ) -> str:
-    """What a platform lacks of MiB that are free, "" when it has enough."""
+    """Whether memory or disk is too short for a platform, in words; "" when it is not."""
     need = (platform.memory + OVERHEAD_MIB) * side_by_side
     need_disk = DISK_MIB * side_by_side + (0 if box_exists else BOX_MIB)
     lacks = []
@@ -135,7 +135,7 @@ def _shortage(platform: Platform, *, side_by_side: int = 1) -> str:
 
 
 def _side_by_side(chosen: Sequence[Platform], *, accelerated: bool) -> int:
-    """How many VMs at once: two where the processors are not yet busy with one, and memory is."""
+    """How many VMs run at once: two where processors and memory suffice."""
     cores = len(os.sched_getaffinity(0))
     if len(chosen) < 2 or cores < (2 if accelerated else 4):
         return 1
@@ -252,7 +252,7 @@ def _finish(run: Run, *, error: str) -> bool:
 
 
 def _ended(run: Run) -> str | None:
-    """None while it goes on, else what is wrong, "" for nothing."""
+    """None while the run goes on, then what is wrong, "" for nothing."""
     status = run.process.poll()
     if status is not None:
         return "" if status == 0 else f"molecule: exit code {status}"

@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.vms import cache, kernels
+from tests.fixtures import cache
+from tests.vms import kernels
 
 LINE = "nobtf"
 SOURCE = "linux-source-6.1"

@@ -30,7 +30,7 @@ def _field(pid: int, name: str) -> str:
 
 
 def alive(process: Process) -> bool:
-    """Whether it still runs; one that only waits for its parent to collect it does not."""
+    """Whether a process still runs; a zombie does not."""
     pid, started = process
     return start_time(pid) == started != 0 and _field(pid, "State") not in ("Z", "X", "")
 

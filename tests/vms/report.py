@@ -55,7 +55,7 @@ processor, on a machine with other work: they say nothing about the agent's spee
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What is known of one platform; empty mappings for files that are missing."""
+    """The result of one platform; a missing file is an empty mapping."""
 
     platform: Platform
     run: Mapping[str, Any]
@@ -130,7 +130,7 @@ def _line(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Fit for a table, and not too long."""
+    """A text as a cell of a table, not too long."""
     short = text if len(text) <= 200 else f"{text[:199]}…"
     return short.replace("|", "\\|")
 
@@ -234,7 +234,7 @@ def _check_table(results: Sequence[Result]) -> list[str]:
 
 
 def _go(results: Sequence[Result]) -> list[str]:
-    """What became of the requests through the Go services."""
+    """The results of the requests through the Go services."""
     rows = [
         [result.platform.name, way, *(str(seen[key]) for key in ("requests", "spans", "traces"))]
         + [seen["joined"][service] for service in ("go-middle", "go-back")]

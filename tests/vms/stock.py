@@ -1,4 +1,4 @@
-"""What the VMs boot, built where it is missing: `python -m tests.vms.stock [NAME …]`."""
+"""Builds kernels and boxes where they are missing: `python -m tests.vms.stock [NAME …]`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent dies, starts again, reloads, stops: traffic and propagation do not notice."""
+"""No request fails and none loses its header when the agent is killed, starts, reloads or stops."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_kill_under_load_is_not_noticed(traced: Operated) -> None:
     ids = load.trace_ids()
     assert len(set(ids)) == len(ids), "two requests of the client are one trace"
     assert _cgroup_links(traced) == links, "the links were adopted, not made anew"
-    # What the dead agent had taken out of the ring buffer and not sent yet died with it: at most
-    # the last second. What came after it waited in the kernel.
+    # The killed agent loses what it had read from the ring buffer and not sent: at most
+    # the last second. Later records wait in the kernel.
     late = load.paths(since=killed)
     spans = traced.wait_spans(3 * len(late), where=lambda span: span.path in late)
     assert len(spans) == 3 * len(late), traced.counters()
@@ -83,7 +83,7 @@ def test_killed_while_it_attaches(traced: Operated) -> None:
         traced.agent.kill()
         traced.agent.wait()
         seen.add(len(traced.pins()))
-        if chance.random() < 0.3:  # else the next one adopts what there is
+        if chance.random() < 0.3:  # else the next agent adopts what is pinned
             assert traced.command("detach").returncode == 0
             assert not traced.pins()
     assert len(seen) > 1, "always killed at the same point"
@@ -153,14 +153,14 @@ def test_reload_under_load(traced: Operated) -> None:
         traced.reload()
         unsampled = load.wait(0.1)
         load.wait(0.7)
-        # a mistake in the file: what is in force stays in force
+        # with a mistake in the file the old configuration stays in force
         good = (traced.directory / "config.yaml").read_text()
         (traced.directory / "config.yaml").write_text("sampling: {sampler: often}\n")
         traced.agent.send_signal(signal.SIGHUP)
         traced.wait_log("not reloaded: .*config.yaml.*sampler")
         load.wait(0.3)
         (traced.directory / "config.yaml").write_text(good)
-        # and a storm of signals: none may hit the moment without a handler
+        # many signals at once: none may come at a moment without a handler
         for _ in range(30):
             traced.agent.send_signal(signal.SIGHUP)
             time.sleep(0.03)
@@ -287,7 +287,7 @@ print(size, found.hexdigest())
 
 
 def _read_slowly(traced: Operated, size: int, pause: float) -> tuple[Any, str]:
-    """Starts nginx with a file and a traced reader; returns it and what it has to print."""
+    """Starts nginx with a file, and a traced reader. Returns the reader and its expected output."""
     static = start_nginx(traced, "static", onward=1)
     data = os.urandom(1 << 20) * (size >> 20)
     (traced.directory / "static" / "files" / "big").write_bytes(data)

@@ -1,4 +1,4 @@
-"""Something is full, away, slow or broken: traffic does not notice, what is lost is counted."""
+"""Full maps and disks, a Collector away or slow: no request fails, every loss is counted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def traced() -> Iterator[Operated]:
 
 
 def _wrk(port: int, seconds: int) -> int:
-    """Requests to nginx itself, which all must succeed; returns how many."""
+    """Sends requests to nginx, all of which must succeed. Returns how many."""
     url = f"http://127.0.0.1:{port}/static"
     run = subprocess.run(
         ["wrk", "-t1", "-c16", f"-d{seconds}s", url], capture_output=True, text=True, check=True
@@ -53,7 +53,7 @@ def test_a_full_ring_buffer_drops_spans_and_no_request(traced: Operated) -> None
     assert traced.command("status").returncode == 3, "a status older than 5 seconds is none"
     traced.agent.send_signal(signal.SIGCONT)
     counters = traced.counters()
-    # wrk ends with requests under way, which nginx has answered all the same
+    # wrk ends before it has read the answers to its last requests
     assert requests <= counters["requests_server"] <= requests + 16
     dropped = counters["spans_dropped_ring_full"]
     assert dropped > 0, f"{requests} requests did not fill the ring buffer"
@@ -108,7 +108,7 @@ def test_full_maps_are_counted_and_traffic_goes_on() -> None:
                 for _ in range(4):
                     stack.enter_context(socket.create_connection(("127.0.0.1", chain.port)))
             counts = _counts(programs)
-            # what an agent of another build finds: maps that it cannot use
+            # an agent of another build finds maps that it cannot use
             programs.close()
         assert not load.failures
         for name in ("full_requests", "full_tracestates", "full_durations", "enrol_failed"):
@@ -134,12 +134,12 @@ def _point_to(port: int) -> dict[str, Any]:
 
 
 def _export(traced: Operated, what: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """What status says of the export, once `what` is true of it."""
+    """The export part of the status, once `what` is true of it."""
     return until(traced.export, enough=lambda found: found and what(found), otherwise=traced.log)
 
 
 def _send(traced: Operated, chain: Chain) -> int:
-    """Some requests; returns how many spans they make."""
+    """Sends some requests. Returns how many spans they make."""
     with Load(chain, threads=2, pause=0.01) as load:
         load.wait(0.5)
     assert not load.failures
@@ -227,7 +227,7 @@ def test_a_full_disk_keeps_spans_in_memory(traced: Operated) -> None:
 
 
 def test_a_full_runtime_directory_does_not_end_the_agent(traced: Operated) -> None:
-    """status.json cannot be written: the agent goes on, and says so once it can."""
+    """status.json cannot be written: the agent goes on, and the next status says it."""
     assert traced.stop_agent() == 0
     full = traced.directory / "runtime"
     full.mkdir()
@@ -257,7 +257,7 @@ def test_a_full_runtime_directory_does_not_end_the_agent(traced: Operated) -> No
 
 
 def test_a_systemd_that_does_not_listen_does_not_end_the_agent(traced: Operated) -> None:
-    """sd_notify(3) to a socket that has gone. Of the other steps: tests/unit/test_steps.py."""
+    """sd_notify(3) to a socket that is gone. tests/unit/test_steps.py has the other steps."""
     assert traced.stop_agent() == 0
     gone = str(traced.directory / "gone")
     traced.start_agent(prefix=["env", f"NOTIFY_SOCKET={gone}"])

@@ -1,4 +1,4 @@
-"""Cgroups that come and go, links that somebody takes away, other network namespaces."""
+"""Cgroups that come and go, links that somebody detaches, other network namespaces."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _all_traced(traced: Operated, chain: Chain) -> None:
 
 
 def test_a_slice_that_comes_goes_and_comes_again() -> None:
-    """The cgroup that programs attach to is that of a slice: it goes with its last unit."""
+    """Programs attach to the cgroup of a slice, which ends with its last unit."""
     with Operated({"services": []}, start=False) as host:
         top = f"{host.name}/shop.slice"
         host.configure(services=[{"match": {"cgroup": f"{top}/*"}}])
@@ -66,7 +66,7 @@ def test_a_slice_that_comes_goes_and_comes_again() -> None:
 
 
 def test_nested_cgroups_belong_to_their_service(traced: Operated) -> None:
-    """A unit with Delegate=yes has cgroups of its own; its processes live in them."""
+    """A unit with Delegate=yes has cgroups of its own, in which its processes are."""
     port, onward = free_port(), free_port()
     nested = [traced.cgroup / "web.service", traced.cgroup / "web.service" / "worker"]
     for directory in nested:
@@ -121,7 +121,7 @@ def test_a_link_that_somebody_detached_is_missed(traced: Operated) -> None:
     traced.wait_status("healthy", False)
     assert (traced.status() or {})["missing"] == [pin.name]
     assert traced.command("status").returncode == 1
-    # a restart puts it right
+    # a restart attaches it again
     assert traced.stop_agent(9) == -9
     traced.start_agent()
     traced.wait_status("healthy", True)
@@ -136,7 +136,7 @@ def test_a_link_that_somebody_detached_is_missed(traced: Operated) -> None:
 def test_a_program_that_somebody_detaches_under_load(
     traced: Operated, program: str, kind: str
 ) -> None:
-    """`bpftool cgroup detach` is refused for a link, `bpftool link detach` is not: none fails."""
+    """The kernel refuses `bpftool cgroup detach` for a link. No request fails after a detach."""
     pin = next(traced.bpffs.glob(f"abi*/links/{program}@*"))
     attached = (traced.status() or {})["attached"]["programs"]
     number = next(str(one["id"]) for one in attached if one["name"] == program)
@@ -190,7 +190,7 @@ for number in range(count):
 
 
 def test_another_network_namespace_and_ipv6(traced: Operated) -> None:
-    """client -> [::1] nginx -> 127.0.0.1 service, all in a namespace that the agent is not in."""
+    """client -> [::1] nginx -> 127.0.0.1 service, all in a network namespace without the agent."""
     name = traced.name
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:

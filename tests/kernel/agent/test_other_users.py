@@ -1,4 +1,4 @@
-"""What other users of the host may name, forbid or restart: the real agent on real cgroups."""
+"""Other users name cgroups, forbid to read them, and restart units: the agent goes on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def host() -> Iterator[Operated]:
 
 def ask(port: int, path: str = "/", *, count: int = COUNT) -> None:
     for _ in range(count):
-        # as it is: curl would escape it in the URL
+        # not by curl, which would escape the path
         target = ["--request-target", path, f"http://127.0.0.1:{port}"]
         command = ["curl", "-sSf", "-o", "/dev/null", *target]
         subprocess.run(command, check=True, timeout=10)
@@ -51,7 +51,7 @@ def serve(host: Operated, service: str) -> tuple[int, subprocess.Popen[bytes]]:
 
 
 def test_a_cgroup_whose_owner_forbids_to_look_into_it(host: Operated) -> None:
-    """It ended the agent with status 3, so that systemd did not start it again."""
+    """It must not end the agent: systemd does not restart an agent that ends with status 3."""
     give(host)
     mine = host.cgroup / "mine.service"
     (mine / "below").mkdir(parents=True)
@@ -74,7 +74,7 @@ def test_a_cgroup_whose_owner_forbids_to_look_into_it(host: Operated) -> None:
 
 
 def test_a_cgroup_that_cannot_be_attached_to_holds_up_no_other(host: Operated) -> None:
-    """At the start it ended the agent with status 3; later no other cgroup was attached to."""
+    """Neither at the start nor later: the agent attaches to all others."""
     give(host)
     tops = [host.cgroup / name for name in ("a.slice", "b.slice", "c.slice")]
     tops[0].mkdir()
@@ -174,7 +174,7 @@ def wait_total(host: Operated, service: str, total: int, *, seconds: float = 15)
 
 
 def test_totals_of_a_unit_that_restarts_do_not_go_back(host: Operated) -> None:
-    """Also when the agent is killed, or reloaded, and when the old cgroup is long gone."""
+    """Also after a kill or a reload of the agent, and when the old cgroup is gone for long."""
     host.start_agent()
     expected = 0
     for turn in range(4):
@@ -187,7 +187,7 @@ def test_totals_of_a_unit_that_restarts_do_not_go_back(host: Operated) -> None:
         time.sleep(0.3)
         (host.cgroup / "web.service").rmdir()
         if turn == 0:
-            time.sleep(8)  # its row leaves the kernel's map
+            time.sleep(8)  # the agent removes its row from the kernel's map
             table = libbpf.get_pinned(host.bpffs / pins.NAME / "tl_durations")
             assert list(maps.keys(table, abi.DURATION_KEY.size)) == []
             os.close(table)
@@ -212,7 +212,7 @@ def test_totals_of_a_unit_that_restarts_do_not_go_back(host: Operated) -> None:
 
 @pytest.mark.parametrize("entries", [1, 700])
 def test_a_hash_is_read_in_batches(entries: int) -> None:
-    """The same as key by key, whatever the size of a bucket."""
+    """Batches give the same as a read of each key, for any size of a bucket."""
     kind, value_size = 5, 16  # BPF_MAP_TYPE_PERCPU_HASH
     size = value_size * maps.possible_cpus()
     fd = prototypes.check(

@@ -1,4 +1,4 @@
-"""doctor and status: what they say, their exit codes, and that they leave nothing behind."""
+"""`doctor` and `status`: output, exit codes, and nothing of them stays."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_headers_off_by_configuration(host: Operated) -> None:
 
 
 def test_go_write_is_decided_by_a_trial(host: Operated) -> None:
-    """With what lockdown allows and without: each time doctor says why."""
+    """With lockdown and without: doctor gives the reason."""
     where = "/sys/kernel/security"
     mounted = mounts(f"mountpoint -q {where} || mount -t securityfs none {where}")
 

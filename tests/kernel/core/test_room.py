@@ -1,4 +1,4 @@
-"""Maps whose oldest entries give way hold what the pages say, on any number of processors."""
+"""LRU maps hold as many entries as the pages say, on any number of processors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def loaded(*names: str) -> Iterator[Objects]:
 
 
 def promised() -> dict[str, int]:
-    """What the sources say."""
+    """The number of entries that the sources promise."""
     found = {}
     for source in sorted(BPF.rglob("*.[ch]")):
         for body, name in re.findall(r"struct \{([^}]*)\} (\w+) SEC", source.read_text()):
@@ -61,7 +61,7 @@ def promised() -> dict[str, int]:
 def test_all_that_is_promised_has_room(
     name: str, map_name: str, key_bytes: int, value_bytes: int
 ) -> None:
-    """Also when each processor has used the map once, and set entries aside for itself then."""
+    """Also when each processor has used the map once: the kernel sets entries aside for it then."""
     home = os.sched_getaffinity(0)
     wanted = promised()[map_name]
     with loaded("observe", *([name] if name != "observe" else [])) as objects:
@@ -89,7 +89,7 @@ def test_no_such_map_is_left_out() -> None:
 
 @pytest.mark.timeout(90)
 def test_what_gives_way_in_the_middle_of_a_call_is_counted() -> None:
-    """A connection that is kept alive: its thread waits for the next request inside of SSL_read."""
+    """On a kept connection the thread waits for the next request inside of SSL_read."""
     with Traced() as traced:
         secure = Secure(traced)
         port = secure.python("server")

@@ -1,4 +1,4 @@
-"""Is the parent right? Each request carries its own id; the far side compares id and trace.
+"""Parents under load: each request carries an id, and the far side compares id and trace.
 
 For every runtime 64 requests are under way at a time. The server span of the service says which
 trace a request belongs to, the far side which trace the call made for it said:

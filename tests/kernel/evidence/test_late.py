@@ -1,4 +1,4 @@
-"""Calls without a header that an event loop writes when it has read another request meanwhile."""
+"""Calls without a header that an event loop writes after it has read another request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAIRS = 23
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("packets", ["auto", "off"])
 def test_the_parent_is_who_connected(packets: str) -> None:
-    """Or nobody, where no group sees connections being made: never the one that was read last."""
+    """The parent is the request that made the connection, or none: never the one read last."""
     propagation = {"headers": "off", "packets": packets, "peers": ["127.0.0.0/8"]}
     with Traced({"propagation": propagation}) as traced:
         port, upstream = free_port(), free_port()

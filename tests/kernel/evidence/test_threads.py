@@ -1,6 +1,6 @@
-"""What is known of a thread is of no other of the same number, and of no other request.
+"""The state of a thread is not used for a later thread with its number, nor for another request.
 
-Also what a thread does by system calls of 32-bit programs, and what two processors find at once.
+Also: system calls of 32-bit programs, and two processors that find the same request at once.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 @pytest.fixture
 def service(world: tuple[Traced, Service, Outside]) -> Service:
-    world[1].call("/warm")  # the first call of a connection has evidence of its own
+    world[1].call("/warm")  # connect() is evidence for the first call of a connection
     return world[1]
 
 
 @contextlib.contextmanager
 def asked(service: Service) -> Iterator[socket.socket]:
-    """A connection on which a request of TRACE waits to be read; it is answered at the end."""
+    """A connection with an unread request of TRACE, which is answered at the end."""
     with service.outside.connect(service.front) as client, accept(service.front) as server:
         client.sendall(REQUEST)
         yield server
@@ -51,7 +51,7 @@ REQUEST = head(f"traceparent: 00-{TRACE}-{PARENT}-01", f"tracestate: {STATE}")
 
 
 def in_thread(run: Callable[[], None]) -> None:
-    """Runs in a thread of its own, of which nothing is known before."""
+    """Runs a function in a new thread, for which the maps have no entry."""
     failed: list[BaseException] = []
 
     def body() -> None:
@@ -76,7 +76,7 @@ def pinned(traced: Traced, name: str) -> Iterator[int]:
         os.close(table)
 
 
-# -- numbers are given again -----------------------------------------------------------------------
+# -- thread ids are reused -------------------------------------------------------------------------
 
 
 def test_a_thread_inherits_nothing_of_the_one_whose_number_it_has(service: Service) -> None:
@@ -96,7 +96,7 @@ def test_a_thread_inherits_nothing_of_the_one_whose_number_it_has(service: Servi
             read_exactly(server, len(REQUEST))
 
         in_thread(read)
-        time.sleep(0.02)  # no number comes back sooner: threads are told apart by 1/100 s
+        time.sleep(0.02)  # the kernel tells threads with one id apart by their start, in 1/100 s
         for _ in range(100):
             LAST_PID.write_text(str(numbers[0] - 1))
             in_thread(again)
@@ -109,7 +109,7 @@ def test_a_thread_inherits_nothing_of_the_one_whose_number_it_has(service: Servi
 def test_a_process_is_not_taken_for_one_that_asked_how_much_there_is_to_read(
     world: tuple[Traced, Service, Outside],
 ) -> None:
-    """Where FIONREAD is right nothing asks this map, and it is empty."""
+    """Where FIONREAD is right, no program uses this map."""
     traced, _, outside = world
     with pinned(traced, "tl_fionread") as table, outside.listen() as listener:
         key = struct.pack("<I", os.getpid())
@@ -131,7 +131,7 @@ def test_a_process_is_not_taken_for_one_that_asked_how_much_there_is_to_read(
 
 @contextlib.contextmanager
 def replaced(traced: Traced) -> Iterator[None]:
-    """The element of the request of TRACE holds another one's, as it may after a look-up."""
+    """The element of the request of TRACE holds another request, as may happen after a look-up."""
     with pinned(traced, "tl_requests") as table:
         for key in list(maps.keys(table, 8)):
             value = maps.lookup(table, key, abi.REQUEST.size)
@@ -202,7 +202,7 @@ I386_GETPID, I386_POLL, I386_LLISTXATTR, I386_EPOLL_WAIT = 20, 168, 232, 256
 
 @pytest.fixture(scope="module")
 def call32() -> Iterator[Callable[..., int]]:
-    """A system call by the numbers and registers of 32-bit programs."""
+    """Makes a system call by the numbers and registers of 32-bit programs."""
     code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code.write(_INT_80)
     address = ctypes.addressof(ctypes.c_char.from_buffer(code))
@@ -219,7 +219,7 @@ def call32() -> Iterator[Callable[..., int]]:
 def test_the_end_of_a_tick_by_a_32_bit_system_call(
     service: Service, call32: Callable[..., int], name: str
 ) -> None:
-    """232 is epoll_wait of 64-bit programs, 256 and 168 are none of theirs that wait."""
+    """232 is epoll_wait in 64-bit programs. 256 and 168 wait in 32-bit programs only."""
     low = ctypes.CDLL(None, use_errno=True).mmap
     low.restype = ctypes.c_void_p
     page = low(None, 4096, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40, -1, 0)  # MAP_32BIT
@@ -247,9 +247,9 @@ def test_the_end_of_a_tick_by_a_32_bit_system_call(
 def test_a_request_is_counted_once_by_whoever_settles_it(
     world: tuple[Traced, Service, Outside], service: Service
 ) -> None:
-    """Two that settle it at once are not to count twice: others that are open would not count then.
+    """Two processors that end one request at once count it once.
 
-    That another processor is just settling it shows in its entry, which is gone already.
+    The entry is gone already when the other processor is ending it.
     """
     traced, _, _ = world
     numbers: list[int] = []

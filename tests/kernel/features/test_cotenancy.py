@@ -1,4 +1,4 @@
-"""Another agent on the same sockets and cgroups: it goes on, traffic goes on, we say so."""
+"""Another agent on the same sockets and cgroups works on, no request fails, status names it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def host() -> Iterator[Operated]:
 
 
 def test_sockets_of_another_sockmap_are_left_alone(host: Operated, foreign: Foreign) -> None:
-    # attached before ours: it is asked first, and its sockhash owns every socket
+    # attached before ours: it runs first, and its sockhash owns every socket
     foreign.own_sockets(host.cgroup)
     host.start_agent()
     chain = start_chain(host)
@@ -93,7 +93,7 @@ def test_sockets_of_another_sockmap_are_left_alone(host: Operated, foreign: Fore
     assert not load.failures
     assert counters["enrol_busy"] > 20 and "enrolled" not in counters
     assert not any(a.traceparents for a in load.answers), "not ours to write to"
-    # observed all the same: two server spans and a client span for each request
+    # still observed: two server spans and a client span for each request
     assert counters["skip_not_enrolled"] > 20
     assert status is not None and status["healthy"]
     after = foreign.counts()
@@ -169,7 +169,7 @@ def test_packet_filters_that_systemd_swaps_under_load(host: Operated, compiled: 
 
 
 def test_a_cgroup_that_allows_no_second_program(host: Operated) -> None:
-    """bpf_prog_attach without BPF_F_ALLOW_MULTI, as an old tool does it: nobody else may attach."""
+    """bpf_prog_attach without BPF_F_ALLOW_MULTI, as old tools do: the kernel refuses others."""
     pin = host.bpffs / "exclusive"
     subprocess.run(["bpftool", "prog", "load", str(_alone(host)), str(pin)], check=True)
     subprocess.run(
@@ -187,7 +187,7 @@ def test_a_cgroup_that_allows_no_second_program(host: Operated) -> None:
 
 
 def _alone(host: Operated) -> Path:
-    """An object with one program: bpftool loads the first."""
+    """An object with one program only, since bpftool loads the first."""
     source = host.directory / "alone.bpf.c"
     source.write_text(
         "#define SEC(name) __attribute__((section(name), used))\n"

@@ -1,4 +1,4 @@
-"""The groups that follow: on, off and why, adopted, withdrawn, and that off means nothing."""
+"""The groups packets, tls and go: on, off with a reason, adopted, withdrawn; off leaves nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _pinned(host: Operated) -> list[str]:
 
 
 def _reads(host: Operated) -> bool:
-    """Do the programs look for options?"""
+    """Whether the programs look for TCP options."""
     table = libbpf.get_pinned(host.bpffs / pins.NAME / "tl_settings")
     try:
         found = maps.lookup(table, bytes(4), abi.SETTINGS.size)
@@ -187,7 +187,7 @@ def test_go_write_needs_sys_admin_and_says_so(host: Operated) -> None:
 
 @pytest.mark.parametrize("more", [[], ["lease"]], ids=["", "lease"])
 def test_four_capabilities_are_enough_for_both(host: Operated, more: list[str]) -> None:
-    """With a fifth who writes to what is probed has to wait."""
+    """With a fifth, CAP_LEASE, a writer to a probed file has to wait."""
     give(host)
     host.configure(**LOOPBACK)
     host.start_agent(prefix=only(*NETWORK, "sys_ptrace", *more))

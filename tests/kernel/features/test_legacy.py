@@ -1,6 +1,6 @@
-"""The programs for kernels before 5.15: chosen where the others are refused, right on their own.
+"""The programs for kernels before 5.15: loaded where the kernel refuses the others, and right.
 
-They load on any kernel, so that this one can judge them; older kernels are VMs (molecule/kernels).
+They load on any kernel, so that this one can judge them. molecule/kernels has older kernels.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _serve(host: Operated, name: str, *arguments: str) -> int:
 
 
 def _kept(host: Operated) -> tuple[int, int]:
-    """Connections and texts that the programs keep something of."""
+    """How many connections and texts the programs' maps hold."""
     found = []
     for name in ("tl_flows", "tl_texts"):
         table = libbpf.get_pinned(next(host.bpffs.glob(f"abi*-legacy/{name}")))
@@ -90,7 +90,7 @@ def test_doctor_tries_them_too(legacy: Operated) -> None:
 
 
 def test_what_a_killed_trial_has_left_is_no_hindrance(legacy: Operated) -> None:
-    """Maps are pinned before the verifier has spoken: an agent killed then leaves them behind."""
+    """Maps are pinned before the verifier ends: an agent that is killed then leaves their pins."""
     legacy.stop_agent()
     left = legacy.bpffs / f"abi{abi.Abi.ABI_VERSION}" / "tl_flows"
     left.parent.mkdir()
@@ -103,7 +103,7 @@ def test_what_a_killed_trial_has_left_is_no_hindrance(legacy: Operated) -> None:
 
 
 def test_ordinary_programs_take_over(legacy: Operated) -> None:
-    """A release that this kernel accepts comes after one that it did not."""
+    """The kernel accepts the programs of the next release."""
     assert legacy.objects is not None
     shutil.copy(objects_directory() / "observe.bpf.o", legacy.objects)
     status = legacy.reload()
@@ -130,13 +130,13 @@ def test_a_chain_is_one_trace(legacy: Operated) -> None:
         if span.parent_span_id:
             assert by_id[span.parent_span_id].trace_id == span.trace_id
     assert sum(not span.parent_span_id for span in spans) == COUNT
-    # what is kept of a connection goes with it, since nothing else would remove it
+    # the end of a connection removes its entries: nothing else would
     kept = poll(lambda: _kept(legacy), enough=lambda found: found == (0, 0), seconds=5, every=0.1)
     assert kept == (0, 0)
 
 
 def test_requests_in_any_pieces(legacy: Operated) -> None:
-    """One connection, requests cut at random places; each is seen, with its parent."""
+    """Requests of one connection, cut at random places, each have a span and its parent."""
     port = _serve(legacy, "threaded")
     chance = random.Random(5)
     parents = []
@@ -160,7 +160,7 @@ def test_requests_in_any_pieces(legacy: Operated) -> None:
 
 
 def test_a_request_that_makes_its_connection_is_counted(legacy: Operated) -> None:
-    """Nobody knows the cookie of a connection that is not there yet."""
+    """The socket cookie is not known before the connection stands."""
     port = _serve(legacy, "deferred")
     for _ in range(COUNT):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:

@@ -1,6 +1,6 @@
-"""Which capability is for what, and what an operator is told when the host lacks something.
+"""Which capability a group needs, and what the operator reads when the host lacks something.
 
-Hosts that lack something are private mount namespaces: this machine keeps what it has.
+Such a host is a private mount namespace, so that this machine stays as it is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def host() -> Iterator[Operated]:
 
 
 def _refused(host: Operated, prefix: Sequence[str], **environment: str) -> tuple[str, dict]:
-    """Runs the agent, which must end with 3, and doctor, which must say 1; what both say."""
+    """Runs the agent, which must end with 3, and doctor, which must end with 1. Returns both."""
     run = host.command("run", prefix=prefix, environment=environment)
     assert run.returncode == 3, run.stderr
     assert "fix: " in run.stderr
@@ -161,7 +161,7 @@ def test_a_damaged_object_is_refused(host: Operated, objects: Path) -> None:
 
 
 def test_what_another_release_has_pinned_serves_on(host: Operated, objects: Path) -> None:
-    """A release of another ABI that cannot attach leaves the one that serves alone."""
+    """A release of another ABI that cannot attach does not touch the one that serves."""
     served = host.bpffs / "abi1" / "served"
     served.parent.mkdir()
     create = ["type", "array", "key", "4", "value", "8", "entries", "1", "name", "served"]
@@ -190,7 +190,7 @@ def test_headers_alone_refused_is_degraded_not_dead(host: Operated, objects: Pat
 
 
 def test_no_libbpf(host: Operated) -> None:
-    # a library of the right name that is none: what a host with a broken bundle has
+    # a file with the name of the library but other content, as of a broken bundle
     lib = host.directory / "lib"
     lib.mkdir()
     (lib / "libbpf.so.1").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Programs that a kernel refuses: what goes with each, what stays on, and that traffic goes on.
+"""Programs that a kernel refuses: what each takes away, what stays on; no request fails.
 
 The loader refuses by a setting for tests (features/objects.py), in the way that a kernel does: the
 whole object at its load, for one program of it.
@@ -48,7 +48,7 @@ class Refusing(Operated):
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Refusing]:
-    """A service that calls itself, for which agents come and go."""
+    """A service that calls itself, and an agent for each test."""
     with Refusing(EVERYTHING, start=False) as found:
         found.port = port = free_port()  # type: ignore[attr-defined]
         found.spawn("web", [sys.executable, str(SERVICE), str(port)])
@@ -57,7 +57,7 @@ def host() -> Iterator[Refusing]:
 
 
 def _groups(host: Refusing, refuse: str) -> dict[str, Any]:
-    """Starts an agent to which this is refused; returns its groups, or {} when it does not run."""
+    """Starts an agent to which these are refused. Returns its groups, {} when it does not run."""
     host.refuse = refuse
     host.start_agent(wait=False)
     try:
@@ -71,7 +71,7 @@ def _groups(host: Refusing, refuse: str) -> dict[str, Any]:
 
 
 def _send(host: Refusing, *, spans: bool) -> None:
-    """Sends requests, all of which are answered; each is a span where `observe` is on."""
+    """Sends requests. All are answered, and each is a span where `observe` is on."""
     before = len(host.receiver.spans)
     paths = {f"/{time.monotonic_ns()}" for _ in range(COUNT)}
     for path in paths:
@@ -96,7 +96,7 @@ def _on(groups: dict[str, Any]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def usual(host: Refusing) -> dict[str, Any]:
-    """The groups where nothing is refused but what this kernel itself refuses."""
+    """The groups without any refusal but those of this kernel."""
     groups = _groups(host, "")
     _send(host, spans=True)
     host.stop_agent()
@@ -118,7 +118,7 @@ def test_one_refused_program_takes_away_what_it_gives(
         return
     gone = {group} if program.required else set()
     if name == "tl_tick" and BROKEN:
-        gone.add("headers")  # nobody else finds the processes that FIONREAD lies to
+        gone.add("headers")  # no other program finds the processes for which FIONREAD is wrong
     assert _on(groups) == _on(usual) - gone
     if group in gone:
         assert f"{name}: Operation not permitted" in groups[group]["reason"]
@@ -208,7 +208,7 @@ def test_the_table_is_that_of_the_objects(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("refuse", ["", "tl_end_requests"])
 def test_requests_that_nobody_ends_are_swept(monkeypatch: pytest.MonkeyPatch, refuse: str) -> None:
-    """Those that are too old to be a parent; after a crash, those of probes, however old."""
+    """Those that are too old to be a parent, and after a crash those of probes, at any age."""
     monkeypatch.setenv(REFUSE, refuse)
     monkeypatch.setattr(sweep, "TOO_OLD_SECONDS", 30.0)  # the machine may have just booted
     cgroup2 = facts.gather().cgroup2
@@ -230,7 +230,7 @@ def test_requests_that_nobody_ends_are_swept(monkeypatch: pytest.MonkeyPatch, re
         def fill() -> None:
             now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
             for key, (age, flags) in ages.items():
-                start = now - age * 10**9 if age else 0  # 0: it is being made
+                start = now - age * 10**9 if age else 0  # 0: the entry is being made
                 request = abi.Request(
                     start_ns=start,
                     trace_id=bytes(16),

@@ -1,4 +1,4 @@
-"""Debian's Go programs work as ever under the agent, and do so without it."""
+"""Debian's Go programs work the same with the agent and without."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def traced(request: pytest.FixtureRequest) -> Iterator[Traced]:
 
 
 def load(url: str, *more: str) -> dict[str, object]:
-    """Sends requests that the service behind the proxy answers; every answer is checked."""
+    """Sends requests that the service behind the proxy answers, and checks every answer."""
     command = [str(build("chain/client")), f"-url={url}", "-path=/answer", *more]
     command += [f"-requests={REQUESTS}", "-concurrent=64"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)

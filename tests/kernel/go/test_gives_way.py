@@ -1,4 +1,4 @@
-"""Exchanges that give way to others before they end: counted, and nothing of them is left."""
+"""Exchanges that an LRU map evicts before they end are counted, and leave no entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge of the Go tests sees what is wrong, on spans that nobody recorded."""
+"""The judge of the Go tests finds every mistake in spans that are made for that."""
 
 from __future__ import annotations
 

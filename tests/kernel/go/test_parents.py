@@ -1,4 +1,4 @@
-"""Chains of Go services: each call has its request for a parent, or none, and nothing fails."""
+"""Chains of Go services: each call has its own request for a parent, or none, and nothing fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Go processes that come, end, become others and are replaced, while the agent looks at them."""
+"""Go processes that start, end, execute others and are replaced while the agent looks at them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from throughline.probes import arch
 
 pytestmark = pytest.mark.timeout(300)
 
-OLD, NEW = "1.19", "1.27"  # they keep fields elsewhere
+OLD, NEW = "1.19", "1.27"  # their layouts differ
 SHORT_LIVED = 1000  # of each of two programs
 FIRST = 50_000  # of their ids, which no load has: their spans come late
 DAMAGED, CUT = 18, 6
@@ -69,7 +69,7 @@ def ask(url: str, plan: str, *, requests: int, first: int, ca: Path | None = Non
 
 
 def test_a_process_that_executes_another_program(traced: Traced) -> None:
-    """Goroutines of the new program have the numbers that those of the old one had."""
+    """Goroutines of the new program have the numbers of the old one's goroutines."""
     certificate = make_certificate(traced.directory)
     old, new = (build("processes/server", version=v, flags=STRIPPED) for v in (OLD, NEW))
     port, back = free_port(), free_port()
@@ -123,7 +123,7 @@ def opened(traced: Traced) -> list[str]:
 
 
 def quiet(*command: str | Path) -> subprocess.Popen[bytes]:
-    """Starts a program whose words nobody wants."""
+    """Starts a program without its output."""
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -141,7 +141,7 @@ def end(*processes: subprocess.Popen[bytes]) -> None:
 
 
 def altered(process: subprocess.Popen[bytes], program: Path) -> int:
-    """How many bytes of a process's code are not those of its program: breakpoints of probes."""
+    """How many bytes of a process's code differ from its program: breakpoints of probes."""
     found = 0
     content = program.read_bytes()
     maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
@@ -158,7 +158,7 @@ def altered(process: subprocess.Popen[bytes], program: Path) -> int:
 
 
 def copies(program: Path, directory: Path, count: int) -> list[Path]:
-    """Programs of which no two are the same file, nor have the same content."""
+    """Programs no two of which are the same file or have the same content."""
     directory.mkdir()
     content = program.read_bytes()
     made = [directory / f"{program.name}-{number}" for number in range(count)]
@@ -194,14 +194,14 @@ def serving(run: Callable[..., subprocess.Popen[bytes]], programs: Sequence[Path
 
 
 def links_to(program: Path) -> list[Any]:
-    """The links of uprobes to a program, of whatever agent."""
+    """The links of uprobes to a program, of any agent."""
     command = ["bpftool", "--json", "link", "list"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return [link for link in json.loads(done.stdout) if link.get("path") == str(program)]
 
 
 def assert_parents(spans: Sequence[Span], names: Sequence[str]) -> None:
-    """No call of these services has a parent that is another request's, whatever else has come."""
+    """No call of these services has another request for a parent."""
     requests = {span.span_id: span for span in spans if span.kind == "SERVER"}
     for span in spans:
         parent = requests.get(span.parent_span_id)
@@ -216,7 +216,7 @@ def assert_right(found: Found) -> None:
 
 
 def test_processes_that_end_while_they_are_looked_into(traced: Traced) -> None:
-    """Nothing is kept of them, and who comes after them is followed."""
+    """Nothing of them is kept, and later processes are followed."""
     hops = Hops(traced, "http/1.1", version=OLD, flags=STRIPPED)
     program = build("processes/server")
     before = len(opened(traced))
@@ -234,7 +234,7 @@ def test_processes_that_end_while_they_are_looked_into(traced: Traced) -> None:
 
 
 def test_a_program_that_is_replaced_while_it_runs(traced: Traced) -> None:
-    """By renaming another over it, as the upgrade of a package does."""
+    """A rename replaces it, as in the upgrade of a package."""
     program = traced.directory / "program"
     shutil.copy(build("chain/server", version=OLD), program)
     old = Hops(traced, "https/1.1", version=OLD, program=program, names=("old-front", "old-back"))
@@ -251,7 +251,7 @@ def test_a_program_that_is_replaced_while_it_runs(traced: Traced) -> None:
 
 
 def test_a_program_that_is_written_over(traced: Traced) -> None:
-    """In place, between two of its processes."""
+    """The file is written in place, between two of its processes."""
     program = traced.directory / "program"
     shutil.copy(build("chain/server", version=OLD), program)
     old = Hops(traced, "https/1.1", version=OLD, program=program)
@@ -260,7 +260,7 @@ def test_a_program_that_is_written_over(traced: Traced) -> None:
         program.open("r+b")
     end(*old.processes.values())
     shutil.copy(build("chain/server", version=NEW), program)
-    at_once = []  # within the second in which the agent does not look
+    at_once = []  # within a second, in which the agent does not look
     for _ in range(10):
         at_once.append(start(traced, "back", program, "-listen=127.0.0.1:0"))
         time.sleep(0.1)
@@ -274,7 +274,7 @@ def test_a_program_that_is_written_over(traced: Traced) -> None:
 
 
 def test_a_service_that_starts_children(traced: Traced) -> None:
-    """Of itself, of another Go program, of one that calls, and of one in another language."""
+    """Children: the same program, another Go program, one that calls, another language."""
     program = build("processes/server", version="1.22", flags=STRIPPED)
     target = free_port()
     traced.spawn("target", [str(build("chain/server")), f"-listen=127.0.0.1:{target}"])
@@ -363,7 +363,7 @@ def damaged(program: Path, directory: Path, count: int) -> list[Path]:
     made = copies(program, directory, count)
     for number, copy in enumerate(made):
         changed = bytearray(content)
-        # of the first some the header, of others names, of others anything
+        # in the first programs the header is damaged, in others names, in others anything
         last = (64, table.size // 8, table.size)[number % 3]
         for _ in range(1 << number % 8):
             changed[table.offset + generator.randrange(last)] ^= 1 << generator.randrange(8)
@@ -372,7 +372,7 @@ def damaged(program: Path, directory: Path, count: int) -> list[Path]:
 
 
 def test_damaged_programs(traced: Traced) -> None:
-    """Executed and mapped: the agent goes on, says how many it did not understand, harms none."""
+    """The agent goes on, counts those that it does not understand, and harms none."""
     (traced.cgroup / "damaged").mkdir()
     program = build("chain/server", version="1.22")
     hops = Hops(traced, "http/1.1", version="1.22", flags=STRIPPED)
@@ -409,7 +409,7 @@ def test_damaged_programs(traced: Traced) -> None:
 def test_the_agent_ends_under_load(
     traced: Traced, number: signal.Signals, version: str, flags: tuple[str, ...]
 ) -> None:
-    """Services that collect garbage all the time go on, without probes; the next agent follows."""
+    """Services that collect garbage all the time go on, and the next agent follows them."""
     program = traced.directory / "program"
     shutil.copy(build("processes/server", version=version, flags=flags), program)
     hops = Hops(

@@ -1,4 +1,4 @@
-"""Every protocol, with old and new releases of Go and of modules: parents, and nothing fails."""
+"""Every protocol, old and new releases of Go and of modules: parents are right, nothing fails."""
 
 from __future__ import annotations
 

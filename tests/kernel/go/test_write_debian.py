@@ -24,7 +24,7 @@ SCRAPE_SECONDS = 5  # an emulated processor takes more than one for a scrape
 
 
 def joined(traced: Traced, server: str, client: str, count: int, since: int = 0) -> list[Span]:
-    """The server spans of a service, which have those of who called it for parents."""
+    """The server spans of a service. Their parents are the client spans of the caller."""
     spans = traced.wait_spans(
         count,
         where=lambda s: (s.service, s.kind) == (server, "SERVER") and s.start_ns > since,

@@ -1,4 +1,4 @@
-"""What `go_write` has written, as it comes to servers that we did not write: nginx, gRPC's C-core.
+"""The headers of `go_write` as nginx and gRPC's C-core read them.
 
 Skipped where the kernel refuses it; `test_write_in_vm.py` runs this in a VM.
 """
@@ -44,7 +44,7 @@ _SERVER = """
 
 
 class Nginx:
-    """nginx, which says what came, behind a Go service that calls it."""
+    """nginx behind a Go service; it logs and answers the headers that came."""
 
     def __init__(self, traced: Traced, *, http2: bool) -> None:
         self._read = 0
@@ -62,7 +62,7 @@ class Nginx:
         traced.wait_followed(server)
 
     def ask(self, number: str, *, plan: str = "context", state: str = "") -> list[str]:
-        """The traceparents that nginx says in its answer to have seen."""
+        """Sends a request. Returns the traceparents that nginx answers to have seen."""
         request = urllib.request.Request(f"http://127.0.0.1:{self._front}/{plan}/answer/{number}")
         request.add_header("traceparent", f"00-{TRACE}-{PARENT}-01")
         if state:
@@ -74,7 +74,7 @@ class Nginx:
         return seen
 
     def seen(self) -> dict[str, str]:
-        """What the next request brought: nginx writes it down once it has answered."""
+        """The headers of the next request: nginx logs them once it has answered."""
         lines = until(
             lambda: self._log.read_text().splitlines(),
             enough=lambda found: len(found) > self._read,
@@ -87,7 +87,7 @@ class Nginx:
 
 
 def state_of(length: int) -> str:
-    """A tracestate of so many bytes, with members of at most 256."""
+    """A tracestate of so many bytes, in members of at most 256."""
     members: list[str] = []
     while length:
         size = min(length, 200)
@@ -111,7 +111,7 @@ def nginx(writing: Traced, request: pytest.FixtureRequest) -> Nginx:
 
 
 def test_nginx_reads_what_was_written(nginx: Nginx, writing: Traced) -> None:
-    """Every other byte of the header is what it would have been, and tracestate goes along."""
+    """No other byte of the header changes, and tracestate is passed on."""
     for number, length in enumerate(STATES * 2):
         state = state_of(length)
         [said] = nginx.ask(str(number), state=state)
@@ -143,7 +143,7 @@ def test_a_header_of_the_application_wins(nginx: Nginx, writing: Traced) -> None
 
 
 def test_requests_of_every_length(nginx: Nginx, writing: Traced) -> None:
-    """Where a buffer has no room nothing is written; what leaves is whole all the same."""
+    """Where a buffer has no room nothing is written, and the request leaves unchanged."""
     written = 0
     lengths = [*range(1, 4400, 61), *range(3900, 4110, 7)]
     for length in lengths:
@@ -164,7 +164,7 @@ def test_requests_of_every_length(nginx: Nginx, writing: Traced) -> None:
 
 
 def test_c_core_reads_what_was_written(writing: Traced) -> None:
-    """A gRPC server that is not Go's finds the field once, and all others."""
+    """A gRPC server that is not Go's finds the field once, and all other fields."""
     record = writing.directory / "metadata"
     port, front = free_port(), free_port()
     for name in ("core", "front"):

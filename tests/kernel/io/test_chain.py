@@ -1,4 +1,4 @@
-"""The main path: requests through unmodified services on this kernel, judged by their own peers."""
+"""The main path: requests through unmodified services are one trace, judged by their own peers."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def test_three_python_services_are_one_trace(traced: Traced) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("split", [400, 40])
 def test_a_request_that_makes_its_connection_is_seen(traced: Traced, host: str, split: int) -> None:
-    """The first segment comes to the listener when it completes the handshake itself."""
+    """The segment that completes the handshake carries the request, and comes to the listener."""
     port = free_port()
-    traced.spawn("deferred", [sys.executable, str(SERVICE.with_name("deferred.py")), str(port)])
+    traced.spawn("deferred", [sys.executable, str(SERVICES / "deferred.py"), str(port)])
     wait_port(port)
     parents = []
     for number in range(COUNT):

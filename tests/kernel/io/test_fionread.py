@@ -1,6 +1,6 @@
 """Programs that ask FIONREAD (nginx as a proxy, Java) answer every request whole while traced.
 
-On some kernels FIONREAD says 0 for sockets in a sockhash, and these programs then wait for ever.
+On some kernels FIONREAD says 0 for sockets in a sockhash, on which these programs wait for ever.
 Every answer is compared byte for byte, and the trace that a call carries with the trace of the
 request that caused it: right, none (a new one), wrong. No call carries two; one that carries none
 is a later request of a connection that has left the sockhash (decision 0002).
@@ -35,7 +35,7 @@ SIZES = (100, 1_000, 4_095, 16_384, 70_001, 300_000, 1_000_003, 5_000_000)
 REQUESTS = 200
 AT_ONCE = 16
 SUSTAINED_SECONDS = 15.0
-ANSWER_SECONDS = 15.0  # a stalled answer fails within this time
+ANSWER_SECONDS = 15.0  # a stalled answer fails after this time
 _numbers = count(1)
 
 NGINX = """
@@ -218,7 +218,7 @@ def test_nginx_proxy_answers_whole(
 
 
 def test_bodies_stay_whole_for_a_while(nginx: Front) -> None:
-    """Large answers, for seconds: a kernel that hands over a segment twice does so now and then."""
+    """Large answers for seconds, since a kernel hands over a segment twice only now and then."""
     until = time.monotonic() + SUSTAINED_SECONDS
 
     def some(_: int) -> Counter[str]:
@@ -251,7 +251,7 @@ def test_java_answers_whole(java: Front, library: str, capsys: pytest.CaptureFix
 
 
 def test_one_after_the_other(nginx: Front, java: Front) -> None:
-    """Without concurrency nothing is ambiguous, and a stall is not hidden by other requests."""
+    """Without concurrency every parent is certain, and no other request hides a stall."""
     for port, prefix in ((nginx.port, "kept"), (nginx.port, "fresh"), (java.port, "url")):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
         for call in _calls(prefix, 23):
@@ -262,7 +262,7 @@ def test_one_after_the_other(nginx: Front, java: Front) -> None:
 
 
 def test_killed_agent_changes_nothing(nginx: Front, java: Front) -> None:
-    """Before, during and after the agent's absence: answers are whole, every call is traced."""
+    """Before, during and after the agent's absence, answers are whole and every call is traced."""
     traced = nginx.traced
     fronts = [
         (nginx.port, "fresh"),
@@ -294,7 +294,7 @@ def _load(front: tuple[int, str]) -> tuple[int, list[Call]]:
 
 
 def test_waiting_bytes_are_not_lost_at_the_end(nginx: Front, java: Front) -> None:
-    """A stop under load takes sockets out of the sockhash; no answer loses a byte by it."""
+    """A stop under load takes sockets out of the sockhash: no answer loses a byte."""
     traced = nginx.traced
     with ThreadPoolExecutor(2) as pool:
         loads = [
@@ -308,7 +308,7 @@ def test_waiting_bytes_are_not_lost_at_the_end(nginx: Front, java: Front) -> Non
 
 
 def _whole(port: int, prefix: str) -> None:
-    """Answers only: whether a call is traced depends on whether the agent still runs."""
+    """Compares answers only, since the agent may have ended before a call."""
     connections = [
         http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
         for _ in range(AT_ONCE)

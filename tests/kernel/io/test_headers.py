@@ -109,7 +109,7 @@ def test_existing_traceparent_is_left_alone(far_listener: socket.socket, line: s
 def test_two_different_traceparents_are_left_alone(
     world: tuple[Traced, Service, Outside], far_listener: socket.socket
 ) -> None:
-    """Whose they are cannot be told: nothing is written, and neither is taken for the span."""
+    """Which one is meant cannot be known: nothing is written, and neither is the span's parent."""
     traced = world[0]
     count = Counting(traced)
     other = PARENT[::-1]

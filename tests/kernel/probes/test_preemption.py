@@ -1,6 +1,6 @@
 """Uprobes keep their variables on the stack of their task: decision 10.
 
-What comes of it otherwise shows only on kernels that preempt: tests/kernel/go/test_write_in_vm.py.
+tests/kernel/go/test_write_in_vm.py has a kernel that preempts, where a mistake would show.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INFO = struct.Struct("=II8sIIQ")
 
 
 def machine_code(number: int) -> bytes:
-    """Of all functions of a program."""
+    """The machine code of all functions of a program."""
     lib = prototypes.library()
     fd = prototypes.check(lib.bpf_prog_get_fd_by_id(number), "bpf_prog_get_fd_by_id")
     try:
@@ -66,6 +66,6 @@ def test_no_uprobe_has_a_stack_of_its_processor() -> None:
         probes = {one["name"] for one in programs if one["type"] == "kprobe"}
     assert {"tl_go_serve", "tl_ssl_write"} <= probes
     assert [name for name in sorted(probes) if OF_THE_PROCESSOR in code[name]] == []
-    # what is looked for is there where nobody comes in between
+    # programs that no task can preempt do use the stack of the processor
     version = tuple(map(int, platform.release().split("-")[0].split(".")[:2]))
     assert (OF_THE_PROCESSOR in code["tl_read"]) == (version >= (6, 13))

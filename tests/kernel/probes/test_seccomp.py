@@ -1,6 +1,6 @@
-"""Probes in services with a seccomp filter: the trial that decides, and a service that goes on.
+"""Probes in services with a seccomp filter: the agent decides by a trial, and the service lives on.
 
-On an unmended kernel of 6.11 to 6.13 the group `tls` is off, and that is right, too.
+On a kernel of 6.11 to 6.13 without the fix the group `tls` must be off.
 """
 
 from __future__ import annotations

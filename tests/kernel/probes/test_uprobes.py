@@ -32,7 +32,7 @@ from throughline.tls import openssl
 
 pytestmark = [
     pytest.mark.timeout(120),
-    # the libssl of this machine is probed, too, and counts what any process calls
+    # the machine's own libssl is probed, too, so that calls of any process count
     pytest.mark.alone,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
@@ -61,7 +61,7 @@ class Process:
             pytest.skip(f"{how}: {error.strip().splitlines()[-1]}")
 
     def call(self, times: int) -> int:
-        """Nanoseconds of one call."""
+        """Calls so many times. Returns the nanoseconds of one call."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{times}\n")
         self._process.stdin.flush()
@@ -195,7 +195,7 @@ def test_the_chosen_site_is_cheap(
     start: Start,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Nanoseconds of a hit: at the chosen instruction and at the one that the symbol names."""
+    """A hit at the chosen instruction costs less than at the one that the symbol names."""
     process = start("here", tmp_path, library)
     site = free_site(library)
     assert not site.single_stepped
@@ -245,7 +245,7 @@ def test_a_library_is_found_wherever_it_is(
 def test_two_overlays_of_one_file_attach_once(
     followed: Followed, counter: Counter, library: Path, tmp_path: Path, start: Start
 ) -> None:
-    """As two containers of one image: the probe goes to the inode below."""
+    """Two containers of one image are an example: the probe is on the inode below."""
     lower = tmp_path / "lower"
     lower.mkdir()
     shutil.copy(library, lower / "anything.so")
@@ -302,7 +302,7 @@ def test_a_deleted_library_is_probed_or_counted(
 def test_processes_that_come_and_go(
     followed: Followed, counter: Counter, library: Path, tmp_path: Path, start: Start
 ) -> None:
-    """A process may end at any step; the others are probed all the same."""
+    """A process may end at any step; the others are probed."""
     lasting = start("here", tmp_path, library)
     for _ in range(5):
         ending = [start("here", tmp_path, library) for _ in range(3)]

@@ -241,7 +241,7 @@ class Generator:
 
 
 def send(generator: Generator, near: socket.socket, pieces: list[bytes]) -> bool:
-    """Sends pieces one by one or gathered. True: every piece was a send of its own."""
+    """Sends pieces one by one or gathered. Returns whether every piece was a send of its own."""
     if len(pieces) > 1 and generator.odds(15):
         if near.sendmsg(pieces[:500]) != sum(map(len, pieces[:500])):
             raise AssertionError("partial send of a small request")
@@ -251,12 +251,14 @@ def send(generator: Generator, near: socket.socket, pieces: list[bytes]) -> bool
             more = socket.MSG_MORE if generator.odds(4) else 0
             near.sendall(piece, more)
             if more:
-                near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # pushes what waits
+                near.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+                )  # sends what MSG_MORE holds back
     return True
 
 
 def split_blank(pieces: list[bytes], at: int, text: bytes) -> bool:
-    """Is the empty line at `at` cut between CR and LF?"""
+    """Whether the empty line at `at` is cut between CR and LF."""
     edge = 0
     for piece in pieces:
         edge += len(piece)
@@ -266,7 +268,7 @@ def split_blank(pieces: list[bytes], at: int, text: bytes) -> bool:
 
 
 def outgoing(seed: int, count: int, listener: socket.socket) -> Counter[str]:
-    """`count` requests through sk_msg, several per connection."""
+    """Sends `count` requests through sk_msg, several per connection."""
     generator, seen = Generator(seed), Counter[str]()
     while seen["requests"] < count:
         with connect(listener, nodelay=True) as near, accept(listener) as far:
@@ -303,7 +305,7 @@ def outgoing(seed: int, count: int, listener: socket.socket) -> Counter[str]:
 
 
 def incoming(seed: int, count: int, service: Service) -> Counter[str]:
-    """`count` requests through the ingress of a service, each judged by what its call carries."""
+    """Sends `count` requests to a service, and judges each by the context of its call."""
     generator, seen = Generator(seed), Counter[str]()
     foreign: set[str] = set()
     while seen["requests"] < count:
@@ -347,7 +349,7 @@ def incoming(seed: int, count: int, service: Service) -> Counter[str]:
 
 
 def in_process(work: Callable[[], Counter[str]], name: str) -> int:
-    """Runs work in a child; what it finds is printed. Exit status 1: it failed."""
+    """Runs work in a child, which prints what it finds, and exits with 1 when it failed."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:

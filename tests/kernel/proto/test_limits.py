@@ -1,4 +1,4 @@
-"""Requests near the limits of servers: what is answered 200 untraced is answered 200 traced.
+"""Requests near the limits of servers: a request that gets 200 untraced gets 200 traced.
 
 Each server is asked twice, by a client outside of the traced cgroup and by one inside of it.
 """
@@ -163,7 +163,7 @@ def test_number_of_fields(
 def test_size_of_the_header_block(
     world: World, ask: Callable[[int], Ask], request: pytest.FixtureRequest, server: str, lines: int
 ) -> None:
-    """8,000 to 8,300 and 14,800 to 16,600 bytes: nobody is answered otherwise than untraced."""
+    """8,000 to 8,300 and 14,800 to 16,600 bytes: every answer is that of the untraced request."""
     asked = ask(request.getfixturevalue(server))
     sizes = [*range(8000, 8300, 50), *range(14_800, 16_600, 37), 16_350, 16_384]
     answers = {size: asked(fields(lines, size=size)) for size in sizes}
@@ -171,7 +171,7 @@ def test_size_of_the_header_block(
 
 
 def test_node_just_below_16_kb(world: World, ask: Callable[[int], Ask], node: int) -> None:
-    """What was 431: near the limit it is left alone, and counted."""
+    """Near the limit a request is left alone, and counted: with a header it would get 431."""
     count = Counting(world[0])
     assert ask(node)(fields(3, size=16_350)) == ("200 plain", "200 plain")
     assert count("skip_near_limit", 1) == 1
@@ -191,7 +191,7 @@ def test_exactly_where_it_begins(world: World, far_listener: socket.socket, limi
     assert send_alone(far_listener, [fields(3, size=room)]) == Context()
     assert send_alone(far_listener, [fields(3, size=limit)]) == Context()
     assert count("skip_near_limit", 2) == 2
-    # above the limit in whatever way it is counted: it is not ours that breaks it
+    # above the limit however it is counted: our header is not the cause
     if limit == 8192:
         assert send_alone(far_listener, [fields(3, size=limit + 100)]).trace_id
 

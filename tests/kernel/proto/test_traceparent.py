@@ -342,7 +342,7 @@ CARRIED: dict[str, tuple[list[str], str]] = {
 
 @pytest.mark.parametrize("case", CARRIED)
 def test_tracestate(service: Service, case: str) -> None:
-    """What is invalid is dropped whole; the trace goes on in any case."""
+    """An invalid tracestate is dropped whole, and the trace goes on."""
     lines, wanted = CARRIED[case]
     states = [f"tracestate: {line}" for line in lines]
     for text in (
@@ -372,7 +372,7 @@ def test_tracestate_split_at_every_byte(service: Service) -> None:
 
 
 def test_spans_tell_the_request(world: tuple[Traced, Service, Outside]) -> None:
-    """Exactly one server and one client span each, with the request's own text."""
+    """Each request has exactly one server and one client span, with its own text."""
     traced, service, _ = world
     for number in range(COUNT):
         text = request(f"traceparent: {VALUE}", path=f"/tell/{number}?q={number}")
@@ -395,7 +395,7 @@ def test_spans_tell_the_request(world: tuple[Traced, Service, Outside]) -> None:
 def test_text_of_a_response_is_not_the_request_s(
     world: tuple[Traced, Service, Outside],
 ) -> None:
-    """Servers answer with such headers too; they change nothing in the request's span."""
+    """Servers may answer with such headers: they do not change the request's span."""
     traced, _, outside = world
     with listen() as front, outside.connect(front) as client, accept(front) as server:
         client.sendall(request(f"traceparent: {VALUE}", path="/answer"))

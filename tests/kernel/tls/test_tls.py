@@ -41,7 +41,7 @@ def secure(traced: Traced) -> Secure:
 
 
 def start(secure: Secure, kind: str, traced: Traced) -> int:
-    """A server of a kind that answers GET /files/23; its port."""
+    """Starts a server of a kind that answers GET /files/23. Returns its port."""
     port: int = getattr(secure, kind)("server")
     if kind == "nginx":
         (traced.directory / "server" / "files" / "23").write_text("twenty-three\n")
@@ -119,7 +119,7 @@ def test_a_call_over_tls_belongs_to_the_request_that_made_it(
     calls = [span for span in mine if span.kind == "CLIENT"]
     assert len(calls) == COUNT
     right = [call for call in calls if call.parent_span_id]
-    # never a wrong one; a first call on a new connection of an event loop may have none
+    # never a wrong parent; the first call on a new connection of an event loop may have none
     for call in right:
         parent = servers[call.parent_span_id]
         assert (parent.service, parent.path) == ("front", call.path)
@@ -132,7 +132,7 @@ def test_a_call_over_tls_belongs_to_the_request_that_made_it(
 def test_what_was_open_when_the_agent_died_does_not_stand_in_the_way(
     traced: Traced, secure: Secure
 ) -> None:
-    """Its answer was seen by nobody: the thread of an event loop would be ambiguous for ever."""
+    """No program saw its answer: the event loop's thread must not have it open for ever."""
     back = secure.python("back")
     front = secure.node("front", onward=back)
     secure.wait_found("node")
@@ -182,7 +182,7 @@ def test_what_is_not_http_1_is_left_alone(traced: Traced, secure: Secure) -> Non
 
 
 def test_ten_thousand_requests_arrive_as_they_were_sent(traced: Traced, secure: Secure) -> None:
-    """TLS 1.2 and 1.3, full and resumed handshakes, kept connections; every body is compared."""
+    """TLS 1.2 and 1.3, full and resumed handshakes, kept connections: every body is compared."""
     port = start(secure, "nginx", traced)
     files = traced.directory / "server" / "files"
     rng = random.Random(23)
@@ -232,7 +232,7 @@ def test_ten_thousand_requests_arrive_as_they_were_sent(traced: Traced, secure: 
 
 @pytest.mark.parametrize("kind", ["python", "asyncio", "node"])
 def test_large_bodies_in_both_directions(traced: Traced, secure: Secure, kind: str) -> None:
-    """A reader that is slow makes writes fail and be repeated, and leave in parts."""
+    """A slow reader makes writes fail, repeat, and leave in parts."""
     port = start(secure, kind, traced)
     body, answer = traced.directory / "body", traced.directory / "answer"
     body.write_bytes(random.Random(5).randbytes(3_000_017))

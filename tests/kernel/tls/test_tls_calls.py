@@ -32,7 +32,7 @@ def traced() -> Iterator[Operated]:
 
 
 def send_growing(near: ssl.SSLSocket, text: bytes, more: int) -> int:
-    """Sends in pieces, what could not be sent again with `more` bytes. Returns how often."""
+    """Sends in pieces, and repeats failed writes with `more` bytes. Returns how often."""
     near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 30_000)
     near.setblocking(False)
     at, size, again = 0, 16_384, 0

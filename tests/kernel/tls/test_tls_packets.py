@@ -1,4 +1,4 @@
-"""HTTPS hops with the context beside them: every parent is right, or there is none."""
+"""HTTPS hops with the context in TCP options: every parent is right, or there is none."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def secure(traced: Traced) -> Secure:
 
 
 def load(port: int, secure: Secure, *, clients: int = THREADS) -> None:
-    """Clients that are not traced, each with a connection of its own and 23 requests on it."""
+    """Starts clients that are not traced, each with 23 requests on a connection of its own."""
     failures: list[BaseException] = []
 
     def client(number: int) -> None:
@@ -59,7 +59,7 @@ def load(port: int, secure: Secure, *, clients: int = THREADS) -> None:
 
 
 def judge(spans: list[Span], *, hops: list[str]) -> dict[str, int]:
-    """How many server spans behind the first have the right parent, none, or a wrong one."""
+    """Counts server spans behind the first: with the right parent, none, or a wrong one."""
     by_id = {span.span_id: span for span in spans}
     found = {"right": 0, "none": 0, "wrong": 0}
     for span in spans:
@@ -95,7 +95,7 @@ def test_two_https_hops_at_64_concurrent_requests(
     found = judge(spans, hops=["first", "middle", "last"])
     print(f"{front}: {found}")
     assert found["wrong"] == 0
-    # what this machine loses of options is counted, and is the rare exception
+    # an option that is lost is counted, and rare
     assert found["right"] >= 0.99 * 2 * requests, (found, traced.counters())
     calls = [span for span in spans if span.kind == "CLIENT"]
     parents = {span.span_id: span for span in spans if span.kind == "SERVER"}
@@ -107,7 +107,7 @@ def test_two_https_hops_at_64_concurrent_requests(
 def test_what_an_event_loop_read_before_is_no_evidence(traced: Traced, secure: Secure) -> None:
     """Each request asks a cache on a shared connection, then makes a connection of its own."""
     cache = free_port()
-    traced.spawn("cache", [sys.executable, str(RELAY.with_name("lines.py")), str(cache)])
+    traced.spawn("cache", [sys.executable, str(SERVICES / "lines.py"), str(cache)])
     wait_port(cache)
     last = secure.python("last")
     first = secure.node("first", onward=last, cache=cache)
@@ -125,7 +125,7 @@ def test_what_an_event_loop_read_before_is_no_evidence(traced: Traced, secure: S
         assert judge(spans, hops=["first", "last"])["wrong"] == 0
         found[clients] = len(calls)
     print(f"behind a cache: calls with a parent, by clients: {found}")
-    # one at a time, so that who asked the cache is known; where the kernel shows who writes
+    # one at a time: it is known which request asked, where the kernel shows which thread writes
     assert found[1] >= EACH - 1 or "tl_sent" in needs.refused()
 
 

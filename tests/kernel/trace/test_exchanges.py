@@ -51,7 +51,7 @@ RESPONSES = {
 def test_responses_of_a_keep_alive_connection(
     world: tuple[Traced, Service, Outside], step: int
 ) -> None:
-    """All on one connection, both as client and as server, in pieces of `step` bytes."""
+    """All responses on one connection, as client and as server, in pieces of `step` bytes."""
     traced, service, outside = world
     with (
         outside.connect(service.front) as client,
@@ -107,7 +107,7 @@ def test_close_delimited_response(
 
 
 def test_early_response(world: tuple[Traced, Service, Outside]) -> None:
-    """The answer comes before the body is complete: the body is still a body."""
+    """A body that goes on after the answer is no request."""
     traced, service, outside = world
     with outside.connect(service.front) as client, accept(service.front) as server:
         for number in range(COUNT):
@@ -130,7 +130,7 @@ def test_early_response(world: tuple[Traced, Service, Outside]) -> None:
 def test_aborted_exchanges(
     world: tuple[Traced, Service, Outside], far_listener: socket.socket
 ) -> None:
-    """A client that goes away, a server that goes away: the span ends with the connection."""
+    """When the client or the server closes, the span ends with the connection."""
     traced, service, outside = world
     with outside.connect(service.front) as client, accept(service.front) as server:
         client.sendall(head(target="/abort/server"))
@@ -158,7 +158,7 @@ def test_aborted_exchanges(
 def test_reset_after_the_status_line(
     world: tuple[Traced, Service, Outside], far_listener: socket.socket, sent: bytes
 ) -> None:
-    """The client goes away inside the answer: one span each, of an exchange without an answer."""
+    """The client resets inside the answer: each side has one span, without a status."""
     traced, service, outside = world
     path = f"/reset/{len(sent)}"
     for _ in range(COUNT):
@@ -184,7 +184,7 @@ def test_reset_after_the_status_line(
     )
     assert {(s.status, s.attributes["throughline.end"]) for s in spans} == {(None, "closed")}
     assert all(s.error for s in spans)
-    # the thread is free again: its next call has no ended request for a parent
+    # the next call of the thread does not have the ended request for a parent
     served = service.serve([head(target=path + "/next")], path + "/call")
     assert served.trace_id not in {s.trace_id for s in spans}
 
@@ -210,7 +210,7 @@ def test_incoming_pipelining(world: tuple[Traced, Service, Outside]) -> None:
 def test_body_of_contradictory_length_is_no_request(
     world: tuple[Traced, Service, Outside],
 ) -> None:
-    """Until the answer is complete, what follows may be body: it makes no spans."""
+    """What follows before the answer is complete may be a body: it makes no spans."""
     traced, service, outside = world
     text = head("Content-Length: 9", "Transfer-Encoding: chunked", method="POST", target="/twofold")
     with outside.connect(service.front) as client, accept(service.front) as server:

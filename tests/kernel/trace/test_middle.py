@@ -1,6 +1,6 @@
-"""The agent comes in the middle of an exchange: the next request of the connection is followed.
+"""The agent starts in the middle of an exchange: the next request of the connection has a span.
 
-What it sees first is an answer, or bytes of one that look like the start of a request.
+The first bytes that it sees are an answer, or look like the start of a request.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.fixtures.tls_pair import exchange, secured, wait_probed
 from tests.fixtures.wire import OK, head
 
 COUNT = 5
-#: the answer that the agent comes into: what leaves before it, and what after it
+#: the bytes of the answer that leave before the agent starts, and those that leave after
 ANSWERS = {
     "answer": (b"", OK),
     "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"OK"),
@@ -50,7 +50,7 @@ def test_plaintext(name: str, headers: str) -> None:
         Operated({"propagation": {"headers": headers}}, start=False) as traced,
         ExitStack() as stack,
     ):
-        # not the agent: what runs in its own cgroup is not traced
+        # the agent is elsewhere: processes in its cgroup are not traced
         with traced.inside("service"):
             front, back = stack.enter_context(listen()), stack.enter_context(outside.listen())
             client = stack.enter_context(outside.connect(front))

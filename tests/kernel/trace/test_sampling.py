@@ -1,4 +1,4 @@
-"""Head sampling: the standard samplers, what they propagate, what they count."""
+"""Head sampling: which spans the standard samplers give, which flags they propagate."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_ratio_agrees_with_the_sdk() -> None:
         for trace in traces:
             decision = sampler.should_sample(None, int(trace, 16), "GET").decision
             wanted[trace] = decision is Decision.RECORD_AND_SAMPLE
-            # whatever the caller decided
+            # independent of the caller's decision
             found = service.serve([request(trace, "00" if wanted[trace] else "01")], "/out")
             assert found.trace_id == trace
             assert found.flags == ("01" if wanted[trace] else "00"), trace

@@ -1,6 +1,6 @@
 """Exchanges of unusual shapes: pipelined, in many small pieces, with answers that are none.
 
-What was begun ends as what it is, and the connection is followed as long as that can be right.
+Each span that began ends with the right status. The connection is followed while that is certain.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def far_listener(world: tuple[Traced, Outside]) -> Iterator[socket.socket]:
 
 @pytest.fixture(scope="module")
 def front(world: tuple[Traced, Outside]) -> Iterator[socket.socket]:
-    """Of the traced service: in the cgroup that the process has now."""
+    """The listener of the traced service, in the cgroup that the process has now."""
     with listen() as found:
         yield found
 
@@ -123,7 +123,7 @@ def test_a_pipelining_client_s_first_call_is_its_span(
 
 
 def test_a_call_by_tcp_fast_open_is_a_span(world: tuple[Traced, Outside]) -> None:
-    """Its request leaves with the SYN; in a network of its own, whose servers take that."""
+    """The request leaves with the SYN, in a network namespace whose servers accept that."""
     traced, _ = world
     script = (
         "ip link set lo up; echo 3 > /proc/sys/net/ipv4/tcp_fastopen;"
@@ -131,7 +131,7 @@ def test_a_call_by_tcp_fast_open_is_a_span(world: tuple[Traced, Outside]) -> Non
     )
     service = traced.spawn("fastopen", ["unshare", "-n", "sh", "-c", script])
     assert service.wait(20) == 0, "no request left with a SYN"
-    # the server's end is a listener's while the request comes: see tl_early
+    # the listener gets the server's request, see tl_early
     calls = [one for one in ended(traced, "/fast/", COUNT) if one[0] == "CLIENT"]
     assert calls == [("CLIENT", f"/fast/{number}", 200) for number in range(COUNT)]
 
@@ -173,7 +173,7 @@ def test_many_small_chunks_in_one_send(
 
 
 def lost(traced: Traced, before: dict[str, int]) -> dict[str, int]:
-    """What the counters say of connections that are not followed, since then."""
+    """How much the counters of connections that are not followed have grown."""
     return {
         name: total - before.get(name, 0)
         for name, total in traced.counters().items()
@@ -222,7 +222,7 @@ def test_many_small_chunks_inside_of_tls() -> None:
 
 # -- answers that cannot be followed ---------------------------------------------------------------
 
-# what stands behind a message that has none is not HTTP
+# the bytes behind a message without a body are not HTTP
 HEAD_WITH_BODY = [b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", *[b"x" * 3000] * 3]
 MALFORMED = [b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n", b"abc", b"d"]
 

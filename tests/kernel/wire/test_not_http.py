@@ -1,4 +1,4 @@
-"""Client connections that do not speak HTTP/1, and tunnels: recognised, evicted, never altered."""
+"""Connections that do not speak HTTP/1, and tunnels, leave the sockhash; no byte changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import socket
-import ssl
 import struct
 import subprocess
 import threading
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.certificate import make_certificate
+from tests.fixtures.far_side import serving
 from tests.fixtures.outside import Outside
 from tests.fixtures.service import Service
 from tests.fixtures.sockets import accept, pair, read_all, read_block, read_exactly
@@ -30,7 +31,7 @@ def postgres(text: bytes) -> bytes:
     return struct.pack("!I", len(text) + 4) + text
 
 
-#: what a client says first
+#: the first bytes of a client
 FIRST = {
     "tls": bytes.fromhex("160301020001 0001fc0303") + RANDOM.randbytes(506),
     "ssh": b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n",
@@ -57,7 +58,7 @@ FIRST = {
 
 @pytest.fixture
 def evictions(world: tuple[Traced, Service, Outside]) -> Iterator[None]:
-    """Exactly one connection of the test is recognised, and taken out."""
+    """Exactly one connection of the test is recognised, and leaves the sockhash."""
     before = world[0].counters()
     yield
     world[0].wait_counter("evicted", before.get("evicted", 0) + 1, seconds=4)
@@ -139,7 +140,7 @@ def test_server_speaks_first(far_listener: socket.socket) -> None:
 
 @pytest.mark.usefixtures("evictions")
 def test_banner_that_is_read_late(far_listener: socket.socket) -> None:
-    """SSH: both banners cross; what is unread when the socket could leave must not get lost."""
+    """SSH: both banners cross. Bytes that are unread when the socket leaves must not get lost."""
     with pair(far_listener) as (near, far):
         far.sendall(b"SSH-2.0-far\r\n")
         near.sendall(b"SSH-2.0-near\r\n")
@@ -182,93 +183,67 @@ def test_ping_pong_under_eviction(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    subprocess.run(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-        f" -subj /CN=localhost -keyout {path} -out {path}",
-        shell=True,
-        check=True,
-        capture_output=True,
-    )
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.usefixtures("evictions")
 def test_curl_over_tls(far_listener: socket.socket, certificate: Path) -> None:
     body = os.urandom(2_000_000)
-    seen = []
 
-    def serve() -> None:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(certificate)
-        with tls.wrap_socket(accept(far_listener), server_side=True) as far:
-            seen.append(read_block(far))
-            far.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-            with contextlib.suppress(OSError):
-                far.recv(1)
+    def serve(far: socket.socket) -> bytes:
+        request = read_block(far)
+        far.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        with contextlib.suppress(OSError):
+            far.recv(1)
+        return request
 
-    server = threading.Thread(target=serve)
-    server.start()
     url = f"https://127.0.0.1:{far_listener.getsockname()[1]}/tls"
-    found = subprocess.run(["curl", "-sk", "--http1.1", url], capture_output=True, timeout=20)
-    server.join()
+    with serving(far_listener, serve, certificate=certificate) as served:
+        found = subprocess.run(["curl", "-sk", "--http1.1", url], capture_output=True, timeout=20)
     assert found.stdout == body
-    assert b"traceparent" not in seen[0]
+    assert b"traceparent" not in served[0]
 
 
 @pytest.mark.usefixtures("evictions")
 def test_openssl_s_client(far_listener: socket.socket, certificate: Path) -> None:
     data = os.urandom(300_000)
-    found = []
 
-    def serve() -> None:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(certificate)
-        with tls.wrap_socket(accept(far_listener), server_side=True) as far:
-            got = b""
-            while len(got) < len(data) and (more := far.recv(65536)):
-                got += more
-            found.append(got)
-            far.sendall(got)
+    def serve(far: socket.socket) -> bytes:
+        got = read_exactly(far, len(data))
+        far.sendall(got)
+        return got
 
-    server = threading.Thread(target=serve)
-    server.start()
     address = f"127.0.0.1:{far_listener.getsockname()[1]}"
-    client = subprocess.run(
-        ["openssl", "s_client", "-quiet", "-verify_quiet", "-connect", address],
-        input=data,
-        capture_output=True,
-        timeout=20,
-    )
-    server.join()
-    assert found == [data], client.stderr
+    with serving(far_listener, serve, certificate=certificate) as served:
+        client = subprocess.run(
+            ["openssl", "s_client", "-quiet", "-verify_quiet", "-connect", address],
+            input=data,
+            capture_output=True,
+            timeout=20,
+        )
+    assert served == [data], client.stderr
 
 
 @pytest.mark.usefixtures("evictions")
 def test_ssh_client(far_listener: socket.socket) -> None:
-    """The banner and the key exchange that OpenSSH's client sends, as it was."""
-    seen = []
+    """OpenSSH's client sends its banner and key exchange unchanged."""
 
-    def serve() -> None:
-        with accept(far_listener) as far:
-            far.sendall(b"SSH-2.0-far\r\n")
-            banner = b""
-            while b"\r\n" not in banner:
-                banner += far.recv(1)
-            length = far.recv(4, socket.MSG_WAITALL)
-            packet = read_exactly(far, struct.unpack("!I", length)[0])
-            seen.append((banner, packet))
+    def serve(far: socket.socket) -> tuple[bytes, bytes]:
+        far.sendall(b"SSH-2.0-far\r\n")
+        banner = b""
+        while b"\r\n" not in banner:
+            banner += far.recv(1)
+        length = far.recv(4, socket.MSG_WAITALL)
+        return banner, read_exactly(far, struct.unpack("!I", length)[0])
 
-    server = threading.Thread(target=serve)
-    server.start()
     port = str(far_listener.getsockname()[1])
-    subprocess.run(
-        ["ssh", "-F", "none", "-o", "BatchMode=yes", "-p", port, "nobody@127.0.0.1", "true"],
-        capture_output=True,
-        timeout=20,
-    )
-    server.join()
-    ((banner, packet),) = seen
+    with serving(far_listener, serve) as served:
+        subprocess.run(
+            ["ssh", "-F", "none", "-o", "BatchMode=yes", "-p", port, "nobody@127.0.0.1", "true"],
+            capture_output=True,
+            timeout=20,
+        )
+    ((banner, packet),) = served
     assert banner.startswith(b"SSH-2.0-OpenSSH")
     assert packet[1] == 20, "SSH_MSG_KEXINIT"
 
@@ -281,7 +256,7 @@ def test_ssh_client(far_listener: socket.socket) -> None:
     [b"HTTP/1.1 200 Connection established\r\n\r\n", b"HTTP/1.0 200 OK\r\nVia: x\r\n\r\n"],
 )
 def test_connect_tunnel(far_listener: socket.socket, answer: bytes) -> None:
-    """What goes through a proxy's tunnel is none of our business, HTTP or not."""
+    """Bytes in a proxy's tunnel are left alone, HTTP or not."""
     text = b"CONNECT far.example:443 HTTP/1.1\r\nHost: far.example:443\r\n\r\n"
     with pair(far_listener) as (near, far):
         near.sendall(text)
@@ -297,7 +272,7 @@ def test_connect_tunnel(far_listener: socket.socket, answer: bytes) -> None:
 
 
 def test_connect_refused_then_again(far_listener: socket.socket) -> None:
-    """407: the connection goes on as HTTP, and opens a tunnel at the second try."""
+    """After 407 the connection goes on as HTTP, and opens a tunnel at the second try."""
     text = b"CONNECT far.example:443 HTTP/1.1\r\nHost: far.example:443\r\n\r\n"
     refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 4\r\n\r\nnope"
     with pair(far_listener) as (near, far):
@@ -310,7 +285,7 @@ def test_connect_refused_then_again(far_listener: socket.socket) -> None:
 
 
 def test_websocket(world: tuple[Traced, Service, Outside], far_listener: socket.socket) -> None:
-    """The handshake is a request and gets its header; the frames behind it are not."""
+    """The handshake is a request and gets its header. The frames behind it are left alone."""
     text = (
         b"GET /chat HTTP/1.1\r\nHost: far.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -330,7 +305,7 @@ def test_websocket(world: tuple[Traced, Service, Outside], far_listener: socket.
 
 
 def test_incoming_tunnels(world: tuple[Traced, Service, Outside]) -> None:
-    """A traced server that accepts CONNECT or an upgrade: its later bytes are no requests."""
+    """After a traced server has accepted CONNECT or an upgrade, later bytes are no requests."""
     traced, service, outside = world
     for text, answer in (
         (b"CONNECT in.example:1 HTTP/1.1\r\nHost: in.example\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"),
@@ -362,7 +337,7 @@ def test_incoming_bytes_that_are_not_http(world: tuple[Traced, Service, Outside]
 
 
 def test_nothing_was_inserted_here(far_listener: socket.socket) -> None:
-    """The counterpart: the same sockets with HTTP do get the header."""
+    """The counterpart: on the same sockets HTTP does get the header."""
     with pair(far_listener) as (near, far):
         near.sendall(DECOY)
         assert inserted(DECOY, read_block(far)) != Context()

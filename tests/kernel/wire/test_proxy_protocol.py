@@ -1,6 +1,6 @@
 """The PROXY protocol in front of a connection's first request, on both sides.
 
-What HAProxy's specification (proxy-protocol.txt) has: version 1 is a line, version 2 is binary.
+HAProxy's specification (proxy-protocol.txt) has two versions: 1 is a line, 2 is binary.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PREAMBLES = {
 
 
 def exchange(near: socket.socket, far: socket.socket, pieces: list[bytes]) -> Context:
-    """A request in pieces on a connection, and its answer; what was inserted."""
+    """Sends a request in pieces, and its answer. Returns what was inserted."""
     sent = b"".join(pieces)
     for piece in pieces:
         near.sendall(piece)
@@ -87,7 +87,7 @@ def test_client_split_at_every_byte(far_listener: socket.socket, name: str) -> N
 
 @pytest.mark.parametrize("name", PREAMBLES)
 def test_server_in_front_of_its_first_request(world: World, name: str) -> None:
-    """The parent that the request brings is taken; so is that of the next one."""
+    """The parent of the request is taken, and that of the next one."""
     traced, service, outside = world
     preamble = PREAMBLES[name]
     request = head(f"traceparent: 00-{TRACE}-{PARENT}-01", target=f"/{name}")
@@ -133,7 +133,7 @@ def test_what_is_no_request_behind_it_is_untouched(
 
 
 def test_only_the_first_message_may_have_it(world: World, far_listener: socket.socket) -> None:
-    """Later on the same bytes are no preamble: the connection is left alone, as before."""
+    """Later the same bytes are no preamble: the connection is left alone."""
     count = Counting(world[0])
     with pair(far_listener) as (near, far):
         exchange(near, far, [head()])
@@ -152,7 +152,7 @@ def test_a_method_of_that_name(far_listener: socket.socket) -> None:
 
 @pytest.fixture(scope="module")
 def nginx(world: World) -> int:
-    """A server that wants the PROXY protocol, and says whose address it brought, and its header."""
+    """A server that expects the PROXY protocol. It answers the address and the header."""
     port = free_port()
     server = f"""
         server {{

@@ -1,4 +1,4 @@
-"""What anybody can send to a traced host: it leaves nothing behind, and disturbs nobody."""
+"""Segments of strangers leave no entry in a map, and disturb no connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
 def entries(traced: Traced, name: str, key_bytes: int) -> int:
-    """How many a pinned map has."""
+    """How many entries a pinned map has."""
     table = libbpf.get_pinned(next(traced.bpffs.glob(f"abi*/{name}")))
     try:
         return sum(1 for _ in maps.keys(table, key_bytes))
@@ -95,14 +95,14 @@ def test_segments_of_no_connection_leave_nothing() -> None:
 
 
 def served(packets: Packets, server: socket.socket) -> list[abi.Span]:
-    """Reads and answers one request: the server spans that have ended since the last call."""
+    """Reads and answers one request. Returns the server spans that have ended since."""
     assert read_exactly(server, len(REQUEST)) == REQUEST
     server.sendall(ANSWER)
     return [span for span in packets.spans() if span.kind == abi.Kind.SERVER]
 
 
 def client_of(link: Link, version: int) -> socket.socket:
-    """A connection whose first data completes the handshake: there is no bare ACK before it."""
+    """A connection whose first data completes the handshake, without a bare ACK before."""
     with link.left:
         client = socket.socket(socket.AF_INET6 if version == 6 else socket.AF_INET)
     client.settimeout(8)
@@ -116,7 +116,7 @@ def client_of(link: Link, version: int) -> socket.socket:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("cookies", ["1", "2"])
 def test_a_request_that_makes_its_connection_takes_its_option(version: int, cookies: str) -> None:
-    """Of the first request and of later ones; with SYN cookies (2: always), too."""
+    """The option of each request is taken, with SYN cookies (2: always), too."""
     with Link() as link, Packets(link, by="ops", observe=OBSERVE) as packets:
         link.right.sysctl("ipv4/tcp_syncookies", cookies)
         with listening(link, version) as listener:
@@ -151,7 +151,7 @@ def test_a_request_that_makes_its_connection_takes_its_option(version: int, cook
 
 @pytest.mark.timeout(60)
 def test_options_of_no_connection_leave_nothing() -> None:
-    """From the address of a peer, which anybody may write into a packet."""
+    """Even from the address of a peer, which anybody may write into a packet."""
     option = bytes([25, 26]) + bytes(range(1, 25)) + b"\1\1"
     with (
         Link() as link,
@@ -179,16 +179,16 @@ def test_options_of_no_connection_leave_nothing() -> None:
 def test_segments_that_a_connection_cannot_take_disturb_it_in_nothing(
     ahead: int, variant: str
 ) -> None:
-    """From somebody who knows its addresses and ports but does not see it."""
+    """The sender knows addresses and ports of the connection but does not see its segments."""
     with Link() as link, Packets(link, by=None, observe=OBSERVE, variant=variant) as packets:
-        link.left.sysctl("ipv4/tcp_timestamps", "0")  # else those that we make up are too old
+        link.left.sysctl("ipv4/tcp_timestamps", "0")  # a segment of ours has none that fits
         with packets.connected() as (client, server):
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with link.left:
                 raw = socket.socket(client.family, socket.SOCK_RAW, socket.IPPROTO_TCP)
             with raw:
                 forger = Forger(client, raw)
-                for _ in range(7):  # answers are never acknowledged: no more than 10 would leave
+                for _ in range(7):  # answers are never acknowledged, so that no more than 10 leave
                     for _ in range(3):
                         forger.send(REQUEST.replace(b"/23", b"/no"), ahead=ahead)
                     forger.send(REQUEST)

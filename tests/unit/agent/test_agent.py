@@ -1,4 +1,4 @@
-"""What the agent does with the files that it probes: in which order, and at its end."""
+"""The agent handles probed files in the right order, and lets go of all at its end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Files:
 
 
 class Anything:
-    """Has whatever is asked for, and does nothing."""
+    """Has any attribute, and does nothing."""
 
     adopting = False
 
@@ -53,7 +53,7 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def agent(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Agent:
-    """One that has attached nothing, and probes files for `tls` and `go`."""
+    """An agent that has attached nothing, and probes files for `tls` and `go`."""
     DONE.clear()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)

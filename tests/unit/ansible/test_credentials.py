@@ -1,4 +1,4 @@
-"""Header values reach no output and do not stay on a host: hidden, taken out, put back."""
+"""Header values reach no output, and none that was replaced stays on a host."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def put(base: Path, content: str, *, release: str = "r1", **other: Any) -> dict[
 
 
 def serve(base: Path, release: str) -> None:
-    """What throughline_service writes down when the agent is healthy."""
+    """The record that throughline_service writes when the agent is healthy."""
     served = plugin("module_utils.served")
     path = config(base)
     entry = {

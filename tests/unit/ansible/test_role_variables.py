@@ -1,4 +1,4 @@
-"""What the roles compute for a host: capabilities of the unit, and the agent's configuration."""
+"""The roles compute the unit's capabilities and the agent's configuration from a host's verdict."""
 
 from __future__ import annotations
 

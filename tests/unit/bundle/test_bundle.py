@@ -1,4 +1,4 @@
-"""The bundle as a host gets it: its bytes, its launcher, and `unpack.py` on every Python around."""
+"""The bundle as a host gets it: its bytes, its launcher, `unpack.py` on each Python here."""
 
 from __future__ import annotations
 

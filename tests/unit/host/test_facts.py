@@ -25,7 +25,7 @@ def host(root: Path) -> Path:
 
 
 def test_mount_points_with_odd_names(tmp_path: Path) -> None:
-    """UnicodeDecodeError or IndexError at each start of the agent."""
+    """They must not end the agent's start with UnicodeDecodeError or IndexError."""
     found = facts.mounts(host(tmp_path))
     assert [mount.kind for mount in found] == ["ext4", "fuse.sshfs", "fuse", "bpf", "cgroup2"]
     assert [mount.device[1] for mount in found] == [0, 40, 41, 42, 43]

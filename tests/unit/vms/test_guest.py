@@ -1,4 +1,4 @@
-"""A guest's command lines, and what it says when its command has ended."""
+"""The command lines of a guest, and its exit status."""
 
 from __future__ import annotations
 

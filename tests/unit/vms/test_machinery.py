@@ -1,4 +1,4 @@
-"""The machinery of the kernel matrix, as far as it goes without a VM."""
+"""The machinery of the kernel matrix, without a VM."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import jinja2
 import pytest
 import yaml
 
+from tests.fixtures import cache
 from tests.vms import (
     archive,
     boxes,
-    cache,
     expected,
     kernels,
     kvm,
