@@ -34,8 +34,12 @@ class _Calls:
     ) -> None:
         self._target = target
         self._method = method
-        self._metadata = tuple((name.lower(), value) for name, value in headers.items())
-        self._options = (("grpc.primary_user_agent", user_agent),)
+        self._metadata = tuple(headers.items())
+        self._options = (
+            ("grpc.primary_user_agent", user_agent),
+            # Else a new channel takes the connection of the old one, with its waiting time.
+            ("grpc.use_local_subchannel_pool", 1),
+        )
         self._credentials = None if target.insecure else _credentials(target)
         self._connect()
 

@@ -69,13 +69,15 @@ class _Template:
 
 
 class Templates:
-    """Keeps at most MAX_TEMPLATES: strangers choose method, host and status.
+    """Makes a template for what comes twice, and keeps at most MAX_TEMPLATES.
 
+    Strangers choose method, host and status. What they send once costs no template its place.
     Not for several threads at once.
     """
 
     def __init__(self) -> None:
         self._known: dict[_Key, _Template] = {}
+        self._met: set[_Key] = set()  # came once
 
     def __len__(self) -> int:
         return len(self._known)
@@ -178,11 +180,17 @@ class Templates:
         )
 
     def _learn(self, key: _Key, record: SpanRecord, url: bytes) -> bytes:
-        """Keeps the template of a record, and encodes the record; `url` is its path and query."""
+        """Encodes a record that has no template yet; `url` is its path and query."""
         message = spans.message(record)
-        if len(self._known) >= MAX_TEMPLATES:
-            self._known.clear()
-        self._known[key] = _template(message, url)
+        if key in self._met:
+            self._met.discard(key)
+            if len(self._known) >= MAX_TEMPLATES:
+                self._known.clear()
+            self._known[key] = _template(message, url)
+        else:
+            if len(self._met) >= MAX_TEMPLATES:
+                self._met.clear()
+            self._met.add(key)
         return messages.encode(message)
 
 
