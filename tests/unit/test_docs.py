@@ -41,7 +41,7 @@ OTHER_VARIABLES = {
 FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
-PATH = r"[\w./-]+"
+PATH = r"(?:(?!FOLDER)[\w./-])+"  # FOLDER stands for each folder
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
