@@ -3,7 +3,6 @@
 #ifndef THROUGHLINE_PROTO_W3C_H
 #define THROUGHLINE_PROTO_W3C_H
 
-#include "core/settings.h"
 #include "proto/text.h"
 
 #define TL_FLAG_SAMPLED 0x01
@@ -30,26 +29,6 @@ static __always_inline void tl_random_id(__u8 *id, __u32 words)
 	}
 	if (!any)
 		id[0] = 1;
-}
-
-/* The head sampling decision for a new trace: OpenTelemetry's TraceIdRatioBased. */
-static __always_inline __u8 tl_sample_root(const __u8 *trace_id)
-{
-	const struct tl_settings *settings = tl_settings_now();
-	__u64 low;
-
-	if (!settings)
-		return 0;
-	switch (settings->sampler) {
-	case TL_SAMPLER_ALWAYS_ON:
-		return TL_FLAG_SAMPLED;
-	case TL_SAMPLER_RATIO:
-		low = bpf_be64_to_cpu(*(__u64 *)(trace_id + 8));
-		return low < settings->ratio_bound || settings->ratio_bound == ~0ULL ?
-			       TL_FLAG_SAMPLED :
-			       0;
-	}
-	return 0;
 }
 
 /* -1: not a lower-case hexadecimal digit */

@@ -3,10 +3,10 @@
 #ifndef THROUGHLINE_TRACE_BEGIN_H
 #define THROUGHLINE_TRACE_BEGIN_H
 
-#include "core/settings.h"
 #include "trace/beside.h"
 #include "trace/flow.h"
 #include "trace/request.h"
+#include "trace/sample.h"
 
 /*
  * Takes the context that is in a message's header, and returns its flags. -1: there is none, or it
