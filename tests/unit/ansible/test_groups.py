@@ -26,6 +26,22 @@ def test_the_agent_has_the_same_groups() -> None:
     assert list(groups().GROUPS) == list(table.GROUPS)
 
 
+def test_each_row_is_that_of_the_agent() -> None:
+    defaults = {setting.key: setting.default for setting in SETTINGS}
+    for ours in table.GROUPS.values():
+        theirs = groups().GROUPS[ours.name]
+        assert theirs.capabilities == ours.capabilities, ours.name
+        assert theirs.optional_capabilities == ours.optional_capabilities, ours.name
+        assert theirs.switch == ours.switch, ours.name
+        assert theirs.kernel == ours.kernel, ours.name
+        assert theirs.uprobes == (ours.uprobes is not table.Uprobes.NONE), ours.name
+        assert theirs.default == (defaults.get(ours.switch, "auto") == "auto"), ours.name
+
+
+def test_the_modes_are_those_of_the_agent() -> None:
+    assert list(groups().MODES.items()) == list(table.MODES.items())
+
+
 def test_each_switch_is_a_setting_of_the_agent() -> None:
     switches = {group.switch for group in groups().TABLE} - {""}
     assert switches <= {setting.key for setting in SETTINGS}
