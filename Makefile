@@ -102,7 +102,8 @@ demo: bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the
 	@$(PYTHON) -m tests.fleet.demo
 
 # Tests wait for the kernel and for each other's processes more than they compute, so that two run at
-# a time: whole files, each with hosts, agents and ports of its own. The longest files come first.
+# a time: whole files, each with hosts, agents and ports of its own. The longest files come first
+# (LONGEST_FIRST in tests/conftest.py).
 NO_GO := --ignore=tests/kernel/go
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: test

@@ -7,8 +7,31 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fixtures.operated import Operated
 from tests.fixtures.outside import Outside
+from tests.fixtures.secure import Secure
 from tests.fixtures.service import World, traced_service
+from tests.fixtures.traced import Traced
+
+
+@pytest.fixture
+def traced() -> Iterator[Operated]:
+    """A corner with an agent, for one test."""
+    with Operated() as found:
+        yield found
+
+
+@pytest.fixture
+def host() -> Iterator[Operated]:
+    """A corner without an agent, for one test."""
+    with Operated(start=False) as found:
+        yield found
+
+
+@pytest.fixture
+def secure(traced: Traced) -> Secure:
+    """What starts HTTPS services in the corner."""
+    return Secure(traced)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,12 +20,6 @@ from tests.fixtures.waiting import poll
 from throughline.bpf import fionread
 
 CGROUP_PROGRAMS = {"tl_ingress", "tl_egress", "tl_sockops"}
-
-
-@pytest.fixture
-def traced() -> Iterator[Operated]:
-    with Operated() as found:
-        yield found
 
 
 def _cgroup_links(traced: Operated) -> dict[str, int]:

@@ -8,11 +8,9 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
-
-import pytest
 
 from tests.fixtures.load import Chain, Load, start_chain, start_nginx
 from tests.fixtures.operated import Operated
@@ -24,12 +22,6 @@ from throughline.features.programs import Programs, Settings
 from throughline.host import facts
 
 COUNT = 23
-
-
-@pytest.fixture
-def traced() -> Iterator[Operated]:
-    with Operated() as found:
-        yield found
 
 
 def _wrk(port: int, seconds: int) -> int:

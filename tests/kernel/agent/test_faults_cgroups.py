@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -19,12 +18,6 @@ from throughline.bpf import libbpf, maps
 from throughline.features import pins
 
 COUNT = 23
-
-
-@pytest.fixture
-def traced() -> Iterator[Operated]:
-    with Operated() as found:
-        yield found
 
 
 def _all_traced(traced: Operated, chain: Chain) -> None:

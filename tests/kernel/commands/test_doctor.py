@@ -6,9 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-
-import pytest
+from collections.abc import Sequence
 
 from tests.fixtures import kernel_objects
 from tests.fixtures.load import Load, start_chain
@@ -17,13 +15,6 @@ from tests.fixtures.paths import CHECKOUT
 from tests.fixtures.privileges import mounts
 from tests.fixtures.waiting import poll
 from throughline.features import pins
-
-
-@pytest.fixture
-def host() -> Iterator[Operated]:
-    """A corner without an agent."""
-    with Operated(start=False) as found:
-        yield found
 
 
 def test_doctor_without_an_agent(host: Operated) -> None:

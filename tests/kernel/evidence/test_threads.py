@@ -19,9 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.outside import Outside
 from tests.fixtures.packets import THREAD
-from tests.fixtures.service import Service
+from tests.fixtures.service import Service, World
 from tests.fixtures.sockets import accept, connect, read_block, read_exactly
 from tests.fixtures.traced import Traced
 from tests.fixtures.wire import OK, PARENT, TRACE, Context, head, inserted, send_alone
@@ -32,7 +31,7 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 
 @pytest.fixture
-def service(world: tuple[Traced, Service, Outside]) -> Service:
+def service(world: World) -> Service:
     world[1].call("/warm")  # connect() is evidence for the first call of a connection
     return world[1]
 
@@ -107,7 +106,7 @@ def test_a_thread_inherits_nothing_of_the_one_whose_number_it_has(service: Servi
 
 
 def test_a_process_is_not_taken_for_one_that_asked_how_much_there_is_to_read(
-    world: tuple[Traced, Service, Outside],
+    world: World,
 ) -> None:
     """Where FIONREAD is right, no program uses this map."""
     traced, _, outside = world
@@ -147,9 +146,7 @@ def replaced(traced: Traced) -> Iterator[None]:
     raise AssertionError("the request is not kept")
 
 
-def test_the_ids_of_another_request_are_not_taken(
-    world: tuple[Traced, Service, Outside], service: Service
-) -> None:
+def test_the_ids_of_another_request_are_not_taken(world: World, service: Service) -> None:
     def run() -> None:
         with asked(service) as server:
             read_exactly(server, len(REQUEST))
@@ -161,9 +158,7 @@ def test_the_ids_of_another_request_are_not_taken(
     in_thread(run)
 
 
-def test_nor_by_the_request_that_made_the_connection(
-    world: tuple[Traced, Service, Outside], service: Service
-) -> None:
+def test_nor_by_the_request_that_made_the_connection(world: World, service: Service) -> None:
     traced, _, outside = world
 
     def run() -> None:
@@ -180,7 +175,7 @@ def test_nor_by_the_request_that_made_the_connection(
     in_thread(run)
 
 
-def test_nor_its_tracestate(world: tuple[Traced, Service, Outside], service: Service) -> None:
+def test_nor_its_tracestate(world: World, service: Service) -> None:
     def run() -> None:
         with asked(service) as server, pinned(world[0], "tl_tracestates") as table:
             read_exactly(server, len(REQUEST))
@@ -244,9 +239,7 @@ def test_the_end_of_a_tick_by_a_32_bit_system_call(
 # -- two processors at once ------------------------------------------------------------------------
 
 
-def test_a_request_is_counted_once_by_whoever_settles_it(
-    world: tuple[Traced, Service, Outside], service: Service
-) -> None:
+def test_a_request_is_counted_once_by_whoever_settles_it(world: World, service: Service) -> None:
     """Two processors that end one request at once count it once.
 
     The entry is gone already when the other processor is ending it.

@@ -72,12 +72,6 @@ def foreign(compiled: Path) -> Iterator[Foreign]:
         yield Foreign(compiled, stack)
 
 
-@pytest.fixture
-def host() -> Iterator[Operated]:
-    with Operated(start=False) as found:
-        yield found
-
-
 def test_sockets_of_another_sockmap_are_left_alone(host: Operated, foreign: Foreign) -> None:
     # attached before ours: it runs first, and its sockhash owns every socket
     foreign.own_sockets(host.cgroup)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,6 @@ from throughline.config.schema import network
 from throughline.features import pins
 
 LOOPBACK = {"propagation": {"peers": ["127.0.0.0/8", "::1"]}}
-
-
-@pytest.fixture
-def host() -> Iterator[Operated]:
-    """A corner without an agent."""
-    with Operated(start=False) as found:
-        yield found
 
 
 def _pinned(host: Operated) -> list[str]:

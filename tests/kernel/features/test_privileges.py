@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,13 +19,6 @@ from tests.fixtures.operated import Operated
 from tests.fixtures.privileges import NETWORK, NOBODY, give, mounts, only
 from throughline.bpf import abi, libbpf
 from throughline.features.objects import directory as objects_directory
-
-
-@pytest.fixture
-def host() -> Iterator[Operated]:
-    """A corner without an agent."""
-    with Operated(start=False) as found:
-        yield found
 
 
 def _refused(host: Operated, prefix: Sequence[str], **environment: str) -> tuple[str, dict]:

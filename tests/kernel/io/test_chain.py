@@ -7,7 +7,6 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,12 +17,6 @@ from tests.fixtures.traced import Traced
 
 COUNT = 23
 SERVICE = SERVICES / "threaded.py"
-
-
-@pytest.fixture
-def traced() -> Iterator[Traced]:
-    with Traced() as found:
-        yield found
 
 
 def test_three_python_services_are_one_trace(traced: Traced) -> None:

@@ -19,10 +19,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fixtures.outside import Outside
-from tests.fixtures.service import Service
+from tests.fixtures.service import World
 from tests.fixtures.sockets import accept, listen, pair, read_all, read_block, read_exactly
-from tests.fixtures.traced import Traced
 from tests.fixtures.wire import OK, inserted
 from throughline.bpf import fionread
 
@@ -38,7 +36,7 @@ def readable(connection: socket.socket) -> int:
 @pytest.fixture(params=["plain", "enrolled", "used"])
 def ends(
     request: pytest.FixtureRequest,
-    world: tuple[Traced, Service, Outside],
+    world: World,
     far_listener: socket.socket,
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A client connection: outside of the cgroup, inside, and inside after a first exchange."""
@@ -236,7 +234,7 @@ def test_kernel_receive_timeout(ends: Ends) -> None:
     assert 0.09 < time.monotonic() - begin < 1
 
 
-def test_other_end_is_not_enrolled(world: tuple[Traced, Service, Outside]) -> None:
+def test_other_end_is_not_enrolled(world: World) -> None:
     """Server sockets are never in the sockhash: FIONREAD and MSG_WAITALL are the kernel's own."""
     with listen() as front, world[2].connect(front) as client, accept(front) as server:
         client.sendall(b"12345")

@@ -12,9 +12,8 @@ import pytest
 
 from tests.fixtures.counting import Counting
 from tests.fixtures.outside import Outside
-from tests.fixtures.service import Service
+from tests.fixtures.service import World
 from tests.fixtures.sockets import accept, pair, read_all, read_block, read_exactly
-from tests.fixtures.traced import Traced
 from tests.fixtures.wire import (
     DECOY,
     OK,
@@ -63,7 +62,7 @@ def test_ipv6(outside: Outside, family: socket.AddressFamily) -> None:
             assert send_alone(listener, [head()]).trace_id
 
 
-def test_ipv4_mapped(world: tuple[Traced, Service, Outside]) -> None:
+def test_ipv4_mapped(world: World) -> None:
     traced, _, outside = world
     with outside.listen() as listener, socket.socket(socket.AF_INET6) as near:
         near.connect(("::ffff:127.0.0.1", listener.getsockname()[1]))
@@ -76,7 +75,7 @@ def test_ipv4_mapped(world: tuple[Traced, Service, Outside]) -> None:
     assert span.attributes["network.peer.address"] == "127.0.0.1"
 
 
-def test_keep_alive_once_each(world: tuple[Traced, Service, Outside]) -> None:
+def test_keep_alive_once_each(world: World) -> None:
     traced, _, outside = world
     with outside.listen() as listener, pair(listener) as (near, far):
         parents = set()
@@ -107,7 +106,7 @@ def test_existing_traceparent_is_left_alone(far_listener: socket.socket, line: s
 
 
 def test_two_different_traceparents_are_left_alone(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket
+    world: World, far_listener: socket.socket
 ) -> None:
     """Which one is meant cannot be known: nothing is written, and neither is the span's parent."""
     traced = world[0]
@@ -128,7 +127,7 @@ def test_two_different_traceparents_are_left_alone(
     assert TRACE not in {span.trace_id for span in spans}
 
 
-def test_existing_traceparent_is_adopted(world: tuple[Traced, Service, Outside]) -> None:
+def test_existing_traceparent_is_adopted(world: World) -> None:
     traced, _, outside = world
     with outside.listen() as listener, pair(listener) as (near, far):
         for number in range(COUNT):
@@ -145,9 +144,7 @@ def test_existing_traceparent_is_adopted(world: tuple[Traced, Service, Outside])
 # -- what is left alone ----------------------------------------------------------------------------
 
 
-def test_pipelined_requests_are_untouched(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket
-) -> None:
+def test_pipelined_requests_are_untouched(world: World, far_listener: socket.socket) -> None:
     count = Counting(world[0])
     texts = [head(target=f"/pipe/{i}") for i in range(5)]
     with pair(far_listener) as (near, far):
@@ -182,9 +179,7 @@ MALFORMED = [
 ]
 
 
-def test_contradictory_requests_are_untouched(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket
-) -> None:
+def test_contradictory_requests_are_untouched(world: World, far_listener: socket.socket) -> None:
     count = Counting(world[0])
     for lines in MALFORMED:
         text = head(*lines, method="POST") + b"abc" + DECOY
@@ -212,7 +207,7 @@ def test_bytes_that_went_by_unseen(far_listener: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("flags", ["00", "01", "02", "03"])
-def test_flags_are_kept(world: tuple[Traced, Service, Outside], flags: str) -> None:
+def test_flags_are_kept(world: World, flags: str) -> None:
     text = head(f"traceparent: 00-{TRACE}-{PARENT}-{flags}", "tracestate: a=1")
     found = world[1].serve([text], "/flags")
     assert (found.trace_id, found.flags, found.tracestate) == (TRACE, flags, "a=1")
@@ -230,7 +225,7 @@ def test_root_is_random_and_sampled(far_listener: socket.socket) -> None:
     assert len({one.trace_id for one in found}) == COUNT
 
 
-def test_long_tracestate_is_inherited(world: tuple[Traced, Service, Outside]) -> None:
+def test_long_tracestate_is_inherited(world: World) -> None:
     for size in (1, 100, 511, 512):
         state = ",".join(f"k{i}=".ljust(100, "v") for i in range(6))[:size] if size > 3 else "a=1"
         text = head(f"traceparent: 00-{TRACE}-{PARENT}-01", f"tracestate: {state}")

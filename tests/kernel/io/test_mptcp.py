@@ -8,15 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fixtures.counting import Counting
-from tests.fixtures.outside import Outside
-from tests.fixtures.service import Service, traced_service
+from tests.fixtures.service import World, traced_service
 from tests.fixtures.sockets import LOOPBACK, accept, read_all, read_exactly
-from tests.fixtures.traced import Traced
 from tests.fixtures.wire import OK, head
 
 COUNT = 23
 IPPROTO_MPTCP = 262
-World = tuple[Traced, Service, Outside]
 
 
 def make(family: socket.AddressFamily) -> socket.socket:

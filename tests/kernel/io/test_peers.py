@@ -11,18 +11,16 @@ import threading
 import pytest
 
 from tests.fixtures import nginx as nginx_service
-from tests.fixtures.outside import Outside
 from tests.fixtures.ports import free_port
-from tests.fixtures.service import Service
+from tests.fixtures.service import World
 from tests.fixtures.sockets import accept, read_block, read_exactly
-from tests.fixtures.traced import Traced
 from tests.fixtures.wire import OK, head
 
 COUNT = 23
 
 
 @pytest.fixture(scope="module")
-def nginx(world: tuple[Traced, Service, Outside]) -> int:
+def nginx(world: World) -> int:
     """nginx as a traced proxy to a test's own far side; returns its port."""
     port = free_port()
     server = f"""
@@ -39,9 +37,7 @@ def nginx(world: tuple[Traced, Service, Outside]) -> int:
     return port
 
 
-def test_nginx_passes_bodies_on(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket, nginx: int
-) -> None:
+def test_nginx_passes_bodies_on(world: World, far_listener: socket.socket, nginx: int) -> None:
     """A 5 MB body through a non-blocking proxy, and a 5 MB answer back."""
     traced = world[0]
     body = head(target="/decoy") * 120_000
@@ -73,7 +69,7 @@ def test_nginx_passes_bodies_on(
     assert len({s.trace_id for s in spans}) == 1
 
 
-def test_curl(world: tuple[Traced, Service, Outside], far_listener: socket.socket) -> None:
+def test_curl(world: World, far_listener: socket.socket) -> None:
     """GET, a POST with Expect, and an upload of unknown length; all on connections of curl."""
     url = f"http://127.0.0.1:{far_listener.getsockname()[1]}"
     body = os.urandom(2_000_000)
@@ -119,9 +115,7 @@ def dechunk(text: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("own", ["", "traceparent"])
-def test_http_client(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket, own: str
-) -> None:
+def test_http_client(world: World, far_listener: socket.socket, own: str) -> None:
     connection = http.client.HTTPConnection(*far_listener.getsockname(), timeout=10)
     connection.connect()
     with accept(far_listener) as far:

@@ -19,9 +19,8 @@ import pytest
 
 from tests.fixtures.counting import Counting
 from tests.fixtures.outside import Outside
-from tests.fixtures.service import Service
+from tests.fixtures.service import World
 from tests.fixtures.sockets import accept, pair, read_all, read_block, read_exactly
-from tests.fixtures.traced import Traced
 from tests.fixtures.wire import DECOY, OK, Context, chunked, head, inserted, send_alone
 
 COUNT = 23
@@ -30,9 +29,7 @@ COUNT = 23
 # -- how they are sent -----------------------------------------------------------------------------
 
 
-def test_header_block_in_two_sends_at_every_byte(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket
-) -> None:
+def test_header_block_in_two_sends_at_every_byte(world: World, far_listener: socket.socket) -> None:
     text = head("Accept: */*", "Content-Length: 5", method="POST", target="/two") + b"hello"
     end = text.index(b"\r\n\r\n") + 2
     count = Counting(world[0])
@@ -198,9 +195,7 @@ def test_many_header_lines(far_listener: socket.socket) -> None:
         assert send_alone(far_listener, [text]).trace_id, lines
 
 
-def test_header_block_over_16_kb_is_untouched(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket
-) -> None:
+def test_header_block_over_16_kb_is_untouched(world: World, far_listener: socket.socket) -> None:
     count = Counting(world[0])
     cases = [
         head(*["X: " + "y" * 90] * 200),
@@ -227,9 +222,7 @@ def test_small_request_arrives_in_one_piece(far_listener: socket.socket) -> None
                 assert inserted(text, far.recv(65536)).trace_id, size
 
 
-def test_no_stall_of_a_client_with_nagle(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket
-) -> None:
+def test_no_stall_of_a_client_with_nagle(world: World, far_listener: socket.socket) -> None:
     """What was inserted does not wait for the acknowledgement of what stands in front."""
 
     def p50(near: socket.socket, far: socket.socket, text: bytes) -> float:

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.counting import Counting
-from tests.fixtures.outside import Outside
 from tests.fixtures.ports import free_port, wait_port
-from tests.fixtures.service import Service
+from tests.fixtures.service import World
 from tests.fixtures.sockets import connect
 from tests.fixtures.traced import Traced
 from tests.fixtures.waiting import until
@@ -60,7 +59,6 @@ frontend front
     http-request return status 200 string plain content-type text/plain
 """  # noqa: E501
 
-World = tuple[Traced, Service, Outside]
 Ask = Callable[[bytes], tuple[str, str]]
 
 

@@ -7,10 +7,8 @@ import socket
 
 import pytest
 
-from tests.fixtures.outside import Outside
-from tests.fixtures.service import Service
+from tests.fixtures.service import Service, World
 from tests.fixtures.sockets import accept, listen
-from tests.fixtures.traced import Traced
 from tests.fixtures.wire import Context
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -20,7 +18,7 @@ COUNT = 23
 
 
 @pytest.fixture
-def service(world: tuple[Traced, Service, Outside]) -> Service:
+def service(world: World) -> Service:
     return world[1]
 
 
@@ -41,9 +39,7 @@ SPLIT = request(
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
-def test_two_segments_split_at_every_byte(
-    world: tuple[Traced, Service, Outside], family: socket.AddressFamily
-) -> None:
+def test_two_segments_split_at_every_byte(world: World, family: socket.AddressFamily) -> None:
     service = Service.make(world[2], family)
     try:
         for at in range(1, len(SPLIT)):
@@ -75,7 +71,7 @@ def test_random_splits_of_long_headers(service: Service) -> None:
 # -- connections -----------------------------------------------------------------------------------
 
 
-def test_ipv4_mapped(world: tuple[Traced, Service, Outside]) -> None:
+def test_ipv4_mapped(world: World) -> None:
     traced, service, outside = world
     with socket.socket(socket.AF_INET6) as dual:
         dual.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -371,7 +367,7 @@ def test_tracestate_split_at_every_byte(service: Service) -> None:
 # -- spans -----------------------------------------------------------------------------------------
 
 
-def test_spans_tell_the_request(world: tuple[Traced, Service, Outside]) -> None:
+def test_spans_tell_the_request(world: World) -> None:
     """Each request has exactly one server and one client span, with its own text."""
     traced, service, _ = world
     for number in range(COUNT):
@@ -393,7 +389,7 @@ def test_spans_tell_the_request(world: tuple[Traced, Service, Outside]) -> None:
 
 
 def test_text_of_a_response_is_not_the_request_s(
-    world: tuple[Traced, Service, Outside],
+    world: World,
 ) -> None:
     """Servers may answer with such headers: they do not change the request's span."""
     traced, _, outside = world

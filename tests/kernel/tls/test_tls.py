@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from opentelemetry import propagate, trace
@@ -27,17 +26,6 @@ from tests.fixtures.traced import Traced
 
 COUNT = 23
 SERVERS = {"nginx": LIBRARY, "python": LIBRARY, "asyncio": LIBRARY, "node": "node"}
-
-
-@pytest.fixture
-def traced() -> Iterator[Traced]:
-    with Traced() as found:
-        yield found
-
-
-@pytest.fixture
-def secure(traced: Traced) -> Secure:
-    return Secure(traced)
 
 
 def start(secure: Secure, kind: str, traced: Traced) -> int:

@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,12 +22,6 @@ from tests.fixtures.tls_pair import exchange, secured, wait_probed
 from tests.fixtures.wire import OK, head
 
 COUNT = 5
-
-
-@pytest.fixture
-def traced() -> Iterator[Operated]:
-    with Operated() as found:
-        yield found
 
 
 def send_growing(near: ssl.SSLSocket, text: bytes, more: int) -> int:

@@ -27,11 +27,6 @@ def traced() -> Iterator[Traced]:
         yield found
 
 
-@pytest.fixture
-def secure(traced: Traced) -> Secure:
-    return Secure(traced)
-
-
 def load(port: int, secure: Secure, *, clients: int = THREADS) -> None:
     """Starts clients that are not traced, each with 23 requests on a connection of its own."""
     failures: list[BaseException] = []

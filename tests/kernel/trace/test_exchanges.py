@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from tests.fixtures.outside import Outside
-from tests.fixtures.service import Service
+from tests.fixtures.service import World
 from tests.fixtures.sockets import accept, pair, read_all, read_block, read_exactly
 from tests.fixtures.spans import Span
 from tests.fixtures.traced import Traced
@@ -48,9 +47,7 @@ RESPONSES = {
 
 
 @pytest.mark.parametrize("step", [0, 1, 7])
-def test_responses_of_a_keep_alive_connection(
-    world: tuple[Traced, Service, Outside], step: int
-) -> None:
+def test_responses_of_a_keep_alive_connection(world: World, step: int) -> None:
     """All responses on one connection, as client and as server, in pieces of `step` bytes."""
     traced, service, outside = world
     with (
@@ -82,9 +79,7 @@ def _one(traced: Traced, path: str) -> Span:
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_close_delimited_response(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket, version: str
-) -> None:
+def test_close_delimited_response(world: World, far_listener: socket.socket, version: str) -> None:
     traced, service, outside = world
     path = f"/close/{version}"
     body = b"HTTP/1.1 200 OK\r\n\r\n" * 999
@@ -106,7 +101,7 @@ def test_close_delimited_response(
         assert (span.kind, span.status) == (kind, 200)
 
 
-def test_early_response(world: tuple[Traced, Service, Outside]) -> None:
+def test_early_response(world: World) -> None:
     """A body that goes on after the answer is no request."""
     traced, service, outside = world
     with outside.connect(service.front) as client, accept(service.front) as server:
@@ -127,9 +122,7 @@ def test_early_response(world: tuple[Traced, Service, Outside]) -> None:
     assert {s.status for s in spans} == {413}
 
 
-def test_aborted_exchanges(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket
-) -> None:
+def test_aborted_exchanges(world: World, far_listener: socket.socket) -> None:
     """When the client or the server closes, the span ends with the connection."""
     traced, service, outside = world
     with outside.connect(service.front) as client, accept(service.front) as server:
@@ -156,7 +149,7 @@ def test_aborted_exchanges(
 
 @pytest.mark.parametrize("sent", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Le"])
 def test_reset_after_the_status_line(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket, sent: bytes
+    world: World, far_listener: socket.socket, sent: bytes
 ) -> None:
     """The client resets inside the answer: each side has one span, without a status."""
     traced, service, outside = world
@@ -195,7 +188,7 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-def test_incoming_pipelining(world: tuple[Traced, Service, Outside]) -> None:
+def test_incoming_pipelining(world: World) -> None:
     traced, service, outside = world
     before = traced.counters().get("skip_pipelined", 0)
     texts = b"".join(head(target=f"/pipe/{number}") for number in range(5))
@@ -208,7 +201,7 @@ def test_incoming_pipelining(world: tuple[Traced, Service, Outside]) -> None:
 
 
 def test_body_of_contradictory_length_is_no_request(
-    world: tuple[Traced, Service, Outside],
+    world: World,
 ) -> None:
     """What follows before the answer is complete may be a body: it makes no spans."""
     traced, service, outside = world
@@ -223,9 +216,7 @@ def test_body_of_contradictory_length_is_no_request(
     assert [(s.path, s.status) for s in spans] == [("/twofold", 200)]
 
 
-def test_durations_are_plausible(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket
-) -> None:
+def test_durations_are_plausible(world: World, far_listener: socket.socket) -> None:
     with pair(far_listener) as (near, far):
         near.sendall(head(target="/slow"))
         read_block(far)

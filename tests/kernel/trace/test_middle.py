@@ -6,7 +6,6 @@ The first bytes that it sees are an answer, or look like the start of a request.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -77,12 +76,6 @@ def test_plaintext(name: str, headers: str) -> None:
         assert kinds(spans, "/served/") == expected("SERVER", "/served/")
         assert kinds(spans, "/called/") == expected("CLIENT", "/called/")
         assert len(spans) == 2 * COUNT, kinds(spans, "")
-
-
-@pytest.fixture
-def traced() -> Iterator[Operated]:
-    with Operated() as found:
-        yield found
 
 
 @pytest.mark.parametrize("name", ["answer", "body", "capitals"])

@@ -17,10 +17,8 @@ import pytest
 
 from tests.fixtures.certificate import make_certificate
 from tests.fixtures.far_side import serving
-from tests.fixtures.outside import Outside
-from tests.fixtures.service import Service
+from tests.fixtures.service import World
 from tests.fixtures.sockets import accept, pair, read_all, read_block, read_exactly
-from tests.fixtures.traced import Traced
 from tests.fixtures.wire import OK, Context, inserted
 
 DECOY = b"GET /decoy HTTP/1.1\r\nHost: decoy.example\r\n\r\n"
@@ -57,7 +55,7 @@ FIRST = {
 
 
 @pytest.fixture
-def evictions(world: tuple[Traced, Service, Outside]) -> Iterator[None]:
+def evictions(world: World) -> Iterator[None]:
     """Exactly one connection of the test is recognised, and leaves the sockhash."""
     before = world[0].counters()
     yield
@@ -89,9 +87,7 @@ def exchange(near: socket.socket, far: socket.socket, size: int) -> None:
     assert found == [data]
 
 
-def test_first_bytes_of_other_protocols(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket
-) -> None:
+def test_first_bytes_of_other_protocols(world: World, far_listener: socket.socket) -> None:
     traced = world[0]
     before = traced.counters()
     for name, first in FIRST.items():
@@ -153,7 +149,7 @@ def test_banner_that_is_read_late(far_listener: socket.socket) -> None:
         exchange(near, far, 1_000_000)
 
 
-def test_receive_only(world: tuple[Traced, Service, Outside], far_listener: socket.socket) -> None:
+def test_receive_only(world: World, far_listener: socket.socket) -> None:
     """A client that never sends stays enrolled; all bytes arrive."""
     data = os.urandom(3_000_000)
     with pair(far_listener) as (near, far):
@@ -163,9 +159,7 @@ def test_receive_only(world: tuple[Traced, Service, Outside], far_listener: sock
         sender.join()
 
 
-def test_ping_pong_under_eviction(
-    world: tuple[Traced, Service, Outside], far_listener: socket.socket
-) -> None:
+def test_ping_pong_under_eviction(world: World, far_listener: socket.socket) -> None:
     """Answers race with the eviction on many connections: none is lost or late."""
     for number in range(400):
         with pair(far_listener) as (near, far):
@@ -284,7 +278,7 @@ def test_connect_refused_then_again(far_listener: socket.socket) -> None:
         exchange(near, far, 100_000)
 
 
-def test_websocket(world: tuple[Traced, Service, Outside], far_listener: socket.socket) -> None:
+def test_websocket(world: World, far_listener: socket.socket) -> None:
     """The handshake is a request and gets its header. The frames behind it are left alone."""
     text = (
         b"GET /chat HTTP/1.1\r\nHost: far.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -304,7 +298,7 @@ def test_websocket(world: tuple[Traced, Service, Outside], far_listener: socket.
     assert span.status == 101
 
 
-def test_incoming_tunnels(world: tuple[Traced, Service, Outside]) -> None:
+def test_incoming_tunnels(world: World) -> None:
     """After a traced server has accepted CONNECT or an upgrade, later bytes are no requests."""
     traced, service, outside = world
     for text, answer in (
@@ -327,7 +321,7 @@ def test_incoming_tunnels(world: tuple[Traced, Service, Outside]) -> None:
     assert sorted(s.status or 0 for s in spans) == [101, 200]
 
 
-def test_incoming_bytes_that_are_not_http(world: tuple[Traced, Service, Outside]) -> None:
+def test_incoming_bytes_that_are_not_http(world: World) -> None:
     _, service, outside = world
     for name, first in FIRST.items():
         with outside.connect(service.front) as client, accept(service.front) as server:

@@ -15,16 +15,14 @@ import pytest
 
 from tests.fixtures import nginx as nginx_service
 from tests.fixtures.counting import Counting
-from tests.fixtures.outside import Outside
 from tests.fixtures.ports import free_port, wait_port
-from tests.fixtures.service import Service
+from tests.fixtures.service import World
 from tests.fixtures.sockets import accept, pair, read_block, read_exactly
 from tests.fixtures.traced import Traced
 from tests.fixtures.wire import OK, PARENT, TRACE, Context, head, inserted, send_alone
 
 COUNT = 23
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
-World = tuple[Traced, Service, Outside]
 
 
 def binary(addresses: bytes, *, command: int = 1, family: int = 0x11) -> bytes:
