@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.folders import FOLDERS, STAGES, stage
 from tests.fixtures.paths import CHECKOUT
-from tests.unit import test_imports
-from tests.unit.bpf import test_sources
 from throughline.commands import cli
 from throughline.commands.config import shown as shown_value
 from throughline.config import schema
@@ -135,10 +134,10 @@ def test_architecture_has_the_folders_in_their_order() -> None:
             names = []  # another table
         else:
             names += [name.rstrip("/").removesuffix(".py") for name in CODE.findall(cells[0])]
-    assert tuple(tables["bpf/"]) == test_sources.FOLDERS
-    stages = [test_imports.stage(name) for name in tables["agent/throughline/"]]
+    assert tuple(tables["bpf/"]) == FOLDERS
+    stages = [stage(name) for name in tables["agent/throughline/"]]
     assert stages == sorted(stages)
-    known = set().union(*test_imports.STAGES) - {"throughline", "__main__"}
+    known = set().union(*STAGES) - {"throughline", "__main__"}
     assert set(tables["agent/throughline/"]) == known
 
 

@@ -6,25 +6,10 @@ import ast
 from pathlib import Path
 
 import throughline
+from tests.fixtures.folders import stage
 
 PACKAGE = Path(throughline.__file__).parent
 
-# A folder imports only from folders before its own, or from its own. The first are single modules.
-STAGES = (
-    {"throughline", "steps", "text"},
-    {"config"},
-    {"host", "elf"},
-    {"bpf"},
-    {"services"},
-    {"probes"},
-    {"tls", "runtimes"},
-    {"features"},
-    {"records"},
-    {"telemetry"},
-    {"export"},
-    {"agent"},
-    {"commands", "__main__"},
-)
 # Each foreign library behind one place. OTLP messages stand where they are built or read.
 FOREIGN = {
     "ctypes": ("bpf/", "host/", "probes/uprobes.py"),
@@ -67,12 +52,6 @@ def imported(path: Path) -> set[str]:
 def part(path: Path) -> str:
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return "throughline" if first == "__init__" else first
-
-
-def stage(name: str) -> int:
-    found = [number for number, names in enumerate(STAGES) if name in names]
-    assert found, f"{name} has no stage: add it to STAGES"
-    return found[0]
 
 
 def test_imports_run_one_way() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tests.fixtures.folders import FOLDERS
+
 ROOT = Path(__file__).parents[3]
 BPF = ROOT / "bpf"
-# From the top to the bottom. A file includes files of its own folder and of folders before it.
-FOLDERS = ("core", "wire", "proto", "trace", "evidence", "io", "tls", "go", "runtimes")
 MAX_LINES = 500
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures import elffile
-from tests.fixtures.elffile import build
-from tests.unit.tls.test_openssl import INNER, patched, sites
+from tests.fixtures.elffile import build, patched
+from tests.fixtures.openssl_sites import INNER, sites
 from throughline.elf.elf import Elf, MalformedError, gnu_hash, sysv_hash
 from throughline.tls import openssl
 

@@ -11,44 +11,20 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures import elffile
-from tests.fixtures.elffile import APART, ENDBR64, JE, PUSH, SUB, TEST_RDI, TEXT_OFFSET, build, call
-from throughline.probes.site import Site
+from tests.fixtures.elffile import (
+    ENDBR64,
+    JE,
+    PUSH,
+    SUB,
+    TEST_RDI,
+    build,
+    call,
+    patched,
+)
+from tests.fixtures.openssl_sites import INNER, at, pair, sites
 from throughline.tls import openssl
 
 LIBSSL = Path("/usr/lib/x86_64-linux-gnu/libssl.so.3")
-
-
-def sites(tmp_path: Path, data: bytes) -> tuple[Site, ...]:
-    path = tmp_path / "file"
-    path.write_bytes(data)
-    return openssl.sites(path)
-
-
-def at(number: int) -> int:
-    return TEXT_OFFSET + number * APART
-
-
-def pair(
-    program: str, offset: int, *, single_stepped: bool = False, rare: bool = False
-) -> tuple[Site, Site]:
-    at_return = openssl.RETURNS[program]
-    return (
-        Site(program, offset, False, single_stepped, rare=rare),
-        Site(at_return, offset, True, single_stepped, rare=rare),
-    )
-
-
-def patched(data: bytes, offset: int, layout: str, *values: int) -> bytes:
-    changed = bytearray(data)
-    struct.pack_into(layout, changed, offset, *values)
-    return bytes(changed)
-
-
-INNER = (
-    *pair("tl_ssl_read_ex", at(2)),
-    *pair("tl_ssl_write_ex", at(5)),
-    Site("tl_ssl_free", at(6) + 3, rare=True),
-)
 
 
 @pytest.mark.parametrize("table", ["gnu", "sysv"])
