@@ -129,9 +129,9 @@ def _notes(
         )
     if running is not None and running.get("fionread_broken"):
         notes.append(
-            "FIONREAD of sockets in a sockhash says 0 on this kernel. Processes that call it (nginx, "
-            "java and those that were seen to call it) get a header in the first request of each "
-            "connection only (docs/decisions/0002-fionread.md)."
+            "FIONREAD of sockets in a sockhash says 0 on this kernel. Processes that call it "
+            "(nginx, java and those that were seen to call it) get a header in the first request "
+            "of each connection only (docs/decisions/0002-fionread.md)."
         )
     return notes
 
