@@ -17,11 +17,10 @@ Turns = Generator[None, None, _Result]
 
 
 class Steps:
-    """Runs steps by name. A step that fails is counted and logged the first time; its caller tries
-    it again in its next turn.
+    """Runs steps by name. A failure of a step is counted, and logged the first time.
 
-    `failures` has the counters `step_failed_NAME`. No step may be one whose failure loses a
-    request: steps follow things, keep house, and report.
+    The caller tries the step again later. `failures` has the counters `step_failed_NAME`. A step is
+    work whose failure loses no request: it follows something, keeps house, or reports.
     """
 
     def __init__(self) -> None:

@@ -106,14 +106,14 @@ def _notes(
 ) -> list[str]:
     """What an operator should know although it works."""
     notes = [
-        "The tracepoint sys_enter tells the end of an event loop's tick; while it is attached "
-        "every system call of the host costs a few dozen nanoseconds more.",
+        "The tracepoint sys_enter tells the end of an event loop's tick. While it is attached, "
+        "every system call on the host costs a few dozen nanoseconds more.",
     ]
     open_to_all = [str(peer) for peer in config.propagation.peers if peer.prefixlen == 0]
     if open_to_all:
         notes.append(
             f"propagation.peers has {', '.join(open_to_all)}: everybody who can reach a service "
-            "may choose the trace of a request, and learns the ids of ours."
+            "may choose the trace of its request, and learns the ids of our traces."
         )
     if any(states[name]["state"] == State.ON for name, group in GROUPS.items() if group.writes):
         notes.append(
@@ -123,15 +123,15 @@ def _notes(
         )
     if running is not None and running.get("legacy_programs"):
         notes.append(
-            "The programs for kernels before 5.15 run here: each packet costs some hash lookups "
-            "more, and a request that comes with the segment that makes its connection is not "
+            "The programs for kernels before 5.15 run here. Each packet costs some more hash "
+            "lookups, and a request that comes with the segment that makes its connection is not "
             "seen (counter lost_early)."
         )
     if running is not None and running.get("fionread_broken"):
         notes.append(
-            "FIONREAD of sockets in a sockhash says 0 on this kernel: processes that call it "
-            "(nginx, java and those that were seen to) get a header into the first request of each "
-            "connection only (docs/decisions/0002-fionread.md)."
+            "FIONREAD of sockets in a sockhash says 0 on this kernel. Processes that call it "
+            "(nginx, java and those that were seen to call it) get a header in the first request "
+            "of each connection only (docs/decisions/0002-fionread.md)."
         )
     return notes
 

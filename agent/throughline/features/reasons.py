@@ -12,7 +12,7 @@ from throughline.probes import trials
 
 REINSTALL = "install the release again"
 _LOCKED = ("integrity", "confidentiality")
-_UNREADABLE = "what lockdown says is not known, since securityfs is not mounted"
+_UNREADABLE = "whether there is lockdown is unknown, since securityfs is not mounted"
 _WITHOUT_WRITE = (
     "leave it (instrumentation.go_write: off): Go programs get headers in plaintext HTTP/1 only, "
     "and options of packets beside HTTPS with HTTP/1.1"
@@ -76,7 +76,7 @@ def without_write(error: OSError, found: Facts) -> GroupState | None:
     if not found.securityfs:
         return off(
             f"{refused}, as it does under lockdown; {_UNREADABLE}",
-            f"run the role `mounts` and see what lockdown says, or {_WITHOUT_WRITE}",
+            f"run the role `mounts` and ask doctor again, or {_WITHOUT_WRITE}",
         )
     return off(
         f"{refused} although lockdown is {found.lockdown}: {reason}",
