@@ -1,14 +1,14 @@
-"""The collection's table of feature groups says the same as the agent and the roles."""
+"""The table of feature groups of the collection, compared with the agent's and with the role."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.fixtures.paths import CHECKOUT
 from tests.fixtures.plugins import plugin
-from throughline.config.schema import SETTINGS
 from throughline.features import table
 
 
@@ -16,34 +16,28 @@ def groups() -> Any:
     return plugin("module_utils.groups")
 
 
-def option(role: str, name: str) -> dict[str, Any]:
-    path = CHECKOUT / f"roles/{role}/meta/argument_specs.yml"
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return dict(found["argument_specs"]["main"]["options"][name])
-
-
-def test_the_agent_has_the_same_groups() -> None:
+def test_the_agent_has_the_same_groups_and_modes() -> None:
     assert list(groups().GROUPS) == list(table.GROUPS)
+    assert groups().MODES == table.MODES
+    assert list(groups().MODES) == list(table.MODES)
+    assert groups().NETWORK_CAPABILITIES == table.NETWORK_CAPABILITIES
 
 
-def test_each_switch_is_a_setting_of_the_agent() -> None:
-    switches = {group.switch for group in groups().TABLE} - {""}
-    assert switches <= {setting.key for setting in SETTINGS}
-    assert {group.name for group in groups().TABLE if not group.switch} == {"observe"}
+@pytest.mark.parametrize("name", table.GROUPS)
+def test_a_group_is_the_same_as_the_agents(name: str) -> None:
+    ours, agents = groups().GROUPS[name], table.GROUPS[name]
+    for field in ("capabilities", "optional_capabilities", "switch", "kernel"):
+        assert getattr(ours, field) == getattr(agents, field), field
+    assert ours.uprobes == (agents.uprobes is not table.Uprobes.NONE)
 
 
-def test_the_roles_offer_the_same_groups() -> None:
-    wanted = option("preflight", "throughline_groups")
-    assert wanted["choices"] == list(groups().GROUPS)
-    assert wanted["default"] == list(groups().DEFAULT_GROUPS)
-
-
-def test_the_unit_has_the_capabilities_of_the_network_groups() -> None:
-    """Without the drop-in of the role `capabilities`."""
-    text = (CHECKOUT / "agent/systemd/throughline.service").read_text(encoding="utf-8")
-    wanted = " ".join(groups().NETWORK_CAPABILITIES)
-    for name in ("AmbientCapabilities", "CapabilityBoundingSet"):
-        assert f"\n{name}={wanted}\n" in text
+def test_the_role_offers_the_same_groups() -> None:
+    path = CHECKOUT / "roles/preflight/meta/argument_specs.yml"
+    specs = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
+    options = specs["main"]["options"]
+    assert options["throughline_groups"]["choices"] == list(groups().GROUPS)
+    assert options["throughline_groups"]["default"] == list(groups().DEFAULT_GROUPS)
+    assert options["throughline_required_mode"]["choices"] == list(groups().MODES)
 
 
 def test_each_capability_has_a_number() -> None:
