@@ -1,9 +1,10 @@
-"""The collection's table of feature groups says the same as the agent and the roles."""
+"""The table of feature groups of the collection, compared with the agent's and with the role."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.fixtures.paths import CHECKOUT
@@ -16,42 +17,22 @@ def groups() -> Any:
     return plugin("module_utils.groups")
 
 
-def option(role: str, name: str) -> dict[str, Any]:
-    path = CHECKOUT / f"roles/{role}/meta/argument_specs.yml"
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return dict(found["argument_specs"]["main"]["options"][name])
-
-
-def test_the_agent_has_the_same_groups() -> None:
+def test_the_agent_has_the_same_groups_and_modes() -> None:
     assert list(groups().GROUPS) == list(table.GROUPS)
+    assert groups().MODES == table.MODES
+    assert list(groups().MODES) == list(table.MODES)
+    assert groups().NETWORK_CAPABILITIES == table.NETWORK_CAPABILITIES
 
 
-def test_each_row_is_that_of_the_agent() -> None:
+@pytest.mark.parametrize("name", table.GROUPS)
+def test_a_group_is_the_same_as_the_agents(name: str) -> None:
+    ours, agents = groups().GROUPS[name], table.GROUPS[name]
+    for field in ("capabilities", "optional_capabilities", "switch", "kernel"):
+        assert getattr(ours, field) == getattr(agents, field), field
+    assert ours.uprobes == (agents.uprobes is not table.Uprobes.NONE)
     defaults = {setting.key: setting.default for setting in SETTINGS}
-    for ours in table.GROUPS.values():
-        theirs = groups().GROUPS[ours.name]
-        assert theirs.capabilities == ours.capabilities, ours.name
-        assert theirs.optional_capabilities == ours.optional_capabilities, ours.name
-        assert theirs.switch == ours.switch, ours.name
-        assert theirs.kernel == ours.kernel, ours.name
-        assert theirs.uprobes == (ours.uprobes is not table.Uprobes.NONE), ours.name
-        assert theirs.default == (defaults.get(ours.switch, "auto") == "auto"), ours.name
-
-
-def test_the_modes_are_those_of_the_agent() -> None:
-    assert list(groups().MODES.items()) == list(table.MODES.items())
-
-
-def test_each_switch_is_a_setting_of_the_agent() -> None:
-    switches = {group.switch for group in groups().TABLE} - {""}
-    assert switches <= {setting.key for setting in SETTINGS}
-    assert {group.name for group in groups().TABLE if not group.switch} == {"observe"}
-
-
-def test_the_roles_offer_the_same_groups() -> None:
-    wanted = option("preflight", "throughline_groups")
-    assert wanted["choices"] == list(groups().GROUPS)
-    assert wanted["default"] == list(groups().DEFAULT_GROUPS)
+    assert ours.default == (defaults.get(agents.switch, "auto") == "auto")
+    assert not ours.switch or ours.switch in defaults
 
 
 def test_the_unit_has_the_capabilities_of_the_network_groups() -> None:
@@ -60,6 +41,15 @@ def test_the_unit_has_the_capabilities_of_the_network_groups() -> None:
     wanted = " ".join(groups().NETWORK_CAPABILITIES)
     for name in ("AmbientCapabilities", "CapabilityBoundingSet"):
         assert f"\n{name}={wanted}\n" in text
+
+
+def test_the_role_offers_the_same_groups() -> None:
+    path = CHECKOUT / "roles/preflight/meta/argument_specs.yml"
+    specs = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
+    options = specs["main"]["options"]
+    assert options["throughline_groups"]["choices"] == list(groups().GROUPS)
+    assert options["throughline_groups"]["default"] == list(groups().DEFAULT_GROUPS)
+    assert options["throughline_required_mode"]["choices"] == list(groups().MODES)
 
 
 def test_each_capability_has_a_number() -> None:
