@@ -252,9 +252,13 @@ def test_a_run_that_was_cut_short_is_completed(running: Shop, tmp_path: Path) ->
         check=True,
         stdin=hanging.open("rb"),
     )
+    # It never reports that it is ready. systemctl can wait for that, so it must not block.
     running.fleet.run(
         one,
-        f"cd /opt/throughline && ln -sfn releases/{name} current && systemctl reload throughline",
+        f"cd /opt/throughline && ln -sfn releases/{name} current"
+        " && systemctl reload --no-block throughline && until grep -q"
+        f" /{name}/ /proc/$(systemctl show --property=MainPID --value throughline)/cmdline;"
+        " do sleep 0.1; done",
     )
     good = releases.make(running.bundle, tmp_path, version="0.3.2")
     upgrade(running, good, throughline_hosts=one.name)
