@@ -49,17 +49,17 @@ struct tl_flow {
 	__u16 early_header; /* TL_FLOW_EARLY: enum tl_header_flags of the request that has begun */
 	__u8 role; /* enum tl_role */
 	__u8 _pad[3];
+	__u32 unsent; /* inside: bytes that were parsed but not written: they come again */
 	__u32 busy[2]; /* one parser at a time in each direction */
+	__u8 _pad2[4];
 	struct tl_exchange exchange; /* HTTP/1 has one at a time */
+	struct tl_endpoints endpoints;
 	__u64 cgroup_id;
 	__u64 connect; /* client: the request during which the connection was made */
 	__u64 caller; /* client: the request that the last call was made for, kept until the next call */
 	__u64 writer; /* opaque: the request that wrote last, or 0 when that is not known */
 	__u32 pid; /* client: the process that made the connection, or its last call */
 	__u32 born; /* when that process began: see tl_born() */
-	struct tl_endpoints endpoints;
-	__u32 unsent; /* inside: bytes that were parsed but not written: they come again */
-	__u8 _pad2[4];
 };
 
 static __always_inline struct tl_http *tl_http_of(struct tl_flow *flow, __u32 direction)
