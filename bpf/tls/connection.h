@@ -76,4 +76,25 @@ static __always_inline void tl_tls_forget(__u64 key)
 #endif
 }
 
+/* The cookie of a socket that a thread reads. */
+static __always_inline __u64 tl_tls_cookie(struct sock *sk)
+{
+#ifdef TL_LEGACY
+	/* before Linux 5.12 tracing programs cannot call bpf_get_socket_cookie() */
+	return TL_COOKIE(sk);
+#else
+	return bpf_get_socket_cookie(sk);
+#endif
+}
+
+/* The flow of the socket itself, which `observe` keeps, or NULL. */
+static __always_inline struct tl_flow *tl_tls_socket_flow(struct sock *sk, __u64 socket)
+{
+#ifdef TL_LEGACY
+	return bpf_map_lookup_elem(&tl_flows, &socket);
+#else
+	return TL_FLOW_FIND(sk, socket);
+#endif
+}
+
 #endif

@@ -202,18 +202,12 @@ int BPF_PROG(tl_ssl_socket, struct sock *sk)
 	thread = tl_tls_thread_now(true);
 	if (!thread)
 		return 0;
-#ifdef TL_LEGACY
-	socket = TL_COOKIE(
-		sk); /* before Linux 5.12 tracing programs cannot call bpf_get_socket_cookie() */
-	flow = bpf_map_lookup_elem(&tl_flows, &socket);
-#else
-	socket = bpf_get_socket_cookie(sk);
-	flow = TL_FLOW_FIND(sk, socket);
-#endif
+	socket = tl_tls_cookie(sk);
 	key = tl_tls_inside(thread);
 	tls = key ? tl_tls_find(key) : NULL;
 	if (tls && tls->endpoints.socket == socket)
 		return 0;
+	flow = tl_tls_socket_flow(sk, socket);
 	if (flow && !(flow->flags & TL_FLOW_OPAQUE) &&
 	    (flow->role == TL_ROLE_SERVER || flow->role == TL_ROLE_CLIENT) &&
 	    flow->flags & TL_FLOW_USED) {

@@ -13,24 +13,24 @@ enum tl_exchange_flags {
 };
 
 struct tl_exchange {
-	__u64 request; /* server: the request being served (key of tl_requests), or 0 */
-	__u64 start_ns;
-	__u64 cgroup_id;
-	struct tl_context context;
-	__u8 parent_span_id[8];
-	__u32 pid; /* the process that has read the request or makes the call, or 0 */
+	__u8 flags; /* enum tl_exchange_flags */
+	__u8 kind; /* enum tl_kind */
+	__u8 evidence; /* enum tl_evidence */
+	__u8 method; /* enum tl_method */
+	__u8 http_major; /* 0: 1 */
+	__u8 http_minor;
 	/*
 	 * For an exchange that only probes see: the counter to raise when it begins; the next
 	 * counter is raised when it ends. The difference is what is open, or was lost with an entry
 	 * that gave way or a process that died. 0 for others.
 	 */
 	__u16 probed;
-	__u8 kind; /* enum tl_kind */
-	__u8 evidence; /* enum tl_evidence */
-	__u8 method; /* enum tl_method */
-	__u8 http_major; /* 0: 1 */
-	__u8 http_minor;
-	__u8 flags; /* enum tl_exchange_flags */
+	__u64 request; /* server: the request being served (key of tl_requests), or 0 */
+	__u64 start_ns;
+	__u64 cgroup_id;
+	struct tl_context context;
+	__u8 parent_span_id[8];
+	__u32 pid; /* the process that has read the request or makes the call, or 0 */
 	__u8 _pad[4];
 };
 

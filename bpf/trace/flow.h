@@ -36,6 +36,7 @@ enum tl_flow_flags {
 	TL_FLOW_CALLED = 1 << 11, /* inside: the TLS library has been called for it */
 };
 
+/* What each packet reads is in front, in few cache lines. */
 struct tl_flow {
 	struct tl_http in;
 	struct tl_http out;
@@ -43,6 +44,15 @@ struct tl_flow {
 	struct tl_chunk chunk[2]; /* see struct tl_stream */
 	__u64 cookie; /* the key of this entry */
 #endif
+	struct tl_sequence sequence[2]; /* by enum tl_direction */
+	__u16 flags; /* enum tl_flow_flags */
+	__u16 early_header; /* TL_FLOW_EARLY: enum tl_header_flags of the request that has begun */
+	__u8 role; /* enum tl_role */
+	__u8 _pad[3];
+	__u32 unsent; /* inside: bytes that were parsed but not written: they come again */
+	__u32 busy[2]; /* one parser at a time in each direction */
+	__u8 _pad2[4];
+	struct tl_exchange exchange; /* HTTP/1 has one at a time */
 	struct tl_endpoints endpoints;
 	__u64 cgroup_id;
 	__u64 connect; /* client: the request during which the connection was made */
@@ -50,14 +60,6 @@ struct tl_flow {
 	__u64 writer; /* opaque: the request that wrote last, or 0 when that is not known */
 	__u32 pid; /* client: the process that made the connection, or its last call */
 	__u32 born; /* when that process began: see tl_born() */
-	__u32 busy[2]; /* one parser at a time in each direction */
-	struct tl_sequence sequence[2]; /* by enum tl_direction */
-	__u32 unsent; /* inside: bytes that were parsed but not written: they come again */
-	__u16 flags; /* enum tl_flow_flags */
-	__u16 early_header; /* TL_FLOW_EARLY: enum tl_header_flags of the request that has begun */
-	__u8 role; /* enum tl_role */
-	__u8 _pad[7];
-	struct tl_exchange exchange; /* HTTP/1 has one at a time */
 };
 
 static __always_inline struct tl_http *tl_http_of(struct tl_flow *flow, __u32 direction)
