@@ -51,7 +51,7 @@ def test_a_log_record_is_one_line() -> None:
 
 @pytest.mark.parametrize("forbidden", ["\x1b", "\u202e", "\x9b", "\udcff"])
 def test_reports_for_people_escape_names(forbidden: str) -> None:
-    file = {"path": ODD, "programs": ["x"], "processes": 1, "dear": False, "refused": ""}
+    file = {"path": ODD, "programs": ["x"], "processes": 1, "single_stepped": False, "refused": ""}
     shown = {
         "version": "0.1.0",
         "pid": 1,

@@ -167,7 +167,7 @@ def _files(files: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         text = f"{file['processes']} processes, {len(file['programs'])} sites"
         if file.get("version"):
             text = f"{file['version']}, {text}"
-        if file["dear"]:
+        if file.get("single_stepped"):  # the status may be that of an earlier release
             text += ", single-stepped"
         if file["refused"]:
             text = f"none: {file['refused']}"

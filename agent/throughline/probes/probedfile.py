@@ -32,7 +32,7 @@ class Attached:
             "path": self.path,
             "programs": [site.program for site in sites],
             # What a request costs counts, not what happens once in a connection.
-            "dear": any(site.single_stepped and not site.rare for site in sites),
+            "single_stepped": any(site.single_stepped and not site.rare for site in sites),
             "processes": self.processes,
             "refused": self.refused,
         }

@@ -133,9 +133,27 @@ def test_text_of_packets_and_tls() -> None:
         "refused": {"tun0": "no"},
     }
     files = [
-        {"path": "/a", "programs": ["x"] * 4, "processes": 5, "dear": False, "refused": ""},
-        {"path": "/b", "programs": ["x"] * 2, "processes": 1, "dear": True, "refused": ""},
-        {"path": "/c", "programs": ["x"] * 2, "processes": 1, "dear": False, "refused": "why"},
+        {
+            "path": "/a",
+            "programs": ["x"] * 4,
+            "processes": 5,
+            "single_stepped": False,
+            "refused": "",
+        },
+        {
+            "path": "/b",
+            "programs": ["x"] * 2,
+            "processes": 1,
+            "single_stepped": True,
+            "refused": "",
+        },
+        {
+            "path": "/c",
+            "programs": ["x"] * 2,
+            "processes": 1,
+            "single_stepped": False,
+            "refused": "why",
+        },
     ]
     text = shown(running(packets=packets, tls={"files": files}))
     rows = [" ".join(line.split()) for line in text.splitlines()]
@@ -157,7 +175,7 @@ def test_text_of_go_programs() -> None:
     file = {
         "path": "/usr/bin/shop",
         "programs": ["tl_go_serve"] * 9,
-        "dear": False,
+        "single_stepped": False,
         "processes": 2,
         "refused": "",
         "version": "go1.22.10",

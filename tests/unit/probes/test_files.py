@@ -42,7 +42,7 @@ def test_a_library_is_found_by_what_it_defines(host: Host) -> None:
         *("tl_ssl_read_ex", "tl_ssl_write_ex", "tl_ssl_free"),
     ]
     shown = found.as_json("openssl")
-    assert (shown["programs"][0], shown["dear"]) == ("tl_ssl_read_ex", False)
+    assert (shown["programs"][0], shown["single_stepped"]) == ("tl_ssl_read_ex", False)
     assert host.files.failures == {}
 
 
@@ -50,7 +50,7 @@ def test_a_single_stepped_one_is_told(host: Host) -> None:
     host.process(10, host.file("x", elffile.build({"SSL_read": elffile.SUB, "SSL_write": b"U"})))
     host.follow()
     (found,) = host.files.attached
-    assert found.as_json("openssl")["dear"] is True
+    assert found.as_json("openssl")["single_stepped"] is True
 
 
 def test_two_names_of_a_file_attach_once(host: Host) -> None:
