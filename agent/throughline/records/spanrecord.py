@@ -107,62 +107,43 @@ def http_version(major: int, minor: int) -> str:
     return str(major) if major else f"1.{minor}"
 
 
+def unpack(data: bytes) -> abi.Span:
+    """The fields of a record. `tracestate` is empty where the record does not have that field.
+
+    Raises struct.error for a record that is too short.
+    """
+    return abi.Span._make((*SPAN_HEAD.unpack_from(data), data[SPAN_HEAD.size :]))
+
+
 def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
     """Decodes one ring-buffer record; `unix_offset_ns` is Unix time minus CLOCK_MONOTONIC.
 
     Raises struct.error for a record that is too short.
     """
-    (
-        start,
-        end,
-        cgroup_id,
-        trace_id,
-        span_id,
-        parent,
-        local,
-        peer,
-        local_port,
-        peer_port,
-        status,
-        kind,
-        evidence,
-        flags,
-        minor,
-        how,
-        method_length,
-        target_length,
-        host_length,
-        tracestate_length,
-        span_flags,
-        major,
-        pid,
-        method,
-        host,
-        target,
-    ) = SPAN_HEAD.unpack_from(data)
+    span = unpack(data)
     return SpanRecord(
-        kind=KINDS[kind],
-        trace_id=trace_id,
-        span_id=span_id,
-        parent_span_id=None if parent == NO_PARENT else parent,
-        trace_flags=flags,
-        evidence=_EVIDENCE[evidence],
-        end=_ENDS[how],
-        start_unix_ns=start + unix_offset_ns,
-        end_unix_ns=end + unix_offset_ns,
-        cgroup_id=cgroup_id,
-        pid=pid,
-        method=text(method[:method_length]),
-        target=text(target[:target_length], cut=target_length > abi.Abi.TARGET_MAX),
-        target_length=target_length,
-        host=text(host[:host_length].rstrip(b" \t"), cut=host_length == abi.Abi.HOST_MAX),
-        http_version=http_version(major, minor),
-        status=status,
-        local_address=address(local),
-        local_port=local_port,
-        peer_address=address(peer),
-        peer_port=peer_port,
-        tracestate=text(data[SPAN_HEAD.size : SPAN_HEAD.size + tracestate_length]),
-        tls=bool(span_flags & abi.SpanFlags.SPAN_TLS),
-        grpc=bool(span_flags & abi.SpanFlags.SPAN_GRPC),
+        kind=KINDS[span.kind],
+        trace_id=span.trace_id,
+        span_id=span.span_id,
+        parent_span_id=None if span.parent_span_id == NO_PARENT else span.parent_span_id,
+        trace_flags=span.trace_flags,
+        evidence=_EVIDENCE[span.evidence],
+        end=_ENDS[span.end],
+        start_unix_ns=span.start_ns + unix_offset_ns,
+        end_unix_ns=span.end_ns + unix_offset_ns,
+        cgroup_id=span.cgroup_id,
+        pid=span.pid,
+        method=text(span.method[: span.method_len]),
+        target=text(span.target[: span.target_len], cut=span.target_len > abi.Abi.TARGET_MAX),
+        target_length=span.target_len,
+        host=text(span.host[: span.host_len].rstrip(b" \t"), cut=span.host_len == abi.Abi.HOST_MAX),
+        http_version=http_version(span.http_major, span.http_minor),
+        status=span.status,
+        local_address=address(span.local_addr),
+        local_port=span.local_port,
+        peer_address=address(span.peer_addr),
+        peer_port=span.peer_port,
+        tracestate=text(span.tracestate[: span.tracestate_len]),
+        tls=bool(span.flags & abi.SpanFlags.SPAN_TLS),
+        grpc=bool(span.flags & abi.SpanFlags.SPAN_GRPC),
     )
