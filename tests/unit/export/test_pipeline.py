@@ -50,6 +50,21 @@ def order(receiver: HttpReceiver | GrpcReceiver) -> list[int]:
     return [span.start_time_unix_nano - START for span in receiver.spans()]
 
 
+def submit_until_refused(exporter: Pipeline, spans: int) -> int:
+    """Submits a span at a time until so many earlier ones were dropped; returns how many."""
+    sent = 0
+
+    def dropped() -> bool:
+        nonlocal sent
+        exporter.submit([(raw(record(start_unix_ns=START + sent)), SHOP)])
+        sent += 1
+        time.sleep(0.05)
+        return exporter.status().dropped == {"refused": spans}
+
+    assert until(dropped)
+    return sent
+
+
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_all_spans_arrive_once(tmp_path: Path, protocol: str) -> None:
     with GrpcReceiver() if protocol == "grpc" else HttpReceiver() as receiver:
@@ -187,16 +202,7 @@ def test_a_batch_that_breaks_the_receiver_does_not_stop_the_others(tmp_path: Pat
         assert until(lambda: exporter.status().state == "down")
         exporter.submit([(raw(record(target="/poison")), SHOP)])
         assert until(lambda: exporter.status().spool_batches == 2)
-        sent = 0
-
-        def dropped() -> bool:
-            nonlocal sent
-            exporter.submit([(raw(record(start_unix_ns=START + sent)), SHOP)])
-            sent += 1
-            time.sleep(0.05)
-            return exporter.status().dropped == {"refused": 2}
-
-        assert until(dropped)
+        sent = submit_until_refused(exporter, 2)
         receiver.wait_for_spans(sent)
         assert sorted(order(receiver)) == list(range(sent))
         assert until(lambda: exporter.status().spool_batches == 0)
@@ -413,16 +419,7 @@ def test_a_batch_that_cannot_be_sent_does_not_stay_at_the_head_of_the_spool(
         exporter = start(receiver.endpoint, tmp_path)
         exporter.submit([(raw(record(target="/poison")), SHOP)])
         assert until(lambda: exporter.status().spool_batches == 1)
-        sent = 0
-
-        def dropped() -> bool:
-            nonlocal sent
-            exporter.submit([(raw(record(start_unix_ns=START + sent)), SHOP)])
-            sent += 1
-            time.sleep(0.05)
-            return exporter.status().dropped == {"refused": 1}
-
-        assert until(dropped)
+        sent = submit_until_refused(exporter, 1)
         receiver.wait_for_spans(sent)
         exporter.close()
         assert "a fault of the library" in exporter.status().last_error
