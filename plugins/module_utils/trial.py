@@ -109,6 +109,11 @@ def ask(release, *, capabilities, wanted, timeout):
 def ask_as_service(launcher, config, *, capabilities, timeout, uid=NOBODY, gid=NOBODY):
     """(doctor --json as a user with these capabilities, None) or (None, problem)."""
 
+    def begin():
+        # Whoever runs this in the background may ignore SIGINT, and a child would do so, too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        become_service(capabilities, uid=uid, gid=gid)
+
     def start(*arguments):
         return subprocess.Popen(
             [launcher, *arguments, "--config", str(config)],
@@ -117,7 +122,7 @@ def ask_as_service(launcher, config, *, capabilities, timeout, uid=NOBODY, gid=N
             stderr=subprocess.PIPE,
             env=environment(),
             cwd="/",
-            preexec_fn=lambda: become_service(capabilities, uid=uid, gid=gid),
+            preexec_fn=begin,
         )
 
     doctor = start("doctor", "--json")
@@ -127,13 +132,9 @@ def ask_as_service(launcher, config, *, capabilities, timeout, uid=NOBODY, gid=N
         # On a kernel without tcx, TC filters outlive the namespace. After SIGINT the doctor removes
         # them.
         doctor.send_signal(signal.SIGINT)
-        try:
-            doctor.communicate(timeout=SECONDS_TO_TIDY_UP)
-        except subprocess.TimeoutExpired:
-            doctor.kill()
-            doctor.communicate()
-            if uid == NOBODY:  # an installed agent removes what is left when it starts
-                start("detach").communicate(timeout=SECONDS_TO_TIDY_UP)
+        if not ends_in_time(doctor) and uid == NOBODY:
+            # An installed agent removes what is left when it starts.
+            ends_in_time(start("detach"))
         return None, f"throughline doctor gave no answer in {timeout} s"
     try:
         return json.loads(out.decode()), None
@@ -141,6 +142,17 @@ def ask_as_service(launcher, config, *, capabilities, timeout, uid=NOBODY, gid=N
         said = (err or out).decode(errors="replace").strip().splitlines()
         end = said[-1][-300:] if said else "nothing"
         return None, f"throughline doctor ended with {doctor.returncode} and said: {end}"
+
+
+def ends_in_time(process):
+    """Whether a process ends within SECONDS_TO_TIDY_UP. It is killed if it does not."""
+    try:
+        process.communicate(timeout=SECONDS_TO_TIDY_UP)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return False
+    return True
 
 
 def become_service(capabilities, *, uid, gid):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +88,23 @@ def test_an_agent_that_does_not_run_serves_nothing(tmp_path: Path) -> None:
         assert report["hosts"][0]["groups"]["observe"]["word"] == word
 
 
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Asks a doctor that is this shell script, as this user."""
+    trial = plugin("module_utils.trial")
+    monkeypatch.setattr(trial, "PLACE", tmp_path)
+    monkeypatch.setattr(trial, "become_service", lambda capabilities, **ids: None)
+    launcher = tmp_path / "bin/throughline"
+    launcher.parent.mkdir()
+
+    def ask(script: str, *, timeout: float) -> Any:
+        launcher.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        launcher.chmod(0o755)
+        return trial.ask(tmp_path, capabilities=[], wanted=["observe"], timeout=timeout)
+
+    return ask
+
+
 @pytest.mark.parametrize(
     ("script", "timeout", "problem"),
     [
@@ -95,22 +115,32 @@ def test_an_agent_that_does_not_run_serves_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_trial_makes_of_the_doctor(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    script: str,
-    timeout: float,
-    problem: str | None,
+    launched: Callable[..., Any], script: str, timeout: float, problem: str | None
 ) -> None:
-    trial = plugin("module_utils.trial")
-    monkeypatch.setattr(trial, "PLACE", tmp_path)
-    monkeypatch.setattr(trial, "become_service", lambda capabilities, **ids: None)
-    launcher = tmp_path / "bin/throughline"
-    launcher.parent.mkdir()
-    launcher.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-    launcher.chmod(0o755)
-    answer, found = trial.ask(tmp_path, capabilities=[], wanted=["observe"], timeout=timeout)
+    answer, found = launched(script, timeout=timeout)
     assert (answer is not None, found is None) == (problem is None, problem is None)
     assert problem is None or problem in found
+
+
+def test_a_doctor_that_is_late_ends_on_sigint_though_we_ignore_it(
+    launched: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A shell ignores SIGINT in what it starts in the background: children inherit that."""
+    script = f"trap 'echo tidy > {tmp_path}/tidied; exit' INT\nwhile :; do sleep 0.1; done"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert launched(script, timeout=0.5) == (None, "throughline doctor gave no answer in 0.5 s")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "tidied").read_text() == "tidy\n"
+
+
+def test_a_release_that_does_not_even_detach(
+    launched: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin("module_utils.trial"), "SECONDS_TO_TIDY_UP", 0.2)
+    answer, problem = launched("trap '' INT\nexec sleep 60", timeout=0.2)
+    assert (answer, problem) == (None, "throughline doctor gave no answer in 0.2 s")
 
 
 def test_a_trial_has_the_configuration_that_the_agent_would_have(tmp_path: Path) -> None:
