@@ -13,7 +13,7 @@
 #include "vmlinux.h"
 
 enum tl_abi {
-	TL_ABI_VERSION = 8,
+	TL_ABI_VERSION = 9,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
@@ -155,6 +155,9 @@ enum tl_counter {
 	TL_TLS_GAVE_WAY, /* TLS connections whose entry made room for another during a call */
 	TL_GO_BEGUN, /* exchanges seen in Go programs */
 	TL_GO_ENDED,
+	TL_PARENT_PYTHON,
+	TL_PARENT_JAVA,
+	TL_PARENT_UNIX,
 	TL_GO_GAVE_WAY, /* requests served by Go programs whose entry made room for another before they ended */
 	TL_COUNTERS,
 };
@@ -187,6 +190,32 @@ enum tl_evidence {
 	TL_EVIDENCE_GOROUTINE =
 		6, /* Go: the goroutine, or the one that started it, read the request */
 	TL_EVIDENCE_CONTEXT = 7, /* Go: the call was given the request's context.Context */
+	TL_EVIDENCE_PYTHON =
+		8, /* Python: the call was made in the request's context (contextvars), or in a copy of it */
+	TL_EVIDENCE_JAVA = 9, /* Java: the thread, which may be a virtual one, read the request */
+	TL_EVIDENCE_UNIX =
+		10, /* the process at the other end of the Unix socket made the request */
+};
+
+/* How the units of work of a process are told apart. */
+enum tl_runtime_kind {
+	TL_RUNTIME_UNKNOWN = 0, /* by the kernel's threads */
+	TL_RUNTIME_PYTHON,
+	TL_RUNTIME_JAVA,
+};
+
+/*
+ * What is known of a process whose runtime keeps the current unit of work in its memory. The memory
+ * is the process's own: it may have executed another program since.
+ */
+struct tl_runtime {
+	__u64 base; /* where the file with the runtime is mapped, less the address that it is linked for */
+	__u64 check_at; /* address of a word of the process that tells whether the entry still holds; 0: none */
+	__u64 check; /* the word */
+	__u32 born; /* when the process began: see tl_born() */
+	__u16 binary; /* in the table of the runtime: where its files keep what is read */
+	__u8 kind; /* enum tl_runtime_kind */
+	__u8 _pad;
 };
 
 /* Why a span ended. */

@@ -31,6 +31,8 @@ struct tl_abi_types {
 	enum tl_go_start go_start;
 	enum tl_go_writes go_writes;
 	enum tl_request_flags request_flags;
+	struct tl_runtime runtime;
+	enum tl_runtime_kind runtime_kind;
 };
 const struct tl_abi_types *tl_abi_types __attribute__((unused));
 

@@ -5,6 +5,7 @@
 
 #include "evidence/claim.h"
 #include "evidence/thread.h"
+#include "evidence/work.h"
 
 static __always_inline void tl_count_parent(__u8 evidence)
 {
@@ -20,6 +21,12 @@ static __always_inline void tl_count_parent(__u8 evidence)
 		return;
 	case TL_EVIDENCE_RESTORE:
 		tl_count(TL_PARENT_RESTORE);
+		return;
+	case TL_EVIDENCE_PYTHON:
+		tl_count(TL_PARENT_PYTHON);
+		return;
+	case TL_EVIDENCE_JAVA:
+		tl_count(TL_PARENT_JAVA);
 		return;
 	}
 	tl_count(TL_PARENT_THREAD);
@@ -52,6 +59,15 @@ static __always_inline bool tl_find_parent(struct tl_flow *flow, struct tl_paren
 	struct tl_thread *thread;
 	int refused;
 
+	refused = tl_work_parent(parent);
+	if (refused < 0) {
+		tl_count_parent(parent->evidence);
+		return true;
+	}
+	if (refused) {
+		tl_count(refused);
+		return false;
+	}
 	if (first && tl_connect_parent(flow, parent)) {
 		tl_count(TL_PARENT_CONNECT);
 		return true;

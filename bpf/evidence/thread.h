@@ -10,6 +10,7 @@
 
 #include "core/settings.h"
 #include "evidence/unit.h"
+#include "evidence/work.h"
 #include "trace/flow.h"
 #include "trace/request.h"
 
@@ -161,6 +162,11 @@ static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thre
 	struct tl_request *request = NULL;
 	int refused;
 
+	if (key && flow->role == TL_ROLE_SERVER && tl_work_reads(key, flow->endpoints.socket)) {
+		if (!flow->pid)
+			flow->pid = bpf_get_current_pid_tgid() >> 32;
+		return;
+	}
 	if (key)
 		request = bpf_map_lookup_elem(&tl_requests, &key);
 	if (!request) {

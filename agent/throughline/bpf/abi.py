@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 8
+    ABI_VERSION = 9
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
@@ -30,6 +30,9 @@ class Evidence(IntEnum):
     PACKET = 5
     GOROUTINE = 6
     CONTEXT = 7
+    PYTHON = 8
+    JAVA = 9
+    UNIX = 10
 
 
 class End(IntEnum):
@@ -144,8 +147,11 @@ class Counter(IntEnum):
     TLS_GAVE_WAY = 78
     GO_BEGUN = 79
     GO_ENDED = 80
-    GO_GAVE_WAY = 81
-    COUNTERS = 82
+    PARENT_PYTHON = 81
+    PARENT_JAVA = 82
+    PARENT_UNIX = 83
+    GO_GAVE_WAY = 84
+    COUNTERS = 85
 
 
 class Go(IntEnum):

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * evidence/work.h - the unit of work that runs now, in processes whose runtime tells it.
+ *
+ * Where the unit can be told, nothing else is evidence in that process: neither the thread, nor
+ * when a connection was made.
+ */
+#ifndef THROUGHLINE_EVIDENCE_WORK_H
+#define THROUGHLINE_EVIDENCE_WORK_H
+
+#include "runtimes/java.h"
+#include "runtimes/python.h"
+
+/*
+ * The current unit of work has read the request `key` on `socket`. Returns whether units can be
+ * told in this process. A global function, to have a stack of its own.
+ */
+__noinline int tl_work_reads(__u64 key, __u64 socket)
+{
+	const struct tl_runtime *runtime = tl_runtime_of(bpf_get_current_pid_tgid() >> 32);
+
+	/* clang passes nothing for an argument that is not used: verifiers refuse that */
+	asm volatile("" ::"r"(key), "r"(socket));
+	if (!runtime)
+		return false;
+	switch (runtime->kind) {
+	case TL_RUNTIME_PYTHON:
+		return tl_python_reads(runtime, key, socket);
+	case TL_RUNTIME_JAVA:
+		return tl_java_reads(runtime, key, socket);
+	}
+	return false;
+}
+
+/*
+ * The key of the request that the current unit of work works for, or the reason why that is not
+ * known (enum tl_counter). 0: units cannot be told in this process. A key is never as small as a
+ * reason. `pid`: the current process. A global function, to have a stack of its own.
+ */
+__noinline __u64 tl_work_request(__u32 pid)
+{
+	const struct tl_runtime *runtime = tl_runtime_of(pid);
+
+	if (!runtime)
+		return 0;
+	switch (runtime->kind) {
+	case TL_RUNTIME_PYTHON:
+		return tl_python_request(runtime);
+	case TL_RUNTIME_JAVA:
+		return tl_java_request(runtime);
+	}
+	return 0;
+}
+
+/* How a unit of work is told in the process `pid`: enum tl_evidence. */
+static __always_inline __u8 tl_work_evidence(__u32 pid)
+{
+	const struct tl_runtime *runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
+
+	return runtime && runtime->kind == TL_RUNTIME_JAVA ? TL_EVIDENCE_JAVA : TL_EVIDENCE_PYTHON;
+}
+
+/*
+ * Takes the request that the current unit of work works for. Returns -1 where it has one, the
+ * reason where it has none (enum tl_counter), 0 where units cannot be told in this process.
+ */
+static __always_inline int tl_work_parent(struct tl_parent *parent)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	__u64 key = tl_work_request(pid);
+
+	if (key < TL_COUNTERS)
+		return key;
+	return tl_take_parent(key, tl_work_evidence(pid), parent);
+}
+
+#endif
