@@ -151,6 +151,10 @@ lint: setup build/vmlinux.h ## Check style, types, roles, scripts and BPF source
 bench: bpf ## Measure speed and memory with the agent off and on (root)
 	@$(PYTHON) -m tests.bench.run
 
+.PHONY: bench-parents
+bench-parents: bundle ## How often parents are right: real applications, or ONLY=NAME,… of them (root)
+	@$(PYTHON) -m tests.parents.run $(if $(ONLY),--only $(ONLY))
+
 .PHONY: clean
 clean: ## Remove what was built, but neither .venv nor the downloaded wheels
 	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name wheels -exec rm -rf {} +

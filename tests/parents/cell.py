@@ -1,0 +1,176 @@
+"""Runs one application: each behaviour in a process of its own, 1, 8 and 32 requests at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.fixtures import cgroup, process
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.traced import Traced
+from tests.fixtures.waiting import until
+from tests.parents import grpc_driver
+from tests.parents.app import App, Behaviour, Place
+from tests.parents.driver import drive
+from tests.parents.judge import Result, judge, number_of
+
+# Primes: at so many requests at a time, so many are sent.
+REQUESTS: Mapping[int, int] = {1: 53, 8: 211, 32: 1009}
+FIRST = (Behaviour.AFTER, Behaviour.POLLER)  # never at once: their calls go on after the answers
+_QUIET_SECONDS = 1.5  # without a new span, after which none is awaited any more
+_REASONS = ("root_", "skip_", "lost_", "full_", "evicted", "enrol_", "spans_dropped")
+
+
+@dataclass(slots=True)
+class Instance:
+    """One running instance of an application."""
+
+    behaviour: Behaviour
+    place: Place
+    services: list[str]
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+
+class Bench:
+    """The agent, the backend and the Redis that all applications share."""
+
+    def __init__(self, traced: Traced, backend: int, redis: int) -> None:
+        self._traced = traced
+        self._backend = backend
+        self._redis = redis
+        self._first = 0  # numbers go on from cell to cell
+
+    def run(
+        self, app: App, behaviours: Sequence[Behaviour], requests: Mapping[int, int]
+    ) -> Iterator[tuple[Behaviour, Result]]:
+        """Yields a result for each behaviour and each number of requests at a time."""
+        app.install()
+        for behaviour in behaviours:
+            with self._instance(app, behaviour) as instance:
+                for concurrent, count in requests.items():
+                    yield behaviour, self._measure(app, instance, concurrent, count)
+
+    @contextlib.contextmanager
+    def _instance(self, app: App, behaviour: Behaviour) -> Iterator[Instance]:
+        traced = self._traced
+        folder = traced.directory / "places" / f"{app.name}-{behaviour.value}"
+        folder.mkdir(parents=True)
+        for directory in (traced.directory, folder.parent, folder):
+            directory.chmod(0o777)
+        place = Place(port=free_port(), backend=self._backend, redis=self._redis, folder=folder)
+        described = app.start(place)
+        names = ["-".join(filter(None, (folder.name, one.name))) for one in described]
+        instance = Instance(behaviour, place, names)
+        for name in names:
+            (traced.cgroup / name).mkdir()
+        log = folder / "log"
+        poller = {"POLLER": "1"} if behaviour is Behaviour.POLLER else {}
+        try:
+            with log.open("wb") as output:
+                for name, one in reversed(list(zip(names, described, strict=True))):
+                    environment = {**_PLAIN, **place.environment, **poller, **one.environment}
+                    instance.processes.append(
+                        traced.spawn(
+                            name,
+                            one.command,
+                            env=environment,
+                            cwd=folder,
+                            stdin=subprocess.DEVNULL,
+                            stdout=output,
+                            stderr=output,
+                        )
+                    )
+                    if one.listens is not None:
+                        until(one.listens.exists, otherwise=lambda: _end_of(log))
+            try:
+                wait_port(place.port, seconds=60)
+            except TimeoutError as error:
+                raise RuntimeError(f"{folder.name} does not start: {_end_of(log)}") from error
+            traced.counters()  # the agent has looked at all processes since
+            self._take()
+            yield instance
+        finally:
+            process.end(*instance.processes)
+            for name in names:
+                cgroup.kill(traced.cgroup / name)
+                cgroup.remove(traced.cgroup / name)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _measure(self, app: App, instance: Instance, concurrent: int, count: int) -> Result:
+        numbers = range(self._first, self._first + count)
+        self._first += count
+        result = Result(concurrent, count)
+        self._traced.receiver.forget_spans()
+        before = self._traced.counters()
+        send = grpc_driver.drive if app.protocol == "grpc" else drive
+        port, behaviour = instance.place.port, instance.behaviour
+        result.failures = send(port, behaviour, numbers, concurrent=concurrent)
+        if behaviour in FIRST:
+            time.sleep(0.2)
+        calls = [one for one in self._take() if one[0].startswith("/poll") or _is_of(one, numbers)]
+        of_last = {target for target, _ in calls}
+        self._wait_spans(count * len(instance.services), of_last)
+        after = self._traced.counters()
+        spans = self._traced.receiver.spans
+        judge(result, calls, spans, services=instance.services, behaviour=behaviour)
+        result.reasons = {
+            name: total - before.get(name, 0)
+            for name, total in sorted(after.items())
+            if name.startswith(_REASONS) and total != before.get(name, 0)
+        }
+        return result
+
+    def _wait_spans(self, servers: int, calls: set[str]) -> None:
+        """Waits for the spans of requests and calls, or until no more come."""
+        last, changed = -1, time.monotonic()
+        while True:
+            spans = self._traced.receiver.spans
+            if len(spans) != last:
+                last, changed = len(spans), time.monotonic()
+                seen = Counter(span.kind for span in spans)
+                if seen["SERVER"] >= servers and calls <= {
+                    span.path for span in spans if span.kind == "CLIENT"
+                }:
+                    return
+            elif time.monotonic() - changed > _QUIET_SECONDS:
+                return
+            time.sleep(0.05)
+
+    def _take(self) -> list[tuple[str, str]]:
+        """What has reached the backend since."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._backend}/taken", timeout=20) as found:
+            return [(target, header) for target, header in json.load(found)]
+
+
+_PLAIN = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+
+
+def _is_of(call: tuple[str, str], numbers: range) -> bool:
+    return number_of(call[0]) in numbers
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:]
+
+
+@contextlib.contextmanager
+def bench(config: Mapping[str, object] | None = None) -> Iterator[Bench]:
+    """What all applications share, while the block runs."""
+    backend, redis = free_port(), free_port()
+    far = [sys.executable, "-m", "tests.parents.backend", str(backend)]
+    with Traced(dict(config or {})) as traced, process.running(far):
+        kept = ["redis-server", "--bind", "127.0.0.1", "--port", str(redis), "--save", ""]
+        options = {"cwd": traced.directory, "stdout": subprocess.DEVNULL}
+        with process.running(kept, **options):
+            wait_port(backend)
+            wait_port(redis)
+            yield Bench(traced, backend, redis)

@@ -1,0 +1,112 @@
+"""Python: asyncio, uvloop, threads, gevent, forked workers; gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tests.parents.app import SERVICE, App, Behaviour, Place, Process
+from tests.parents.python import environment
+
+_EVERY = tuple(Behaviour)
+_DJANGO = (Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.DATABASE, Behaviour.BODY)
+
+
+def _python(*words: str, **variables: str) -> Callable[[Place], Sequence[Process]]:
+    """An application that is one command: the words behind `python`, with {port} in them."""
+
+    def start(place: Place) -> Sequence[Process]:
+        command = [environment.python(), *(word.format(port=place.port) for word in words)]
+        return [Process(command, environment={**environment.environment(), **variables})]
+
+    return start
+
+
+def _uvicorn(app: str, *words: str, **variables: str) -> Callable[[Place], Sequence[Process]]:
+    return _python(
+        "-m", "uvicorn", "--port", "{port}", "--log-level", "warning", *words, app, **variables
+    )
+
+
+def _gunicorn(app: str, *words: str) -> Callable[[Place], Sequence[Process]]:
+    return _python("-m", "gunicorn", "--bind", "127.0.0.1:{port}", *words, app)
+
+
+def _app(
+    name: str,
+    title: str,
+    start: Callable[[Place], Sequence[Process]],
+    behaviours: Sequence[Behaviour] = SERVICE,
+    protocol: str = "http",
+) -> App:
+    return App(
+        name=name,
+        runtime="Python",
+        title=title,
+        start=start,
+        behaviours=behaviours,
+        install=environment.install,
+        protocol=protocol,
+    )
+
+
+APPS = (
+    _app(
+        "fastapi-asyncio",
+        "FastAPI, uvicorn, httpx",
+        _uvicorn("asgi:app", "--loop", "asyncio"),
+        _EVERY,
+    ),
+    _app(
+        "fastapi-uvloop",
+        "FastAPI, uvicorn with uvloop, httpx",
+        _uvicorn("asgi:app", "--loop", "uvloop"),
+        _EVERY,
+    ),
+    _app(
+        "fastapi-threads", "FastAPI with `def` handlers, requests", _uvicorn("threads:app"), _EVERY
+    ),
+    _app(
+        "fastapi-hypercorn",
+        "FastAPI, hypercorn, httpx",
+        _python("-m", "hypercorn", "--bind", "127.0.0.1:{port}", "asgi:app"),
+        _EVERY,
+    ),
+    _app("aiohttp", "aiohttp, server and client", _python("-m", "web"), _EVERY),
+    _app(
+        "django-asgi",
+        "Django, uvicorn, httpx",
+        _uvicorn("django_site:asgi", "--lifespan", "off", ASYNC="1"),
+        (*_DJANGO, Behaviour.TWO, Behaviour.POOL),
+    ),
+    _app(
+        "django-wsgi",
+        "Django, gunicorn gthread, requests",
+        _gunicorn("django_site:wsgi", "--worker-class", "gthread", "--threads", "32"),
+        (*_DJANGO, Behaviour.POLLER),
+    ),
+    _app(
+        "flask-sync",
+        "Flask, gunicorn sync, requests",
+        _gunicorn("wsgi:app", "--workers", "4"),
+        _EVERY,
+    ),
+    _app(
+        "flask-gthread",
+        "Flask, gunicorn gthread, requests",
+        _gunicorn("wsgi:app", "--worker-class", "gthread", "--threads", "32"),
+        _EVERY,
+    ),
+    _app(
+        "flask-gevent",
+        "Flask, gunicorn gevent, requests",
+        _gunicorn("wsgi:app", "--worker-class", "gevent"),
+        _EVERY,
+    ),
+    _app(
+        "grpc-python",
+        "gRPC server, requests",
+        _python("-m", "rpc"),
+        (Behaviour.AT_ONCE, Behaviour.SLEEP),
+        "grpc",
+    ),
+)

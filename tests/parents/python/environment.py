@@ -1,0 +1,48 @@
+"""The virtual environment of the Python applications: pinned, made once, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+from tests.fixtures import cache as kept
+from tests.parents.app import MissingError
+
+_FOLDER = Path(__file__).parent
+_PINNED = _FOLDER / "requirements.txt"
+
+
+@cache
+def directory() -> Path:
+    """Returns the environment's directory, which is made where it is missing."""
+    of = hashlib.sha256(_PINNED.read_bytes() + platform.python_version().encode()).hexdigest()[:16]
+    return kept.make(kept.directory() / "parents" / f"python-{of}", _build, topic="parents")
+
+
+def _build(folder: Path) -> None:
+    python = folder / "bin/python"
+    install = (*(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),)
+    try:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True)
+        subprocess.run([*install, "--requirement", _PINNED], check=True, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        raise MissingError(f"pip failed: {error.stderr.decode()[-500:]}") from error
+
+
+def install() -> None:
+    """Brings the environment. Raises MissingError."""
+    directory()
+
+
+def python() -> str:
+    """The interpreter of the environment."""
+    return str(directory() / "bin/python")
+
+
+def environment() -> dict[str, str]:
+    """The variables with which the programs of this folder are found."""
+    return {"PYTHONPATH": str(_FOLDER), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -1,0 +1,92 @@
+"""`make bench-parents`: how often the parents of real applications' calls are right.
+
+    python -m tests.parents.run [--only APP,…] [--behaviours NAME,…] [--concurrent N,…]
+
+Without a choice, the pages of docs/ are written. Exit status 1: a parent was wrong, or a request
+failed; 2: something is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from tests.parents import report
+from tests.parents.app import App, Behaviour, MissingError
+from tests.parents.apps import APPS
+from tests.parents.cell import REQUESTS, bench
+from tests.parents.report import Grid
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only", default="", help="applications, or runtimes")
+    parser.add_argument("--behaviours", default="", help=", ".join(b.value for b in Behaviour))
+    parser.add_argument("--concurrent", default="", help="of 1, 8, 32")
+    parser.add_argument("--parents", help="propagation.parents: proven or likely")
+    arguments = parser.parse_args()
+    apps = _chosen(arguments.only)
+    behaviours = [Behaviour(name) for name in arguments.behaviours.split(",") if name]
+    concurrent = [int(word) for word in arguments.concurrent.split(",") if word]
+    if not apps:
+        parser.error(f"--only: there are {', '.join(app.name for app in APPS)}")
+    if os.geteuid() != 0:
+        print("parents: loading BPF programs needs root", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    config = {"propagation": {"parents": arguments.parents}} if arguments.parents else {}
+    grid = measure(
+        apps,
+        behaviours=behaviours or list(Behaviour),
+        requests={many: REQUESTS[many] for many in concurrent or REQUESTS},
+        config=config,
+    )
+    print(report.text(grid))
+    if not (arguments.only or behaviours or concurrent or arguments.parents):
+        report.write(grid)
+    return 1 if grid.problems() else 0
+
+
+def measure(
+    apps: Sequence[App],
+    *,
+    behaviours: Sequence[Behaviour],
+    requests: dict[int, int],
+    config: dict[str, object],
+) -> Grid:
+    """Runs the applications, one after the other. Says what it does on standard error."""
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"parents: {time.monotonic() - started:4.0f} s  {line}", file=sys.stderr, flush=True)
+
+    grid = Grid()
+    with bench(config) as running:
+        for app in apps:
+            wanted = [one for one in app.behaviours if one in behaviours]
+            try:
+                for behaviour, result in running.run(app, wanted, requests):
+                    grid.add(app, behaviour, result)
+                    say(report.line(app, behaviour, result))
+            except MissingError as error:
+                grid.missing[app.name] = str(error)
+                say(f"{app.name}: left out: {error}")
+            except RuntimeError as error:
+                grid.broken[app.name] = str(error)
+                say(f"{app.name}: {error}")
+    grid.seconds = time.monotonic() - started
+    return grid
+
+
+def _chosen(words: str) -> list[App]:
+    wanted = {word.lower() for word in words.split(",") if word}
+    return [app for app in APPS if not wanted or wanted & {app.name, app.runtime.lower()}]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
