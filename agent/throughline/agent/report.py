@@ -176,7 +176,7 @@ def probed(files: Files, providers: Sequence[Provider]) -> FilesStatus:
     """The files that have sites of these providers."""
     return FilesStatus(
         tuple(
-            {**file.as_json(provider.name), **provider.describe(file.sites[provider.name])}
+            {**file.as_json(provider.name), **provider.describe(file.probed(provider.name))}
             for file in files.attached
             for provider in providers
             if provider.name in file.sites

@@ -38,7 +38,7 @@ from throughline.probes.probedfile import (
     stamp,
     version,
 )
-from throughline.probes.provider import Answer, Found, Probed, Provider
+from throughline.probes.provider import Answer, Found, Probed, Process, Provider
 from throughline.services.cgroups import GONE
 
 log = logging.getLogger(__name__)
@@ -82,18 +82,14 @@ class Files:
 
     @property
     def attached(self) -> tuple[Attached, ...]:
-        """Every file with sites, for status."""
+        """Every file of a provider, for status."""
         return tuple(
-            Attached(f.path, f.sites, f.processes, f.refused) for f in self._files.values()
+            Attached(f.path, f.fd, f.sites, f.processes, f.refused) for f in self._files.values()
         )
 
     def probed(self, provider: str) -> tuple[Probed, ...]:
-        """The files with sites of a provider."""
-        return tuple(
-            Probed(file.fd, file.sites[provider])
-            for file in self._files.values()
-            if provider in file.sites
-        )
+        """The files of a provider."""
+        return tuple(file.probed(provider) for file in self.attached if provider in file.sites)
 
     def look(self, pid: int, mapping: mappings.Mapping, now: float) -> Identity | State:
         """Examines the file behind a mapping, and probes it where a provider has sites in it."""
@@ -120,15 +116,15 @@ class Files:
             self.fail("failed", error, mapping.name)
         return State.UNPROBED
 
-    def tend(self, used: Mapping[Identity, int], now: float) -> set[Identity]:
+    def tend(self, used: Mapping[Identity, Sequence[Process]], now: float) -> set[Identity]:
         """Once each second: lets go of files that were written to, or that nobody uses any more.
 
-        `used`: how many processes map each file. Returns the files that processes have to be asked
+        `used`: the processes that map each file. Returns the files that processes have to be asked
         for again, because their content has changed.
         """
         changed: set[Identity] = set()
         for identity, file in list(self._files.items()):
-            file.processes = used.get(identity, 0)
+            file.processes = tuple(used.get(identity, ()))
             try:
                 status = os.fstat(file.fd)
                 wanted = file.lease is not None and file.lease.is_wanted()
@@ -242,7 +238,9 @@ class Files:
             file = ProbedFile(name, fd, stamp(status), sites, code, ours is None, held)
             self._files[identity] = file
             kept = True
-            if held is None:
+            if not code:
+                _give_back(file)
+            elif held is None:
                 self.failures["unguarded"] += 1
             self._attach(file, now)
             return identity
@@ -290,6 +288,9 @@ class Files:
 
     def _attach(self, file: ProbedFile, now: float) -> None:
         sites = file.all_sites
+        if not sites:  # a provider only follows its processes
+            log.info("found %s", file.path)
+            return
         missing = self._attachments.missing(sites)
         if missing:  # with half of its sites a file would be traced wrongly
             self.failures["no_program"] += 1
@@ -309,3 +310,10 @@ class Files:
     def _let_go(self, identity: Identity) -> None:
         file = self._files.pop(identity)
         self._attachments.detach(file.links, file.fd)
+
+
+def _give_back(file: ProbedFile) -> None:
+    """Nothing is probed in the file: whoever writes to it need not wait for the agent."""
+    if file.lease is not None:
+        file.lease.give_back()
+        file.lease = None

@@ -20,7 +20,7 @@ _OVERLAYFS = 0x794C7630  # f_type, include/uapi/linux/magic.h
 _SUBVOLUMES = {0x9123683E, 0xCA451A4E}  # btrfs, bcachefs
 _MAX_MAPS_BYTES = 4 << 20
 _EXECUTABLE = re.compile(
-    rb"^([0-9a-f]+-[0-9a-f]+) ..x. [0-9a-f]+ ([0-9a-f]+:[0-9a-f]+ [1-9][0-9]*) +(/.*)$", re.M
+    rb"^([0-9a-f]+-[0-9a-f]+) ..x. ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+ [1-9][0-9]*) +(/.*)$", re.M
 )
 _DELETED = " (deleted)"
 # Memory with a name that is no file's.
@@ -39,19 +39,26 @@ class Mapping:
     device: bytes  # device and inode; on btrfs and overlayfs stat(2) says others
     name: str  # from our root or from that of the process, see `locate`
     deleted: bool
+    offset: int = 0  # of the mapped bytes in the file
+
+    @property
+    def start(self) -> int:
+        """The address at which the mapping begins."""
+        return int(self.area.partition("-")[0], 16)
 
 
 def executed(proc: Path, pid: int, failures: Counter[str]) -> Iterator[Mapping]:
     """Each file that a process maps as executable, once. Raises OSError as reading maps does."""
     seen: set[tuple[bytes, bytes]] = set()
     for match in _EXECUTABLE.finditer(_maps(proc, pid, failures)):
-        area, device, name = match.groups()
+        area, offset, device, name = match.groups()
         if (device, name) not in seen:
             seen.add((device, name))
             path = os.fsdecode(name)
             if not path.startswith(_NO_FILES):
                 deleted = path.endswith(_DELETED)
-                yield Mapping(area.decode(), device, path.removesuffix(_DELETED), deleted)
+                path = path.removesuffix(_DELETED)
+                yield Mapping(area.decode(), device, path, deleted, int(offset, 16))
 
 
 def _maps(proc: Path, pid: int, failures: Counter[str]) -> bytes:

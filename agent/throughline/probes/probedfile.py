@@ -9,6 +9,7 @@ from typing import Any
 
 from throughline.host.lease import Lease
 from throughline.probes import uprobes
+from throughline.probes.provider import Probed, Process
 from throughline.probes.site import Site
 
 Identity = tuple[int, ...]  # see uprobes.identity
@@ -21,9 +22,19 @@ class Attached:
     """One file that is probed, for status."""
 
     path: str  # the name that the first process had for the file
+    file: int  # the descriptor
     sites: Mapping[str, Sites]  # name of a provider -> its sites
-    processes: int  # traced ones that map the file now
+    mapped_by: tuple[Process, ...]  # traced ones, now
     refused: str  # why nothing is attached, else ""
+
+    @property
+    def processes(self) -> int:
+        """How many traced processes map the file now."""
+        return len(self.mapped_by)
+
+    def probed(self, provider: str) -> Probed:
+        """The file as its provider knows it."""
+        return Probed(self.file, self.sites[provider], self.mapped_by)
 
     def as_json(self, provider: str) -> dict[str, Any]:
         """For the sites of one provider."""
@@ -40,7 +51,7 @@ class Attached:
 
 @dataclass(slots=True)
 class ProbedFile:
-    """A file that providers have sites in, held open."""
+    """A file of a provider, held open."""
 
     path: str
     fd: int
@@ -52,7 +63,7 @@ class ProbedFile:
     # device and inode as /proc/PID/maps has them
     devices: set[bytes] = field(default_factory=set)
     links: list[uprobes.Link] = field(default_factory=list)
-    processes: int = 0
+    processes: tuple[Process, ...] = ()  # that map it now
     refused: str = ""
     retry_at: float = 0.0
     unused_since: float | None = None

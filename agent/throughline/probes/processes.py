@@ -7,15 +7,15 @@ every 30 seconds, since a process may load a library at any time.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 from throughline.probes import mappings, procfs
 from throughline.probes.files import Files, State
 from throughline.probes.probedfile import Identity
+from throughline.probes.provider import Process
 from throughline.services.cgroups import GONE
 from throughline.steps import Turns, finish
 
@@ -36,7 +36,7 @@ class _Process:
     inode: tuple[int, int] = (0, 0)
     readings: int = 0
     mapped: dict[_Key, Identity | State] = field(default_factory=dict)
-    probed: frozenset[Identity] = frozenset()  # of the mapped files, those that are probed
+    probed: dict[Identity, Process] = field(default_factory=dict)  # the mapped files of providers
 
 
 class Processes:
@@ -109,12 +109,15 @@ class Processes:
             process.inode = procfs.inode(self._proc, pid)
             process.identity = procfs.identity(self._proc, pid)
         mapped: dict[_Key, Identity | State] = {}
+        probed: dict[Identity, Process] = {}
         looked = later = False
         try:
             for mapping in mappings.executed(self._proc, pid, self._files.failures):
                 key = (mapping.device, mapping.name, mapping.deleted)
                 if key in process.mapped:
-                    mapped[key] = process.mapped[key]
+                    found = mapped[key] = process.mapped[key]
+                    if not isinstance(found, State):
+                        probed.setdefault(found, _maps(pid, process, mapping))
                     continue
                 if looked and self._clock() > until:
                     later = True
@@ -125,23 +128,34 @@ class Processes:
                     later = True
                 else:
                     mapped[key] = found
+                    if not isinstance(found, State):
+                        probed.setdefault(found, _maps(pid, process, mapping))
                 yield
         except OSError as error:
             if error.errno not in GONE:
                 self._files.fail("maps_unreadable", error, f"process {pid}")
             return
         process.mapped = mapped
-        process.probed = frozenset(f for f in mapped.values() if not isinstance(f, State))
+        process.probed = probed
         if later:
             process.due = now
             process.readings -= 1
 
-    def _used(self) -> Counter[Identity]:
-        """How many processes map each probed file."""
-        return Counter(chain.from_iterable(process.probed for process in self._processes.values()))
+    def _used(self) -> dict[Identity, list[Process]]:
+        """The processes that map each file of a provider."""
+        used: defaultdict[Identity, list[Process]] = defaultdict(list)
+        for process in self._processes.values():
+            for identity, mapped in process.probed.items():
+                used[identity].append(mapped)
+        return used
 
     def _read_again(self, changed: set[Identity], now: float) -> None:
         """The processes that map these files are read anew in the next second."""
         for process in self._processes.values():
             if not changed.isdisjoint(process.probed):
-                process.mapped, process.probed, process.due = {}, frozenset(), now
+                process.mapped, process.probed, process.due = {}, {}, now
+
+
+def _maps(pid: int, process: _Process, mapping: mappings.Mapping) -> Process:
+    born = process.identity[1] if process.identity else 0
+    return Process(pid, born, mapping.start, mapping.offset)

@@ -64,7 +64,7 @@ class OpenSsl:
         """Nothing changes in a file with OpenSSL."""
         yield from ()
 
-    def describe(self, _sites: Sequence[Site]) -> Mapping[str, str]:
+    def describe(self, _found: Probed) -> Mapping[str, str]:
         """Nothing more is known of such a file."""
         return {}
 

@@ -27,7 +27,6 @@ from throughline.probes import files as files_module
 from throughline.probes import mappings
 from throughline.probes.files import KEEP_UNUSED_SECONDS
 from throughline.probes.provider import Answer, Found, Probed
-from throughline.probes.site import Site
 from throughline.steps import Turns
 
 
@@ -366,7 +365,7 @@ class Slow:
     def tick(self, _probed: Sequence[Probed]) -> Turns[None]:
         yield from ()
 
-    def describe(self, _sites: Sequence[Site]) -> Mapping[str, str]:
+    def describe(self, _found: Probed) -> Mapping[str, str]:
         return {}
 
     def close(self) -> None:

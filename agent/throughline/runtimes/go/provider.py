@@ -104,9 +104,9 @@ class GoProvider:
                 break
             yield
 
-    def describe(self, sites: Sequence[Site]) -> Mapping[str, str]:
+    def describe(self, found: Probed) -> Mapping[str, str]:
         """The version of Go."""
-        return {"version": self._known[_index(sites[0])].program.version}
+        return {"version": self._known[_index(found.sites[0])].program.version}
 
     def close(self) -> None:
         """Stops the analysis that runs."""

@@ -114,7 +114,7 @@ def test_a_program_has_an_index(programs: GoProvider, told: Told, tmp_path: Path
     first = (1).to_bytes(4, "little")
     assert set(told) == {(BINARIES, first), (STARTED, first)}
     assert told[STARTED, first] == bytes(4), "as many functions as any other has room"
-    assert programs.describe([site])["version"].startswith("go1.")
+    assert programs.describe(Probed(0, (site,)))["version"].startswith("go1.")
     assert find(programs, path) == (site,), "the same program has the same index"
     assert not programs.failures
 
