@@ -25,8 +25,9 @@ from tests.parents.judge import Result, judge, number_of
 
 # Primes: at so many requests at a time, so many are sent.
 REQUESTS: Mapping[int, int] = {1: 53, 8: 211, 32: 1009}
-FIRST = (Behaviour.AFTER, Behaviour.POLLER)  # never at once: their calls go on after the answers
-_QUIET_SECONDS = 1.5  # without a new span, after which none is awaited any more
+_AFTER_SECONDS = 15.0  # for calls that are made after the answers
+_SPANS_SECONDS = 10.0
+_QUIET_SECONDS = 1.0  # without a new span, after which none is awaited any more
 _REASONS = ("root_", "skip_", "lost_", "full_", "evicted", "enrol_", "spans_dropped")
 
 
@@ -110,13 +111,12 @@ class Bench:
         self._first += count
         result = Result(concurrent, count)
         self._traced.receiver.forget_spans()
+        self._take()
         before = self._traced.counters()
         send = grpc_driver.drive if app.protocol == "grpc" else drive
         port, behaviour = instance.place.port, instance.behaviour
         result.failures = send(port, behaviour, numbers, concurrent=concurrent)
-        if behaviour in FIRST:
-            time.sleep(0.2)
-        calls = [one for one in self._take() if one[0].startswith("/poll") or _is_of(one, numbers)]
+        calls = self._calls(behaviour, numbers)
         of_last = {target for target, _ in calls}
         self._wait_spans(count * len(instance.services), of_last)
         after = self._traced.counters()
@@ -129,10 +129,21 @@ class Bench:
         }
         return result
 
+    def _calls(self, behaviour: Behaviour, numbers: range) -> list[tuple[str, str]]:
+        """The calls that were made for the requests, and by a poller meanwhile."""
+        taken = self._take()
+        if behaviour is Behaviour.AFTER:
+            deadline = time.monotonic() + _AFTER_SECONDS
+            while time.monotonic() < deadline and len(taken) < len(numbers):
+                time.sleep(0.1)
+                taken += self._take()
+        return [one for one in taken if one[0].startswith("/poll") or number_of(one[0]) in numbers]
+
     def _wait_spans(self, servers: int, calls: set[str]) -> None:
         """Waits for the spans of requests and calls, or until no more come."""
         last, changed = -1, time.monotonic()
-        while True:
+        deadline = time.monotonic() + _SPANS_SECONDS  # a poller is never quiet
+        while time.monotonic() < deadline:
             spans = self._traced.receiver.spans
             if len(spans) != last:
                 last, changed = len(spans), time.monotonic()
@@ -152,10 +163,6 @@ class Bench:
 
 
 _PLAIN = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
-
-
-def _is_of(call: tuple[str, str], numbers: range) -> bool:
-    return number_of(call[0]) in numbers
 
 
 def _end_of(log: Path) -> str:
