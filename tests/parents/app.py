@@ -31,6 +31,7 @@ class Place:
     """Where one instance of an application runs. All ports are of 127.0.0.1."""
 
     port: int  # it listens here
+    spare: int  # free, for a second service
     backend: int  # it calls here, and names the host as 127.0.0.1
     redis: int
     folder: Path  # its own, empty, writable for every user; gone afterwards

@@ -67,7 +67,13 @@ class Bench:
         folder.mkdir(parents=True)
         for directory in (traced.directory, folder.parent, folder):
             directory.chmod(0o777)
-        place = Place(port=free_port(), backend=self._backend, redis=self._redis, folder=folder)
+        place = Place(
+            port=free_port(),
+            spare=free_port(),
+            backend=self._backend,
+            redis=self._redis,
+            folder=folder,
+        )
         described = app.start(place)
         names = ["-".join(filter(None, (folder.name, one.name))) for one in described]
         instance = Instance(behaviour, place, names)
@@ -85,6 +91,7 @@ class Bench:
                             one.command,
                             env=environment,
                             cwd=folder,
+                            start_new_session=True,  # Apache ends its whole process group
                             stdin=subprocess.DEVNULL,
                             stdout=output,
                             stderr=output,

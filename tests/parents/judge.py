@@ -72,6 +72,8 @@ class _Spans:
         """Follows a call's parents up to the first service."""
         hop = call
         for service in reversed(self.services):
+            if self._is_passed_on(hop, number):
+                return RIGHT
             parent = self._parent(hop, self.servers[service, number])
             if isinstance(parent, str):
                 return parent
@@ -89,6 +91,19 @@ class _Spans:
                 return caller
             hop = caller
         return RIGHT
+
+    def _is_passed_on(self, call: Span, number: int) -> bool:
+        """A proxy has passed on the header with which it was asked: the caller is the parent."""
+        parent = self.by_id.get(call.parent_span_id)
+        return call.evidence == "header" and parent is not None and number_of(parent.path) == number
+
+    def fits(self, header: str, call: Span, number: int | None) -> bool:
+        """Whether a header says the call's span, or one that a proxy was asked with."""
+        _, trace, parent, _ = header.split("-")
+        before = self.by_id.get(parent)
+        return trace == call.trace_id and (
+            parent == call.span_id or (before is not None and number_of(before.path) == number)
+        )
 
     def _parent(self, span: Span, candidates: Sequence[Span]) -> Span | str:
         """The one of the candidates that is the parent, else WRONG or NONE."""
@@ -122,7 +137,7 @@ def judge(
             continue
         call = found.pop(0)
         verdict = _verdict(call, target, known, behaviour)
-        if header and header.split("-")[1:3] != [call.trace_id, call.span_id]:
+        if header and not known.fits(header, call, number_of(target)):
             verdict = WRONG
         setattr(result, verdict, getattr(result, verdict) + 1)
         evidence[f"{verdict} by {call.evidence or 'none'}"] += 1

@@ -85,7 +85,11 @@ def measure(
 
 def _chosen(words: str) -> list[App]:
     wanted = {word.lower() for word in words.split(",") if word}
-    return [app for app in APPS if not wanted or wanted & {app.name, app.runtime.lower()}]
+    return [
+        app
+        for app in APPS
+        if not wanted or wanted & {app.name, app.runtime.lower().replace(" ", "-")}
+    ]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,226 @@
-"""Proxies in front of the backend."""
+"""Proxies in front of the backend, and in front of an application behind a Unix socket."""
 
 from __future__ import annotations
 
-from tests.parents.app import App
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-APPS: tuple[App, ...] = ()
+from tests.fixtures import nginx
+from tests.parents.app import PROXY, App, Behaviour, Place, Process
+from tests.parents.debian import installs
+from tests.parents.python import environment as python
+
+Start = Callable[[Place], Sequence[Process]]
+_MODULES = Path("/usr/lib/apache2/modules")
+
+
+def _nginx(location: str, http: str = "") -> Start:
+    """nginx with two workers; `location` is what is in the block for all paths."""
+
+    def start(place: Place) -> Sequence[Process]:
+        upstream = f"upstream kept {{ server 127.0.0.1:{place.backend}; keepalive 16; }}"
+        listen = f"listen 127.0.0.1:{place.port} backlog=512;"
+        inner = location.format(backend=f"127.0.0.1:{place.backend}")
+        server = f"server {{ {listen} location / {{ {inner} }} }}"
+        return [Process(nginx.prepare(place.folder, "\n".join((http, upstream, server))))]
+
+    return start
+
+
+_HAPROXY = """\
+global
+    nbthread 2
+    maxconn 512
+defaults
+    mode http
+    timeout connect 10s
+    timeout client 30s
+    timeout server 30s
+    {option}
+frontend front
+    bind 127.0.0.1:{port}
+    default_backend back
+backend back
+    server only 127.0.0.1:{backend}
+"""
+
+
+def _haproxy(option: str) -> Start:
+    def start(place: Place) -> Sequence[Process]:
+        file = place.folder / "haproxy.cfg"
+        file.write_text(_HAPROXY.format(option=option, port=place.port, backend=place.backend))
+        return [Process(["haproxy", "-db", "-f", str(file)])]
+
+    return start
+
+
+_APACHE = """\
+ServerRoot {folder}
+ServerName test
+PidFile apache.pid
+ErrorLog apache.log
+Listen 127.0.0.1:{port}
+User nobody
+Group nogroup
+{modules}
+KeepAliveTimeout 30
+MaxKeepAliveRequests 0
+ProxyPass / http://127.0.0.1:{backend}/
+"""
+
+
+def _apache(worker: str) -> Start:
+    names = (f"mpm_{worker}", "authz_core", "proxy", "proxy_http")
+    modules = "\n".join(f"LoadModule {name}_module {_MODULES}/mod_{name}.so" for name in names)
+
+    def start(place: Place) -> Sequence[Process]:
+        file = place.folder / "apache.conf"
+        file.write_text(
+            _APACHE.format(
+                folder=place.folder, port=place.port, backend=place.backend, modules=modules
+            )
+        )
+        return [Process(["apache2", "-D", "FOREGROUND", "-f", str(file)])]
+
+    return start
+
+
+def _caddy(place: Place) -> Sequence[Process]:
+    file = place.folder / "Caddyfile"
+    file.write_text(
+        "{\n admin off\n auto_https off\n}\n"
+        f"http://:{place.port} {{\n bind 127.0.0.1\n"
+        f" reverse_proxy 127.0.0.1:{place.backend}\n}}\n"
+    )
+    words = ["caddy", "run", "--adapter", "caddyfile", "--config", str(file)]
+    return [Process(words, environment={"HOME": str(place.folder)})]
+
+
+_LIGHTTPD = """\
+server.modules = ("mod_proxy")
+server.document-root = "{folder}"
+server.bind = "127.0.0.1"
+server.port = {port}
+server.max-keep-alive-requests = 100000
+{more}
+proxy.server = ("" => (("host" => "127.0.0.1", "port" => {backend})))
+"""
+
+
+def _lighttpd(more: str = "") -> Start:
+    def start(place: Place) -> Sequence[Process]:
+        file = place.folder / "lighttpd.conf"
+        file.write_text(
+            _LIGHTTPD.format(folder=place.folder, port=place.port, backend=place.backend, more=more)
+        )
+        return [Process(["lighttpd", "-D", "-f", str(file)])]
+
+    return start
+
+
+def _app(name: str, title: str, start: Start, command: str, package: str) -> App:
+    return App(
+        name=name,
+        runtime="Proxies",
+        title=title,
+        start=start,
+        behaviours=PROXY,
+        install=installs(command, package),
+    )
+
+
+def _behind_nginx(*words: str, **variables: str) -> Start:
+    """nginx, and behind a Unix socket a Python server: the words behind `python`, with {socket}."""
+
+    def start(place: Place) -> Sequence[Process]:
+        socket = place.folder / "app.socket"
+        server = (
+            f"server {{ listen 127.0.0.1:{place.port} backlog=512;"
+            f" location / {{ proxy_pass http://unix:{socket}; }} }}"
+        )
+        command = [python.python(), *(word.format(socket=socket) for word in words)]
+        return [
+            Process(nginx.prepare(place.folder / "nginx", server), "nginx"),
+            Process(command, "app", {**python.environment(), **variables}, listens=socket),
+        ]
+
+    return start
+
+
+def _both(place: Place) -> Sequence[Process]:
+    """nginx that is asked by TCP and by a Unix socket in turn, by another nginx."""
+    socket = place.folder / "inner.socket"
+    edge = (
+        f"upstream inner {{ server unix:{socket}; server 127.0.0.1:{place.spare}; }}"
+        f"server {{ listen 127.0.0.1:{place.port} backlog=512;"
+        " location / { proxy_pass http://inner; } }"
+    )
+    inner = (
+        f"server {{ listen unix:{socket}; listen 127.0.0.1:{place.spare} backlog=512;"
+        f" location / {{ proxy_pass http://127.0.0.1:{place.backend}; }} }}"
+    )
+    return [
+        Process(nginx.prepare(place.folder / "edge", edge), "edge"),
+        Process(nginx.prepare(place.folder / "inner", inner), "inner", listens=socket),
+    ]
+
+
+def _gunicorn(worker: str) -> Start:
+    many = ("--workers", "4") if worker == "sync" else ("--threads", "32")
+    return _behind_nginx(
+        "-m", "gunicorn", "--bind", "unix:{socket}", "--worker-class", worker, *many, "wsgi:app"
+    )
+
+
+def _unix(name: str, title: str, start: Start) -> App:
+    return App(
+        name=name,
+        runtime="Unix sockets",
+        title=title,
+        start=start,
+        behaviours=(
+            Behaviour.AT_ONCE,
+            Behaviour.SLEEP,
+            Behaviour.DATABASE,
+            Behaviour.TWO,
+            Behaviour.BODY,
+        ),
+        install=python.install,
+    )
+
+
+_KEPT = 'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_pass http://kept;'
+
+APPS = (
+    _app("nginx", "nginx", _nginx("proxy_pass http://{backend};"), "nginx", "nginx-light"),
+    _app("nginx-keepalive", "nginx, upstream keep-alive", _nginx(_KEPT), "nginx", "nginx-light"),
+    _app(
+        "nginx-unbuffered",
+        "nginx, `proxy_request_buffering off`",
+        _nginx(_KEPT + " proxy_request_buffering off;"),
+        "nginx",
+        "nginx-light",
+    ),
+    _app("haproxy", "HAProxy", _haproxy(""), "haproxy", "haproxy"),
+    _app(
+        "haproxy-close",
+        "HAProxy, `http-server-close`",
+        _haproxy("option http-server-close"),
+        "haproxy",
+        "haproxy",
+    ),
+    _app("apache-event", "Apache, event", _apache("event"), "apache2", "apache2-bin"),
+    _app("apache-prefork", "Apache, prefork", _apache("prefork"), "apache2", "apache2-bin"),
+    _app("caddy", "Caddy", _caddy, "caddy", "caddy"),
+    _app("lighttpd", "lighttpd", _lighttpd(), "lighttpd", "lighttpd"),
+    _app("nginx-both", "nginx, asked by TCP and by Unix socket", _both, "nginx", "nginx-light"),
+    _unix("unix-flask-sync", "nginx, Unix socket, Flask on gunicorn sync", _gunicorn("sync")),
+    _unix(
+        "unix-flask-gthread", "nginx, Unix socket, Flask on gunicorn gthread", _gunicorn("gthread")
+    ),
+    _unix(
+        "unix-fastapi",
+        "nginx, Unix socket, FastAPI on uvicorn",
+        _behind_nginx("-m", "uvicorn", "--uds", "{socket}", "--log-level", "warning", "asgi:app"),
+    ),
+)
