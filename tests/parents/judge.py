@@ -135,7 +135,8 @@ def judge(
             result.none += 1
             result.unseen += 1
             continue
-        call = found.pop(0)
+        call = next((span for span in found if span.span_id in header), found[0])
+        found.remove(call)
         verdict = _verdict(call, target, known, behaviour)
         if header and not known.fits(header, call, number_of(target)):
             verdict = WRONG
