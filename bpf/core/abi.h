@@ -13,11 +13,12 @@
 #include "vmlinux.h"
 
 enum tl_abi {
-	TL_ABI_VERSION = 9,
+	TL_ABI_VERSION = 10,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
 	TL_TRACESTATE_MAX = 512,
+	TL_PATH_MAX = 108, /* sockaddr_un.sun_path */
 	TL_BUCKETS = 15, /* 14 bounds, those of the OpenTelemetry HTTP conventions */
 	TL_TRACEPARENT_BYTES = 70, /* `traceparent: ` + 55 + CR LF */
 	TL_ENDED_AT_ONCE = 8, /* requests that one run of tl_end_requests ends */
@@ -158,6 +159,8 @@ enum tl_counter {
 	TL_PARENT_PYTHON,
 	TL_PARENT_JAVA,
 	TL_PARENT_UNIX,
+	TL_UNIX_UNSEEN, /* bytes of a message on a Unix socket that were sent without being seen */
+	TL_UNIX_RACED, /* requests on Unix sockets that were read before they had been parsed */
 	TL_GO_GAVE_WAY, /* requests served by Go programs whose entry made room for another before they ended */
 	TL_COUNTERS,
 };
@@ -228,11 +231,12 @@ enum tl_end {
 enum tl_span_flags {
 	TL_SPAN_TLS = 1 << 0, /* the exchange was seen inside TLS */
 	TL_SPAN_GRPC = 1 << 1, /* a call of gRPC: `status` is its code, `target` /SERVICE/METHOD */
+	TL_SPAN_UNIX = 1 << 2, /* on a Unix socket: the addresses and ports are 0 */
 };
 
 /*
- * One finished, sampled span. The record in the ring buffer is cut after `tracestate_len` bytes of
- * tracestate. Times are CLOCK_MONOTONIC nanoseconds; ports are in host order; IPv4 addresses are
+ * One finished, sampled span. A record has `tracestate` only where that is not empty, and `path`
+ * only where there is either. Times are CLOCK_MONOTONIC nanoseconds; ports are in host order; IPv4 addresses are
  * IPv4-mapped IPv6.
  */
 struct tl_span {
@@ -262,6 +266,9 @@ struct tl_span {
 	char method[TL_METHOD_MAX];
 	char host[TL_HOST_MAX];
 	char target[TL_TARGET_MAX];
+	char path[TL_PATH_MAX]; /* of a Unix socket that is bound; abstract: it begins with 0 */
+	__u16 path_len;
+	__u8 _pad[2];
 	char tracestate[TL_TRACESTATE_MAX];
 };
 

@@ -17,6 +17,9 @@ struct tl_text {
 	char target[TL_TARGET_MAX];
 	char method[TL_METHOD_MAX];
 	char tracestate[TL_TRACESTATE_MAX];
+	char path[TL_PATH_MAX]; /* of a Unix socket */
+	__u16 path_len;
+	__u16 _pad2;
 	__u16 traceparent_len;
 	__u16 host_len;
 	__u16 target_len; /* on the wire */

@@ -3,9 +3,11 @@
 #ifndef THROUGHLINE_TLS_STREAM_H
 #define THROUGHLINE_TLS_STREAM_H
 
+#define TL_MEMORY_LOST TL_TLS_LOST
+
 #include "evidence/find.h"
 #include "tls/calls.h"
-#include "trace/http1.h"
+#include "trace/memory.h"
 
 /* The current thread writes a call inside of TLS. A global function, to have a stack of its own. */
 __noinline int tl_tls_asks(TL_FLOW)
@@ -27,7 +29,7 @@ static __always_inline void tl_tls_call(struct tl_flow *flow, struct tl_text *te
 }
 
 /* A global function, which the verifier walks once. */
-__noinline int tl_tls_event(TL_FLOW, __u32 direction, __u32 what)
+__noinline int tl_memory_event(TL_FLOW, __u32 direction, __u32 what)
 {
 	TL_TAKE_FLOW(flow, text);
 
@@ -36,88 +38,12 @@ __noinline int tl_tls_event(TL_FLOW, __u32 direction, __u32 what)
 	return 0;
 }
 
-/*
- * Parses the next chunk of `left` bytes (at most TL_WENT_MAX) at `address` in the process. Returns
- * tl_went(), 0 when the rest need not be parsed, -1 when it is not HTTP. A global function, which
- * the verifier walks once.
- */
-__noinline int tl_tls_chunk(TL_FLOW, __u64 address, __u32 left, __u32 direction)
-{
-	TL_TAKE_FLOW(flow, text);
-	struct tl_http *http;
-	__u32 skipped, n;
-	int what;
-
-	if (!flow || !text)
-		return 0;
-	TL_CHUNK_OF(flow, direction, chunk);
-	http = tl_http_of(flow, direction);
-	if (flow->role == TL_ROLE_OFF || http->state >= TL_HTTP_UNTIL_CLOSE)
-		return 0;
-	skipped = tl_http_skip(http, left);
-	tl_http_seen(http, skipped);
-	if (skipped >= left)
-		return skipped;
-	n = left - skipped;
-	if (n > TL_CHUNK)
-		n = TL_CHUNK;
-	if (bpf_probe_read_user(chunk->data, tl_length(n, TL_CHUNK), (void *)(address + skipped))) {
-		tl_count(TL_TLS_LOST);
-		http->state = TL_HTTP_LOST;
-		return 0;
-	}
-	if (!tl_chunk_ready(flow, text, http, chunk, n, 0))
-		return 0;
-	what = tl_http_feed(TL_GIVE_STREAM(flow, text, direction, chunk));
-	if (what != TL_FEED_MORE && what != TL_FEED_HEADERS && what != TL_FEED_MESSAGE)
-		return -1;
-	return tl_went(skipped + chunk->pos, what);
-}
-
-/*
- * Parses up to TL_CHUNKS_MAX chunks, and acts on them. Returns how many bytes it has parsed, 0 when
- * the rest need not be parsed, -1 when it is not HTTP. A global function: a call may write more
- * chunks than the verifier would walk in one loop.
- */
-__noinline int tl_tls_chunks(TL_FLOW, __u64 address, __u32 left, __u32 direction)
-{
-	TL_TAKE_FLOW(flow, text);
-	__u32 off = 0;
-	__u32 i;
-
-	if (!flow || !text)
-		return 0;
-	for (i = 0; i < TL_CHUNKS_MAX && off < left; i++) {
-		__u32 rest = left - off < TL_WENT_MAX ? left - off : TL_WENT_MAX;
-		int went = tl_tls_chunk(TL_GIVE_FLOW(flow, text), address + off, rest, direction);
-
-		if (went <= 0)
-			return went;
-		off += went & TL_WENT_MAX;
-		if (went > (int)TL_WENT_MAX)
-			tl_tls_event(TL_GIVE_FLOW(flow, text), direction, went >> TL_WENT_BITS);
-	}
-	return off;
-}
-
 static __always_inline void tl_tls_stream(struct tl_flow *flow, __u64 address, __u64 length,
 					  __u32 direction)
 {
-	struct tl_text *text;
-	__u32 off = 0;
-	__u32 i;
+	struct tl_text *text = TL_TLS_TEXT(flow);
 
-	for (i = 0; i < TL_ROUNDS_MAX && off < length; i++) {
-		int went = tl_tls_chunks(TL_GIVE_FLOW(flow, TL_TLS_TEXT(flow)), address + off,
-					 length - off, direction);
-
-		if (!went)
-			return;
-		if (went < 0)
-			break;
-		off += (__u32)went;
-	}
-	if (off >= length)
+	if (!text || !tl_memory_parse(flow, text, address, length, direction))
 		return;
 	if (flow->flags & TL_FLOW_USED) {
 		tl_count(TL_TLS_LOST);
@@ -127,8 +53,7 @@ static __always_inline void tl_tls_stream(struct tl_flow *flow, __u64 address, _
 	if (!(flow->flags & TL_FLOW_OPAQUE))
 		tl_count(TL_TLS_NOT_HTTP);
 	flow->flags |= TL_FLOW_OPAQUE;
-	text = TL_TLS_TEXT(flow);
-	if (text && tl_is_http2(text))
+	if (tl_is_http2(text))
 		flow->role = TL_ROLE_OFF;
 	else
 		tl_guess_again(flow);

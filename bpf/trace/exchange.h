@@ -10,6 +10,7 @@ enum tl_exchange_flags {
 	TL_EXCHANGE_RESPONDING = 1 << 1, /* the answer has begun */
 	TL_EXCHANGE_TLS = 1 << 2, /* seen inside TLS */
 	TL_EXCHANGE_GRPC = 1 << 3, /* a call of gRPC */
+	TL_EXCHANGE_UNIX = 1 << 4, /* on a Unix socket */
 };
 
 struct tl_exchange {

@@ -72,8 +72,10 @@ static __always_inline void tl_flow_calls(struct tl_flow *flow, struct tl_text *
 static __always_inline void tl_flow_ends(struct tl_flow *flow, struct tl_text *text, __u32 status,
 					 __u32 end)
 {
+	if (flow->flags & TL_FLOW_UNTRACED)
+		flow->exchange.flags &= ~TL_EXCHANGE_ACTIVE;
 	/* no exchange begins with a segment that any host may have sent */
-	if (!(flow->flags & TL_FLOW_EARLY))
+	else if (!(flow->flags & TL_FLOW_EARLY))
 		tl_finish(TL_GIVE_EXCHANGE(flow, text), status, end);
 }
 

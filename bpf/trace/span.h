@@ -13,6 +13,12 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_spans SEC(".maps");
 
+static __always_inline void tl_fill_path(struct tl_span *span, const struct tl_text *text)
+{
+	__builtin_memcpy(span->path, text->path, TL_PATH_MAX);
+	span->path_len = text->path_len;
+}
+
 static __always_inline void tl_fill_span(struct tl_span *span, const struct tl_exchange *exchange,
 					 const struct tl_text *text,
 					 const struct tl_endpoints *endpoints, __u16 status,
@@ -41,6 +47,8 @@ static __always_inline void tl_fill_span(struct tl_span *span, const struct tl_e
 	span->flags = exchange->flags & TL_EXCHANGE_TLS ? TL_SPAN_TLS : 0;
 	if (exchange->flags & TL_EXCHANGE_GRPC)
 		span->flags |= TL_SPAN_GRPC;
+	if (exchange->flags & TL_EXCHANGE_UNIX)
+		span->flags |= TL_SPAN_UNIX;
 	span->http_major = exchange->http_major;
 	span->pid = exchange->pid;
 	__builtin_memcpy(span->method, text->method, TL_METHOD_MAX);
@@ -48,7 +56,8 @@ static __always_inline void tl_fill_span(struct tl_span *span, const struct tl_e
 	__builtin_memcpy(span->target, text->target, TL_TARGET_MAX);
 }
 
-#define TL_SPAN_SHORT __builtin_offsetof(struct tl_span, tracestate)
+#define TL_SPAN_SHORT __builtin_offsetof(struct tl_span, path)
+#define TL_SPAN_PATH __builtin_offsetof(struct tl_span, tracestate)
 
 /* Ends the exchange: measures it, sends its span when sampled, forgets the request. */
 __noinline int tl_finish(TL_EXCHANGE, __u32 status, __u32 end)
@@ -77,8 +86,14 @@ __noinline int tl_finish(TL_EXCHANGE, __u32 status, __u32 end)
 	}
 	if (text->tracestate_len) {
 		span = bpf_ringbuf_reserve(&tl_spans, sizeof(*span), 0);
-		if (span)
+		if (span) {
+			tl_fill_path(span, text);
 			__builtin_memcpy(span->tracestate, text->tracestate, TL_TRACESTATE_MAX);
+		}
+	} else if (text->path_len) {
+		span = bpf_ringbuf_reserve(&tl_spans, TL_SPAN_PATH, 0);
+		if (span)
+			tl_fill_path(span, text);
 	} else {
 		span = bpf_ringbuf_reserve(&tl_spans, TL_SPAN_SHORT, 0);
 	}

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 9
+    ABI_VERSION = 10
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
     TRACESTATE_MAX = 512
+    PATH_MAX = 108
     BUCKETS = 15
     TRACEPARENT_BYTES = 70
     ENDED_AT_ONCE = 8
@@ -44,6 +45,7 @@ class End(IntEnum):
 class SpanFlags(IntEnum):
     SPAN_TLS = 1
     SPAN_GRPC = 2
+    SPAN_UNIX = 4
 
 
 class Method(IntEnum):
@@ -150,8 +152,10 @@ class Counter(IntEnum):
     PARENT_PYTHON = 81
     PARENT_JAVA = 82
     PARENT_UNIX = 83
-    GO_GAVE_WAY = 84
-    COUNTERS = 85
+    UNIX_UNSEEN = 84
+    UNIX_RACED = 85
+    GO_GAVE_WAY = 86
+    COUNTERS = 87
 
 
 class Go(IntEnum):
@@ -225,10 +229,12 @@ class Span(NamedTuple):
     method: bytes
     host: bytes
     target: bytes
+    path: bytes
+    path_len: int
     tracestate: bytes
 
 
-SPAN = Struct("<3Q16s8s8s16s16s3H6B3H2BI16s128s256s512s")
+SPAN = Struct("<3Q16s8s8s16s16s3H6B3H2BI16s128s256s108sH2x512s")
 
 
 class DurationKey(NamedTuple):

@@ -14,7 +14,7 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ _MAX_SERVICES = 4096  # of which one object is kept
 _GZIP = 31  # wbits of zlib: deflate in a gzip wrapper
 _BYTES = ("trace_id", "span_id", "parent_span_id")
 _FIELDS = tuple(field.name for field in fields(SpanRecord))
+_OPTIONAL = frozenset(f.name for f in fields(SpanRecord) if f.default is not MISSING)
 _values = attrgetter(*_FIELDS)
 # what json and the access to its values raise for a damaged line
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -208,7 +209,8 @@ def decode(data: bytes, services: dict[str, Service]) -> tuple[StoredBatch, bool
     """The batch of a file, and whether it was whole; of a torn file each span that can be read.
 
     `services` keeps one object for each service over all files. Fields are found by name: one that
-    a record lacks, or that this version does not know, makes that span unreadable or is ignored.
+    this version does not know is ignored, one that a record lacks has its default or makes that
+    span unreadable.
     """
     decompressor = zlib.decompressobj(wbits=_GZIP)
     try:
@@ -220,7 +222,12 @@ def decode(data: bytes, services: dict[str, Service]) -> tuple[StoredBatch, bool
     whole = decompressor.eof and lines[-1] == ""
     try:
         header = json.loads(lines[0])
-        places = [(name, header["fields"].index(name) + 1) for name in _FIELDS]
+        known = header["fields"]
+        places = [
+            (name, known.index(name) + 1)
+            for name in _FIELDS
+            if name in known or name not in _OPTIONAL
+        ]
         found = [_service(item, services) for item in header["services"]]
     except _DAMAGED:
         return [], False

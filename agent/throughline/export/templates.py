@@ -24,7 +24,13 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from throughline.bpf import abi
 from throughline.records import spanrecord
-from throughline.records.spanrecord import NO_PARENT, SPAN_HEAD, RawSpan, SpanRecord
+from throughline.records.spanrecord import (
+    NO_PARENT,
+    SPAN_HEAD,
+    TRACESTATE_AT,
+    RawSpan,
+    SpanRecord,
+)
 from throughline.telemetry import messages, spans
 from throughline.text import utf8
 
@@ -41,6 +47,7 @@ _TIMES = Struct("<cQcQ")
 _SENSITIVE = re.compile(spans.SENSITIVE.encode())
 _SERVER = int(abi.Kind.SERVER)
 _GRPC = int(abi.SpanFlags.SPAN_GRPC)
+_UNIX = int(abi.SpanFlags.SPAN_UNIX)
 _TARGET_MAX = int(abi.Abi.TARGET_MAX)
 _HOST_MAX = int(abi.Abi.HOST_MAX)
 # These attributes stand next to each other. A template has none of them.
@@ -130,6 +137,8 @@ class Templates:
             return _encode(span.decode())
         grpc = flags & _GRPC
         server = kind == _SERVER
+        unix = flags & _UNIX
+        socket = spanrecord.path_of(data) if unix else ""
         if host[:1].isalnum() and not grpc:
             address, port = b"", 0
         else:  # they stand for a host or a port that is not named
@@ -141,6 +150,7 @@ class Templates:
             host[:host_length],
             address,
             port,
+            socket,
             target if grpc else None,
             evidence,
             how,
@@ -153,24 +163,24 @@ class Templates:
         if template is None:
             return self._learn(key, span.decode(), url)
         if server:
-            of_request = _client_address(peer)
+            of_request = b"" if unix else _client_address(peer)
             if not grpc:
                 of_request += _head("url.path", len(path)) + path
                 if query:
                     of_request += _head("url.query", len(query)) + query
         else:
-            of_request = _peer(peer, peer_port)
+            of_request = _unix_peer(socket) if unix else _peer(peer, peer_port)
             if not grpc:
                 url = template.base + url
                 of_request += _head("url.full", len(url)) + url
-        end_of_head = SPAN_HEAD.size + tracestate_length
+        stop = TRACESTATE_AT + tracestate_length
         return b"".join(
             (
                 _TRACE_ID,
                 trace_id,
                 _SPAN_ID,
                 span_id,
-                _trace_state(data[SPAN_HEAD.size : end_of_head]) if tracestate_length else b"",
+                _trace_state(data[TRACESTATE_AT:stop]) if tracestate_length else b"",
                 b"" if parent == NO_PARENT else _PARENT_SPAN_ID + parent,
                 template.named,
                 _TIMES.pack(_START, start, _END, end),
@@ -228,6 +238,14 @@ def _peer(raw: bytes, port: int) -> bytes:
         "network.peer.port": port,
     }
     return messages.encode(Span(attributes=messages.attributes(values)))
+
+
+@lru_cache(maxsize=_MAX_VALUES)
+def _unix_peer(path: str) -> bytes:
+    if not path:
+        return b""
+    attribute = messages.attribute("network.peer.address", utf8(path))
+    return messages.encode(Span(attributes=[attribute]))
 
 
 @lru_cache(maxsize=_MAX_VALUES)

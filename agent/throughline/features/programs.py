@@ -76,17 +76,20 @@ class Programs:
         self._attach_all(loaded)
         if self.is_off("tl_tick"):
             self._tell_settings(ticks=False)
-        self._attach_restore()
+        for name in ("restore", "unix"):
+            self._attach_optional(name)
         self._remove_other_pins()
 
-    def _attach_restore(self) -> None:
-        """An object of its own, since Linux before 6.3 does not have its tracepoint."""
+    def _attach_optional(self, name: str) -> None:
+        """An object of its own, since Linux before 6.3 does not have its tracepoints."""
         try:
-            if not self.objects.has("restore"):
+            if not self.objects.has(name):
                 raise OSError(errno.ENOENT, "the programs for kernels before 5.15 do not have it")
-            self._attach_all(self.objects.load("restore"))
+            self._attach_all(self.objects.load(name))
         except OSError as error:
-            self._leave_out("tl_sent", error)
+            for program in GROUPS[BASE].programs:
+                if program.object == name:
+                    self._leave_out(program.name, error)
 
     def attach_headers(self) -> None:
         """Group `headers`: insertion into plaintext requests. After `attach_observe`."""

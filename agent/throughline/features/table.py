@@ -77,6 +77,7 @@ class Group:
 
 
 def _observe() -> tuple[Program, ...]:
+    first = "tl_unix_sends"  # its tracepoint and those of the other two exist since Linux 6.3
     return (
         Program("tl_ingress", "observe", "request that comes in", required=True),
         Program("tl_egress", "observe", "answer that goes out", required=True),
@@ -95,6 +96,9 @@ def _observe() -> tuple[Program, ...]:
             place=Place.NOWHERE,
         ),
         Program("tl_sent", "restore", "parent by the answer of a database or cache"),
+        Program(first, "unix", "request on a Unix socket"),
+        Program("tl_unix_sent", "unix", "request on a Unix socket", needs=first),
+        Program("tl_unix_read", "unix", "request on a Unix socket", needs=first),
     )
 
 

@@ -28,7 +28,7 @@ class SpanRecord:
     parent_span_id: bytes | None  # 8 bytes, None for a root
     trace_flags: int
     evidence: str  # "none" | "header" | "connect" | "restore" | "thread" | "packet" |
-    # "goroutine" | "context"
+    # "goroutine" | "context" | "python" | "java" | "unix"
     end: str  # "complete" | "closed" | "close_delimited"
     start_unix_ns: int
     end_unix_ns: int
@@ -47,6 +47,8 @@ class SpanRecord:
     tracestate: str  # "" when there is none
     tls: bool = False  # seen inside TLS
     grpc: bool = False  # a call of gRPC: the target is /SERVICE/METHOD
+    unix: bool = False  # on a Unix socket: addresses and ports say nothing
+    path: str = ""  # of the Unix socket, "@NAME" for an abstract one, "" where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,11 @@ class RawSpan:
 
 # --- decoding -------------------------------------------------------------------------------
 
-# struct tl_span up to `tracestate`; a record has that field only when it is not empty
-SPAN_HEAD = Struct(abi.SPAN.format.removesuffix(f"{abi.Abi.TRACESTATE_MAX}s"))
+# struct tl_span: a record has `tracestate` only when it is not empty, `path` only with either
+_PATH = f"{abi.Abi.PATH_MAX}sH2x"
+SPAN_HEAD = Struct(abi.SPAN.format.removesuffix(f"{_PATH}{abi.Abi.TRACESTATE_MAX}s"))
+_SPAN_PATH = Struct(f"<{_PATH}")
+TRACESTATE_AT = SPAN_HEAD.size + _SPAN_PATH.size
 NO_PARENT = bytes(8)
 _OWNER = Struct("<16xQ70x2B2xB")  # cgroup_id, kind, evidence, end: a test compares with abi.SPAN
 KINDS = {kind.value: kind.name.lower() for kind in abi.Kind}
@@ -108,11 +113,27 @@ def http_version(major: int, minor: int) -> str:
 
 
 def unpack(data: bytes) -> abi.Span:
-    """The fields of a record. `tracestate` is empty where the record does not have that field.
+    """The fields of a record. `path` and `tracestate` are empty where the record has no such field.
 
     Raises struct.error for a record that is too short.
     """
-    return abi.Span._make((*SPAN_HEAD.unpack_from(data), data[SPAN_HEAD.size :]))
+    path = (b"", 0)
+    if len(data) >= TRACESTATE_AT:
+        path = _SPAN_PATH.unpack_from(data, SPAN_HEAD.size)
+    return abi.Span._make((*SPAN_HEAD.unpack_from(data), *path, data[TRACESTATE_AT:]))
+
+
+def path_of(data: bytes) -> str:
+    """The path of a record's Unix socket, "@NAME" for an abstract one, "" where there is none."""
+    if len(data) < TRACESTATE_AT:
+        return ""
+    path, length = _SPAN_PATH.unpack_from(data, SPAN_HEAD.size)
+    return _path(path[:length])
+
+
+@lru_cache(maxsize=4096)
+def _path(raw: bytes) -> str:
+    return f"@{text(raw[1:])}" if raw.startswith(b"\0") else text(raw)
 
 
 def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
@@ -146,4 +167,6 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         tracestate=text(span.tracestate[: span.tracestate_len]),
         tls=bool(span.flags & abi.SpanFlags.SPAN_TLS),
         grpc=bool(span.flags & abi.SpanFlags.SPAN_GRPC),
+        unix=bool(span.flags & abi.SpanFlags.SPAN_UNIX),
+        path=_path(span.path[: span.path_len]),
     )

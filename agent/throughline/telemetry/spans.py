@@ -155,21 +155,29 @@ def _address(attributes: Attributes, record: SpanRecord, *, server: bool) -> Non
         scheme = "https"
     host, port = authority_of(authority or record.host)
     default = 443 if scheme == "https" else 80
-    if not host:
-        host = record.local_address if server else record.peer_address
-        default = record.local_port if server else record.peer_port
-    attributes["server.address"] = host
-    attributes["server.port"] = port or default
+    if record.unix:
+        _unix(attributes, record, host, port, server=server)
+        host = host or "localhost"
+    else:
+        if not host:
+            host = record.local_address if server else record.peer_address
+            default = record.local_port if server else record.peer_port
+        attributes["server.address"] = host
+        attributes["server.port"] = port or default
     if server:
         attributes["url.scheme"] = scheme
-        attributes["client.address"] = record.peer_address
+        if not record.unix:
+            attributes["client.address"] = record.peer_address
         if path:
             attributes["url.path"] = path
         if query:
             attributes["url.query"] = redact(query)
         return
-    attributes["network.peer.address"] = record.peer_address
-    attributes["network.peer.port"] = record.peer_port
+    if not record.unix:
+        attributes["network.peer.address"] = record.peer_address
+        attributes["network.peer.port"] = record.peer_port
+    elif record.path:
+        attributes["network.peer.address"] = utf8(record.path)
     shown = f"[{host}]" if ":" in host else host
     if port and port != (443 if scheme == "https" else 80):
         shown = f"{shown}:{port}"
@@ -177,6 +185,20 @@ def _address(attributes: Attributes, record: SpanRecord, *, server: bool) -> Non
         shown = f"{shown}:{default}"
     full = f"{scheme}://{shown}{path}" if path.startswith("/") else f"{scheme}://{shown}"
     attributes["url.full"] = f"{full}?{redact(query)}" if query else full
+
+
+def _unix(
+    attributes: Attributes, record: SpanRecord, host: str, port: int | None, *, server: bool
+) -> None:
+    """server.* and network.* of a Unix socket: its path is an address, its client has none."""
+    path = utf8(record.path)
+    if host or path:
+        attributes["server.address"] = host or path
+    if port:
+        attributes["server.port"] = port
+    attributes["network.transport"] = "unix"
+    if server and path:
+        attributes["network.local.address"] = path
 
 
 def split_target(target: str) -> tuple[str, str, str, str]:

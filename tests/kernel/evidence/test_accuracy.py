@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures import needs, nginx, process
+from tests.fixtures.numbered import load
 from tests.fixtures.paths import SERVICES
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.traced import Traced
@@ -31,35 +32,6 @@ REQUESTS = 3200
 def traced() -> Iterator[Traced]:
     with Traced() as found:
         yield found
-
-
-async def load(port: int, name: str, *, requests: int, concurrent: int) -> None:
-    """Sends requests with paths /name/N, `concurrent` of them at a time."""
-    numbers = iter(range(requests))
-
-    async def client() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for number in numbers:
-            writer.write(f"GET /{name}/{number} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")), head
-            length = [
-                int(line.partition(b":")[2])
-                for line in head.split(b"\r\n")
-                if line.lower().startswith(b"content-length:")
-            ]
-            if length:
-                await reader.readexactly(length[0])
-            elif b"chunked" in head.lower():
-                while size := int(await reader.readline(), 16):
-                    await reader.readexactly(size + 2)
-                await reader.readline()
-            if b"HTTP/1.0" in head or b"connection: close" in head.lower():
-                writer.close()
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.close()
-
-    await asyncio.wait_for(asyncio.gather(*(client() for _ in range(concurrent))), 100)
 
 
 def measure(

@@ -20,6 +20,7 @@ def raw(cgroup_id: int, **texts: bytes) -> bytes:
         "host": b"",
         "target": b"/",
         "target_len": 1,
+        "path": b"",
         "tracestate": b"",
         "status": 200,
     }

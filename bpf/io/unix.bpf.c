@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * io/unix.bpf.c - group `unix`: HTTP/1.x on Unix stream sockets.
+ *
+ *   sk_data_ready     bytes have been queued at the other end, which is not woken yet; or a
+ *                     connection is being made
+ *   sock_send_length  a send returns: how many bytes were sent
+ *   sock_recv_length  bytes were read; or the other end has closed
+ *
+ * The tracepoints exist since Linux 6.3 and run in the context of the caller, whose buffers are
+ * read. No request is changed: the other end is on this host, so that its parent is known.
+ */
+#include "io/unix_stream.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define TL_AWAITS 1024 /* times that a reader looks for the entry of the other end */
+#define TL_ECONNRESET 104
+#define TL_EPIPE 32
+
+/* The ends of a connection: `end` writes. False: it carries no HTTP. */
+static __always_inline bool tl_unix_pair(struct sock *sk, struct sock *peer, struct tl_unix **end,
+					 struct tl_unix **other, struct tl_text **text)
+{
+	*end = tl_unix_find(sk);
+	*other = tl_unix_find(peer);
+	if (*end && (*end)->flow.role == TL_ROLE_CLIENT) {
+		*text = bpf_sk_storage_get(&tl_texts, sk, NULL, 0);
+		return *text;
+	}
+	if (!*other || (*other)->flow.role != TL_ROLE_CLIENT)
+		return false;
+	*text = bpf_sk_storage_get(&tl_texts, peer, NULL, 0);
+	if (!*end || (*end)->flow.role != TL_ROLE_SERVER)
+		*end = tl_unix_make(sk, TL_ROLE_SERVER);
+	return *end && *text;
+}
+
+/* A connection carries its first request, which the current thread sends on `sk`. */
+static __always_inline struct tl_unix *tl_unix_begins(struct sock *sk, struct sock *peer,
+						      struct tl_text **text)
+{
+	struct tl_unix_connect *made;
+	__u64 key = (__u64)sk;
+	struct tl_unix *end;
+
+	end = tl_unix_make(sk, TL_ROLE_CLIENT);
+	*text = bpf_sk_storage_get(&tl_texts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!end || !*text)
+		return NULL;
+	if (!tl_unix_path(peer, *text))
+		tl_unix_path(sk, *text);
+	made = bpf_map_lookup_elem(&tl_unix_made, &key);
+	if (made) {
+		end->flow.flags |= TL_FLOW_CONNECTED;
+		end->flow.connect = made->request;
+		bpf_map_delete_elem(&tl_unix_made, &key);
+	}
+	return end;
+}
+
+/* The current thread connects: during which request? */
+static __always_inline void tl_unix_connects_now(void)
+{
+	struct tl_thread *thread = tl_thread_now();
+	__u64 key = tl_unix_connecting();
+	struct tl_unix_connect made = {};
+	struct tl_parent parent;
+	int refused;
+
+	if (!key)
+		return;
+	if (!thread || !tl_traced(bpf_get_current_cgroup_id())) {
+		/* what an earlier socket at this address has left */
+		bpf_map_delete_elem(&tl_unix_made, &key);
+		return;
+	}
+	refused = tl_thread_parent(thread, &parent);
+	if (refused < 0) {
+		made.request = parent.key;
+		tl_settle(parent.key, false);
+	} else {
+		tl_unattributed(thread, refused);
+	}
+	bpf_map_update_elem(&tl_unix_made, &key, &made, BPF_ANY);
+}
+
+SEC("tp_btf/sk_data_ready")
+int BPF_PROG(tl_unix_sends, struct sock *peer)
+{
+	struct tl_unix *end, *other;
+	struct tl_text *text;
+	struct sock *sk;
+
+	if (!tl_is_unix_stream(peer))
+		return 0;
+	if (peer->__sk_common.skc_state == BPF_TCP_LISTEN) {
+		tl_unix_connects_now();
+		return 0;
+	}
+	sk = tl_unix_peer(peer);
+	if (!sk)
+		return 0;
+	if (!tl_unix_pair(sk, peer, &end, &other, &text)) {
+		if ((end && end->flow.role == TL_ROLE_OFF) || !tl_unix_starts())
+			return 0;
+		end = tl_unix_begins(sk, peer, &text);
+		if (!end)
+			return 0;
+	}
+	/* the send goes on: all of it was parsed with its first bytes */
+	if (end->parsed)
+		return 0;
+	if (!tl_take(&end->flow.busy[TL_OUT])) {
+		tl_count(TL_LOST_BUSY);
+		return 0;
+	}
+	if (end->flow.role == TL_ROLE_CLIENT) {
+		end->flow.cgroup_id = bpf_get_current_cgroup_id();
+		end->flow.pid = bpf_get_current_pid_tgid() >> 32;
+		end->flow.flags &= ~TL_FLOW_UNTRACED;
+		if (!tl_traced(end->flow.cgroup_id))
+			end->flow.flags |= TL_FLOW_UNTRACED;
+	}
+	tl_unix_end_writes(end, other, text, -1);
+	tl_give_back(&end->flow.busy[TL_OUT]);
+	return 0;
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(tl_unix_sent, struct sock *sk, int sent, int flags)
+{
+	struct tl_unix *end, *other;
+	struct tl_text *text;
+	struct sock *peer;
+	__u32 parsed;
+
+	if (!tl_is_unix_stream(sk))
+		return 0;
+	peer = tl_unix_peer(sk);
+	if (!peer || !tl_unix_pair(sk, peer, &end, &other, &text))
+		return 0;
+	if (sent == -TL_EPIPE || sent == -TL_ECONNRESET) {
+		end->parsed = 0;
+		if (end->flow.role == TL_ROLE_CLIENT)
+			tl_unix_closes(other, end, text);
+		else
+			tl_unix_closes(end, other, text);
+		return 0;
+	}
+	parsed = end->parsed;
+	if (sent > 0 && (__u32)sent > parsed && tl_take(&end->flow.busy[TL_OUT])) {
+		tl_unix_end_writes(end, other, text, sent);
+		tl_give_back(&end->flow.busy[TL_OUT]);
+	}
+	end->parsed = 0;
+	if (sent < 0)
+		sent = 0;
+	if (parsed > (__u32)sent)
+		end->unsent = parsed - sent;
+	return 0;
+}
+
+/* The current thread has begun to read a request: its server span begins. */
+__noinline int tl_unix_serves(struct tl_unix *server, struct tl_unix *client, struct tl_text *text)
+{
+	struct tl_exchange *exchange, *call;
+	__u64 key;
+
+	if (!server || !client || !text)
+		return 0;
+	exchange = &server->flow.exchange;
+	call = &client->flow.exchange;
+	server->flow.cgroup_id = bpf_get_current_cgroup_id();
+	server->flow.pid = 0;
+	if (!(call->flags & TL_EXCHANGE_ACTIVE) || !tl_traced(server->flow.cgroup_id))
+		return 0;
+	exchange->cgroup_id = server->flow.cgroup_id;
+	exchange->http_minor = call->http_minor;
+	exchange->http_major = call->http_major;
+	server->flow.flags |= TL_FLOW_USED;
+	if (client->flow.flags & TL_FLOW_UNTRACED) {
+		tl_begin_server(exchange, text, &server->flow.endpoints, client->flow.early_header);
+		exchange->start_ns = call->start_ns;
+	} else {
+		tl_begin(exchange, text, TL_KIND_SERVER);
+		exchange->start_ns = call->start_ns;
+		__builtin_memcpy(exchange->context.trace_id, call->context.trace_id, 16);
+		__builtin_memcpy(exchange->parent_span_id, call->context.span_id, 8);
+		exchange->context.trace_flags = call->context.trace_flags;
+		exchange->evidence = TL_EVIDENCE_UNIX;
+		key = tl_key(exchange->context.span_id);
+		tl_keep_request(exchange, text, key);
+		exchange->request = key;
+		tl_count(TL_PARENT_UNIX);
+	}
+	exchange->pid = bpf_get_current_pid_tgid() >> 32;
+	return 0;
+}
+
+/*
+ * The other end has no entry yet. Is it making one at this moment? Its bytes are in the queue a
+ * little before they are parsed. Returns the entry, or NULL.
+ */
+static __always_inline struct tl_unix *tl_unix_awaited(struct sock *sk, struct sock *peer)
+{
+	struct tl_unix *end;
+	__u32 i;
+
+	if (!tl_unix_starts())
+		return NULL;
+	for (i = 0; i < TL_AWAITS; i++) {
+		end = tl_unix_find(peer);
+		if (end && *(volatile __u8 *)&end->flow.role == TL_ROLE_CLIENT)
+			return end;
+	}
+	/* do not look again for this connection */
+	end = tl_unix_make(sk, TL_ROLE_UNKNOWN);
+	if (end)
+		end->raced = 1;
+	tl_count(TL_UNIX_RACED);
+	return NULL;
+}
+
+/* The current thread has read what the client has sent. */
+static __always_inline void tl_unix_reads_request(struct sock *sk, struct sock *peer,
+						  struct tl_unix *client, struct tl_thread *thread)
+{
+	struct tl_text *text = bpf_sk_storage_get(&tl_texts, peer, NULL, 0);
+	struct tl_unix *server = tl_unix_find(sk);
+	bool whole;
+
+	if (!tl_unix_waits(client, true))
+		tl_count(TL_UNIX_RACED);
+	if (!server || server->flow.role != TL_ROLE_SERVER)
+		server = tl_unix_make(sk, TL_ROLE_SERVER);
+	if (!server || !text)
+		return;
+	if (client->arrived) {
+		client->arrived = 0;
+		tl_unix_serves(server, client, text);
+	}
+	whole = client->flow.out.state == TL_HTTP_START && !sk->sk_receive_queue.qlen;
+	tl_thread_reads(&server->flow, thread, server->flow.exchange.request, TL_EVIDENCE_THREAD,
+			whole);
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
+{
+	struct tl_unix *end, *other;
+	struct tl_thread *thread;
+	struct tl_text *text;
+	struct sock *peer;
+
+	if (!tl_is_unix_stream(sk) || flags & TL_MSG_PEEK)
+		return 0;
+	if (bytes < 0 && bytes != -TL_ECONNRESET)
+		return 0;
+	peer = tl_unix_peer(sk);
+	if (!peer)
+		return 0;
+	end = tl_unix_find(sk);
+	other = tl_unix_find(peer);
+	if (bytes <= 0) {
+		text = bpf_sk_storage_get(&tl_texts, sk, NULL, 0);
+		if (end && text && end->flow.role == TL_ROLE_CLIENT)
+			tl_unix_closes(other, end, text);
+		return 0;
+	}
+	thread = tl_thread_now();
+	if (thread)
+		tl_leave_partial(thread);
+	if (end && end->flow.role == TL_ROLE_CLIENT) {
+		tl_thread_reads(&end->flow, thread, end->flow.caller, TL_EVIDENCE_RESTORE,
+				!other || other->flow.out.state == TL_HTTP_START);
+		return 0;
+	}
+	if (!end && (!other || other->flow.role == TL_ROLE_UNKNOWN))
+		other = tl_unix_awaited(sk, peer);
+	if (other && other->flow.role == TL_ROLE_CLIENT)
+		tl_unix_reads_request(sk, peer, other, thread);
+	else if (thread && thread->loop) /* it goes on with something unknown */
+		tl_leave(thread);
+	return 0;
+}

@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * io/unix.h - Unix stream sockets: the two ends of a connection, and what is kept of each.
+ *
+ * Both ends are on this host. Each end parses what it writes, in the flow of its own socket. What it
+ * reads has been parsed by the other end. The end that sends requests is the client's; it keeps the
+ * text of the request.
+ */
+#ifndef THROUGHLINE_IO_UNIX_H
+#define THROUGHLINE_IO_UNIX_H
+
+#include "evidence/find.h"
+#include "io/user.h"
+#include "wire/detect.h"
+
+#define TL_AF_UNIX 1
+#define TL_SOCK_STREAM 1
+#define TL_MSG_PEEK 2
+#define TL_PATH_AT 2 /* offset of sun_path in struct sockaddr_un */
+#define TL_LOOKS 64
+#define TL_WAITS 64
+
+struct tl_unix {
+	struct tl_flow flow;
+	__u32 parsed; /* bytes of the present system call that were parsed before they were sent */
+	__u32 unsent; /* bytes that were parsed but not sent: they come again */
+	__u8 arrived; /* client: it has sent a request that the other end has not begun to read */
+	__u8 raced; /* its first bytes were read before they had been parsed */
+	__u8 _pad[6];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct tl_unix);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_unix_ends SEC(".maps");
+
+/* A connection that a known thread has made, until it carries the first request. */
+struct tl_unix_connect {
+	__u64 request; /* the request that the thread worked for, or 0 */
+};
+
+/* By the address of the socket that connects. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct tl_unix_connect);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_unix_made SEC(".maps");
+
+static __always_inline bool tl_is_unix_stream(const struct sock *sk)
+{
+	return sk->__sk_common.skc_family == TL_AF_UNIX && sk->sk_type == TL_SOCK_STREAM;
+}
+
+/*
+ * The other end. A stream socket holds a reference to it until it is closed itself: it is valid
+ * while one of the two is in a system call.
+ */
+static __always_inline struct sock *tl_unix_peer(struct sock *sk)
+{
+	struct unix_sock *unix = bpf_skc_to_unix_sock(sk);
+
+	return unix ? unix->peer : NULL;
+}
+
+static __always_inline struct tl_unix *tl_unix_find(struct sock *sk)
+{
+	return bpf_sk_storage_get(&tl_unix_ends, sk, NULL, 0);
+}
+
+static __always_inline struct tl_unix *tl_unix_make(struct sock *sk, __u8 role)
+{
+	struct tl_unix *end =
+		bpf_sk_storage_get(&tl_unix_ends, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!end) {
+		tl_count(TL_FULL_STORAGE);
+		return NULL;
+	}
+	end->flow.endpoints.socket = bpf_get_socket_cookie(sk);
+	end->flow.exchange.flags = TL_EXCHANGE_UNIX;
+	asm volatile("" ::: "memory");
+	end->flow.role = role;
+	return end;
+}
+
+/* Reads the path that the socket is bound to. An accepted one has that of its listener. */
+static __always_inline bool tl_unix_path(struct sock *sk, struct tl_text *text)
+{
+	struct unix_sock *unix = bpf_skc_to_unix_sock(sk);
+	struct unix_address *address = unix ? unix->addr : NULL;
+	__u32 length = address ? address->len : 0;
+
+	if (length <= TL_PATH_AT)
+		return false;
+	length -= TL_PATH_AT;
+	if (length > TL_PATH_MAX)
+		length = TL_PATH_MAX;
+	if (bpf_probe_read_kernel(text->path, TL_PATH_MAX, (void *)address->name + TL_PATH_AT))
+		return false;
+	/* a path ends with a 0 that the length may count */
+	if (text->path[0] && length > 1 && !text->path[(length - 1) & 127 & (TL_PATH_MAX | 127)])
+		length--;
+	text->path_len = length;
+	return true;
+}
+
+/*
+ * Looks TL_LOOKS times whether the end parses what it is sending. Returns 1 when it does not; with
+ * `begun`, when it has also come further than the start of a request. A global function, which the
+ * verifier walks once.
+ */
+__noinline int tl_unix_look(struct tl_unix *end, bool begun)
+{
+	volatile struct tl_unix *now = end;
+	__u32 i;
+
+	if (!now)
+		return 0;
+	for (i = 0; i < TL_LOOKS; i++) {
+		if (now->flow.busy[TL_OUT])
+			continue;
+		if (!begun || now->flow.out.state != TL_HTTP_START ||
+		    now->flow.exchange.flags & TL_EXCHANGE_ACTIVE)
+			return 1;
+	}
+	return 0;
+}
+
+/*
+ * Waits until the end has parsed what it is sending on another processor: that takes some
+ * microseconds. `begun`: the current thread has read it, so a request must have begun. False: that
+ * has not happened.
+ */
+static __always_inline bool tl_unix_waits(struct tl_unix *end, bool begun)
+{
+	__u32 i;
+
+	for (i = 0; i < TL_WAITS; i++) {
+		if (tl_unix_look(end, begun))
+			return true;
+	}
+	return false;
+}
+
+/* Do the bytes that the current thread has sent or received look like the start of a request? */
+static __always_inline bool tl_unix_starts(void)
+{
+	struct tl_buffers buffers = {};
+	struct tl_vector first;
+	__u8 start[16] = {};
+
+	if (!tl_read_buffers(&buffers) || !buffers.length)
+		return false;
+	first.at = buffers.at;
+	first.length = buffers.length;
+	if (buffers.vector && !tl_read_vector(&buffers, 0, &first))
+		return false;
+	if (first.length < 4 || bpf_probe_read_user(start, 4, (void *)first.at))
+		return false;
+	return tl_begins_request(start, 4);
+}
+
+/* The socket that the current thread connects, or 0. */
+static __always_inline __u64 tl_unix_connecting(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	struct files_struct *files = task->files;
+	__u32 number = PT_REGS_PARM1_SYSCALL(regs);
+	struct file **table, *file;
+	struct fdtable *fdt;
+	struct socket *socket;
+
+	if (!files)
+		return 0;
+	fdt = files->fdt;
+	if (number >= BPF_CORE_READ(fdt, max_fds))
+		return 0;
+	table = BPF_CORE_READ(fdt, fd);
+	if (bpf_probe_read_kernel(&file, sizeof(file), table + number))
+		return 0;
+	socket = BPF_CORE_READ(file, private_data);
+	return (__u64)BPF_CORE_READ(socket, sk);
+}
+
+#endif

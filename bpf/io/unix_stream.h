@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* io/unix_stream.h - what is sent on a Unix socket, and the exchanges that it begins and ends. */
+#ifndef THROUGHLINE_IO_UNIX_STREAM_H
+#define THROUGHLINE_IO_UNIX_STREAM_H
+
+#define TL_MEMORY_LOST TL_UNIX_UNSEEN
+
+#include "io/unix.h"
+#include "trace/memory.h"
+
+#define TL_VECTORS 64
+/*
+ * At most so many bytes are parsed before they are sent: they are in the first buffer that the
+ * kernel queues. What follows is parsed when the system call returns.
+ */
+#define TL_AHEAD 65536
+
+/* The current thread sends a call. A global function, to have a stack of its own. */
+__noinline int tl_unix_asks(struct tl_flow *flow, struct tl_text *text)
+{
+	struct tl_parent parent;
+	bool found;
+
+	if (!flow || !text)
+		return 0;
+	flow->early_header = flow->out.flags;
+	if (flow->flags & TL_FLOW_UNTRACED) {
+		flow->flags |= TL_FLOW_USED;
+		flow->exchange.flags |= TL_EXCHANGE_ACTIVE;
+		flow->exchange.start_ns = bpf_ktime_get_ns();
+		flow->exchange.method = tl_method_code(text);
+		flow->exchange.http_minor = flow->out.minor;
+		return 0;
+	}
+	found = tl_find_parent(flow, &parent);
+	tl_flow_calls(flow, text, found ? &parent : NULL);
+	if (!(flow->early_header & TL_HEADER_HAS_TRACEPARENT))
+		tl_inherit_tracestate(text, found ? &parent : NULL);
+	return 0;
+}
+
+static __always_inline void tl_unix_call(struct tl_flow *flow, struct tl_text *text)
+{
+	tl_unix_asks(flow, text);
+}
+
+/* A global function, which the verifier walks once. */
+__noinline int tl_memory_event(struct tl_flow *flow, struct tl_text *text, __u32 direction,
+			       __u32 what)
+{
+	if (flow && text)
+		tl_stream_event(flow, text, direction & 1, what, tl_unix_call);
+	return 0;
+}
+
+/* Parses bytes that are sent. A global function, which the verifier walks once. */
+__noinline int tl_unix_range(struct tl_flow *flow, struct tl_text *text, __u64 address,
+			     __u32 length)
+{
+	if (!flow || !text || !tl_memory_parse(flow, text, address, length, TL_OUT))
+		return 0;
+	flow->out.state = TL_HTTP_LOST;
+	if (flow->flags & TL_FLOW_USED || flow->role == TL_ROLE_SERVER) {
+		tl_count(TL_SKIP_MALFORMED);
+		return 0;
+	}
+	tl_count(TL_SKIP_NOT_HTTP);
+	if (!tl_is_guess(flow) || tl_is_http2(text))
+		flow->role = TL_ROLE_OFF;
+	else
+		tl_guess_again(flow);
+	return 0;
+}
+
+/*
+ * Parses the bytes from number `from` up to `to` of those that the current system call sends.
+ * Returns the number of the first that it has not seen. A global function, to have a stack of its
+ * own.
+ */
+__noinline int tl_unix_parse(struct tl_flow *flow, struct tl_text *text, __u32 from, __u32 to)
+{
+	struct tl_buffers buffers = {};
+	struct tl_vector vector;
+	__u32 at = 0, low, high;
+	__u32 i;
+
+	if (!flow || !text || !tl_read_buffers(&buffers))
+		return 0;
+	if (!buffers.vector) {
+		if (to > buffers.length)
+			to = buffers.length;
+		if (from < to)
+			tl_unix_range(flow, text, buffers.at + from, to - from);
+		return to;
+	}
+	for (i = 0; i < TL_VECTORS && i < buffers.length && at < to; i++) {
+		if (!tl_read_vector(&buffers, i, &vector))
+			break;
+		if (vector.length > to - at)
+			vector.length = to - at;
+		low = from > at ? from - at : 0;
+		high = vector.length;
+		if (low < high)
+			tl_unix_range(flow, text, vector.at + low, high - low);
+		at += high;
+	}
+	return at;
+}
+
+/* Bytes were sent that no program could see. */
+static __always_inline void tl_unix_unseen(struct tl_unix *end, __u32 bytes)
+{
+	struct tl_http *http = &end->flow.out;
+
+	if (!bytes || http->state >= TL_HTTP_UNTIL_CLOSE)
+		return;
+	/* the last byte of a body ends the message: that is told by the parser */
+	if ((http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) &&
+	    bytes <= http->remain) {
+		http->remain -= bytes;
+		tl_http_seen(http, bytes);
+		return;
+	}
+	tl_count(TL_UNIX_UNSEEN);
+	http->state = TL_HTTP_LOST;
+}
+
+/* The body has ended with bytes that no program could see. */
+static __always_inline void tl_unix_body_ends(struct tl_unix *end, struct tl_text *text)
+{
+	struct tl_http *http = &end->flow.out;
+
+	if (http->remain)
+		return;
+	if (http->state == TL_HTTP_CHUNK_DATA)
+		http->state = TL_HTTP_CHUNK_END;
+	else if (http->state == TL_HTTP_BODY)
+		tl_memory_event(&end->flow, text, TL_OUT, TL_FEED_MESSAGE);
+}
+
+/* The exchange of a connection ends at both ends, first at the server's. */
+static __always_inline void tl_unix_ends_exchange(struct tl_unix *server, struct tl_unix *client,
+						  struct tl_text *text, __u32 status, __u32 end)
+{
+	if (server && server->flow.exchange.flags & TL_EXCHANGE_ACTIVE)
+		tl_flow_ends(&server->flow, text, status, end);
+	if (client->flow.exchange.flags & TL_EXCHANGE_ACTIVE)
+		tl_flow_ends(&client->flow, text, status, end);
+	client->arrived = 0;
+}
+
+/* The connection ends: in the middle of an exchange, or this is how its answer ends. */
+__noinline int tl_unix_closes(struct tl_unix *server, struct tl_unix *client, struct tl_text *text)
+{
+	if (!client || !text || !(client->flow.exchange.flags & TL_EXCHANGE_ACTIVE))
+		return 0;
+	if (server && server->flow.out.state == TL_HTTP_UNTIL_CLOSE)
+		tl_unix_ends_exchange(server, client, text, server->flow.out.status,
+				      TL_END_CLOSE_DELIMITED);
+	else
+		tl_unix_ends_exchange(server, client, text, 0, TL_END_CLOSED);
+	return 0;
+}
+
+/* The server has written: has it ended its answer? */
+static __always_inline void tl_unix_has_answered(struct tl_unix *server, struct tl_unix *client,
+						 struct tl_text *text)
+{
+	struct tl_http *http = &server->flow.out;
+
+	if (server->flow.role == TL_ROLE_OFF)
+		client->flow.role = TL_ROLE_OFF;
+	if (client->flow.role == TL_ROLE_OFF ||
+	    (http->state == TL_HTTP_START && http->status >= 200)) {
+		tl_unix_ends_exchange(server, client, text, http->status, TL_END_COMPLETE);
+		http->status = 0;
+		if (client->flow.flags & TL_FLOW_PIPELINED)
+			client->flow.role = TL_ROLE_OFF;
+	}
+	client->flow.in.state = http->state;
+	client->flow.in.status = http->status;
+}
+
+/* The client writes what may be the start of a request, while the last answer is not complete. */
+static __always_inline void tl_unix_begins_again(struct tl_unix *server, struct tl_unix *client,
+						 struct tl_text *text)
+{
+	struct tl_http *http = &client->flow.out;
+
+	if (http->state == TL_HTTP_LOST) {
+		if (client->flow.flags & TL_FLOW_PIPELINED ||
+		    (client->flow.exchange.flags & TL_EXCHANGE_ACTIVE &&
+		     client->flow.in.state < TL_HTTP_UNTIL_CLOSE) ||
+		    !tl_unix_starts())
+			return;
+		tl_http_restart(http);
+	}
+	if (http->state != TL_HTTP_START)
+		return;
+	if (server)
+		tl_unix_waits(server, false);
+	if (client->flow.in.state < TL_HTTP_UNTIL_CLOSE)
+		return;
+	tl_unix_ends_exchange(server, client, text, 0, TL_END_CLOSED);
+	tl_http_restart(&client->flow.in);
+	if (server)
+		tl_http_restart(&server->flow.out);
+}
+
+/* The client has written: has a request begun? */
+static __always_inline void tl_unix_has_asked(struct tl_unix *server, struct tl_unix *client,
+					      __u64 before)
+{
+	if (server && client->flow.flags & TL_FLOW_PIPELINED && server->flow.exchange.request) {
+		tl_request_end(server->flow.exchange.request);
+		server->flow.exchange.request = 0;
+	}
+	if (client->flow.exchange.start_ns == before)
+		return;
+	client->arrived = 1;
+	if (server)
+		server->flow.out.status = 0;
+}
+
+/* Parses what the current thread sends; see struct tl_unix. `sent`: -1 before it is sent. */
+static __always_inline void tl_unix_writes(struct tl_unix *end, struct tl_text *text, int sent)
+{
+	__u32 seen = end->parsed;
+
+	if (sent < 0) {
+		seen = tl_unix_parse(&end->flow, text, end->unsent, TL_AHEAD);
+		end->parsed = seen > end->unsent ? seen : end->unsent;
+		end->unsent = 0;
+		return;
+	}
+	if ((__u32)sent > seen && seen)
+		seen = tl_unix_parse(&end->flow, text, seen, sent);
+	if ((__u32)sent > seen) {
+		tl_unix_unseen(end, sent - seen);
+		tl_unix_body_ends(end, text);
+	}
+}
+
+/* A client writes. A global function, to have a stack of its own. */
+__noinline int tl_unix_client_writes(struct tl_unix *client, struct tl_unix *server,
+				     struct tl_text *text, int sent)
+{
+	__u64 before;
+
+	if (!client || !text)
+		return 0;
+	before = client->flow.exchange.start_ns;
+	tl_unix_begins_again(server, client, text);
+	tl_unix_writes(client, text, sent);
+	tl_unix_has_asked(server, client, before);
+	return 0;
+}
+
+/* A server writes. A global function, to have a stack of its own. */
+__noinline int tl_unix_server_writes(struct tl_unix *server, struct tl_unix *client,
+				     struct tl_text *text, int sent)
+{
+	if (!server || !client || !text)
+		return 0;
+	tl_responds(&server->flow);
+	server->flow.out.flags |= TL_HTTP_RESPONSE;
+	server->flow.exchange.method = client->flow.exchange.method;
+	tl_unix_writes(server, text, sent);
+	tl_unix_has_answered(server, client, text);
+	return 0;
+}
+
+static __always_inline void tl_unix_end_writes(struct tl_unix *end, struct tl_unix *other,
+					       struct tl_text *text, int sent)
+{
+	if (end->flow.role == TL_ROLE_CLIENT)
+		tl_unix_client_writes(end, other, text, sent);
+	else
+		tl_unix_server_writes(end, other, text, sent);
+}
+
+#endif
