@@ -21,6 +21,7 @@ LONGEST_FIRST = (
     "kernel/tls/test_tls_packets.py",
     "kernel/agent/test_adoption.py",
     "kernel/evidence/test_accuracy.py",
+    "kernel/evidence/test_parents.py",
     "kernel/trace/test_middle.py",
     "kernel/agent/test_faults.py",
     "kernel/tls/test_tls_calls.py",

@@ -48,6 +48,7 @@ class Bench:
         self._traced = traced
         self._backend = backend
         self._redis = redis
+        self._counters: dict[str, int] = {}  # at the end of the last cell
         self._first = 0  # numbers go on from cell to cell
 
     def run(
@@ -103,7 +104,7 @@ class Bench:
                 wait_port(place.port, seconds=60)
             except TimeoutError as error:
                 raise RuntimeError(f"{folder.name} does not start: {_end_of(log)}") from error
-            traced.counters()  # the agent has looked at all processes since
+            self._counters = traced.counters()  # the agent has looked at all processes since
             self._take()
             yield instance
         finally:
@@ -119,14 +120,14 @@ class Bench:
         result = Result(concurrent, count)
         self._traced.receiver.forget_spans()
         self._take()
-        before = self._traced.counters()
+        before = self._counters
         send = grpc_driver.drive if app.protocol == "grpc" else drive
         port, behaviour = instance.place.port, instance.behaviour
         result.failures = send(port, behaviour, numbers, concurrent=concurrent)
         calls = self._calls(behaviour, numbers)
         of_last = {target for target, _ in calls}
         self._wait_spans(count * len(instance.services), of_last)
-        after = self._traced.counters()
+        after = self._counters = self._traced.counters()
         spans = self._traced.receiver.spans
         judge(result, calls, spans, services=instance.services, behaviour=behaviour)
         result.reasons = {

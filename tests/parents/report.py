@@ -1,4 +1,4 @@
-"""The grid of results: as text, as JSON, and as a page with a picture."""
+"""The grid of one run, as text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tests.parents.app import App, Behaviour
 from tests.parents.judge import Result
+from tests.parents.picture import percent
 
 
 @dataclass(slots=True)
@@ -14,7 +15,7 @@ class Grid:
 
     rows: dict[str, App] = field(default_factory=dict)
     cells: dict[str, dict[Behaviour, list[Result]]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)  # applications left out, and why
+    left_out: dict[str, str] = field(default_factory=dict)  # applications, and why
     broken: dict[str, str] = field(default_factory=dict)  # those that did not start
     seconds: float = 0.0
 
@@ -42,20 +43,12 @@ class Grid:
         return found
 
 
-def share(part: int, whole: int) -> str:
-    """Percent, never rounded up to 100 or down to 0."""
-    if part in (0, whole):
-        return "100" if part else "0"
-    percent = 100 * part / whole
-    return f"{min(max(percent, 0.1), 99.9):.1f}"
-
-
 def line(app: App, behaviour: Behaviour, result: Result) -> str:
     """One cell in one line."""
-    shares = (share(getattr(result, name), result.calls) for name in ("right", "wrong", "none"))
+    shares = (percent(getattr(result, name), result.calls) for name in ("right", "wrong", "none"))
     said = f"{app.name:18} {behaviour.value:9} {result.concurrent:2}: " + " / ".join(shares)
     if result.no_header:
-        said += f", no header {share(result.no_header, result.calls)}"
+        said += f", no header {percent(result.no_header, result.calls)}"
     if result.unseen:
         said += f", unseen {result.unseen}"
     if result.failures:
@@ -72,7 +65,7 @@ def text(grid: Grid) -> str:
     for name, row in grid.cells.items():
         for behaviour, results in row.items():
             lines += [line(grid.rows[name], behaviour, result) for result in results]
-    lines += [f"{name}: left out: {reason}" for name, reason in grid.missing.items()]
+    lines += [f"{name}: left out: {reason}" for name, reason in grid.left_out.items()]
     problems = grid.problems()
     lines += ["", *(f"PROBLEM {problem}" for problem in problems)]
     cells = sum(len(results) for row in grid.cells.values() for results in row.values())

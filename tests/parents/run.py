@@ -2,8 +2,9 @@
 
     python -m tests.parents.run [--only APP,…] [--behaviours NAME,…] [--concurrent N,…]
 
-Without a choice, the pages of docs/ are written. Exit status 1: a parent was wrong, or a request
-failed; 2: something is missing.
+Where all behaviours were run, the rows of these applications are replaced in docs/parents.json, and
+docs/parents.md is written from it. Exit status 1: a parent was wrong, a request failed, or no
+counter says why a call has no parent; 2: something is missing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests.parents import report
+from tests.parents import pages, report
 from tests.parents.app import App, Behaviour, MissingError
 from tests.parents.apps import APPS
 from tests.parents.cell import REQUESTS, bench
@@ -47,8 +48,8 @@ def main() -> int:
         config=config,
     )
     print(report.text(grid))
-    if not (arguments.only or behaviours or concurrent or arguments.parents):
-        report.write(grid)
+    if not (behaviours or concurrent or arguments.parents):
+        pages.write(grid, APPS)
     return 1 if grid.problems() else 0
 
 
@@ -74,7 +75,7 @@ def measure(
                     grid.add(app, behaviour, result)
                     say(report.line(app, behaviour, result))
             except MissingError as error:
-                grid.missing[app.name] = str(error)
+                grid.left_out[app.name] = str(error)
                 say(f"{app.name}: left out: {error}")
             except RuntimeError as error:
                 grid.broken[app.name] = str(error)

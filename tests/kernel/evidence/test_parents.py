@@ -1,0 +1,51 @@
+"""A part of the bench of parents (tests/parents): real applications, 32 requests at a time.
+
+`make bench-parents` runs all of them. Here are those whose packages `make test` has in any case, or
+that are the first that anybody would try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.parents import cell
+from tests.parents.app import App, Behaviour
+from tests.parents.apps import APPS
+
+# How large the share of right parents has to be; the others are none. Never is one wrong.
+ALL = 0.999
+PART: dict[tuple[str, Behaviour], float] = {
+    ("flask-sync", Behaviour.AT_ONCE): ALL,
+    ("flask-sync", Behaviour.DATABASE): ALL,
+    ("flask-gthread", Behaviour.POLLER): ALL,
+    ("fastapi-asyncio", Behaviour.SLEEP): 0,
+    ("fastapi-uvloop", Behaviour.POLLER): 0,
+    ("nginx-keepalive", Behaviour.BODY): ALL,
+    ("haproxy", Behaviour.AT_ONCE): 0,
+}
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[cell.Bench]:
+    with cell.bench() as found:
+        yield found
+
+
+def app_of(name: str) -> App:
+    (found,) = (app for app in APPS if app.name == name)
+    return found
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("name", "behaviour"), PART, ids=lambda one: str(getattr(one, "value", one))
+)
+def test_no_parent_is_wrong(bench: cell.Bench, name: str, behaviour: Behaviour) -> None:
+    ((_, result),) = bench.run(app_of(name), [behaviour], {32: 499})
+    assert result.failures == []
+    assert result.calls >= 499
+    assert result.wrong == 0, result.examples
+    assert result.right >= PART[name, behaviour] * result.calls, result
+    assert result.unexplained == 0, result
