@@ -46,10 +46,9 @@ def main() -> int:
         behaviours=behaviours or list(Behaviour),
         requests={many: REQUESTS[many] for many in concurrent or REQUESTS},
         config=config,
+        pages_too=not (behaviours or concurrent or arguments.parents),
     )
     print(report.text(grid))
-    if not (behaviours or concurrent or arguments.parents):
-        pages.write(grid, APPS)
     return 1 if grid.problems() else 0
 
 
@@ -59,8 +58,12 @@ def measure(
     behaviours: Sequence[Behaviour],
     requests: dict[int, int],
     config: dict[str, object],
+    pages_too: bool,
 ) -> Grid:
-    """Runs the applications, one after the other. Says what it does on standard error."""
+    """Runs the applications, one after the other. Says what it does on standard error.
+
+    With `pages_too`, the pages have the rows of each application once it has run.
+    """
     started = time.monotonic()
 
     def say(line: str) -> None:
@@ -80,6 +83,8 @@ def measure(
             except RuntimeError as error:
                 grid.broken[app.name] = str(error)
                 say(f"{app.name}: {error}")
+            if pages_too:
+                pages.write(grid, APPS)
     grid.seconds = time.monotonic() - started
     return grid
 
