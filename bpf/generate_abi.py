@@ -24,6 +24,8 @@ _STRUCTS = (
     "tl_request",
     "tl_go_binary",
     "tl_go_start_key",
+    "tl_runtime",
+    "tl_java_binary",
 )
 _ENUMS = (
     "tl_abi",
@@ -38,6 +40,8 @@ _ENUMS = (
     "tl_go_start",
     "tl_go_writes",
     "tl_request_flags",
+    "tl_runtime_kind",
+    "tl_java",
 )
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 

@@ -162,6 +162,9 @@ enum tl_counter {
 	TL_UNIX_UNSEEN, /* bytes of a message on a Unix socket that were sent without being seen */
 	TL_UNIX_RACED, /* requests on Unix sockets that were read before they had been parsed */
 	TL_GO_GAVE_WAY, /* requests served by Go programs whose entry made room for another before they ended */
+	TL_ROOT_JAVA_OTHER_THREAD, /* Java: the thread that calls has read no request */
+	TL_ROOT_JAVA_SHARED_THREAD, /* Java: the virtual thread reads requests while others, which it read, are open */
+	TL_ROOT_JAVA_UNREADABLE, /* Java: which thread calls could not be read */
 	TL_COUNTERS,
 };
 
@@ -219,6 +222,31 @@ struct tl_runtime {
 	__u16 binary; /* in the table of the runtime: where its files keep what is read */
 	__u8 kind; /* enum tl_runtime_kind */
 	__u8 _pad;
+};
+
+/*
+ * Where a build of HotSpot keeps what we read: offsets in bytes, TL_JAVA_UNKNOWN where there is no
+ * such field. Members are named after class and field.
+ */
+struct tl_java_binary {
+	__u64 threads; /* address of ThreadsSMRSupport::_java_thread_list, as linked */
+	__u16 list_length; /* ThreadsList */
+	__u16 list_threads;
+	__u16 thread_osthread; /* Thread, JavaThread */
+	__u16 thread_state;
+	__u16 thread_owner; /* _monitor_owner_id: the id of the mounted Java thread (Java 24) */
+	__u16 thread_entry; /* _cont_entry: set while a virtual thread is mounted */
+	__u16 thread_vthread; /* handle of the mounted Java thread (Java 21) */
+	__u16 osthread_id;
+	__u16 object_eetop; /* java.lang.Thread: the JavaThread; 0 in a virtual thread */
+	__u16 object_tid;
+	__u8 _pad[4];
+};
+
+enum tl_java {
+	TL_JAVA_UNKNOWN = 0xffff,
+	TL_JAVA_BINARIES = 256, /* indices, of which 0 is none */
+	TL_JAVA_IN_NATIVE = 4, /* JavaThread::_thread_state in a system call */
 };
 
 /* Why a span ended. */

@@ -33,6 +33,8 @@ struct tl_abi_types {
 	enum tl_request_flags request_flags;
 	struct tl_runtime runtime;
 	enum tl_runtime_kind runtime_kind;
+	struct tl_java_binary java_binary;
+	enum tl_java java;
 };
 const struct tl_abi_types *tl_abi_types __attribute__((unused));
 

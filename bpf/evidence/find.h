@@ -74,7 +74,7 @@ static __always_inline bool tl_find_parent(struct tl_flow *flow, struct tl_paren
 	}
 	thread = tl_thread_now();
 	if (first && tl_loop_has_gone_on(flow, thread)) {
-		tl_count(TL_ROOT_NO_CONTEXT);
+		tl_count(tl_work_reason(TL_ROOT_NO_CONTEXT));
 		return false;
 	}
 	refused = tl_thread_parent(thread, parent);
@@ -82,7 +82,7 @@ static __always_inline bool tl_find_parent(struct tl_flow *flow, struct tl_paren
 		refused = tl_claimed_parent(flow->endpoints.socket, parent, refused);
 	if (refused >= 0) {
 		tl_unattributed(thread, refused);
-		tl_count(refused);
+		tl_count(tl_work_reason(refused));
 		return false;
 	}
 	tl_count_parent(parent->evidence);

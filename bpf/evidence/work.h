@@ -27,9 +27,22 @@ __noinline int tl_work_reads(__u64 key, __u64 socket)
 	case TL_RUNTIME_PYTHON:
 		return tl_python_reads(runtime, key, socket);
 	case TL_RUNTIME_JAVA:
-		return tl_java_reads(runtime, key, socket);
+		return tl_java_reads(runtime, key);
 	}
 	return false;
+}
+
+/*
+ * The current thread writes: finds what tl_work_request() needs, and takes more stack than its
+ * callers have. A global function, to have a stack of its own.
+ */
+__noinline int tl_work_writes(void)
+{
+	const struct tl_runtime *runtime = tl_runtime_of(bpf_get_current_pid_tgid() >> 32);
+
+	if (runtime && runtime->kind == TL_RUNTIME_JAVA)
+		tl_java_find(runtime->binary, runtime->base);
+	return 0;
 }
 
 /*
@@ -58,6 +71,20 @@ static __always_inline __u8 tl_work_evidence(__u32 pid)
 	const struct tl_runtime *runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
 
 	return runtime && runtime->kind == TL_RUNTIME_JAVA ? TL_EVIDENCE_JAVA : TL_EVIDENCE_PYTHON;
+}
+
+/*
+ * The reason that is counted where a call of a kernel thread has no parent: in the words of the
+ * runtime.
+ */
+static __always_inline int tl_work_reason(int refused)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	const struct tl_runtime *runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
+
+	if (refused == TL_ROOT_NO_CONTEXT && runtime && runtime->kind == TL_RUNTIME_JAVA)
+		return TL_ROOT_JAVA_OTHER_THREAD;
+	return refused;
 }
 
 /*

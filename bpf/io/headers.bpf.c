@@ -240,6 +240,8 @@ int tl_send(struct sk_msg_md *msg)
 		return SK_PASS;
 	}
 	http->flags &= ~TL_HTTP_BLANK_SEEN;
+	if (http->state == TL_HTTP_START)
+		tl_work_writes();
 
 	for (i = 0; i < TL_ROUNDS_MAX && off < msg->size; i++) {
 		int went = tl_send_chunks(msg, TL_GIVE_FLOW(flow, text), off);

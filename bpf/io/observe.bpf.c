@@ -144,6 +144,13 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 		tl_http_restart(http);
 		flow->sequence[direction].next = segment.seq;
 	}
+	if (direction == TL_OUT && flow->role == TL_ROLE_CLIENT) {
+		flow->flags &= ~TL_FLOW_BY_WRITER;
+		if (tl_by_writer(sk)) {
+			flow->flags |= TL_FLOW_BY_WRITER;
+			tl_work_writes();
+		}
+	}
 	tl_parse_segment(skb, flow, text, &segment, direction);
 	tl_give_back(&flow->busy[direction]);
 	return 1;

@@ -3,6 +3,8 @@
 #ifndef THROUGHLINE_IO_STREAM_H
 #define THROUGHLINE_IO_STREAM_H
 
+#include "core/registers.h"
+#include "evidence/find.h"
 #include "trace/http1.h"
 
 static __always_inline bool tl_looks_like_request(struct __sk_buff *skb,
@@ -28,11 +30,40 @@ static __always_inline bool tl_looks_like_start(struct __sk_buff *skb,
 	return tl_begins_request(start, n < 4 ? n : 4) || tl_begins_proxy(start, n);
 }
 
-/* A call on a socket that sk_msg does not see: the thread is not known here. */
-static __always_inline void tl_call_of_nobody(struct tl_flow *flow, struct tl_text *text)
+/* tl_in_send(), with a stack of its own. */
+__noinline int tl_sends_now(void)
 {
+	return tl_in_send();
+}
+
+/*
+ * Does the packet leave in a system call of the thread that writes? A thread that sends owns the
+ * socket meanwhile; no other thread and no interrupt sends for it then.
+ */
+static __always_inline bool tl_by_writer(struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+
+	return tcp && BPF_CORE_READ(tcp, inet_conn.icsk_inet.sk.sk_lock.owned) && tl_sends_now();
+}
+
+/*
+ * A call on a socket that sk_msg does not see. It carries no context, but has a parent where the
+ * thread is known.
+ */
+static __always_inline void tl_call_unwritten(struct tl_flow *flow, struct tl_text *text)
+{
+	struct task_struct *task = tl_current_task();
+	struct tl_parent parent;
+	bool found = false;
+
 	tl_count(flow->flags & TL_FLOW_MPTCP ? TL_SKIP_MPTCP : TL_SKIP_NOT_ENROLLED);
-	tl_flow_calls(flow, text, NULL);
+	if (flow->flags & TL_FLOW_BY_WRITER) {
+		flow->pid = bpf_get_current_pid_tgid() >> 32;
+		flow->born = tl_born(TL_READ(task, group_leader));
+		found = tl_find_parent(flow, &parent);
+	}
+	tl_flow_calls(flow, text, found ? &parent : NULL);
 }
 
 /*
@@ -44,7 +75,7 @@ __noinline int tl_packet_event(TL_FLOW, __u32 direction, __u32 what)
 	TL_TAKE_FLOW(flow, text);
 
 	if (flow && text)
-		tl_stream_event(flow, text, direction, what, tl_call_of_nobody);
+		tl_stream_event(flow, text, direction, what, tl_call_unwritten);
 	return 0;
 }
 

@@ -52,6 +52,7 @@ TABLE = (
         uprobes=True,
         default=False,
     ),
+    Group("java", PROBING_CAPABILITIES, switch="instrumentation.java"),
 )
 GROUPS = {group.name: group for group in TABLE}
 DEFAULT_GROUPS = tuple(group.name for group in TABLE if group.default)

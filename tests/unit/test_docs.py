@@ -265,6 +265,9 @@ def counters() -> set[str]:
     own |= {f"go_{reason}" for reason in re.findall(r'failures\["(\w+)"\]', text)}
     (refusals,) = re.findall(r"except \(([^)]*)\) as error:\n +self\.failures", text)
     own |= {f"go_{name.lower()}" for name in re.findall(r"(\w+)Error\b", refusals)}
+    text = (ROOT / "agent/throughline/runtimes/java/provider.py").read_text(encoding="utf-8")
+    reasons = re.findall(r'failures\["(\w+)"\]|\._fail\("(\w+)"', text)
+    own |= {f"java_{reason}" for pair in reasons for reason in pair if reason}
     return (kernel - {"counters"}) | own
 
 

@@ -76,4 +76,4 @@ def test_modules_stay_small() -> None:
     """About 350 lines is the rule; a fifth above it is the end."""
     for path in modules():
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        assert lines <= 430 or "generated" in path.read_text()[:400], f"{path}: {lines} lines"
+        assert lines <= 430 or "enerated" in path.read_text()[:400], f"{path}: {lines} lines"

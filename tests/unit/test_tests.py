@@ -93,7 +93,7 @@ def test_each_go_service_is_used(path: Path) -> None:
 @pytest.mark.parametrize("kind", ["unit", "kernel"])
 def test_folders_are_those_of_the_code(kind: str) -> None:
     """A reader finds the tests of bpf/evidence or of agent/throughline/probes by name."""
-    code = {path.name for path in (CHECKOUT / "agent/throughline").iterdir() if path.is_dir()}
+    code = {path.name for path in (CHECKOUT / "agent/throughline").rglob("*") if path.is_dir()}
     code |= {path.name for path in (CHECKOUT / "bpf").iterdir() if path.is_dir()}
     folders = {path.parent.name for path in (TESTS / kind).rglob("test_*.py")} - {kind}
     assert folders <= code | OTHER_FOLDERS

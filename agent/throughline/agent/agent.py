@@ -146,12 +146,12 @@ class Agent:
             before=lambda: self._notify(systemd.ONE_MINUTE_MORE),
         )
         parts.groups = outcome.groups
-        if outcome.kind is not None and outcome.probing:
+        if outcome.probing:
             self._probe(outcome.probing, outcome.kind)
         tell(parts.groups)
         return parts.groups["observe"].is_on
 
-    def _probe(self, probing: dict[str, libbpf.Object], kind: uprobes.Kind) -> None:
+    def _probe(self, probing: dict[str, libbpf.Object], kind: uprobes.Kind | None) -> None:
         parts = self._parts
         parts.providers = providers.make(probing, parts.programs.left_out)
         made = [provider for group in parts.providers.values() for provider in group]

@@ -155,7 +155,10 @@ class Counter(IntEnum):
     UNIX_UNSEEN = 84
     UNIX_RACED = 85
     GO_GAVE_WAY = 86
-    COUNTERS = 87
+    ROOT_JAVA_OTHER_THREAD = 87
+    ROOT_JAVA_SHARED_THREAD = 88
+    ROOT_JAVA_UNREADABLE = 89
+    COUNTERS = 90
 
 
 class Go(IntEnum):
@@ -179,6 +182,18 @@ class GoWrites(IntEnum):
 
 class RequestFlags(IntEnum):
     REQUEST_PROBED = 1
+
+
+class RuntimeKind(IntEnum):
+    RUNTIME_UNKNOWN = 0
+    RUNTIME_PYTHON = 1
+    RUNTIME_JAVA = 2
+
+
+class Java(IntEnum):
+    UNKNOWN = 65535
+    BINARIES = 256
+    IN_NATIVE = 4
 
 
 class Config(NamedTuple):
@@ -391,3 +406,32 @@ class GoStartKey(NamedTuple):
 
 
 GO_START_KEY = Struct("<I4xQ")
+
+
+class Runtime(NamedTuple):
+    base: int
+    check_at: int
+    check: int
+    born: int
+    binary: int
+    kind: int
+
+
+RUNTIME = Struct("<3QIHB1x")
+
+
+class JavaBinary(NamedTuple):
+    threads: int
+    list_length: int
+    list_threads: int
+    thread_osthread: int
+    thread_state: int
+    thread_owner: int
+    thread_entry: int
+    thread_vthread: int
+    osthread_id: int
+    object_eetop: int
+    object_tid: int
+
+
+JAVA_BINARY = Struct("<Q10H4x")

@@ -301,6 +301,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("instrumentation.tls", SWITCH, "auto"),
     Setting("instrumentation.go", SWITCH, "auto"),
     Setting("instrumentation.go_write", SWITCH, "off"),
+    Setting("instrumentation.java", SWITCH, "auto"),
     Setting(
         "sampling.sampler",
         _choice(*SAMPLERS),

@@ -24,11 +24,12 @@ _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little endian
 _TYPES = (2, 3)  # ET_EXEC, ET_DYN
 _PT_LOAD, _PT_DYNAMIC, _PT_NOTE, _PF_X = 1, 2, 4, 1
 _SHT_SYMTAB = 2
-_STT_FUNC = 2
+_STT_OBJECT, _STT_FUNC = 1, 2
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
 
 _MAX_OFFSET = (1 << 63) - 1  # the limit of off_t, and of the addresses of programs
 _MAX_SEGMENTS = 128
+_PAGE_BYTES = 1 << 16  # the largest of any machine
 _MAX_SECTIONS = 1024
 _MAX_DYNAMIC_BYTES = 1 << 14
 _MAX_CHAIN = 1 << 12
@@ -43,7 +44,7 @@ class MalformedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function that a symbol names."""
+    """A function or variable that a symbol names."""
 
     address: int  # as linked
     size: int  # bytes; 0 where the symbol has no size
@@ -134,6 +135,16 @@ class Elf:
                 return segment.offset + address - segment.address
         return None
 
+    def mapped_address(self, offset: int) -> int | None:
+        """The address, as linked, at which a mapping of code begins that starts here in the file.
+
+        Mappings are of whole pages: it may begin before the segment does. None: no code is there.
+        """
+        for segment in self._segments:
+            if segment.executable and -_PAGE_BYTES < offset - segment.offset < segment.size:
+                return segment.address + offset - segment.offset
+        return None
+
     def code(self, address: int, size: int) -> bytes:
         """Up to `size` bytes of code at an address; none where the file has no code there."""
         for segment in self._segments:
@@ -162,7 +173,15 @@ class Elf:
                 return found | find(list(others))
         return {}
 
+    def variables(self, names: Iterable[str]) -> dict[str, int]:
+        """The addresses, as linked, of the variables of these names that the file exports."""
+        found = self._dynamic_symbols(list(names), _STT_OBJECT)
+        return {name: symbol.address for name, symbol in found.items()}
+
     def _dynamic_functions(self, names: list[str]) -> dict[str, Function]:
+        return self._dynamic_symbols(names, _STT_FUNC)
+
+    def _dynamic_symbols(self, names: list[str], kind: int) -> dict[str, Function]:
         tags = self.tags()
         if _DT_SYMTAB not in tags or _DT_STRTAB not in tags:
             return {}
@@ -177,7 +196,7 @@ class Elf:
             wanted = name.encode() + b"\0"
             for index in lookup(table, name.encode()):
                 symbol = self._at(tags[_DT_SYMTAB] + index * _SYMBOL.size, _SYMBOL.size)
-                function = _function(symbol)
+                function = _function(symbol, kind)
                 string = tags[_DT_STRTAB] + _SYMBOL.unpack(symbol)[0]
                 if function is not None and self._at(string, len(wanted)) == wanted:
                     found[name] = function
@@ -311,8 +330,8 @@ def sysv_hash(name: bytes) -> int:
     return value
 
 
-def _function(symbol: bytes) -> Function | None:
-    """None for a symbol of data, and for one that another file defines."""
+def _function(symbol: bytes, wanted: int = _STT_FUNC) -> Function | None:
+    """None for a symbol of another kind, and for one that another file defines."""
     _, kind, _, section, address, size = _SYMBOL.unpack(symbol)
-    defined = kind & 15 == _STT_FUNC and section and address
+    defined = kind & 15 == wanted and section and address
     return Function(address, size) if defined else None

@@ -28,7 +28,8 @@ class Outcome:
     """The state of each group after the attempt to attach it."""
 
     groups: dict[str, GroupState]
-    # the loaded objects of groups whose uprobes are not attached yet, and how to attach them
+    # the loaded objects of groups with providers, and how to attach their uprobes (None: there are
+    # none)
     probing: dict[str, libbpf.Object]
     kind: uprobes.Kind | None
 
@@ -47,6 +48,8 @@ class _Attempt:
         """Attaches a group, or loads one whose uprobes are attached later. Raises OSError."""
         if group.uprobes is not Uprobes.NONE:
             self._load(group)
+        elif group.reads:
+            self.probing[group.name] = self.programs.base()
         elif group.name == "observe":
             self.programs.attach_observe()
         elif group.name == "headers":

@@ -56,9 +56,10 @@ def of_group(group: Group, config: Config, found: facts.Facts) -> GroupState | N
         return without_needed(group)
     if group.writes and "CAP_SYS_ADMIN" not in found.capabilities:
         return reasons.without_sys_admin(found)
-    if group.uprobes is not Uprobes.NONE and "CAP_SYS_PTRACE" not in found.capabilities:
+    probes = group.uprobes is not Uprobes.NONE
+    if (probes or group.reads) and "CAP_SYS_PTRACE" not in found.capabilities:
         # the role grants the capability only where the kernel gives uprobes: try them first
-        return _without_uprobes(group, found) or off(
+        return (_without_uprobes(group, found) if probes else None) or off(
             "missing CAP_SYS_PTRACE, without which the files of services cannot be found",
             f"run the role `capabilities` with {group.name} in throughline_groups, or be root",
         )

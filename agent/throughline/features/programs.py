@@ -13,7 +13,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from throughline.bpf import fionread, libbpf, maps, peers, sweep, tc
+from throughline.bpf import fionread, libbpf, maps, peers, runtimes, sweep, tc
 from throughline.bpf.settings import Settings
 from throughline.features import pins, table
 from throughline.features.attachments import Attached, Attachments, Reattached
@@ -207,16 +207,22 @@ class Programs:
             # `observe` reads what peers send: it stops, and nobody is a peer
             self._tell_settings(packets=False)
             peers.tell(self.map_fd("tl_peers"), ())
+        if group in runtimes.KINDS:
+            runtimes.Runtimes(self.map_fd("tl_runtimes")).clear(runtimes.KINDS[group])
         pins.withdraw(self._bpffs, group)
 
     # -- while it runs -----------------------------------------------------------------------------
 
-    def map_fd(self, name: str) -> int:
-        """A map of the group `observe`. Raises KeyError."""
+    def base(self) -> libbpf.Object:
+        """The object of the group `observe`, while it is loaded. Raises KeyError."""
         observe = self.objects.get(BASE)
         if observe is None:
-            raise KeyError(name)
-        return observe.map_fd(name)
+            raise KeyError(BASE)
+        return observe
+
+    def map_fd(self, name: str) -> int:
+        """A map of the group `observe`. Raises KeyError."""
+        return self.base().map_fd(name)
 
     def reattach(self, roots: Sequence[str]) -> Reattached:
         """Attaches to cgroups that have come since, or were removed and made again."""

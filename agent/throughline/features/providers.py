@@ -9,6 +9,7 @@ from throughline.bpf import libbpf
 from throughline.features.state import LeftOut
 from throughline.probes.provider import Provider
 from throughline.runtimes.go.provider import GoProvider
+from throughline.runtimes.java.provider import JavaProvider
 from throughline.tls.openssl import OpenSsl
 
 
@@ -25,6 +26,7 @@ class Entry:
 TABLE = (
     Entry("tls", lambda _loaded, _without: OpenSsl()),
     Entry("go", GoProvider.make, optional=("go_write",)),
+    Entry("java", JavaProvider.make),
 )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 NETWORK_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
 # Uprobes, and the files of other users' processes.
 PROBING_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE")
+READING_CAPABILITIES = PROBING_CAPABILITIES  # other users' processes and their memory
 WRITING_CAPABILITIES = (*PROBING_CAPABILITIES, "CAP_SYS_ADMIN")
 _LEASE = ("CAP_LEASE",)  # a process that writes to a probed file waits until the probes are gone
 BASE = "observe"  # the group without which no other works
@@ -66,6 +67,7 @@ class Group:
     switch: str = ""  # the configuration key that turns it off; the base group has none
     kernel: tuple[int, int] = (5, 10)  # the oldest that can have it
     uprobes: Uprobes = Uprobes.NONE
+    reads: bool = False  # what its provider finds in the memory of processes; it probes nothing
     writes: bool = False  # into the memory of the probed programs: bpf_probe_write_user
     maps: tuple[str, ...] = ()  # pinned maps that no other group uses
     files: str = ""  # the title of its probed files in `throughline status`, if it has such
@@ -228,6 +230,15 @@ GROUPS: Mapping[str, Group] = {
             kernel=(5, 15),
             uprobes=Uprobes.ENTRIES,
             writes=True,
+        ),
+        Group(
+            "java",
+            (),
+            READING_CAPABILITIES,
+            needs=BASE,
+            switch="instrumentation.java",
+            reads=True,
+            files="Java in file",
         ),
     )
 }

@@ -17,7 +17,7 @@ class Attachments:
     def __init__(
         self,
         programs: Mapping[str, libbpf.Program],
-        kind: uprobes.Kind,
+        kind: uprobes.Kind | None,  # None: there is nothing to attach
         *,
         attach: Callable[..., uprobes.Link] = uprobes.attach,
     ) -> None:
@@ -37,6 +37,7 @@ class Attachments:
 
         Raises OSError with the name of the program that the kernel did not attach.
         """
+        assert self._kind is not None
         links: list[uprobes.Link] = []
         # First at returns: when the start of a call is seen, its end has to be seen as well.
         for site in sorted(sites, key=lambda site: not site.returns):

@@ -13,8 +13,9 @@ from tests.fixtures.paths import CHECKOUT
 from tests.fixtures.plugins import EVERYTHING, UNLOCKED, verdict
 
 LOCKED = "none [integrity] confidentiality"
-DEFAULT = ("observe", "headers", "packets", "tls", "go")
+DEFAULT = ("observe", "headers", "packets", "tls", "go", "java")
 NETWORK = {"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"}
+READS = {"CAP_SYS_PTRACE"}
 PROBES, ADMIN = {"CAP_LEASE", "CAP_SYS_PTRACE"}, {"CAP_SYS_ADMIN"}
 
 
@@ -42,10 +43,10 @@ def capabilities(preflight: dict[str, Any]) -> set[str]:
         (EVERYTHING, "multi", LOCKED, True, NETWORK | PROBES),
         (("observe", "go_write"), "multi", UNLOCKED, False, NETWORK),  # nothing without go
         # uprobes ask for it, too
-        (DEFAULT, "admin", UNLOCKED, False, NETWORK),
+        (DEFAULT, "admin", UNLOCKED, False, NETWORK | READS),
         (DEFAULT, "admin", UNLOCKED, True, NETWORK | PROBES | ADMIN),
         (EVERYTHING, "admin", UNLOCKED, False, NETWORK | PROBES | ADMIN),
-        (EVERYTHING, "admin", LOCKED, False, NETWORK),
+        (EVERYTHING, "admin", LOCKED, False, NETWORK | READS),
         (EVERYTHING, "admin", LOCKED, True, NETWORK | PROBES | ADMIN),
     ],
 )
@@ -76,7 +77,11 @@ def test_files_are_not_guarded_where_no_unit_can(tmp_path: Path) -> None:
         (EVERYTHING, {}, {"go_write": "auto"}),
         (EVERYTHING, {"go_write": "off"}, {"go_write": "off"}),
         (DEFAULT, {"go_write": "auto"}, {"go_write": "off"}),
-        (("observe", "headers", "packets"), {}, dict.fromkeys(("tls", "go", "go_write"), "off")),
+        (
+            ("observe", "headers", "packets"),
+            {},
+            dict.fromkeys(("tls", "go", "go_write", "java"), "off"),
+        ),
     ],
 )
 def test_the_agent_is_told_what_is_wanted(

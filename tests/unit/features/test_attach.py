@@ -18,7 +18,7 @@ from throughline.features.table import BASE, GROUPS, Group, Uprobes
 from throughline.probes import trials, uprobes
 
 FOLLOWING = [name for name in GROUPS if name != BASE]
-PROBING = [name for name, group in GROUPS.items() if group.uprobes is not Uprobes.NONE]
+PROBING = [name for name, g in GROUPS.items() if g.uprobes is not Uprobes.NONE or g.reads]
 EVERYTHING = "propagation: {peers: [10.1.0.0/16]}\ninstrumentation: {go_write: auto}"
 UNKNOWN_HELPER = "(program of this type cannot use helper bpf_probe_write_user#36)"
 

@@ -1,0 +1,55 @@
+"""tl_runtimes: the processes whose runtime keeps the current unit of work in its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from throughline.bpf import abi, maps
+
+_BORN_MAX = (1 << 32) - 1
+# Feature group -> the kind of the processes that it tells the programs of.
+KINDS = {"java": abi.RuntimeKind.RUNTIME_JAVA}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """struct tl_runtime of a process. `born` is in clock ticks since boot, as in /proc/PID/stat."""
+
+    kind: abi.RuntimeKind
+    binary: int
+    base: int
+    born: int
+    check_at: int
+    check: int
+
+
+class Runtimes:
+    """The map."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def tell(self, pid: int, entry: Entry) -> None:
+        """Writes the entry of a process."""
+        value = abi.RUNTIME.pack(
+            *abi.Runtime(
+                base=entry.base,
+                check_at=entry.check_at,
+                check=entry.check,
+                born=entry.born & _BORN_MAX,
+                binary=entry.binary,
+                kind=entry.kind,
+            )
+        )
+        maps.update(self._fd, maps.U32.pack(pid), value)
+
+    def forget(self, pid: int) -> None:
+        """Removes the entry of a process, where there is one."""
+        maps.delete(self._fd, maps.U32.pack(pid))
+
+    def clear(self, kind: abi.RuntimeKind) -> None:
+        """Removes all entries of a kind."""
+        for key in list(maps.keys(self._fd, maps.U32.size)):
+            value = maps.lookup(self._fd, key, abi.RUNTIME.size)
+            if value and abi.Runtime(*abi.RUNTIME.unpack(value)).kind == kind:
+                maps.delete(self._fd, key)
