@@ -152,8 +152,9 @@ bench: bpf ## Measure speed and memory with the agent off and on (root)
 	@$(PYTHON) -m tests.bench.run
 
 .PHONY: bench-parents
-bench-parents: bundle ## How often parents are right: real applications, or ONLY=NAME,… of them (root)
-	@$(PYTHON) -m tests.parents.run $(if $(ONLY),--only $(ONLY))
+bench-parents: bundle ## How often parents are right: all applications, or ONLY=NAME,…; KERNEL=6.12: in a VM (root)
+	@$(if $(KERNEL),$(PYTHON) -m tests.parents.guest --kernel $(KERNEL),$(PYTHON) -m tests.parents.run) \
+		$(if $(ONLY),--only $(ONLY))
 
 .PHONY: clean
 clean: ## Remove what was built, but neither .venv nor the downloaded wheels

@@ -11,6 +11,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.fixtures.paths import CHECKOUT
@@ -21,26 +22,24 @@ from tests.parents.picture import Row, percent
 from tests.parents.report import Grid
 
 DOCS = CHECKOUT / "docs"
-DATA = DOCS / "parents.json"
-PAGE = DOCS / "parents.md"
-PICTURE = DOCS / "images" / "parents.svg"
+DATA = Path("parents.json")  # these are below DOCS, or wherever the run writes
+PAGE = Path("parents.md")
+PICTURE = Path("images/parents.svg")
 ENOUGH = 0.999  # the share of right parents that is the aim
 
 
-def write(grid: Grid, apps: Sequence[App]) -> None:
+def write(grid: Grid, apps: Sequence[App], *, output: Path) -> None:
     """Replaces the rows that were measured now, and keeps those of applications that still are."""
-    kept = {row["name"]: row for row in json.loads(DATA.read_text())["rows"]} if _exists() else {}
+    file = output / DATA
+    rows = json.loads(file.read_text())["rows"] if file.exists() else ()
+    kept = {row["name"]: row for row in rows}
     day = time.strftime("%Y-%m-%d", time.gmtime())
     for name, cells in grid.cells.items():
         if name not in grid.broken:
             kept[name] = _row(grid.rows[name], cells, day)
     rows = [kept[app.name] for app in apps if app.name in kept]
-    DATA.write_text(_json({"kernel": platform.release(), "processors": os.cpu_count()}, rows))
-    render()
-
-
-def _exists() -> bool:
-    return DATA.exists()
+    file.write_text(_json({"kernel": platform.release(), "processors": os.cpu_count()}, rows))
+    render(output)
 
 
 def _row(app: App, cells: Mapping[Behaviour, Sequence[Result]], day: str) -> dict[str, Any]:
@@ -72,13 +71,18 @@ def _json(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return "\n".join(("{", *lines, ' "rows": [', ",\n".join(shown), "]}", ""))
 
 
-def render() -> None:
+def render(output: Path = DOCS) -> None:
     """Writes the page and the picture from the JSON."""
-    data = json.loads(DATA.read_text())
+    for file, content in rendered(json.loads((output / DATA).read_text())).items():
+        (output / file).parent.mkdir(exist_ok=True)
+        (output / file).write_text(content)
+
+
+def rendered(data: Mapping[str, Any]) -> dict[Path, str]:
+    """What the page and the picture hold for the JSON."""
     rows = data["rows"]
     title = f"Parents of outgoing calls, Linux {data['kernel']}"
-    PICTURE.write_text(picture.svg(rows, title=title))
-    PAGE.write_text("\n".join(_page(data, rows)))
+    return {PICTURE: picture.svg(rows, title=title), PAGE: "\n".join(_page(data, rows))}
 
 
 def _cells(rows: Sequence[Row], concurrent: int) -> Iterator[tuple[Row, str, Mapping[str, Any]]]:

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests.parents import pages, report
 from tests.parents.app import App, Behaviour, MissingError
@@ -29,6 +30,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="applications, or runtimes")
     parser.add_argument("--behaviours", default="", help=", ".join(b.value for b in Behaviour))
     parser.add_argument("--concurrent", default="", help="of 1, 8, 32")
+    parser.add_argument("--output", type=Path, default=pages.DOCS, help="where the pages are")
+    parser.add_argument("--install", action="store_true", help="only install what is missing")
     parser.add_argument("--parents", help="propagation.parents: proven or likely")
     arguments = parser.parse_args()
     apps = _chosen(arguments.only)
@@ -39,6 +42,8 @@ def main() -> int:
     if os.geteuid() != 0:
         print("parents: loading BPF programs needs root", file=sys.stderr)
         return 2
+    if arguments.install:
+        return _install(apps)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     config = {"propagation": {"parents": arguments.parents}} if arguments.parents else {}
     grid = measure(
@@ -46,10 +51,22 @@ def main() -> int:
         behaviours=behaviours or list(Behaviour),
         requests={many: REQUESTS[many] for many in concurrent or REQUESTS},
         config=config,
-        pages_too=not (behaviours or concurrent or arguments.parents),
+        output=None if behaviours or concurrent or arguments.parents else arguments.output,
     )
     print(report.text(grid))
     return 1 if grid.problems() else 0
+
+
+def _install(apps: Sequence[App]) -> int:
+    """Installs what applications need: a guest has no network. Returns the exit status."""
+    left_out = 0
+    for app in apps:
+        try:
+            app.install()
+        except MissingError as error:
+            print(f"parents: {app.name}: {error}", file=sys.stderr)
+            left_out = 2
+    return left_out
 
 
 def measure(
@@ -58,11 +75,11 @@ def measure(
     behaviours: Sequence[Behaviour],
     requests: dict[int, int],
     config: dict[str, object],
-    pages_too: bool,
+    output: Path | None,
 ) -> Grid:
     """Runs the applications, one after the other. Says what it does on standard error.
 
-    With `pages_too`, the pages have the rows of each application once it has run.
+    The pages in `output` get the row of each application once it has run.
     """
     started = time.monotonic()
 
@@ -83,8 +100,8 @@ def measure(
             except RuntimeError as error:
                 grid.broken[app.name] = str(error)
                 say(f"{app.name}: {error}")
-            if pages_too:
-                pages.write(grid, APPS)
+            if output is not None:
+                pages.write(grid, APPS, output=output)
     grid.seconds = time.monotonic() - started
     return grid
 
