@@ -18,9 +18,16 @@ _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r]*chunked", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection:[^\r]*close", re.IGNORECASE)
 
 
+def calls_after_answer(number: int) -> bool:
+    """Whether a request of the behaviour *after* is answered first. The others call at once."""
+    return number % 2 == 1
+
+
 def parts(behaviour: Behaviour, number: int) -> list[bytes]:
     """A request, in the pieces in which it is sent with pauses between them."""
     match behaviour:
+        case Behaviour.AFTER:
+            return [_get("after" if calls_after_answer(number) else "at-once", number)]
         case Behaviour.POLLER:
             return [_get("sleep" if number % 2 else "at-once", number)]
         case Behaviour.BODY:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.fixtures.spans import Span
 from tests.parents.app import Behaviour
+from tests.parents.driver import calls_after_answer
 
 RIGHT, WRONG, NONE = "right", "wrong", "none"
 _NUMBER = re.compile(r"[?&]id=(\d+)")
@@ -159,6 +160,7 @@ def _verdict(call: Span, target: str, known: _Spans, behaviour: Behaviour) -> st
     number = number_of(target)
     if number is None:
         return NONE
-    if behaviour is Behaviour.AFTER or target.startswith(_POLL):
+    after = behaviour is Behaviour.AFTER and calls_after_answer(number)
+    if after or target.startswith(_POLL):
         return WRONG if call.parent_span_id else RIGHT
     return known.follow(call, number)
