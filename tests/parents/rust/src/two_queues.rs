@@ -1,5 +1,6 @@
 //! Threads of the standard library that take turns: any of them reads requests, and any of them does the work
-//! that another one has read. Two queues: connections that wait to be read, and requests that wait to be answered.
+//! that another one has read. Two queues: connections that wait to be read, which go first, and requests that wait
+//! to be answered.
 
 use std::collections::VecDeque;
 use std::env;
@@ -42,11 +43,11 @@ impl Server {
     fn next(&self) -> Turn {
         let mut queues = self.queues.lock().unwrap();
         loop {
-            if let Some(request) = queues.unanswered.pop_front() {
-                return Turn::Answer(request);
-            }
             if let Some(connection) = queues.unread.pop_front() {
                 return Turn::Read(connection);
+            }
+            if let Some(request) = queues.unanswered.pop_front() {
+                return Turn::Answer(request);
             }
             queues = self.ready.wait(queues).unwrap();
         }
