@@ -26,6 +26,7 @@ _STRUCTS = (
     "tl_go_start_key",
     "tl_runtime",
     "tl_java_binary",
+    "tl_python_binary",
 )
 _ENUMS = (
     "tl_abi",

@@ -165,6 +165,11 @@ enum tl_counter {
 	TL_ROOT_JAVA_OTHER_THREAD, /* Java: the thread that calls has read no request */
 	TL_ROOT_JAVA_SHARED_THREAD, /* Java: the virtual thread reads requests while others, which it read, are open */
 	TL_ROOT_JAVA_UNREADABLE, /* Java: which thread calls could not be read */
+	TL_ROOT_PYTHON_TASK, /* a Python task that no known request has started */
+	TL_ROOT_PYTHON_UNKNOWN, /* a Python task whose start was not seen */
+	TL_PYTHON_UNREADABLE, /* copies of contexts in a process whose memory is not as expected */
+	TL_PYTHON_INTERPRETERS, /* copies of contexts in another interpreter than the thread's first */
+	TL_PYTHON_UNFREED, /* contexts whose address was used again, and whose end was not seen */
 	TL_COUNTERS,
 };
 
@@ -247,6 +252,21 @@ enum tl_java {
 	TL_JAVA_UNKNOWN = 0xffff,
 	TL_JAVA_BINARIES = 256, /* indices, of which 0 is none */
 	TL_JAVA_IN_NATIVE = 4, /* JavaThread::_thread_state in a system call */
+};
+
+/*
+ * Where the processes of a Python interpreter keep what is read: addresses as linked, offsets in
+ * bytes.
+ */
+struct tl_python_binary {
+	__u64 runtime_at; /* _PyRuntime */
+	__u64 type_at; /* PyContext_Type */
+	__u16 key_at; /* _PyRuntime.autoTSSkey, which holds the thread's PyThreadState */
+	__u16 current_at; /* _PyRuntime.gilstate.tstate_current, before Python 3.12; else 0 */
+	__u16 thread_id_at; /* in PyThreadState */
+	__u16 context_at;
+	__u16 specific_at; /* struct pthread.specific_1stblock of the C library */
+	__u8 _pad[6];
 };
 
 /* Why a span ended. */

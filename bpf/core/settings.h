@@ -35,6 +35,7 @@ struct tl_abi_types {
 	enum tl_runtime_kind runtime_kind;
 	struct tl_java_binary java_binary;
 	enum tl_java java;
+	struct tl_python_binary python_binary;
 };
 const struct tl_abi_types *tl_abi_types __attribute__((unused));
 

@@ -101,4 +101,18 @@ static __always_inline int tl_work_parent(struct tl_parent *parent)
 	return tl_take_parent(key, tl_work_evidence(pid), parent);
 }
 
+/*
+ * The current thread begins something else: it waits for several descriptors, or it accepts a
+ * connection. A global function, to have a stack of its own.
+ */
+__noinline int tl_work_turns(bool accepts)
+{
+	const struct tl_runtime *runtime = tl_runtime_of(bpf_get_current_pid_tgid() >> 32);
+
+	asm volatile("" ::"r"(accepts));
+	if (runtime && runtime->kind == TL_RUNTIME_PYTHON)
+		tl_python_turns(runtime, accepts);
+	return 0;
+}
+
 #endif

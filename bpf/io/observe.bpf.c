@@ -299,6 +299,9 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 			tl_learn_fionread();
 		return 0;
 	}
+	tl_work_turns(call == TL_CALL_ACCEPT);
+	if (call == TL_CALL_ACCEPT)
+		return 0;
 	thread = tl_thread_now();
 	if (!thread)
 		return 0;

@@ -12,6 +12,8 @@
 #if defined(__TARGET_ARCH_x86)
 #define TL_NR_IOCTL 16
 #define TL_NR_POLL 7
+#define TL_NR_ACCEPT 43
+#define TL_NR_ACCEPT4 288
 #define TL_NR_SELECT 23
 #define TL_NR_EPOLL_WAIT 232
 #define TL_NR_PSELECT6 270
@@ -25,6 +27,8 @@
 #elif defined(__TARGET_ARCH_arm64)
 #define TL_NR_IOCTL 29
 #define TL_NR_POLL -1
+#define TL_NR_ACCEPT 202
+#define TL_NR_ACCEPT4 242
 #define TL_NR_SELECT -1
 #define TL_NR_EPOLL_WAIT -1
 #define TL_NR_PSELECT6 72
@@ -40,6 +44,7 @@ enum tl_call {
 	TL_CALL_OTHER = 0,
 	TL_CALL_WAIT, /* for several descriptors */
 	TL_CALL_IOCTL,
+	TL_CALL_ACCEPT,
 };
 
 /* `second` and `third` are arguments of the system call `number`. */
@@ -61,6 +66,9 @@ static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64
 		return second < 2 ? TL_CALL_OTHER : TL_CALL_WAIT;
 	case TL_NR_IOCTL:
 		return TL_CALL_IOCTL;
+	case TL_NR_ACCEPT:
+	case TL_NR_ACCEPT4:
+		return TL_CALL_ACCEPT;
 	case TL_NR_IO_URING_ENTER:
 		/* min_complete: the call waits only where it is not 0 */
 		return third ? TL_CALL_WAIT : TL_CALL_OTHER;

@@ -1,25 +1,331 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* runtimes/python.h - the unit of work of Python. */
+/*
+ * runtimes/python.h - the unit of work of Python: the current context (contextvars).
+ *
+ * asyncio, uvloop, anyio, asgiref and others run each task, and each callback, in a context that is
+ * a copy of the one in which it was made. So contexts form a tree, which the probes on copies keep
+ * (python.bpf.c). A context in which a request is read belongs to the connection of that request;
+ * so do the contexts that it was copied from, up to the one that accepts connections. A context
+ * that is copied for a request is bound to that request.
+ *
+ * gevent runs greenlets, and each in a context that is nobody's copy. There greenlets form the
+ * tree: each belongs to the one that has made it.
+ */
 #ifndef THROUGHLINE_RUNTIMES_PYTHON_H
 #define THROUGHLINE_RUNTIMES_PYTHON_H
 
-#include "runtimes/runtime.h"
+#include "core/counters.h"
+#include "runtimes/python_thread.h"
 #include "trace/request.h"
 
-/* The current unit has read the request `key` on `socket`. False: the unit cannot be told. */
+#define TL_PY_DEPTH 8 /* ancestors that are looked at */
+#define TL_PY_LEARNT 3 /* copies right after a read, which make a context a protocol's */
+
+enum tl_py_flags {
+	TL_PY_SHARED = 1 << 0, /* several connections were read in it or below: it owns none */
+	TL_PY_ACCEPTS = 1 << 1, /* it accepts connections, or its descendants do: the same */
+	TL_PY_OTHERWISE = 1 << 2, /* it was copied at another time than right after a read */
+};
+
+/* A context that was copied or that others were copied from, or a greenlet. */
+struct tl_py_node {
+	__u64 parent; /* the node that it is a copy of, or 0 */
+	__u64 owner; /* the server connection (cookie) that is read in it or below it, or 0 */
+	__u64 request; /* key of the request that it was copied for, or 0 */
+	__u32 binary; /* index of the file whose probes have seen it begin */
+	__u8 flags; /* enum tl_py_flags */
+	__u8 learnt; /* copies right after a read */
+	__u8 _pad[2];
+};
+
+/* What a thread has done last. */
+struct tl_py_thread {
+	__u64 socket; /* the server connection that it has read, until it does something else */
+	__u64 request; /* what it has read there */
+	__u64 context; /* address of the context in which it has read, or 0 */
+	__u64 inner; /* address of a context that was entered and copied since */
+	__u64 greenlet; /* address of the greenlet that it runs, or 0 */
+	__u32 born; /* see tl_born() */
+	__u8 waits; /* it has waited for several descriptors */
+	__u8 enters; /* it has copied a context while it ran another one than its own */
+	__u8 _pad[2];
+};
+
+/* Which node is at the address of a context or greenlet: by tl_process_key(address >> 4). */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_py_contexts SEC(".maps");
+
+/* By a number that is never used again, since CPython uses addresses again at once. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, __u64);
+	__type(value, struct tl_py_node);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_py_nodes SEC(".maps");
+
+/* By cookie of a server connection: key of the request that was read on it last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_py_serving SEC(".maps");
+
+/* By thread id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct tl_py_thread);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_py_threads SEC(".maps");
+
+/* The process id of the agent whose probes are attached; 0: there are none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_py_agent SEC(".maps");
+
+/* Where the current thread is: which context or greenlet it runs, and which node that is. */
+struct tl_py_place {
+	__u64 context; /* its address, or 0: the thread has none yet */
+	__u64 node; /* number of its node, or of the one that it was entered from; 0: not known */
+	bool entered; /* something runs in it: it is not the thread's own */
+	bool greenlet; /* the thread runs greenlets */
+};
+
+static __always_inline struct tl_py_node *tl_py_node(__u64 number)
+{
+	return number ? bpf_map_lookup_elem(&tl_py_nodes, &number) : NULL;
+}
+
+/* The number of the node at an address, or 0. */
+static __always_inline __u64 tl_py_number(__u64 address)
+{
+	__u64 key = tl_process_key(address >> 4), *number;
+
+	number = address ? bpf_map_lookup_elem(&tl_py_contexts, &key) : NULL;
+	return number ? *number : 0;
+}
+
+/* The node of this number, while the probes that have seen it are attached. */
+static __always_inline struct tl_py_node *tl_py_live_node(__u64 number)
+{
+	struct tl_py_node *node = tl_py_node(number);
+
+	return node && tl_py_binary(node->binary) ? node : NULL;
+}
+
+/* False: it is not known, since there are no probes. */
+static __always_inline bool tl_py_is_probed(void)
+{
+	__u32 zero = 0, *agent = bpf_map_lookup_elem(&tl_py_agent, &zero);
+
+	return agent && *agent;
+}
+
+static __always_inline struct tl_py_thread *tl_py_thread_now(bool create)
+{
+	struct task_struct *task = tl_current_task();
+	struct tl_py_thread fresh = {}, *thread;
+	__u32 tid = TL_READ(task, pid);
+
+	thread = bpf_map_lookup_elem(&tl_py_threads, &tid);
+	if (thread && tl_is_born(task, thread->born))
+		return thread;
+	if (!create)
+		return NULL;
+	fresh.born = tl_born(task);
+	bpf_map_update_elem(&tl_py_threads, &tid, &fresh, BPF_ANY);
+	return bpf_map_lookup_elem(&tl_py_threads, &tid);
+}
+
+/* Finds what the current thread runs, in the context at this address. */
+static __always_inline void tl_py_find_place(__u64 context, const struct tl_py_thread *thread,
+					     struct tl_py_place *place)
+{
+	__u32 entered = 0;
+
+	place->context = context;
+	place->node = tl_py_number(context);
+	place->greenlet = thread && thread->greenlet;
+	if (context)
+		bpf_probe_read_user(&entered, sizeof(entered),
+				    (void *)(context + TL_PY_ENTERED_AT));
+	place->entered = entered != 0;
+	if (place->node)
+		return;
+	/*
+	 * A context of unknown origin, entered from a known one: Context().run(…) in a task. What
+	 * runs in it is called from there.
+	 */
+	if (place->entered)
+		place->node = tl_py_number(tl_user_word(context + TL_PY_PREVIOUS_AT));
+	if (!place->node && place->greenlet)
+		place->node = tl_py_number(thread->greenlet);
+}
+
+/*
+ * The key of the request that a node belongs to; 0 where there is none. `depth` bounds the way up.
+ */
+static __always_inline __u64 tl_py_request_of(__u64 number)
+{
+	const struct tl_py_node *node;
+	__u64 *key, owner;
+	int i;
+
+	for (i = 0; i < TL_PY_DEPTH; i++) {
+		node = tl_py_node(number);
+		if (!node)
+			return 0;
+		if (node->request)
+			return node->request;
+		owner = node->owner;
+		if (owner && !(node->flags & (TL_PY_SHARED | TL_PY_ACCEPTS))) {
+			key = bpf_map_lookup_elem(&tl_py_serving, &owner);
+			return key ? *key : 0;
+		}
+		number = node->parent;
+	}
+	return 0;
+}
+
+/* A request of the connection `socket` was read in the context of this node. */
+static __always_inline void tl_py_own(__u64 number, __u64 socket)
+{
+	struct tl_py_node *node;
+	int i;
+
+	for (i = 0; i < TL_PY_DEPTH; i++) {
+		node = tl_py_node(number);
+		if (!node || node->flags & TL_PY_ACCEPTS)
+			return;
+		/* what is read here from now on are other requests than the one it was copied for */
+		if (!i)
+			node->request = 0;
+		if (!node->owner && !(node->flags & TL_PY_SHARED))
+			node->owner = socket;
+		else if (node->owner != socket)
+			node->flags |= TL_PY_SHARED;
+		number = node->parent;
+	}
+}
+
+/* The current thread accepts a connection: no connection owns its context. */
+static __always_inline void tl_py_accepts(__u64 number)
+{
+	struct tl_py_node *node;
+	int i;
+
+	for (i = 0; i < TL_PY_DEPTH; i++) {
+		node = tl_py_node(number);
+		if (!node || node->flags & TL_PY_ACCEPTS)
+			return;
+		node->flags |= TL_PY_ACCEPTS;
+		number = node->parent;
+	}
+}
+
+/*
+ * The current unit has read the request `key` on `socket`. False: the thread is the unit, which
+ * runs no context but its own.
+ */
 static __always_inline bool tl_python_reads(const struct tl_runtime *runtime, __u64 key,
 					    __u64 socket)
 {
+#ifdef TL_LEGACY
 	return false;
+#else
+	const struct tl_python_binary *binary = tl_py_binary(runtime->binary);
+	struct tl_py_thread *thread;
+	struct tl_py_place place;
+	__u64 context;
+
+	if (!binary || !tl_py_is_probed())
+		return true;
+	thread = tl_py_thread_now(true);
+	if (!tl_py_context(binary, runtime->base, &context) && !(thread && thread->greenlet))
+		return false;
+	if (socket)
+		bpf_map_update_elem(&tl_py_serving, &socket, &key, BPF_ANY);
+	tl_py_find_place(context, thread, &place);
+	if (thread) {
+		thread->socket = socket;
+		thread->request = key;
+		thread->context = place.context;
+		thread->inner = 0;
+	}
+	if (!tl_py_live_node(place.node))
+		return place.entered || place.greenlet ||
+		       (thread && thread->waits && thread->enters);
+	if (socket)
+		tl_py_own(place.node, socket);
+	return true;
+#endif
 }
 
 /*
  * The key of the request that the current unit works for, or the reason why it is not known (enum
- * tl_counter). 0: the unit cannot be told.
+ * tl_counter). 0: the thread is the unit.
  */
 static __always_inline __u64 tl_python_request(const struct tl_runtime *runtime)
 {
+#ifdef TL_LEGACY
 	return 0;
+#else
+	const struct tl_python_binary *binary = tl_py_binary(runtime->binary);
+	const struct tl_py_thread *thread;
+	struct tl_py_place place;
+	__u64 context, key;
+
+	if (!binary || !tl_py_is_probed())
+		return TL_ROOT_PYTHON_UNKNOWN;
+	thread = tl_py_thread_now(false);
+	if (!tl_py_context(binary, runtime->base, &context) && !(thread && thread->greenlet))
+		return 0;
+	tl_py_find_place(context, thread, &place);
+	if (tl_py_live_node(place.node)) {
+		key = tl_py_request_of(place.node);
+		return key ? key : TL_ROOT_PYTHON_TASK;
+	}
+	if (place.entered || place.greenlet)
+		return TL_ROOT_PYTHON_UNKNOWN;
+	return thread && thread->waits && thread->enters ? TL_ROOT_PYTHON_TASK : 0;
+#endif
+}
+
+/* The current thread waits for several descriptors, or accepts a connection. */
+static __always_inline void tl_python_turns(const struct tl_runtime *runtime, bool accepts)
+{
+#ifndef TL_LEGACY
+	struct tl_py_thread *thread = tl_py_thread_now(!accepts);
+	const struct tl_python_binary *binary;
+	struct tl_py_place place;
+	__u64 context;
+
+	if (thread) {
+		thread->socket = 0;
+		thread->inner = 0;
+		if (!accepts)
+			thread->waits = 1;
+	}
+	binary = accepts ? tl_py_binary(runtime->binary) : NULL;
+	if (!binary)
+		return;
+	tl_py_context(binary, runtime->base, &context);
+	tl_py_find_place(context, thread, &place);
+	tl_py_accepts(place.node);
+#endif
 }
 
 #endif

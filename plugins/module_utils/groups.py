@@ -53,6 +53,14 @@ TABLE = (
         default=False,
     ),
     Group("java", PROBING_CAPABILITIES, switch="instrumentation.java"),
+    Group(
+        "python",
+        PROBING_CAPABILITIES,
+        optional_capabilities=("CAP_LEASE",),
+        switch="instrumentation.python",
+        kernel=(5, 15),
+        uprobes=True,
+    ),
 )
 GROUPS = {group.name: group for group in TABLE}
 DEFAULT_GROUPS = tuple(group.name for group in TABLE if group.default)

@@ -112,14 +112,14 @@ def uprobe_obstacles(host, options):
     )
 
 
-def go_obstacles(host):
-    """[(reason, fix)] on a kernel that is too old for `go` and new enough for other groups."""
-    oldest = GROUPS["go"].kernel
+def version_obstacles(host, name):
+    """[(reason, fix)] on a kernel that is too old for the group and new enough for others."""
+    oldest = GROUPS[name].kernel
     if not GROUPS["observe"].kernel <= version_tuple(host["kernel"]) < oldest:
         return []
     return [
         (
-            f"kernel is {host['kernel']}, but go needs {dotted(oldest)} or newer",
+            f"kernel is {host['kernel']}, but {name} needs {dotted(oldest)} or newer",
             "boot a newer kernel, or leave it: the other groups do not need it",
         )
     ]
@@ -204,7 +204,8 @@ def judge_groups(host, options, *, wanted, allow_sys_admin):
     observe = shared + option_obstacles(options, "CONFIG_CGROUP_BPF") + lockdown_obstacles(host)
     headers = observe + option_obstacles(options, "CONFIG_BPF_STREAM_PARSER", "CONFIG_NET_SOCK_MSG")
     tls = observe + [found for found in uprobe_obstacles(host, options) if found not in observe]
-    go = go_obstacles(host)
+    go = version_obstacles(host, "go")
+    python = version_obstacles(host, "python")
     go_write = tls + go + write_obstacles(host, wanted=wanted)
     consented = allow_sys_admin or ("go_write" in wanted and not go_write)
     tls += perf_obstacles(host, allow_sys_admin=consented)
@@ -214,6 +215,7 @@ def judge_groups(host, options, *, wanted, allow_sys_admin):
         "packets": observe,
         "tls": tls,
         "go": tls + go,
+        "python": tls + python,
         "go_write": go_write,
         "java": observe + capability_obstacles(host, "CAP_SYS_PTRACE"),
     }

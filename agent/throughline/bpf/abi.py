@@ -158,7 +158,12 @@ class Counter(IntEnum):
     ROOT_JAVA_OTHER_THREAD = 87
     ROOT_JAVA_SHARED_THREAD = 88
     ROOT_JAVA_UNREADABLE = 89
-    COUNTERS = 90
+    ROOT_PYTHON_TASK = 90
+    ROOT_PYTHON_UNKNOWN = 91
+    PYTHON_UNREADABLE = 92
+    PYTHON_INTERPRETERS = 93
+    PYTHON_UNFREED = 94
+    COUNTERS = 95
 
 
 class Go(IntEnum):
@@ -435,3 +440,16 @@ class JavaBinary(NamedTuple):
 
 
 JAVA_BINARY = Struct("<Q10H4x")
+
+
+class PythonBinary(NamedTuple):
+    runtime_at: int
+    type_at: int
+    key_at: int
+    current_at: int
+    thread_id_at: int
+    context_at: int
+    specific_at: int
+
+
+PYTHON_BINARY = Struct("<2Q5H6x")

@@ -302,6 +302,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("instrumentation.go", SWITCH, "auto"),
     Setting("instrumentation.go_write", SWITCH, "off"),
     Setting("instrumentation.java", SWITCH, "auto"),
+    Setting("instrumentation.python", SWITCH, "auto"),
     Setting(
         "sampling.sampler",
         _choice(*SAMPLERS),

@@ -173,10 +173,13 @@ class Elf:
                 return found | find(list(others))
         return {}
 
+    def objects(self, names: Iterable[str]) -> dict[str, Function]:
+        """The variables of these names that the file exports."""
+        return self._dynamic_symbols(list(names), _STT_OBJECT)
+
     def variables(self, names: Iterable[str]) -> dict[str, int]:
         """The addresses, as linked, of the variables of these names that the file exports."""
-        found = self._dynamic_symbols(list(names), _STT_OBJECT)
-        return {name: symbol.address for name, symbol in found.items()}
+        return {name: symbol.address for name, symbol in self.objects(names).items()}
 
     def _dynamic_functions(self, names: list[str]) -> dict[str, Function]:
         return self._dynamic_symbols(names, _STT_FUNC)

@@ -10,6 +10,7 @@ from throughline.features.state import LeftOut
 from throughline.probes.provider import Provider
 from throughline.runtimes.go.provider import GoProvider
 from throughline.runtimes.java.provider import JavaProvider
+from throughline.runtimes.python.provider import PythonProvider
 from throughline.tls.openssl import OpenSsl
 
 
@@ -27,6 +28,7 @@ TABLE = (
     Entry("tls", lambda _loaded, _without: OpenSsl()),
     Entry("go", GoProvider.make, optional=("go_write",)),
     Entry("java", JavaProvider.make),
+    Entry("python", PythonProvider.make),
 )
 
 

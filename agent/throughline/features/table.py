@@ -180,6 +180,17 @@ def _go_write() -> tuple[Program, ...]:
     )
 
 
+def _python() -> tuple[Program, ...]:
+    parent = "parent by contexts of Python"
+    return (
+        Program("tl_py_copied", "python", parent, required=True, place=Place.FILES),
+        Program("tl_py_freed", "python", parent, required=True, place=Place.FILES),
+        Program("tl_py_spawned", "python", "parent by greenlets (gevent)", place=Place.FILES),
+        Program("tl_py_switched", "python", "parent by greenlets (gevent)", place=Place.FILES),
+        Program("tl_py_agent_end", "python", parent, required=True),
+    )
+
+
 # In the order in which they are attached.
 GROUPS: Mapping[str, Group] = {
     group.name: group
@@ -239,6 +250,17 @@ GROUPS: Mapping[str, Group] = {
             switch="instrumentation.java",
             reads=True,
             files="Java in file",
+        ),
+        Group(
+            "python",
+            _python(),
+            PROBING_CAPABILITIES,
+            optional_capabilities=_LEASE,
+            needs=BASE,
+            switch="instrumentation.python",
+            kernel=(5, 15),
+            uprobes=Uprobes.RETURNS,
+            files="Python",
         ),
     )
 }

@@ -309,6 +309,9 @@ class Files:
 
     def _let_go(self, identity: Identity) -> None:
         file = self._files.pop(identity)
+        for provider in self._providers:
+            if provider.name in file.sites:
+                provider.leaving(file.sites[provider.name])
         self._attachments.detach(file.links, file.fd)
 
 

@@ -83,5 +83,8 @@ class Provider(Protocol):
     def describe(self, found: Probed) -> Mapping[str, str]:
         """What the status shows of a file, beside its path and programs."""
 
+    def leaving(self, sites: Sequence[Site]) -> None:
+        """The probes at these sites of a file are about to be detached."""
+
     def close(self) -> None:
         """Ends what the provider has started. Its probes are detached before."""

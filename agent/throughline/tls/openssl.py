@@ -68,6 +68,9 @@ class OpenSsl:
         """Nothing more is known of such a file."""
         return {}
 
+    def leaving(self, _sites: Sequence[Site]) -> None:
+        """Nothing depends on the probes of a file."""
+
     def close(self) -> None:
         """Holds nothing."""
 

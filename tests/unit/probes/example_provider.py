@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from throughline.probes import arch
 from throughline.probes.provider import Answer, Found, Probed
-from throughline.probes.site import c_sites
+from throughline.probes.site import Site, c_sites
 from throughline.steps import Turns
 
 # function -> the program where it begins, the program where it returns
@@ -45,6 +45,9 @@ class GnuTls:
     def describe(self, _found: Probed) -> Mapping[str, str]:
         """Nothing more is known of such a file."""
         return {}
+
+    def leaving(self, _sites: Sequence[Site]) -> None:
+        """Nothing depends on the probes of a file."""
 
     def close(self) -> None:
         """Holds nothing."""

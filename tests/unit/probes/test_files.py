@@ -27,6 +27,7 @@ from throughline.probes import files as files_module
 from throughline.probes import mappings
 from throughline.probes.files import KEEP_UNUSED_SECONDS
 from throughline.probes.provider import Answer, Found, Probed
+from throughline.probes.site import Site
 from throughline.steps import Turns
 
 
@@ -367,6 +368,9 @@ class Slow:
 
     def describe(self, _found: Probed) -> Mapping[str, str]:
         return {}
+
+    def leaving(self, _sites: Sequence[Site]) -> None:
+        pass
 
     def close(self) -> None:
         pass

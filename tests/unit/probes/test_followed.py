@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from tests.unit.probes.host import LIBSSL, OTHER, Host
 from throughline.probes.files import KEEP_UNUSED_SECONDS
 from throughline.probes.provider import Answer, Found, Probed, Process
+from throughline.probes.site import Site
 from throughline.steps import Turns
 
 WHOLE = (0x7F00, 0x1000)  # where host.py maps the first file of a process, and its place in there
@@ -30,6 +31,9 @@ class Follows:
 
     def describe(self, _found: Probed) -> Mapping[str, str]:
         return {}
+
+    def leaving(self, _sites: Sequence[Site]) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -108,6 +108,9 @@ class GoProvider:
         """The version of Go."""
         return {"version": self._known[_index(found.sites[0])].program.version}
 
+    def leaving(self, _sites: Sequence[Site]) -> None:
+        """What depends on the probes goes with the next tick."""
+
     def close(self) -> None:
         """Stops the analysis that runs."""
         self._analyses.close()

@@ -20,6 +20,7 @@ from throughline.elf.elf import Elf, MalformedError
 from throughline.host.memory import Memory
 from throughline.probes import arch
 from throughline.probes.provider import Answer, Found, Probed, Process
+from throughline.probes.site import Site
 from throughline.runtimes.java import layout, vmstructs
 from throughline.runtimes.java.layout import Layout
 from throughline.runtimes.java.vmstructs import NotYetError, UnsupportedError
@@ -94,6 +95,9 @@ class JavaProvider:
         ]
         releases = {self._releases[index] for index in indices if index}
         return {"version": ", ".join(sorted(releases))} if releases else {}
+
+    def leaving(self, _sites: Sequence[Site]) -> None:
+        """It has no sites."""
 
     def close(self) -> None:
         """Entries stay: pinned programs go on without the agent."""

@@ -1,0 +1,1 @@
+"""Python: which task of a process works for which request."""

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * runtimes/python.bpf.c - group `python`: which context (contextvars) of Python was copied from
+ * which (docs/operator/python.md).
+ *
+ *   PyContext_CopyCurrent    returns a copy of the current context
+ *   PyContext_Type.tp_dealloc
+ *                            a context ends; its address may be used again at once
+ *   greenlet::UserGreenlet::UserGreenlet
+ *                            a greenlet is made
+ *   greenlet::Greenlet::g_switchstack_success
+ *                            a thread has begun to run another greenlet
+ *   sched_process_exit       the agent ends, and with it the probes
+ *
+ * The programs only read the memory of the process.
+ */
+#include "core/settings.h"
+#include "runtimes/python.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define TL_PAGE_BYTES 4096
+#define TL_PY_CPU_BITS 8
+
+/* What is known of the current process, which has made `context`. It is noted when it is new. */
+static __always_inline const struct tl_runtime *tl_py_runtime(const struct tl_python_binary *binary,
+							      __u32 index, __u64 context)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	__u64 base = tl_user_word(context + TL_PY_TYPE_AT) - binary->type_at;
+	struct task_struct *leader = tl_current_task()->group_leader;
+	const struct tl_runtime *known = bpf_map_lookup_elem(&tl_runtimes, &pid);
+	struct tl_runtime fresh = {};
+
+	if (base & (TL_PAGE_BYTES - 1)) {
+		tl_count(TL_PYTHON_UNREADABLE);
+		return NULL;
+	}
+	if (known && known->base == base && known->binary == index &&
+	    known->kind == TL_RUNTIME_PYTHON && tl_is_born(leader, known->born))
+		return known;
+	fresh.base = base;
+	fresh.binary = index;
+	fresh.kind = TL_RUNTIME_PYTHON;
+	fresh.born = tl_born(leader);
+	bpf_map_update_elem(&tl_runtimes, &pid, &fresh, BPF_ANY);
+	return bpf_map_lookup_elem(&tl_runtimes, &pid);
+}
+
+/*
+ * Has the current thread just read a request for the context at `place`? Either it has read in this
+ * very context, or the thread has only its own. Or it has read before it has entered this context,
+ * and this is a context in which a protocol is told of what was read (uvloop): all its copies were
+ * made right after reads.
+ */
+static __always_inline bool tl_py_just_read(struct tl_py_thread *thread, struct tl_py_node *parent,
+					    const struct tl_py_place *place)
+{
+	bool follows, known;
+
+	if (!thread->socket)
+		follows = false;
+	else if (place->entered ? thread->context == place->context :
+				  !thread->waits || !thread->enters)
+		return true;
+	else
+		follows = place->entered &&
+			  tl_user_word(place->context + TL_PY_PREVIOUS_AT) == thread->context;
+	if (!parent)
+		return false;
+	if (!follows || (thread->inner && thread->inner != place->context)) {
+		parent->flags |= TL_PY_OTHERWISE;
+		return false;
+	}
+	known = parent->learnt >= TL_PY_LEARNT;
+	/* several copies of one callback count once */
+	if (!thread->inner && !known)
+		parent->learnt++;
+	thread->inner = place->context;
+	return known && !(parent->flags & (TL_PY_OTHERWISE | TL_PY_SHARED)) && !parent->owner;
+}
+
+/* A node for a context of unknown origin, to learn of it; 0 where it cannot be made. */
+static __always_inline __u64 tl_py_insert(__u64 address, struct tl_py_node *node)
+{
+	__u64 key = tl_process_key(address >> 4);
+	__u64 number = bpf_ktime_get_ns() << TL_PY_CPU_BITS |
+		       (bpf_get_smp_processor_id() & ((1 << TL_PY_CPU_BITS) - 1));
+
+	if (bpf_map_update_elem(&tl_py_nodes, &number, node, BPF_ANY) ||
+	    bpf_map_update_elem(&tl_py_contexts, &key, &number, BPF_ANY))
+		return 0;
+	return number;
+}
+
+SEC("uretprobe")
+int BPF_KRETPROBE(tl_py_copied, __u64 child)
+{
+	const struct tl_python_binary *binary;
+	const struct tl_runtime *runtime;
+	struct tl_py_node node = {}, *parent;
+	struct tl_py_thread *thread;
+	struct tl_py_place place;
+	__u64 state, context;
+	__u32 index = bpf_get_attach_cookie(ctx);
+
+	tl_own_stack(ctx);
+	if (!child || !tl_probe_traced())
+		return 0;
+	binary = tl_py_binary(index);
+	if (!binary)
+		return 0;
+	runtime = tl_py_runtime(binary, index, child);
+	if (!runtime)
+		return 0;
+	state = tl_py_thread_state(binary, runtime->base);
+	context = state ? tl_user_word(state + binary->context_at) : 0;
+	if (!context || !tl_py_is_context(binary, runtime->base, context)) {
+		tl_count(TL_PYTHON_UNREADABLE);
+		return 0;
+	}
+	if (binary->current_at &&
+	    tl_user_word(runtime->base + binary->runtime_at + binary->current_at) != state) {
+		tl_count(TL_PYTHON_INTERPRETERS);
+		return 0;
+	}
+	thread = tl_py_thread_now(true);
+	tl_py_find_place(context, thread, &place);
+	node.binary = index;
+	parent = tl_py_node(place.node);
+	if (thread && place.entered) {
+		thread->enters = 1;
+		if (!parent) {
+			place.node = tl_py_insert(context, &node);
+			parent = tl_py_node(place.node);
+		}
+	}
+	node.parent = place.node;
+	if (thread && tl_py_just_read(thread, parent, &place)) {
+		node.owner = thread->socket;
+		node.request = thread->request;
+	} else if (place.node) {
+		node.request = tl_py_request_of(place.node);
+	}
+	if (tl_py_number(child))
+		tl_count(TL_PYTHON_UNFREED);
+	tl_py_insert(child, &node);
+	return 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(tl_py_freed, __u64 context)
+{
+	__u64 key;
+
+	tl_own_stack(ctx);
+	key = tl_process_key(context >> 4);
+	bpf_map_delete_elem(&tl_py_contexts, &key);
+	return 0;
+}
+
+/*
+ * The current process runs greenlets. It may have copied no context yet, and then nothing else is
+ * known of it.
+ */
+static __always_inline void tl_py_has_greenlets(__u32 index)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	struct task_struct *leader = tl_current_task()->group_leader;
+	const struct tl_runtime *known = bpf_map_lookup_elem(&tl_runtimes, &pid);
+	struct tl_runtime fresh = {};
+
+	if (known && tl_is_born(leader, known->born) && tl_py_binary(known->binary))
+		return;
+	fresh.binary = index;
+	fresh.kind = TL_RUNTIME_PYTHON;
+	fresh.born = tl_born(leader);
+	bpf_map_update_elem(&tl_runtimes, &pid, &fresh, BPF_ANY);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(tl_py_spawned, __u64 greenlet)
+{
+	struct tl_py_node node = {};
+	struct tl_py_thread *thread;
+	struct tl_py_place place;
+	__u64 context = 0;
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	const struct tl_python_binary *binary;
+	const struct tl_runtime *runtime;
+
+	tl_own_stack(ctx);
+	if (!tl_probe_traced())
+		return 0;
+	node.binary = bpf_get_attach_cookie(ctx);
+	tl_py_has_greenlets(node.binary);
+	runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
+	binary = runtime ? tl_py_binary(runtime->binary) : NULL;
+	if (!binary)
+		return 0;
+	tl_py_context(binary, runtime->base, &context);
+	thread = tl_py_thread_now(true);
+	tl_py_find_place(context, thread, &place);
+	node.parent = place.node;
+	node.request = tl_py_request_of(place.node);
+	tl_py_insert(greenlet, &node);
+	return 0;
+}
+
+/* The function returns an object: its first argument is where to, the second one the greenlet. */
+SEC("uprobe")
+int BPF_KPROBE(tl_py_switched, __u64 to, __u64 greenlet)
+{
+	struct tl_py_thread *thread;
+
+	tl_own_stack(ctx);
+	if (!tl_probe_traced())
+		return 0;
+	tl_py_has_greenlets(bpf_get_attach_cookie(ctx));
+	thread = tl_py_thread_now(true);
+	if (!thread)
+		return 0;
+	thread->greenlet = greenlet;
+	thread->socket = 0;
+	return 0;
+}
+
+/* When the last thread of the agent ends, its probes still run: they are detached after this. */
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(tl_py_agent_end, struct task_struct *task)
+{
+	__u32 zero = 0, *agent = bpf_map_lookup_elem(&tl_py_agent, &zero);
+
+	if (agent && *agent == (__u32)task->tgid && !task->signal->live.counter)
+		*agent = 0;
+	return 0;
+}

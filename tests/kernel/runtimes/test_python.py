@@ -1,0 +1,100 @@
+"""Python tasks: each call has the request of its context as parent, 32 requests at a time.
+
+The stacks are those of the bench (tests/parents), and a service by asyncio alone for each Python
+that is installed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures import needs
+from tests.fixtures.paths import SERVICES
+from tests.parents import apps
+from tests.parents.app import App, Behaviour, MissingError, Place, Process
+from tests.parents.cell import Bench, bench
+from tests.parents.judge import Result
+
+AT_ONCE, SLEEP, TWO = Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.TWO
+POOL, AFTER, POLLER = Behaviour.POOL, Behaviour.AFTER, Behaviour.POLLER
+MANY = {32: 211}
+PYTHONS = sorted({*Path("/usr/bin").glob("python3.??"), *Path("/usr/bin").glob("python3.9")})
+PYTHONS += sorted(Path("/root/.pyenv/versions").glob("3.*.*/bin/python3.*[0-9]"))
+FOLLOWED = [path for path in PYTHONS if 9 <= int(path.name.removeprefix("python3.")) <= 13]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Bench]:
+    needs.any_uprobes()
+    with bench() as found:
+        yield found
+
+
+def alone(python: Path) -> App:
+    """The service by asyncio alone, on an interpreter."""
+
+    def start(_place: Place) -> Sequence[Process]:
+        return [Process([str(python), str(SERVICES / "contexts.py")])]
+
+    return App(
+        name=f"asyncio-{python.name}-{len(python.parts)}",
+        runtime="Python",
+        title=str(python),
+        start=start,
+        install=lambda: None,
+    )
+
+
+def results(
+    running: Bench, app: App, *behaviours: Behaviour, requests: dict[int, int] = MANY
+) -> dict[Behaviour, Result]:
+    try:
+        found = dict(running.run(app, behaviours, requests))
+    except MissingError as error:
+        pytest.skip(str(error))
+    assert set(found) == set(behaviours)
+    for behaviour, result in found.items():
+        assert not result.failures, (app.name, behaviour)
+        assert result.wrong == 0, (app.name, behaviour, result.examples)
+        assert result.calls >= sum(requests.values()) or behaviour is AFTER
+    return found
+
+
+@pytest.mark.parametrize(
+    "python", FOLLOWED, ids=lambda path: f"{path.parent.parent.name}-{path.name}"
+)
+def test_asyncio_alone(running: Bench, python: Path) -> None:
+    found = results(running, alone(python), AT_ONCE, SLEEP, TWO, POOL, AFTER, POLLER)
+    for behaviour, result in found.items():
+        assert result.right == result.calls, (behaviour, result)
+        called = result.evidence.get("right by python", 0)
+        assert called == {TWO: 422, AFTER: 0}.get(behaviour, 211), (behaviour, result)
+
+
+@pytest.mark.parametrize(
+    ("name", "unknown"),
+    [
+        ("fastapi-asyncio", 0),
+        # until it is learnt in which context the protocol runs
+        ("fastapi-uvloop", 3),
+        ("fastapi-threads", 0),
+        ("aiohttp", 0),
+        ("django-asgi", 0),
+    ],
+)
+def test_frameworks(running: Bench, name: str, unknown: int) -> None:
+    (app,) = (app for app in apps.APPS if app.name == name)
+    found = results(running, app, *(one for one in (AT_ONCE, TWO, POLLER) if one in app.behaviours))
+    for behaviour, result in found.items():
+        assert result.none <= unknown * (2 if behaviour is TWO else 1), (behaviour, result)
+
+
+def test_the_interpreters_are_those_that_are_meant() -> None:
+    assert FOLLOWED
+    for path in FOLLOWED:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+        assert said.stdout.startswith(f"Python {path.name.removeprefix('python')}"), path
