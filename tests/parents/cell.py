@@ -24,7 +24,7 @@ from tests.parents.driver import drive
 from tests.parents.judge import Result, judge, number_of
 
 # Primes: at so many requests at a time, so many are sent.
-REQUESTS: Mapping[int, int] = {1: 53, 8: 211, 32: 1009}
+REQUESTS: Mapping[int, int] = {1: 23, 8: 101, 32: 503}
 _AFTER_SECONDS = 15.0  # for calls that are made after the answers
 _SPANS_SECONDS = 10.0
 _QUIET_SECONDS = 1.0  # without a new span, after which none is awaited any more
