@@ -72,7 +72,8 @@ class App:
     row. `install` brings what is missing, pinned and cached, says nothing when there is nothing to
     do, and raises MissingError. `start` writes configuration files and returns the application's
     services in the order in which a request passes them; the last one makes the calls.
-    `protocol` is what the driver speaks: "http" or "grpc".
+    `protocol` is what the driver speaks: "http" or "grpc". `follows` is the group by which the
+    agent follows such processes, as `status` names it; nothing is sent before it does.
     """
 
     name: str
@@ -82,3 +83,4 @@ class App:
     behaviours: Sequence[Behaviour] = SERVICE
     install: Callable[[], None] = lambda: None
     protocol: str = "http"
+    follows: str = ""

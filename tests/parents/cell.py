@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.fixtures import cgroup, process
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.traced import Traced
-from tests.fixtures.waiting import until
+from tests.fixtures.waiting import START_SECONDS, poll, until
 from tests.parents import grpc_driver
 from tests.parents.app import App, Behaviour, Place
 from tests.parents.driver import drive
@@ -104,6 +104,7 @@ class Bench:
                 wait_port(place.port, seconds=60)
             except TimeoutError as error:
                 raise RuntimeError(f"{folder.name} does not start: {_end_of(log)}") from error
+            self._wait_followed(app)
             self._counters = traced.counters()  # the agent has looked at all processes since
             self._take()
             yield instance
@@ -113,6 +114,16 @@ class Bench:
                 cgroup.kill(traced.cgroup / name)
                 cgroup.remove(traced.cgroup / name)
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _wait_followed(self, app: App) -> None:
+        """Waits until a provider follows a process of the application, if the group is on."""
+
+        def is_followed() -> bool:
+            group = (self._traced.status() or {}).get(app.follows)
+            return not group or any(file["processes"] for file in group["files"])
+
+        if app.follows:
+            poll(is_followed, seconds=START_SECONDS, every=0.1)
 
     def _measure(self, app: App, instance: Instance, concurrent: int, count: int) -> Result:
         numbers = range(self._first, self._first + count)

@@ -23,6 +23,8 @@ PART: dict[tuple[str, Behaviour], float] = {
     ("fastapi-asyncio", Behaviour.SLEEP): 0,
     ("fastapi-uvloop", Behaviour.POLLER): 0,
     ("nginx-keepalive", Behaviour.BODY): ALL,
+    ("nginx-both", Behaviour.AT_ONCE): ALL,
+    ("unix-flask-sync", Behaviour.DATABASE): ALL,
     ("haproxy", Behaviour.AT_ONCE): 0,
 }
 

@@ -38,5 +38,6 @@ APPS = (
         start=_start,
         behaviours=tuple(Behaviour),
         install=_install,
+        follows="go",
     ),
 )

@@ -78,7 +78,13 @@ def _plain(
         _server(releases)
 
     return App(
-        name=name, runtime="Java", title=title, start=start, behaviours=behaviours, install=install
+        name=name,
+        runtime="Java",
+        title=title,
+        start=start,
+        behaviours=behaviours,
+        install=install,
+        follows="java",
     )
 
 
@@ -100,7 +106,13 @@ def _boot(name: str, title: str, releases: tuple[int, int], jar: str, **variable
         _spring()
 
     return App(
-        name=name, runtime="Java", title=title, start=start, behaviours=_EVERY, install=install
+        name=name,
+        runtime="Java",
+        title=title,
+        start=start,
+        behaviours=_EVERY,
+        install=install,
+        follows="java",
     )
 
 

@@ -118,7 +118,9 @@ def _lighttpd(more: str = "") -> Start:
     return start
 
 
-def _app(name: str, title: str, start: Start, command: str, package: str) -> App:
+def _app(
+    name: str, title: str, start: Start, command: str, package: str, *, follows: str = ""
+) -> App:
     return App(
         name=name,
         runtime="Proxies",
@@ -126,6 +128,7 @@ def _app(name: str, title: str, start: Start, command: str, package: str) -> App
         start=start,
         behaviours=PROXY,
         install=installs(command, package),
+        follows=follows,
     )
 
 
@@ -186,6 +189,7 @@ def _unix(name: str, title: str, start: Start) -> App:
             Behaviour.BODY,
         ),
         install=python.install,
+        follows="python",
     )
 
 
@@ -211,7 +215,7 @@ APPS = (
     ),
     _app("apache-event", "Apache, event", _apache("event"), "apache2", "apache2-bin"),
     _app("apache-prefork", "Apache, prefork", _apache("prefork"), "apache2", "apache2-bin"),
-    _app("caddy", "Caddy", _caddy, "caddy", "caddy"),
+    _app("caddy", "Caddy", _caddy, "caddy", "caddy", follows="go"),
     _app("lighttpd", "lighttpd", _lighttpd(), "lighttpd", "lighttpd"),
     _app("nginx-both", "nginx, asked by TCP and by Unix socket", _both, "nginx", "nginx-light"),
     _unix("unix-flask-sync", "nginx, Unix socket, Flask on gunicorn sync", _gunicorn("sync")),

@@ -46,6 +46,7 @@ def _app(
         behaviours=behaviours,
         install=environment.install,
         protocol=protocol,
+        follows="python",
     )
 
 
