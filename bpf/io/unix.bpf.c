@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * io/unix.bpf.c - group `unix`: HTTP/1.x on Unix stream sockets.
+ * io/unix.bpf.c - part of the group `observe`: HTTP/1.x and FastCGI on Unix stream
+ * sockets. It is an object of its own, since older kernels refuse it.
  *
  *   sk_data_ready     bytes have been queued at the other end, which is not woken yet; or a
  *                     connection is being made
@@ -90,6 +91,7 @@ int BPF_PROG(tl_unix_sends, struct sock *peer)
 {
 	struct tl_unix *end, *other;
 	struct tl_text *text;
+	__u8 protocol = TL_UNIX_NONE;
 	struct sock *sk;
 
 	if (!tl_is_unix_stream(peer))
@@ -102,11 +104,14 @@ int BPF_PROG(tl_unix_sends, struct sock *peer)
 	if (!sk)
 		return 0;
 	if (!tl_unix_pair(sk, peer, &end, &other, &text)) {
-		if ((end && end->flow.role == TL_ROLE_OFF) || !tl_unix_starts())
+		if (!end || end->flow.role != TL_ROLE_OFF)
+			protocol = tl_unix_starts();
+		if (!protocol)
 			return 0;
 		end = tl_unix_begins(sk, peer, &text);
 		if (!end)
 			return 0;
+		end->protocol = protocol;
 	}
 	/* the send goes on: all of it was parsed with its first bytes */
 	if (end->parsed)
@@ -153,9 +158,10 @@ int BPF_PROG(tl_unix_sent, struct sock *sk, int sent, int flags)
 		tl_unix_end_writes(end, other, text, sent);
 		tl_give_back(&end->flow.busy[TL_OUT]);
 	}
-	end->parsed = 0;
 	if (sent < 0)
 		sent = 0;
+	end->sent += sent;
+	end->parsed = 0;
 	if (parsed > (__u32)sent)
 		end->unsent = parsed - sent;
 	return 0;
@@ -224,18 +230,20 @@ static __always_inline struct tl_unix *tl_unix_awaited(struct sock *sk, struct s
 
 /* The current thread has read what the client has sent. */
 static __always_inline void tl_unix_reads_request(struct sock *sk, struct sock *peer,
-						  struct tl_unix *client, struct tl_thread *thread)
+						  struct tl_unix *client, struct tl_thread *thread,
+						  __u32 bytes)
 {
 	struct tl_text *text = bpf_sk_storage_get(&tl_texts, peer, NULL, 0);
 	struct tl_unix *server = tl_unix_find(sk);
 	bool whole;
 
-	if (!tl_unix_waits(client, true))
-		tl_count(TL_UNIX_RACED);
 	if (!server || server->flow.role != TL_ROLE_SERVER)
 		server = tl_unix_make(sk, TL_ROLE_SERVER);
 	if (!server || !text)
 		return;
+	server->read += bytes;
+	if (!tl_unix_waits(client, server->read))
+		tl_count(TL_UNIX_RACED);
 	if (client->arrived) {
 		client->arrived = 0;
 		tl_unix_serves(server, client, text);
@@ -252,6 +260,7 @@ int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
 	struct tl_thread *thread;
 	struct tl_text *text;
 	struct sock *peer;
+	bool whole;
 
 	if (!tl_is_unix_stream(sk) || flags & TL_MSG_PEEK)
 		return 0;
@@ -272,14 +281,16 @@ int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
 	if (thread)
 		tl_leave_partial(thread);
 	if (end && end->flow.role == TL_ROLE_CLIENT) {
-		tl_thread_reads(&end->flow, thread, end->flow.caller, TL_EVIDENCE_RESTORE,
-				!other || other->flow.out.state == TL_HTTP_START);
+		/* behind the answer of FastCGI the front end awaits the end of the connection */
+		whole = end->protocol == TL_UNIX_HTTP &&
+			(!other || other->flow.out.state == TL_HTTP_START);
+		tl_thread_reads(&end->flow, thread, end->flow.caller, TL_EVIDENCE_RESTORE, whole);
 		return 0;
 	}
 	if (!end && (!other || other->flow.role == TL_ROLE_UNKNOWN))
 		other = tl_unix_awaited(sk, peer);
 	if (other && other->flow.role == TL_ROLE_CLIENT)
-		tl_unix_reads_request(sk, peer, other, thread);
+		tl_unix_reads_request(sk, peer, other, thread, bytes);
 	else if (thread && thread->loop) /* it goes on with something unknown */
 		tl_leave(thread);
 	return 0;

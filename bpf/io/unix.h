@@ -11,6 +11,7 @@
 
 #include "evidence/find.h"
 #include "io/user.h"
+#include "proto/fastcgi.h"
 #include "wire/detect.h"
 
 #define TL_AF_UNIX 1
@@ -20,13 +21,24 @@
 #define TL_LOOKS 64
 #define TL_WAITS 64
 
+enum tl_unix_protocol {
+	TL_UNIX_NONE = 0,
+	TL_UNIX_HTTP,
+	TL_UNIX_FASTCGI,
+};
+
 struct tl_unix {
 	struct tl_flow flow;
 	__u32 parsed; /* bytes of the present system call that were parsed before they were sent */
 	__u32 unsent; /* bytes that were parsed but not sent: they come again */
+	__u32 sent; /* bytes that were sent before the present system call */
+	__u32 read; /* bytes that were read */
 	__u8 arrived; /* client: it has sent a request that the other end has not begun to read */
 	__u8 raced; /* its first bytes were read before they had been parsed */
-	__u8 _pad[6];
+	__u8 protocol; /* enum tl_unix_protocol */
+	__u8 _pad[5];
+	struct tl_fastcgi fastcgi; /* of what it sends */
+	__u8 _pad2[4];
 };
 
 struct {
@@ -110,11 +122,11 @@ static __always_inline bool tl_unix_path(struct sock *sk, struct tl_text *text)
 }
 
 /*
- * Looks TL_LOOKS times whether the end parses what it is sending. Returns 1 when it does not; with
- * `begun`, when it has also come further than the start of a request. A global function, which the
- * verifier walks once.
+ * Looks TL_LOOKS times whether the end parses what it is sending. Returns 1 when it does not and has
+ * come as far as the other end has read; when it is in a message, that is true in any case. A global
+ * function, which the verifier walks once.
  */
-__noinline int tl_unix_look(struct tl_unix *end, bool begun)
+__noinline int tl_unix_look(struct tl_unix *end, __u32 read)
 {
 	volatile struct tl_unix *now = end;
 	__u32 i;
@@ -124,8 +136,9 @@ __noinline int tl_unix_look(struct tl_unix *end, bool begun)
 	for (i = 0; i < TL_LOOKS; i++) {
 		if (now->flow.busy[TL_OUT])
 			continue;
-		if (!begun || now->flow.out.state != TL_HTTP_START ||
-		    now->flow.exchange.flags & TL_EXCHANGE_ACTIVE)
+		if (now->flow.out.state != TL_HTTP_START ||
+		    now->flow.exchange.flags & TL_EXCHANGE_ACTIVE ||
+		    (__s32)(read - now->sent - now->parsed) <= 0)
 			return 1;
 	}
 	return 0;
@@ -133,36 +146,46 @@ __noinline int tl_unix_look(struct tl_unix *end, bool begun)
 
 /*
  * Waits until the end has parsed what it is sending on another processor: that takes some
- * microseconds. `begun`: the current thread has read it, so a request must have begun. False: that
- * has not happened.
+ * microseconds. `read`: the bytes that the current thread has read, all in all. False: these have
+ * not been parsed.
  */
-static __always_inline bool tl_unix_waits(struct tl_unix *end, bool begun)
+static __always_inline bool tl_unix_waits(struct tl_unix *end, __u32 read)
 {
 	__u32 i;
 
 	for (i = 0; i < TL_WAITS; i++) {
-		if (tl_unix_look(end, begun))
+		if (tl_unix_look(end, read))
 			return true;
 	}
 	return false;
 }
 
-/* Do the bytes that the current thread has sent or received look like the start of a request? */
-static __always_inline bool tl_unix_starts(void)
+/*
+ * What do the bytes look like the start of that the current thread sends or has received? A request
+ * of enum tl_unix_protocol.
+ */
+static __always_inline __u8 tl_unix_starts(void)
 {
 	struct tl_buffers buffers = {};
 	struct tl_vector first;
-	__u8 start[16] = {};
+	__u8 start[8] = {};
+	__u32 n = sizeof(start);
 
 	if (!tl_read_buffers(&buffers) || !buffers.length)
-		return false;
+		return TL_UNIX_NONE;
 	first.at = buffers.at;
 	first.length = buffers.length;
 	if (buffers.vector && !tl_read_vector(&buffers, 0, &first))
-		return false;
-	if (first.length < 4 || bpf_probe_read_user(start, 4, (void *)first.at))
-		return false;
-	return tl_begins_request(start, 4);
+		return TL_UNIX_NONE;
+	if (first.length < 4)
+		return TL_UNIX_NONE;
+	if (first.length < n)
+		n = 4;
+	if (bpf_probe_read_user(start, tl_length(n, sizeof(start)), (void *)first.at))
+		return TL_UNIX_NONE;
+	if (tl_begins_request(start, 4))
+		return TL_UNIX_HTTP;
+	return n == sizeof(start) && tl_begins_fastcgi(start) ? TL_UNIX_FASTCGI : TL_UNIX_NONE;
 }
 
 /* The socket that the current thread connects, or 0. */

@@ -6,24 +6,30 @@
 #define TL_MEMORY_LOST TL_UNIX_UNSEEN
 
 #include "io/unix.h"
+#include "proto/fastcgi_parse.h"
 #include "trace/memory.h"
 
 #define TL_VECTORS 64
+#define TL_RANGES 16 /* times that up to TL_CHUNKS_MAX chunks of a buffer are parsed */
 /*
  * At most so many bytes are parsed before they are sent: they are in the first buffer that the
  * kernel queues. What follows is parsed when the system call returns.
  */
-#define TL_AHEAD 65536
+#define TL_AHEAD 32768
 
-/* The current thread sends a call. A global function, to have a stack of its own. */
+/*
+ * The current thread has sent a call, whose text is parsed. A global function, to have a stack of
+ * its own.
+ */
 __noinline int tl_unix_asks(struct tl_flow *flow, struct tl_text *text)
 {
 	struct tl_parent parent;
+	__u16 flags;
 	bool found;
 
 	if (!flow || !text)
 		return 0;
-	flow->early_header = flow->out.flags;
+	flow->flags &= ~TL_FLOW_ASKS;
 	if (flow->flags & TL_FLOW_UNTRACED) {
 		flow->flags |= TL_FLOW_USED;
 		flow->exchange.flags |= TL_EXCHANGE_ACTIVE;
@@ -33,15 +39,25 @@ __noinline int tl_unix_asks(struct tl_flow *flow, struct tl_text *text)
 		return 0;
 	}
 	found = tl_find_parent(flow, &parent);
+	/* the message may have ended already */
+	flags = flow->out.flags;
+	flow->out.flags = flow->early_header;
 	tl_flow_calls(flow, text, found ? &parent : NULL);
+	flow->out.flags = flags;
 	if (!(flow->early_header & TL_HEADER_HAS_TRACEPARENT))
 		tl_inherit_tracestate(text, found ? &parent : NULL);
 	return 0;
 }
 
+/*
+ * The header block of a call is complete. Who makes the call is asked when all bytes are parsed: the
+ * verifier allows eight functions, one in another.
+ */
 static __always_inline void tl_unix_call(struct tl_flow *flow, struct tl_text *text)
 {
-	tl_unix_asks(flow, text);
+	flow->early_header = flow->out.flags;
+	flow->exchange.flags |= TL_EXCHANGE_ACTIVE;
+	flow->flags |= TL_FLOW_ASKS;
 }
 
 /* A global function, which the verifier walks once. */
@@ -53,23 +69,132 @@ __noinline int tl_memory_event(struct tl_flow *flow, struct tl_text *text, __u32
 	return 0;
 }
 
-/* Parses bytes that are sent. A global function, which the verifier walks once. */
-__noinline int tl_unix_range(struct tl_flow *flow, struct tl_text *text, __u64 address,
-			     __u32 length)
+/* The bytes are not of the protocol that they looked like. */
+static __always_inline void tl_unix_not_http(struct tl_flow *flow, struct tl_text *text)
 {
-	if (!flow || !text || !tl_memory_parse(flow, text, address, length, TL_OUT))
-		return 0;
 	flow->out.state = TL_HTTP_LOST;
 	if (flow->flags & TL_FLOW_USED || flow->role == TL_ROLE_SERVER) {
 		tl_count(TL_SKIP_MALFORMED);
-		return 0;
+		return;
 	}
 	tl_count(TL_SKIP_NOT_HTTP);
 	if (!tl_is_guess(flow) || tl_is_http2(text))
 		flow->role = TL_ROLE_OFF;
 	else
 		tl_guess_again(flow);
+}
+
+/* Acts on what was found in FastCGI. A global function, which the verifier walks once. */
+__noinline int tl_unix_fastcgi_event(struct tl_flow *flow, struct tl_text *text, __u32 what)
+{
+	if (!flow || !text)
+		return 0;
+	switch (what) {
+	case TL_FEED_BEGIN:
+		if (tl_pipelined(flow, text))
+			return 0;
+		flow->out.state = TL_HTTP_METHOD;
+		flow->out.minor = 1;
+		flow->out.members = 0;
+		text->method_len = 0;
+		text->target_len = 0;
+		text->host_len = 0;
+		text->traceparent_len = 0;
+		text->tracestate_len = 0;
+		return 0;
+	case TL_FEED_HEADERS:
+		if (flow->out.state != TL_HTTP_METHOD)
+			return 0;
+		tl_unix_call(flow, text);
+		flow->in.flags |= TL_HTTP_RESPONSE;
+		flow->out.state = TL_HTTP_BODY;
+		return 0;
+	case TL_FEED_MESSAGE:
+		if (flow->out.state == TL_HTTP_BODY || flow->role == TL_ROLE_SERVER)
+			tl_message_ends(flow, text, &flow->out);
+		return 0;
+	}
 	return 0;
+}
+
+/*
+ * Parses the next chunk of `left` bytes of FastCGI at `address`. Returns the same as
+ * tl_memory_chunk().
+ */
+__noinline int tl_unix_fastcgi_chunk(struct tl_unix *end, struct tl_text *text, __u64 address,
+				     __u32 left)
+{
+	struct tl_chunk chunk = {};
+	__u32 skipped, n;
+	int what;
+
+	if (!end || !text || end->flow.out.state >= TL_HTTP_UNTIL_CLOSE)
+		return 0;
+	skipped = tl_fastcgi_skip(&end->fastcgi, left);
+	if (skipped >= left)
+		return skipped;
+	n = left - skipped;
+	if (n > TL_CHUNK)
+		n = TL_CHUNK;
+	if (bpf_probe_read_user(chunk.data, tl_length(n, TL_CHUNK), (void *)(address + skipped))) {
+		tl_count(TL_UNIX_UNSEEN);
+		end->flow.out.state = TL_HTTP_LOST;
+		return 0;
+	}
+	chunk.len = n;
+	what = tl_fastcgi_feed(&end->flow.out, text, &chunk, &end->fastcgi);
+	if (what == TL_FEED_LOST)
+		return -1;
+	return tl_went(skipped + chunk.pos, what);
+}
+
+/*
+ * Parses up to TL_CHUNKS_MAX chunks of FastCGI. Returns the same as tl_memory_chunks(). A global
+ * function, which the verifier walks once.
+ */
+__noinline int tl_unix_fastcgi_chunks(struct tl_unix *end, struct tl_text *text, __u64 address,
+				      __u32 left)
+{
+	__u32 off = 0;
+	__u32 i;
+
+	if (!end || !text)
+		return 0;
+	for (i = 0; i < TL_CHUNKS_MAX && off < left; i++) {
+		__u32 rest = left - off < TL_WENT_MAX ? left - off : TL_WENT_MAX;
+		int went = tl_unix_fastcgi_chunk(end, text, address + off, rest);
+
+		if (went <= 0)
+			return went;
+		off += went & TL_WENT_MAX;
+		if (went > (int)TL_WENT_MAX)
+			tl_unix_fastcgi_event(&end->flow, text, went >> TL_WENT_BITS);
+	}
+	return off;
+}
+
+/* Parses `length` bytes at `address` that are sent. */
+static __always_inline void tl_unix_range(struct tl_unix *end, struct tl_text *text, __u64 address,
+					  __u32 length)
+{
+	__u32 off = 0;
+	__u32 i;
+	int went;
+
+	for (i = 0; i < TL_RANGES && off < length; i++) {
+		if (end->protocol == TL_UNIX_FASTCGI)
+			went = tl_unix_fastcgi_chunks(end, text, address + off, length - off);
+		else
+			went = tl_memory_chunks(&end->flow, text, address + off, length - off,
+						TL_OUT);
+		if (!went)
+			return;
+		if (went < 0)
+			break;
+		off += (__u32)went;
+	}
+	if (off < length)
+		tl_unix_not_http(&end->flow, text);
 }
 
 /*
@@ -77,31 +202,28 @@ __noinline int tl_unix_range(struct tl_flow *flow, struct tl_text *text, __u64 a
  * Returns the number of the first that it has not seen. A global function, to have a stack of its
  * own.
  */
-__noinline int tl_unix_parse(struct tl_flow *flow, struct tl_text *text, __u32 from, __u32 to)
+__noinline int tl_unix_parse(struct tl_unix *end, struct tl_text *text, __u32 from, __u32 to)
 {
 	struct tl_buffers buffers = {};
 	struct tl_vector vector;
 	__u32 at = 0, low, high;
 	__u32 i;
 
-	if (!flow || !text || !tl_read_buffers(&buffers))
+	if (!end || !text || !tl_read_buffers(&buffers))
 		return 0;
-	if (!buffers.vector) {
-		if (to > buffers.length)
-			to = buffers.length;
-		if (from < to)
-			tl_unix_range(flow, text, buffers.at + from, to - from);
-		return to;
-	}
+	vector.at = buffers.at;
+	vector.length = buffers.length;
+	if (!buffers.vector)
+		buffers.length = 1;
 	for (i = 0; i < TL_VECTORS && i < buffers.length && at < to; i++) {
-		if (!tl_read_vector(&buffers, i, &vector))
+		if (buffers.vector && !tl_read_vector(&buffers, i, &vector))
 			break;
 		if (vector.length > to - at)
 			vector.length = to - at;
 		low = from > at ? from - at : 0;
 		high = vector.length;
 		if (low < high)
-			tl_unix_range(flow, text, vector.at + low, high - low);
+			tl_unix_range(end, text, vector.at + low, high - low);
 		at += high;
 	}
 	return at;
@@ -114,6 +236,13 @@ static __always_inline void tl_unix_unseen(struct tl_unix *end, __u32 bytes)
 
 	if (!bytes || http->state >= TL_HTTP_UNTIL_CLOSE)
 		return;
+	if (end->protocol == TL_UNIX_FASTCGI) {
+		if (tl_fastcgi_ahead(http, &end->fastcgi, bytes))
+			return;
+		tl_count(TL_UNIX_UNSEEN);
+		http->state = TL_HTTP_LOST;
+		return;
+	}
 	/* the last byte of a body ends the message: that is told by the parser */
 	if ((http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) &&
 	    bytes <= http->remain) {
@@ -130,7 +259,7 @@ static __always_inline void tl_unix_body_ends(struct tl_unix *end, struct tl_tex
 {
 	struct tl_http *http = &end->flow.out;
 
-	if (http->remain)
+	if (http->remain || end->protocol == TL_UNIX_FASTCGI)
 		return;
 	if (http->state == TL_HTTP_CHUNK_DATA)
 		http->state = TL_HTTP_CHUNK_END;
@@ -172,6 +301,9 @@ static __always_inline void tl_unix_has_answered(struct tl_unix *server, struct 
 		client->flow.role = TL_ROLE_OFF;
 	if (client->flow.role == TL_ROLE_OFF ||
 	    (http->state == TL_HTTP_START && http->status >= 200)) {
+		/* no program may have seen that the send of the request has returned */
+		if (client->flow.out.state == TL_HTTP_START)
+			client->parsed = 0;
 		tl_unix_ends_exchange(server, client, text, http->status, TL_END_COMPLETE);
 		http->status = 0;
 		if (client->flow.flags & TL_FLOW_PIPELINED)
@@ -194,17 +326,20 @@ static __always_inline void tl_unix_begins_again(struct tl_unix *server, struct 
 		    !tl_unix_starts())
 			return;
 		tl_http_restart(http);
+		__builtin_memset(&client->fastcgi, 0, sizeof(client->fastcgi));
 	}
 	if (http->state != TL_HTTP_START)
 		return;
 	if (server)
-		tl_unix_waits(server, false);
+		tl_unix_waits(server, server->sent + server->parsed);
 	if (client->flow.in.state < TL_HTTP_UNTIL_CLOSE)
 		return;
 	tl_unix_ends_exchange(server, client, text, 0, TL_END_CLOSED);
 	tl_http_restart(&client->flow.in);
-	if (server)
+	if (server) {
 		tl_http_restart(&server->flow.out);
+		__builtin_memset(&server->fastcgi, 0, sizeof(server->fastcgi));
+	}
 }
 
 /* The client has written: has a request begun? */
@@ -218,8 +353,10 @@ static __always_inline void tl_unix_has_asked(struct tl_unix *server, struct tl_
 	if (client->flow.exchange.start_ns == before)
 		return;
 	client->arrived = 1;
-	if (server)
-		server->flow.out.status = 0;
+	if (!server)
+		return;
+	server->flow.out.status = 0;
+	server->parsed = 0;
 }
 
 /* Parses what the current thread sends; see struct tl_unix. `sent`: -1 before it is sent. */
@@ -228,13 +365,13 @@ static __always_inline void tl_unix_writes(struct tl_unix *end, struct tl_text *
 	__u32 seen = end->parsed;
 
 	if (sent < 0) {
-		seen = tl_unix_parse(&end->flow, text, end->unsent, TL_AHEAD);
+		seen = tl_unix_parse(end, text, end->unsent, TL_AHEAD);
 		end->parsed = seen > end->unsent ? seen : end->unsent;
 		end->unsent = 0;
 		return;
 	}
 	if ((__u32)sent > seen && seen)
-		seen = tl_unix_parse(&end->flow, text, seen, sent);
+		seen = tl_unix_parse(end, text, seen, sent);
 	if ((__u32)sent > seen) {
 		tl_unix_unseen(end, sent - seen);
 		tl_unix_body_ends(end, text);
@@ -252,6 +389,8 @@ __noinline int tl_unix_client_writes(struct tl_unix *client, struct tl_unix *ser
 	before = client->flow.exchange.start_ns;
 	tl_unix_begins_again(server, client, text);
 	tl_unix_writes(client, text, sent);
+	if (client->flow.flags & TL_FLOW_ASKS)
+		tl_unix_asks(&client->flow, text);
 	tl_unix_has_asked(server, client, before);
 	return 0;
 }
@@ -265,6 +404,7 @@ __noinline int tl_unix_server_writes(struct tl_unix *server, struct tl_unix *cli
 	tl_responds(&server->flow);
 	server->flow.out.flags |= TL_HTTP_RESPONSE;
 	server->flow.exchange.method = client->flow.exchange.method;
+	server->protocol = client->protocol;
 	tl_unix_writes(server, text, sent);
 	tl_unix_has_answered(server, client, text);
 	return 0;

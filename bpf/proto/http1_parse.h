@@ -18,6 +18,7 @@ enum tl_feed {
 	TL_FEED_HEADERS, /* a header block is complete: call tl_http_frame() */
 	TL_FEED_MESSAGE, /* a message with a body has ended */
 	TL_FEED_LOST,
+	TL_FEED_BEGIN, /* FastCGI: a request begins */
 };
 
 const char tl_version[8] = "HTTP/1.";

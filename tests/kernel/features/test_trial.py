@@ -167,7 +167,7 @@ def test_one_refused_type_of_programs(
     assert _on(doctor["groups"]) == _on(groups) and not doctor["agent"]["running"]
 
 
-@pytest.mark.parametrize("name", ["tl_tick", "tl_read", "tl_state", "tl_sent"])
+@pytest.mark.parametrize("name", ["tl_tick", "tl_read", "tl_state", "tl_sent", "tl_unix_sends"])
 def test_what_cannot_be_attached_is_left_out_too(
     host: Refusing, usual: dict[str, Any], name: str
 ) -> None:

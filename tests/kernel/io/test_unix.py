@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import os
 import socket
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +27,40 @@ CONCURRENT = 32
 REQUESTS = 1607
 FEW = 23
 APPLICATION = SERVICES / "wsgi.py"
+PHP = """<?php
+$call = curl_init("http://127.0.0.1:{onward}" . $_SERVER["REQUEST_URI"]);
+curl_setopt($call, CURLOPT_RETURNTRANSFER, true);
+$body = curl_exec($call) . strlen(file_get_contents("php://input"));
+header("Content-Length: " . strlen($body));
+if (str_contains($_SERVER["REQUEST_URI"], "missing")) http_response_code(404);
+echo $body;
+"""
+FPM = """[global]
+error_log = {directory}/fpm.log
+daemonize = no
+[www]
+user = nobody
+group = nogroup
+listen = {path}
+listen.mode = 0666
+listen.backlog = 511
+pm = static
+pm.max_children = {children}
+"""
+FASTCGI = """
+    upstream app {{ server unix:{path}; keepalive 8; }}
+    server {{
+        listen 127.0.0.1:{port} backlog=512;
+        client_max_body_size 10m;
+        location / {{
+            include /etc/nginx/fastcgi_params;
+            fastcgi_param SCRIPT_FILENAME {directory}/index.php;
+            fastcgi_pass app;
+            sendfile on;
+            {more}
+        }}
+    }}
+"""
 HOPS = (("front", "SERVER"), ("front", "CLIENT"), ("app", "SERVER"), ("app", "CLIENT"))
 PROXY = """
     upstream app {{ server unix:{path}; keepalive 64; }}
@@ -93,6 +130,125 @@ def test_nginx_and_gunicorn(
         assert {s.evidence for s in spans if (s.service, s.kind) == HOPS[2]} == {"unix"}
         counters = traced.counters()
     assert counters["parent_unix"] >= 0.999 * requests
+
+
+def php(traced: Traced, onward: int, more: str) -> int:
+    """PHP-FPM behind nginx; returns nginx's port."""
+    path, directory, port = traced.directory / "app.sock", traced.directory, free_port()
+    (directory / "index.php").write_text(PHP.format(onward=onward))
+    # a kept connection occupies a child
+    children = CONCURRENT + 16 if more else 8
+    config = directory / "fpm.conf"
+    config.write_text(FPM.format(directory=directory, path=path, children=children))
+    program = max(Path("/usr/sbin").glob("php-fpm*"))
+    traced.spawn("app", [str(program), "--fpm-config", str(config), "--nodaemonize"])
+    wait_socket(path)
+    block = FASTCGI.format(path=path, port=port, directory=directory, more=more)
+    nginx.start(traced, "front", block, port=port)
+    return port
+
+
+@pytest.mark.parametrize("concurrent", [1, CONCURRENT])
+@pytest.mark.parametrize("more", ["", "fastcgi_keep_conn on;"], ids=["closed", "kept"])
+def test_nginx_and_php_fpm(onward: int, more: str, concurrent: int) -> None:
+    requests = REQUESTS if concurrent > 1 else FEW
+    with Traced() as traced:
+        spans = sent(traced, php(traced, onward, more), requests=requests, concurrent=concurrent)
+        check(unix.judge(spans, HOPS), requests)
+
+
+def post(port: int, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+@pytest.mark.parametrize("size", [0, 5000, 300_000])
+def test_uploads_to_php_and_contexts_of_the_client(onward: int, size: int) -> None:
+    """nginx sends what it has put into a file by sendfile: the programs do not see these bytes."""
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    headers = {"traceparent": f"00-{trace}-{parent}-01", "tracestate": "a=1"}
+    with Traced() as traced:
+        port = php(traced, onward, "fastcgi_keep_conn on;")
+        for number in range(FEW):
+            path = f"/missing/{number}" if number % 2 else f"/x/{number}"
+            status, body = post(port, path, bytes(size), headers)
+            assert (status, body) == (404 if number % 2 else 200, f"ok{size}".encode())
+        spans = traced.wait_spans(len(HOPS) * FEW)
+    check(unix.judge(spans, HOPS), FEW)
+    assert {span.trace_id for span in spans} == {trace}
+    for span in spans:
+        if span.service == "app" and span.kind == "SERVER":
+            assert (span.status, span.method) == (404 if "missing" in span.path else 200, "POST")
+            assert span.error is False
+
+
+def test_uploads_to_gunicorn(onward: int) -> None:
+    with Traced() as traced:
+        path, port = traced.directory / "app.sock", free_port()
+        gunicorn(traced, path, onward, "--workers=2", "--threads=4")
+        more = KEEP + " client_max_body_size 10m; sendfile on;"
+        nginx.start(traced, "front", PROXY.format(path=path, port=port, more=more), port=port)
+        for number in range(FEW):
+            assert post(port, f"/x/{number}", bytes(300_000), {})[0] == 200
+        check(unix.judge(traced.wait_spans(len(HOPS) * FEW), HOPS), FEW)
+
+
+def test_nginx_that_listens_on_both(onward: int) -> None:
+    """Requests come by TCP and by a Unix socket, and go on by TCP."""
+    http_block = """
+        upstream onward {{ server 127.0.0.1:{onward}; keepalive 64; }}
+        server {{
+            listen 127.0.0.1:{port} backlog=512;
+            listen unix:{path} backlog=512;
+            location / {{ proxy_pass http://onward; {more} }}
+        }}
+    """
+    with Traced() as traced:
+        path, port = traced.directory / "front.sock", free_port()
+        block = http_block.format(onward=onward, port=port, path=path, more=KEEP)
+        nginx.start(traced, "front", block, port=port)
+
+        async def both() -> None:
+            await asyncio.gather(
+                load(port, "tcp", requests=REQUESTS, concurrent=CONCURRENT // 2),
+                load(path, "unix", requests=REQUESTS, concurrent=CONCURRENT // 2),
+            )
+
+        asyncio.run(both())
+        spans = traced.wait_spans(4 * REQUESTS)
+    check(unix.judge(spans, HOPS[:2]), 2 * REQUESTS)
+
+
+def test_haproxy_and_gunicorn(onward: int) -> None:
+    """HAProxy's own calls have the right parent or none; what follows them is right."""
+    config = """
+        defaults
+            mode http
+            timeout connect 10s
+            timeout client 20s
+            timeout server 20s
+        frontend front
+            bind 127.0.0.1:{port}
+            default_backend app
+        backend app
+            server app unix@{path}
+
+    """
+    with Traced() as traced:
+        path, port = traced.directory / "app.sock", free_port()
+        gunicorn(traced, path, onward, "--workers=2", "--threads=16")
+        file = traced.directory / "haproxy.cfg"
+        file.write_text(textwrap.dedent(config.format(port=port, path=path)))
+        traced.spawn("front", ["haproxy", "-db", "-f", str(file)])
+        wait_port(port)
+        spans = sent(traced, port)
+    check(unix.judge(spans, HOPS[1:]))
+    found = unix.judge(spans, HOPS[:2])
+    print("HAProxy's own calls", dict(found))
+    assert not [verdict for verdict in found if verdict.startswith("wrong")], found
 
 
 def test_what_the_spans_say(onward: int) -> None:
