@@ -164,6 +164,7 @@ enum tl_counter {
 	TL_GO_GAVE_WAY, /* requests served by Go programs whose entry made room for another before they ended */
 	TL_ROOT_JAVA_OTHER_THREAD, /* Java: the thread that calls has read no request */
 	TL_ROOT_JAVA_SHARED_THREAD, /* Java: the virtual thread reads requests while others, which it read, are open */
+	TL_JAVA_CONTRADICTED, /* processes of Java whose platform threads do the work of several requests */
 	TL_ROOT_JAVA_UNREADABLE, /* Java: which thread calls could not be read */
 	TL_ROOT_PYTHON_TASK, /* a Python task that no known request has started */
 	TL_ROOT_PYTHON_UNKNOWN, /* a Python task whose start was not seen */

@@ -45,6 +45,17 @@ __noinline int tl_work_writes(void)
 	return 0;
 }
 
+/* The current thread begins to answer the request `key`. A global function, as above. */
+__noinline int tl_work_answers(__u64 key)
+{
+	const struct tl_runtime *runtime = tl_runtime_of(bpf_get_current_pid_tgid() >> 32);
+
+	asm volatile("" ::"r"(key));
+	if (runtime && runtime->kind == TL_RUNTIME_JAVA)
+		tl_java_answers(runtime, key);
+	return 0;
+}
+
 /*
  * The key of the request that the current unit of work works for, or the reason why that is not
  * known (enum tl_counter). 0: units cannot be told in this process. A key is never as small as a

@@ -94,6 +94,9 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	http = direction == TL_IN ? &flow->in : &flow->out;
 	if (flow->role == TL_ROLE_SERVER) {
 		if (direction == TL_OUT) {
+			if (!(flow->exchange.flags & TL_EXCHANGE_RESPONDING) &&
+			    flow->exchange.request && tl_by_writer(sk))
+				tl_work_answers(flow->exchange.request);
 			tl_responds(flow);
 			http->flags |= TL_HTTP_RESPONSE;
 		}

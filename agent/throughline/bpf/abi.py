@@ -157,13 +157,9 @@ class Counter(IntEnum):
     GO_GAVE_WAY = 86
     ROOT_JAVA_OTHER_THREAD = 87
     ROOT_JAVA_SHARED_THREAD = 88
-    ROOT_JAVA_UNREADABLE = 89
-    ROOT_PYTHON_TASK = 90
-    ROOT_PYTHON_UNKNOWN = 91
-    PYTHON_UNREADABLE = 92
-    PYTHON_INTERPRETERS = 93
-    PYTHON_UNFREED = 94
-    COUNTERS = 95
+    JAVA_CONTRADICTED = 89
+    ROOT_JAVA_UNREADABLE = 90
+    COUNTERS = 91
 
 
 class Go(IntEnum):
@@ -440,16 +436,3 @@ class JavaBinary(NamedTuple):
 
 
 JAVA_BINARY = Struct("<Q10H4x")
-
-
-class PythonBinary(NamedTuple):
-    runtime_at: int
-    type_at: int
-    key_at: int
-    current_at: int
-    thread_id_at: int
-    context_at: int
-    specific_at: int
-
-
-PYTHON_BINARY = Struct("<2Q5H6x")
