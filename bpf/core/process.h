@@ -21,6 +21,17 @@ static __always_inline bool tl_is_born(struct task_struct *task, __u32 born)
 	return TL_READ(task, start_boottime) - (__u64)born * TL_TICK_NS < TL_TICK_NS;
 }
 
+/*
+ * The ids of the current process (upper half) and thread. Programs of the type cgroup_skb get the
+ * helper for that in newer kernels only: Linux 6.1 refuses it.
+ */
+static __always_inline __u64 tl_current_ids(void)
+{
+	struct task_struct *task = tl_current_task();
+
+	return (__u64)(__u32)TL_READ(task, tgid) << 32 | (__u32)TL_READ(task, pid);
+}
+
 #define TL_PROCESS_SHIFT 42 /* process ids are below 2^22 */
 #define TL_EXECUTED_SHIFT 36 /* numbers of units are below 2^36, as are addresses up to 1 TB */
 
@@ -36,12 +47,12 @@ static __always_inline __u64 tl_process_key(__u64 what)
 
 	began += TL_READ(task, self_exec_id) << TL_EXECUTED_SHIFT;
 	return what ^ (began & ((1ULL << TL_PROCESS_SHIFT) - 1)) ^
-	       bpf_get_current_pid_tgid() >> 32 << TL_PROCESS_SHIFT;
+	       tl_current_ids() >> 32 << TL_PROCESS_SHIFT;
 }
 
 static __always_inline __u32 tl_current_tid(void)
 {
-	return (__u32)bpf_get_current_pid_tgid();
+	return (__u32)tl_current_ids();
 }
 
 static __always_inline __u64 tl_cgroup_of(struct task_struct *task)

@@ -17,7 +17,7 @@
  */
 __noinline int tl_work_reads(__u64 key, __u64 socket)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(bpf_get_current_pid_tgid() >> 32);
+	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
 
 	/* clang passes nothing for an argument that is not used: verifiers refuse that */
 	asm volatile("" ::"r"(key), "r"(socket));
@@ -38,7 +38,7 @@ __noinline int tl_work_reads(__u64 key, __u64 socket)
  */
 __noinline int tl_work_writes(void)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(bpf_get_current_pid_tgid() >> 32);
+	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
 
 	if (runtime && runtime->kind == TL_RUNTIME_JAVA)
 		tl_java_find(runtime->binary, runtime->base);
@@ -48,7 +48,7 @@ __noinline int tl_work_writes(void)
 /* The current thread begins to answer the request `key`. A global function, as above. */
 __noinline int tl_work_answers(__u64 key)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(bpf_get_current_pid_tgid() >> 32);
+	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
 
 	asm volatile("" ::"r"(key));
 	if (runtime && runtime->kind == TL_RUNTIME_JAVA)
@@ -90,7 +90,7 @@ static __always_inline __u8 tl_work_evidence(__u32 pid)
  */
 static __always_inline int tl_work_reason(int refused)
 {
-	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	__u32 pid = tl_current_ids() >> 32;
 	const struct tl_runtime *runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
 
 	if (refused == TL_ROOT_NO_CONTEXT && runtime && runtime->kind == TL_RUNTIME_JAVA)
@@ -104,7 +104,7 @@ static __always_inline int tl_work_reason(int refused)
  */
 static __always_inline int tl_work_parent(struct tl_parent *parent)
 {
-	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	__u32 pid = tl_current_ids() >> 32;
 	__u64 key = tl_work_request(pid);
 
 	if (key < TL_COUNTERS)
@@ -118,7 +118,7 @@ static __always_inline int tl_work_parent(struct tl_parent *parent)
  */
 __noinline int tl_work_turns(bool accepts)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(bpf_get_current_pid_tgid() >> 32);
+	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
 
 	asm volatile("" ::"r"(accepts));
 	if (runtime && runtime->kind == TL_RUNTIME_PYTHON)

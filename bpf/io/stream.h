@@ -59,7 +59,7 @@ static __always_inline void tl_call_unwritten(struct tl_flow *flow, struct tl_te
 
 	tl_count(flow->flags & TL_FLOW_MPTCP ? TL_SKIP_MPTCP : TL_SKIP_NOT_ENROLLED);
 	if (flow->flags & TL_FLOW_BY_WRITER) {
-		flow->pid = bpf_get_current_pid_tgid() >> 32;
+		flow->pid = tl_current_ids() >> 32;
 		flow->born = tl_born(TL_READ(task, group_leader));
 		found = tl_find_parent(flow, &parent);
 	}

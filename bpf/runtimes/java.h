@@ -143,9 +143,9 @@ static __always_inline void tl_java_answers(const struct tl_runtime *runtime, __
 /* Is the current thread one of a ForkJoinPool? */
 static __always_inline bool tl_java_forks(void)
 {
-	char comm[16];
+	char comm[16] = {};
 
-	bpf_get_current_comm(comm, sizeof(comm));
+	BPF_CORE_READ_INTO(&comm, tl_current_task(), comm);
 	return *(__u64 *)comm == 0x6e696f4a6b726f46ULL; /* ForkJoin */
 }
 

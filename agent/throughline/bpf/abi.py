@@ -159,7 +159,12 @@ class Counter(IntEnum):
     ROOT_JAVA_SHARED_THREAD = 88
     JAVA_CONTRADICTED = 89
     ROOT_JAVA_UNREADABLE = 90
-    COUNTERS = 91
+    ROOT_PYTHON_TASK = 91
+    ROOT_PYTHON_UNKNOWN = 92
+    PYTHON_UNREADABLE = 93
+    PYTHON_INTERPRETERS = 94
+    PYTHON_UNFREED = 95
+    COUNTERS = 96
 
 
 class Go(IntEnum):
@@ -436,3 +441,16 @@ class JavaBinary(NamedTuple):
 
 
 JAVA_BINARY = Struct("<Q10H4x")
+
+
+class PythonBinary(NamedTuple):
+    runtime_at: int
+    type_at: int
+    key_at: int
+    current_at: int
+    thread_id_at: int
+    context_at: int
+    specific_at: int
+
+
+PYTHON_BINARY = Struct("<2Q5H6x")

@@ -110,6 +110,26 @@ def test_java_17_has_platform_threads_only(traced: Traced, built: Path) -> None:
     assert traced.counters()["root_java_other_thread"] >= found["none"]
 
 
+@pytest.mark.parametrize("way", ["now", "later", "twice"])
+@pytest.mark.parametrize("major", [17, 25])
+def test_a_pool_earns_trust(traced: Traced, built: Path, major: int, way: str) -> None:
+    before = traced.counters().get("parent_java", 0)
+    found = java.run(traced, java.need(major), built, way, "pool")
+    assert found["wrong"] == 0
+    assert traced.counters()["parent_java"] - before >= 0.9 * found["right"]
+
+
+@pytest.mark.parametrize("major", [17, 25])
+def test_a_pool_that_also_runs_what_is_handed_over(traced: Traced, built: Path, major: int) -> None:
+    """Its threads prove nothing. What they seem to prove before that is seen, trust.h judges."""
+    before = traced.counters()
+    found = java.run(traced, java.need(major), built, "handed", "pool")
+    after = traced.counters()
+    assert after["java_contradicted"] - before.get("java_contradicted", 0) == 1
+    assert after["parent_java"] == before["parent_java"], "no wrong one is said to be proven"
+    assert found["none"] > found["wrong"]
+
+
 def test_two_releases_in_one_cgroup(traced: Traced, built: Path) -> None:
     jvms = [java.need(21), java.need(25)]
     results: list[object] = []
