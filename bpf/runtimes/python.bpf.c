@@ -178,31 +178,20 @@ static __always_inline void tl_py_has_greenlets(__u32 index)
 	bpf_map_update_elem(&tl_runtimes, &pid, &fresh, BPF_ANY);
 }
 
+/*
+ * A greenlet inherits no request: it may be a worker of a pool, which goes on to work for others
+ * while the request that has started it is still open.
+ */
 SEC("uprobe")
 int BPF_KPROBE(tl_py_spawned, __u64 greenlet)
 {
 	struct tl_py_node node = {};
-	struct tl_py_thread *thread;
-	struct tl_py_place place;
-	__u64 context = 0;
-	__u32 pid = bpf_get_current_pid_tgid() >> 32;
-	const struct tl_python_binary *binary;
-	const struct tl_runtime *runtime;
 
 	tl_own_stack(ctx);
 	if (!tl_probe_traced())
 		return 0;
 	node.binary = bpf_get_attach_cookie(ctx);
 	tl_py_has_greenlets(node.binary);
-	runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
-	binary = runtime ? tl_py_binary(runtime->binary) : NULL;
-	if (!binary)
-		return 0;
-	tl_py_context(binary, runtime->base, &context);
-	thread = tl_py_thread_now(true);
-	tl_py_find_place(context, thread, &place);
-	node.parent = place.node;
-	node.request = tl_py_request_of(place.node);
 	tl_py_insert(greenlet, &node);
 	return 0;
 }

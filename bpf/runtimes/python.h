@@ -8,8 +8,8 @@
  * so do the contexts that it was copied from, up to the one that accepts connections. A context
  * that is copied for a request is bound to that request.
  *
- * gevent runs greenlets, and each in a context that is nobody's copy. There greenlets form the
- * tree: each belongs to the one that has made it.
+ * gevent runs greenlets, and each in a context that is nobody's copy. There a greenlet belongs to
+ * the connection that it reads.
  */
 #ifndef THROUGHLINE_RUNTIMES_PYTHON_H
 #define THROUGHLINE_RUNTIMES_PYTHON_H

@@ -45,7 +45,7 @@ class Bench:
     """The agent, the backend and the Redis that all applications share."""
 
     def __init__(self, traced: Traced, backend: int, redis: int) -> None:
-        self._traced = traced
+        self.traced = traced
         self._backend = backend
         self._redis = redis
         self._counters: dict[str, int] = {}  # at the end of the last cell
@@ -63,7 +63,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _instance(self, app: App, behaviour: Behaviour) -> Iterator[Instance]:
-        traced = self._traced
+        traced = self.traced
         folder = traced.directory / "places" / f"{app.name}-{behaviour.value}"
         folder.mkdir(parents=True)
         for directory in (traced.directory, folder.parent, folder):
@@ -119,7 +119,7 @@ class Bench:
         """Waits until a provider follows a process of the application, if the group is on."""
 
         def is_followed() -> bool:
-            group = (self._traced.status() or {}).get(app.follows)
+            group = (self.traced.status() or {}).get(app.follows)
             return not group or any(file["processes"] for file in group["files"])
 
         if app.follows:
@@ -129,7 +129,7 @@ class Bench:
         numbers = range(self._first, self._first + count)
         self._first += count
         result = Result(concurrent, count)
-        self._traced.receiver.forget_spans()
+        self.traced.receiver.forget_spans()
         self._take()
         before = self._counters
         send = grpc_driver.drive if app.protocol == "grpc" else drive
@@ -138,8 +138,8 @@ class Bench:
         calls = self._calls(behaviour, numbers)
         of_last = {target for target, _ in calls}
         self._wait_spans(count * len(instance.services), of_last)
-        after = self._counters = self._traced.counters()
-        spans = self._traced.receiver.spans
+        after = self._counters = self.traced.counters()
+        spans = self.traced.receiver.spans
         judge(result, calls, spans, services=instance.services, behaviour=behaviour)
         result.reasons = {
             name: total - before.get(name, 0)
@@ -163,7 +163,7 @@ class Bench:
         last, changed = -1, time.monotonic()
         deadline = time.monotonic() + _SPANS_SECONDS  # a poller is never quiet
         while time.monotonic() < deadline:
-            spans = self._traced.receiver.spans
+            spans = self.traced.receiver.spans
             if len(spans) != last:
                 last, changed = len(spans), time.monotonic()
                 seen = Counter(span.kind for span in spans)

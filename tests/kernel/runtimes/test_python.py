@@ -6,6 +6,7 @@ that is installed.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,6 +85,7 @@ def test_asyncio_alone(running: Bench, python: Path) -> None:
         ("fastapi-threads", 0),
         ("aiohttp", 0),
         ("django-asgi", 0),
+        ("flask-gevent", 422),  # the two calls are made by greenlets of a pool
     ],
 )
 def test_frameworks(running: Bench, name: str, unknown: int) -> None:
@@ -98,3 +100,16 @@ def test_the_interpreters_are_those_that_are_meant() -> None:
     for path in FOLLOWED:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
         assert said.stdout.startswith(f"Python {path.name.removeprefix('python')}"), path
+
+
+def test_a_killed_agent(running: Bench) -> None:
+    """What the next agent does not know it does not guess."""
+    app = alone(FOLLOWED[0])
+    steps = running.run(app, (SLEEP,), {1: 53, 8: 211, 32: 211})
+    _, before = next(steps)
+    assert before.right == before.calls == 53
+    running.traced.stop_agent(signal.SIGKILL)
+    running.traced.start_agent()
+    for _, after in steps:
+        assert not after.failures
+        assert (after.wrong, after.right) == (0, after.calls), after
