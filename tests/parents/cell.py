@@ -27,6 +27,7 @@ from tests.parents.judge import Result, judge, number_of
 REQUESTS: Mapping[int, int] = {1: 23, 8: 101, 32: 503}
 _AFTER_SECONDS = 15.0  # for calls that are made after the answers
 _SPANS_SECONDS = 10.0
+_AGENT_SECONDS = 120.0  # to start, on a machine that does much else
 _QUIET_SECONDS = 1.0  # without a new span, after which none is awaited any more
 _REASONS = ("root_", "skip_", "lost_", "full_", "evicted", "enrol_", "spans_dropped")
 
@@ -193,7 +194,9 @@ def bench(config: Mapping[str, object] | None = None) -> Iterator[Bench]:
     """What all applications share, while the block runs."""
     backend, redis = free_port(), free_port()
     far = [sys.executable, "-m", "tests.parents.backend", str(backend)]
-    with Traced(dict(config or {})) as traced, process.running(far):
+    with Traced(dict(config or {}), start=False) as traced, process.running(far):
+        traced.start_agent(wait=False)
+        traced.wait_running(seconds=_AGENT_SECONDS)
         kept = ["redis-server", "--bind", "127.0.0.1", "--port", str(redis), "--save", ""]
         options = {"cwd": traced.directory, "stdout": subprocess.DEVNULL}
         with process.running(kept, **options):
