@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from tests.fixtures.paths import CHECKOUT
 from tests.parents import picture
 from tests.parents.app import App, Behaviour
+from tests.parents.apps import APPS
 from tests.parents.judge import Result
 from tests.parents.picture import Row, percent
 from tests.parents.report import Grid
@@ -28,7 +30,7 @@ PICTURE = Path("images/parents.svg")
 ENOUGH = 0.999  # the share of right parents that is the aim
 
 
-def write(grid: Grid, apps: Sequence[App], *, output: Path) -> None:
+def write(grid: Grid, *, output: Path) -> None:
     """Replaces the rows that were measured now, and keeps those of applications that still are."""
     file = output / DATA
     rows = json.loads(file.read_text())["rows"] if file.exists() else ()
@@ -37,7 +39,7 @@ def write(grid: Grid, apps: Sequence[App], *, output: Path) -> None:
     for name, cells in grid.cells.items():
         if name not in grid.broken:
             kept[name] = _row(grid.rows[name], cells, day)
-    rows = [kept[app.name] for app in apps if app.name in kept]
+    rows = [kept[app.name] for app in APPS if app.name in kept]
     file.write_text(_json({"kernel": platform.release(), "processors": os.cpu_count()}, rows))
     render(output)
 
@@ -82,7 +84,15 @@ def rendered(data: Mapping[str, Any]) -> dict[Path, str]:
     """What the page and the picture hold for the JSON."""
     rows = data["rows"]
     title = f"Parents of outgoing calls, Linux {data['kernel']}"
-    return {PICTURE: picture.svg(rows, title=title), PAGE: "\n".join(_page(data, rows))}
+    lines = [wrapped for line in _page(data, rows) for wrapped in _wrap(line)]
+    return {PICTURE: picture.svg(rows, title=title), PAGE: "\n".join(lines)}
+
+
+def _wrap(line: str) -> list[str]:
+    """Prose in lines of 120; tables, headings and pictures as they are."""
+    if not line or line[0] in "|#!":
+        return [line]
+    return textwrap.wrap(line, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _cells(rows: Sequence[Row], concurrent: int) -> Iterator[tuple[Row, str, Mapping[str, Any]]]:
@@ -111,6 +121,7 @@ def _page(data: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
         " [parents.json](parents.json); how it is judged, and how to add an application:"
         " [tests/parents](../tests/parents/README.md).",
         "",
+        *_missing(rows),
         "![The grid: a row for each application, a column for each behaviour](images/parents.svg)",
         "",
         "*right*: the client span's parent is the server span of the request that the call was"
@@ -126,6 +137,13 @@ def _page(data: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     lines += _headers(rows)
     lines += _evidence(rows)
     return [*lines, ""]
+
+
+def _missing(rows: Sequence[Row]) -> list[str]:
+    """Says which applications are not on the page."""
+    measured = {row["name"] for row in rows}
+    left = [app.title for app in APPS if app.name not in measured]
+    return [f"Not measured since the last change: {'; '.join(left)}.", ""] if left else []
 
 
 def _wrong_words(wrong: Sequence[Mapping[str, Any]], all_of: Sequence[Mapping[str, Any]]) -> str:

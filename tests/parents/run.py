@@ -101,7 +101,7 @@ def measure(
                 grid.broken[app.name] = str(error)
                 say(f"{app.name}: {error}")
             if output is not None:
-                pages.write(grid, APPS, output=output)
+                pages.write(grid, output=output)
     grid.seconds = time.monotonic() - started
     return grid
 
