@@ -46,7 +46,7 @@ def test_one_wrong_parent_is_on_the_page_and_in_the_picture() -> None:
     wrong = row_of(calls=1009, right=1008, wrong=1)
     page = pages.rendered({"kernel": "6", "processors": 2, "rows": [wrong]})[pages.PAGE]
     assert "**99.9 / 0.1 / 0**" in page
-    assert "Of 1,009 calls 1 had a wrong parent" in page
+    assert "Of 1,009 calls 1 had a wrong parent" in " ".join(page.split())
     drawn = picture.svg([wrong], title="")
     assert '<path class="wrong" d="M' in drawn
     assert '<path class="wrong" d=""/>' in picture.svg([row_of(calls=9, right=9)], title="")
