@@ -60,8 +60,10 @@ static __always_inline struct tl_unix *tl_unix_begins(struct sock *sk, struct so
 	return end;
 }
 
-/* The current thread connects: during which request? */
-static __always_inline void tl_unix_connects_now(void)
+/*
+ * The current thread connects: during which request? A global function, to have a stack of its own.
+ */
+__noinline int tl_unix_connects_now(void)
 {
 	struct tl_thread *thread = tl_thread_now();
 	__u64 key = tl_unix_connecting();
@@ -70,11 +72,11 @@ static __always_inline void tl_unix_connects_now(void)
 	int refused;
 
 	if (!key)
-		return;
+		return 0;
 	if (!thread || !tl_traced(bpf_get_current_cgroup_id())) {
 		/* what an earlier socket at this address has left */
 		bpf_map_delete_elem(&tl_unix_made, &key);
-		return;
+		return 0;
 	}
 	refused = tl_thread_parent(thread, &parent);
 	if (refused < 0) {
@@ -84,6 +86,7 @@ static __always_inline void tl_unix_connects_now(void)
 		tl_unattributed(thread, refused);
 	}
 	bpf_map_update_elem(&tl_unix_made, &key, &made, BPF_ANY);
+	return 0;
 }
 
 SEC("tp_btf/sk_data_ready")

@@ -33,6 +33,7 @@ struct tl_unix {
 	__u32 unsent; /* bytes that were parsed but not sent: they come again */
 	__u32 sent; /* bytes that were sent before the present system call */
 	__u32 read; /* bytes that were read */
+	__u64 began; /* client: when its request had begun that was the last before the present call */
 	__u8 arrived; /* client: it has sent a request that the other end has not begun to read */
 	__u8 raced; /* its first bytes were read before they had been parsed */
 	__u8 protocol; /* enum tl_unix_protocol */
@@ -164,7 +165,7 @@ static __always_inline bool tl_unix_waits(struct tl_unix *end, __u32 read)
  * What do the bytes look like the start of that the current thread sends or has received? A request
  * of enum tl_unix_protocol.
  */
-static __always_inline __u8 tl_unix_starts(void)
+__noinline int tl_unix_starts(void)
 {
 	struct tl_buffers buffers = {};
 	struct tl_vector first;

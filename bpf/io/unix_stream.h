@@ -378,45 +378,59 @@ static __always_inline void tl_unix_writes(struct tl_unix *end, struct tl_text *
 	}
 }
 
-/* A client writes. A global function, to have a stack of its own. */
-__noinline int tl_unix_client_writes(struct tl_unix *client, struct tl_unix *server,
-				     struct tl_text *text, int sent)
+/*
+ * Before the current thread's bytes are parsed: `client` writes, or `server` where `answers`. This
+ * and tl_unix_after() are global functions beside the parser, not around it: all that are one in
+ * another have 512 bytes of stack.
+ */
+__noinline int tl_unix_before(struct tl_unix *client, struct tl_unix *server, struct tl_text *text,
+			      bool answers)
 {
-	__u64 before;
-
 	if (!client || !text)
 		return 0;
-	before = client->flow.exchange.start_ns;
-	tl_unix_begins_again(server, client, text);
-	tl_unix_writes(client, text, sent);
-	if (client->flow.flags & TL_FLOW_ASKS)
-		tl_unix_asks(&client->flow, text);
-	tl_unix_has_asked(server, client, before);
-	return 0;
-}
-
-/* A server writes. A global function, to have a stack of its own. */
-__noinline int tl_unix_server_writes(struct tl_unix *server, struct tl_unix *client,
-				     struct tl_text *text, int sent)
-{
-	if (!server || !client || !text)
+	client->began = client->flow.exchange.start_ns;
+	if (!answers) {
+		tl_unix_begins_again(server, client, text);
+		return 0;
+	}
+	if (!server)
 		return 0;
 	tl_responds(&server->flow);
 	server->flow.out.flags |= TL_HTTP_RESPONSE;
 	server->flow.exchange.method = client->flow.exchange.method;
 	server->protocol = client->protocol;
-	tl_unix_writes(server, text, sent);
-	tl_unix_has_answered(server, client, text);
+	return 0;
+}
+
+/* When they are parsed: acts on what has begun or ended. */
+__noinline int tl_unix_after(struct tl_unix *client, struct tl_unix *server, struct tl_text *text,
+			     bool answers)
+{
+	if (!client || !text)
+		return 0;
+	if (answers) {
+		if (server)
+			tl_unix_has_answered(server, client, text);
+		return 0;
+	}
+	if (client->flow.flags & TL_FLOW_ASKS)
+		tl_unix_asks(&client->flow, text);
+	tl_unix_has_asked(server, client, client->began);
 	return 0;
 }
 
 static __always_inline void tl_unix_end_writes(struct tl_unix *end, struct tl_unix *other,
 					       struct tl_text *text, int sent)
 {
-	if (end->flow.role == TL_ROLE_CLIENT)
-		tl_unix_client_writes(end, other, text, sent);
-	else
-		tl_unix_server_writes(end, other, text, sent);
+	if (end->flow.role == TL_ROLE_CLIENT) {
+		tl_unix_before(end, other, text, false);
+		tl_unix_writes(end, text, sent);
+		tl_unix_after(end, other, text, false);
+	} else {
+		tl_unix_before(other, end, text, true);
+		tl_unix_writes(end, text, sent);
+		tl_unix_after(other, end, text, true);
+	}
 }
 
 #endif
