@@ -27,6 +27,8 @@ _STRUCTS = (
     "tl_runtime",
     "tl_java_binary",
     "tl_python_binary",
+    "tl_program",
+    "tl_trust",
 )
 _ENUMS = (
     "tl_abi",
@@ -43,6 +45,11 @@ _ENUMS = (
     "tl_request_flags",
     "tl_runtime_kind",
     "tl_java",
+    "tl_parents",
+    "tl_cgroup_flags",
+    "tl_program_kind",
+    "tl_seen",
+    "tl_found",
 )
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 

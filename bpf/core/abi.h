@@ -10,10 +10,11 @@
 #ifndef THROUGHLINE_ABI_H
 #define THROUGHLINE_ABI_H
 
+#include "core/abi_trust.h"
 #include "vmlinux.h"
 
 enum tl_abi {
-	TL_ABI_VERSION = 10,
+	TL_ABI_VERSION = 11,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
@@ -67,7 +68,8 @@ struct tl_settings {
 	__u8 packets; /* read contexts from TCP options of peers */
 	__u8 ticks; /* the end of an event loop's tick is seen; without that threads are no evidence */
 	__u8 limits; /* write nothing where our lines would push a request over a usual limit */
-	__u8 _pad[2];
+	__u8 parents; /* enum tl_parents, for cgroups that say nothing else */
+	__u8 _pad[1];
 };
 
 /*
@@ -119,6 +121,7 @@ enum tl_counter {
 	TL_EVICTED,
 	TL_EVICTED_FIONREAD, /* taken out of the sockhash for a process that calls FIONREAD, where that is broken */
 	TL_FIONREAD_LEARNED, /* processes that were seen to call FIONREAD */
+	TL_FULL_TRUST, /* map full */
 	TL_FULL_REQUESTS, /* map full */
 	TL_FULL_TRACESTATES,
 	TL_FULL_DURATIONS,
@@ -161,6 +164,15 @@ enum tl_counter {
 	TL_PARENT_UNIX,
 	TL_UNIX_UNSEEN, /* bytes of a message on a Unix socket that were sent without being seen */
 	TL_UNIX_RACED, /* requests on Unix sockets that were read before they had been parsed */
+	TL_PARENT_TICK,
+	TL_ROOT_NOT_PROVEN, /* there is likely evidence for a parent, but it must be proven */
+	TL_ROOT_CONTRADICTED, /* what was seen of the program contradicts the evidence */
+	TL_CONTRADICTED_ANSWER, /* enum tl_seen, in its order */
+	TL_CONTRADICTED_READ,
+	TL_CONTRADICTED_RESPONSE,
+	TL_CONTRADICTED_IDLE,
+	TL_CONTRADICTED_LATE,
+	TL_CONTRADICTED_CONNECTION,
 	TL_GO_GAVE_WAY, /* requests served by Go programs whose entry made room for another before they ended */
 	TL_ROOT_JAVA_OTHER_THREAD, /* Java: the thread that calls has read no request */
 	TL_ROOT_JAVA_SHARED_THREAD, /* Java: the virtual thread reads requests while others, which it read, are open */
@@ -207,6 +219,7 @@ enum tl_evidence {
 	TL_EVIDENCE_JAVA = 9, /* Java: the thread, which may be a virtual one, read the request */
 	TL_EVIDENCE_UNIX =
 		10, /* the process at the other end of the Unix socket made the request */
+	TL_EVIDENCE_TICK = 11, /* the event loop has read the request, and nothing else since */
 };
 
 /* How the units of work of a process are told apart. */
@@ -281,6 +294,7 @@ enum tl_span_flags {
 	TL_SPAN_TLS = 1 << 0, /* the exchange was seen inside TLS */
 	TL_SPAN_GRPC = 1 << 1, /* a call of gRPC: `status` is its code, `target` /SERVICE/METHOD */
 	TL_SPAN_UNIX = 1 << 2, /* on a Unix socket: the addresses and ports are 0 */
+	TL_SPAN_LIKELY = 1 << 3, /* the parent is likely, not proven */
 };
 
 /*

@@ -36,6 +36,13 @@ struct tl_abi_types {
 	struct tl_java_binary java_binary;
 	enum tl_java java;
 	struct tl_python_binary python_binary;
+	enum tl_parents parents;
+	enum tl_cgroup_flags cgroup_flags;
+	struct tl_program program;
+	enum tl_program_kind program_kind;
+	enum tl_seen seen;
+	enum tl_found found;
+	struct tl_trust trust;
 };
 const struct tl_abi_types *tl_abi_types __attribute__((unused));
 
@@ -47,7 +54,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_settings SEC(".maps");
 
-/* cgroup id -> traced or not. For a cgroup without an entry tl_settings.trace_unlisted decides. */
+/* cgroup id -> enum tl_cgroup_flags. For a cgroup without an entry tl_settings.trace_unlisted decides. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
@@ -70,7 +77,7 @@ static __always_inline bool tl_traced(__u64 cgroup_id)
 	const struct tl_settings *settings;
 
 	if (traced)
-		return *traced;
+		return *traced & TL_CGROUP_TRACED;
 	settings = tl_settings_now();
 	return settings && settings->trace_unlisted;
 }
@@ -84,7 +91,19 @@ static __always_inline bool tl_probe_traced(void)
 	__u64 cgroup_id = bpf_get_current_cgroup_id();
 	__u8 *traced = bpf_map_lookup_elem(&tl_cgroups, &cgroup_id);
 
-	return traced && *traced;
+	return traced && *traced & TL_CGROUP_TRACED;
+}
+
+/* Is likely evidence enough for the parents of calls from this cgroup? */
+static __always_inline bool tl_likely_is_enough(__u64 cgroup_id)
+{
+	__u8 *flags = bpf_map_lookup_elem(&tl_cgroups, &cgroup_id);
+	const struct tl_settings *settings;
+
+	if (flags && *flags & (TL_CGROUP_PROVEN | TL_CGROUP_LIKELY))
+		return *flags & TL_CGROUP_LIKELY;
+	settings = tl_settings_now();
+	return settings && settings->parents == TL_PARENTS_LIKELY;
 }
 
 #endif

@@ -15,6 +15,7 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	struct task_struct *task = tl_current_task();
 	struct tl_parent parent;
 	struct tl_thread *thread;
+	struct tl_trust *trust;
 	struct tl_flow *flow;
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	__u64 cgroup_id = tl_cgroup_of(task);
@@ -42,12 +43,16 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	flow->pid = TL_READ(task, tgid);
 	flow->born = tl_born(TL_READ(task, group_leader));
 	thread = tl_thread_now();
-	refused = tl_thread_parent(thread, &parent);
+	trust = tl_trust_now();
+	refused = tl_thread_parent(thread, trust, 0, &parent);
+	flow->tid = TL_READ(task, pid);
 	if (refused < 0) {
 		flow->connect = parent.key;
+		flow->likely = parent.likely;
+		thread->used = 1;
 		tl_settle(parent.key, false);
 	} else {
-		tl_unattributed(thread, refused);
+		tl_unattributed(thread, trust, refused);
 	}
 }
 

@@ -16,6 +16,9 @@ static __always_inline void tl_count_parent(__u8 evidence)
 	case TL_EVIDENCE_GOROUTINE:
 		tl_count(TL_PARENT_GOROUTINE);
 		return;
+	case TL_EVIDENCE_TICK:
+		tl_count(TL_PARENT_TICK);
+		return;
 	case TL_EVIDENCE_CONNECT:
 		tl_count(TL_PARENT_CONNECT);
 		return;
@@ -34,11 +37,25 @@ static __always_inline void tl_count_parent(__u8 evidence)
 
 /*
  * For the first call on a connection: takes the request during which the connection was made.
- * False: it is not known, or has ended.
+ * Returns the same as tl_take_parent(). Another thread than the one that has connected is no proof.
  */
-static __always_inline bool tl_connect_parent(const struct tl_flow *flow, struct tl_parent *parent)
+static __always_inline int tl_connect_parent(const struct tl_flow *flow, struct tl_trust *trust,
+					     struct tl_parent *parent)
 {
-	return flow->connect && tl_take_parent(flow->connect, TL_EVIDENCE_CONNECT, parent) < 0;
+	__u32 tid = TL_READ(tl_current_task(), pid);
+	int refused;
+
+	if (!flow->connect)
+		return TL_ROOT_NO_CONTEXT;
+	refused = tl_take_parent(flow->connect, TL_EVIDENCE_CONNECT, parent);
+	if (refused >= 0) {
+		/* its client library has kept it for another request */
+		if (tl_was_answered(flow->connect))
+			tl_saw(trust, TL_SEEN_CONNECTION);
+		return refused;
+	}
+	parent->likely = flow->likely || flow->tid != tid;
+	return trust && tl_how_sure(trust, false) == TL_SURE_NOT ? TL_ROOT_CONTRADICTED : -1;
 }
 
 /*
@@ -52,36 +69,79 @@ static __always_inline bool tl_loop_has_gone_on(const struct tl_flow *flow,
 	return thread && thread->loop && flow->flags & TL_FLOW_CONNECTED;
 }
 
+/*
+ * Asks the connection and the thread. Returns the same as tl_take_parent(). A thread that serves one
+ * request after the other is asked first: its connection may have been made for an earlier one.
+ */
+static __always_inline int tl_ask(struct tl_flow *flow, struct tl_thread *thread,
+				  struct tl_trust *trust, bool first, struct tl_parent *parent)
+{
+	int refused;
+
+	if (first && !(thread && thread->current && trust && !tl_is_loop(trust))) {
+		refused = tl_connect_parent(flow, trust, parent);
+		if (refused < 0 || refused == TL_ROOT_CONTRADICTED)
+			return refused;
+		if (tl_loop_has_gone_on(flow, thread))
+			return TL_ROOT_NO_CONTEXT;
+	}
+	return tl_thread_parent(thread, trust, flow->endpoints.socket, parent);
+}
+
+/*
+ * The thread makes a call, and tl_ask() has answered `refused`. Returns that, or the reason why the
+ * parent is not sure enough.
+ */
+static __always_inline int tl_thread_calls(struct tl_flow *flow, struct tl_thread *thread,
+					   struct tl_trust *trust, bool first, int refused,
+					   const struct tl_parent *parent)
+{
+	if (thread && thread->serves)
+		thread->called = 1;
+	if (refused >= 0) {
+		/* else that was judged when the connection was made */
+		if (!first || !tl_loop_has_gone_on(flow, thread))
+			tl_unattributed(thread, trust, refused);
+	} else {
+		if (thread && thread->current == parent->key)
+			thread->used = 1;
+		if (parent->likely && !tl_likely_is_enough(flow->cgroup_id)) {
+			tl_settle(parent->key, false);
+			refused = TL_ROOT_NOT_PROVEN;
+		}
+	}
+	tl_found(trust, refused, refused < 0 && parent->likely);
+	return refused;
+}
+
 /* Finds the request that a call is made for. False: there is no evidence. */
 static __always_inline bool tl_find_parent(struct tl_flow *flow, struct tl_parent *parent)
 {
 	bool first = !(flow->flags & TL_FLOW_USED);
 	struct tl_thread *thread;
+	struct tl_trust *trust;
 	int refused;
 
 	refused = tl_work_parent(parent);
-	if (refused < 0) {
-		tl_count_parent(parent->evidence);
-		return true;
-	}
 	if (refused) {
-		tl_count(refused);
-		return false;
-	}
-	if (first && tl_connect_parent(flow, parent)) {
-		tl_count(TL_PARENT_CONNECT);
-		return true;
+		tl_found(tl_trust_now(), refused, false);
+		if (refused < 0)
+			tl_count_parent(parent->evidence);
+		else
+			tl_count(refused);
+		return refused < 0;
 	}
 	thread = tl_thread_now();
-	if (first && tl_loop_has_gone_on(flow, thread)) {
-		tl_count(tl_work_reason(TL_ROOT_NO_CONTEXT));
-		return false;
+	trust = tl_trust_now();
+	refused = thread ? 0 : tl_claimed_parent(flow->endpoints.socket, parent, 0);
+	if (refused) {
+		tl_found(trust, refused, false);
+	} else {
+		refused = tl_ask(flow, thread, trust, first, parent);
+		refused = tl_thread_calls(flow, thread, trust, first, refused, parent);
 	}
-	refused = tl_thread_parent(thread, parent);
-	if (!thread)
-		refused = tl_claimed_parent(flow->endpoints.socket, parent, refused);
+	flow->tid = TL_READ(tl_current_task(), pid);
 	if (refused >= 0) {
-		tl_unattributed(thread, refused);
 		tl_count(tl_work_reason(refused));
 		return false;
 	}

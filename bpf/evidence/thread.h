@@ -9,11 +9,13 @@
 #define THROUGHLINE_EVIDENCE_THREAD_H
 
 #include "core/settings.h"
+#include "evidence/trust.h"
 #include "evidence/unit.h"
 #include "evidence/work.h"
 #include "trace/flow.h"
 #include "trace/request.h"
 
+#define TL_FIRST_TICK_NS (1000ULL * 1000 * 1000)
 #define TL_DEFERRED_NS (60ULL * 1000 * 1000 * 1000)
 
 /* The entry of the current thread, or NULL. */
@@ -24,7 +26,10 @@ static __always_inline struct tl_thread *tl_thread_now(void)
 	__u32 tid = TL_READ(task, pid);
 
 	thread = bpf_map_lookup_elem(&tl_threads, &tid);
-	if (!thread || tl_is_born(task, thread->born))
+	if (!thread)
+		return NULL;
+	if (thread->began ? thread->began == TL_READ(task, start_boottime) :
+			    tl_is_born(task, thread->born))
 		return thread;
 	/* the entry of a thread that has ended, which had the same id */
 	bpf_map_delete_elem(&tl_threads, &tid);
@@ -39,51 +44,97 @@ static __always_inline struct tl_thread *tl_thread_make(void)
 	__u32 tid = TL_READ(task, pid);
 
 	fresh.id = (__u64)bpf_get_prandom_u32() << 32 | tid;
+	fresh.began = TL_READ(task, start_boottime);
 	fresh.born = tl_born(task);
+	fresh.made_ns = bpf_ktime_get_ns();
 	bpf_map_update_elem(&tl_threads, &tid, &fresh, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&tl_threads, &tid);
 }
 
 /*
- * Takes the request that `thread` works for. Returns the same as tl_take_parent(). A thread may
- * have read several requests (an event loop; a worker that puts one aside). Then the one that it
- * has read last is taken only if no other one is open, since an open request may make the call. A
- * thread that serves one request after the other never has two open.
+ * Is any request of `thread` open, apart from `key`? Each of them may make the next call of an event
+ * loop.
  */
-static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_parent *parent)
+static __always_inline bool tl_others_open(const struct tl_thread *thread, __u64 key)
+{
+	struct tl_open_key open = { key, thread->id };
+	__s32 others = thread->open;
+
+	if (others > 0 && key && bpf_map_lookup_elem(&tl_open, &open))
+		others--;
+	return others > 0;
+}
+
+/*
+ * Does `thread` wait in between, so that what it has read last is what it works at? A thread that puts
+ * requests aside for others never waits for several descriptors. An event loop does so soon after its
+ * first read.
+ */
+static __always_inline bool tl_has_ticks(const struct tl_thread *thread)
+{
+	return thread->loop || bpf_ktime_get_ns() - thread->made_ns < TL_FIRST_TICK_NS;
+}
+
+/*
+ * Takes the request that `thread` works for. Returns the same as tl_take_parent().
+ *
+ * A thread that serves one request after the other works for the one that it has read last. An
+ * event loop has read several. Then the one that it has read last is taken only if no other one is
+ * open, since an open request may make the call. `socket`: where the call is written. An event loop
+ * that writes to the very connection whose answer it has read may hand the connection to a request
+ * that has waited for it.
+ */
+static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_trust *trust,
+					    __u64 socket, struct tl_parent *parent)
 {
 	const struct tl_settings *settings = tl_settings_now();
-	struct tl_open_key open = {};
-	__s32 others;
+	enum tl_sure sure;
+	__u8 evidence;
+	bool loop;
 	int refused;
 
+	if (!thread || !thread->current || !settings)
+		return TL_ROOT_NO_CONTEXT;
+	if (!trust) {
+		tl_count(TL_FULL_TRUST);
+		return TL_ROOT_NO_CONTEXT;
+	}
+	loop = tl_is_loop(trust);
 	/*
 	 * where ends of ticks are not seen, an event loop looks like a thread that serves one
 	 * request
 	 */
-	if (!thread || !thread->current || !settings || !settings->ticks)
+	if (!settings->ticks && trust->kind != TL_PROGRAM_THREADS)
 		return TL_ROOT_NO_CONTEXT;
-	refused = tl_take_parent(thread->current, thread->evidence, parent);
+	evidence = loop && thread->evidence == TL_EVIDENCE_THREAD ? TL_EVIDENCE_TICK :
+								    thread->evidence;
+	refused = tl_take_parent(thread->current, evidence, parent);
 	if (refused >= 0)
 		return refused;
-	others = thread->open;
-	if (others <= 0)
-		return -1;
-	open.request = parent->key;
-	open.thread = thread->id;
-	if (bpf_map_lookup_elem(&tl_open, &open))
-		others--;
-	return others > 0 ? TL_ROOT_AMBIGUOUS : -1;
+	if (loop && parent->answering)
+		return TL_ROOT_PARENT_ENDED;
+	if (trust->kind != TL_PROGRAM_THREADS && tl_others_open(thread, parent->key))
+		return TL_ROOT_AMBIGUOUS;
+	if (loop && trust->kind == TL_PROGRAM_UNKNOWN &&
+	    ((trust->seen[TL_SEEN_OVERLAP] && !tl_has_ticks(thread)) ||
+	     (socket && thread->restored == socket)))
+		return TL_ROOT_AMBIGUOUS;
+	sure = tl_how_sure(trust, thread->used);
+	parent->likely = sure != TL_SURE_PROVEN;
+	return sure == TL_SURE_NOT ? TL_ROOT_CONTRADICTED : -1;
 }
 
 /*
- * A call has no parent: what follows for the thread?
+ * A call has no parent: what follows for the thread, and for its program?
  *
  * Where several requests were open, the one that was read last most likely made the call, so it is
  * settled. Else each request that overlaps with it would be ambiguous in turn, without an end under
  * load. But a thread that makes calls from timers settles none: any request may have made the call.
+ * A call that no request of the thread can have made is of something else: a timer, or another
+ * thread's request. Its next call may be made while the thread has a request.
  */
-static __always_inline void tl_unattributed(struct tl_thread *thread, int refused)
+static __always_inline void tl_unattributed(struct tl_thread *thread, struct tl_trust *trust,
+					    int refused)
 {
 	__u64 now = bpf_ktime_get_ns();
 
@@ -93,9 +144,18 @@ static __always_inline void tl_unattributed(struct tl_thread *thread, int refuse
 		if (thread->deferred_ns && now - thread->deferred_ns < TL_DEFERRED_NS)
 			return;
 		tl_settle(thread->current, false);
-	} else if (thread->loop && !thread->current && !thread->unknown) {
-		thread->deferred_ns = now;
+		return;
 	}
+	if (refused == TL_ROOT_CONTRADICTED) {
+		tl_settle(thread->current, false);
+		return;
+	}
+	if (refused != TL_ROOT_NO_CONTEXT && refused != TL_ROOT_PARENT_ENDED)
+		return;
+	if (thread->loop && !thread->current && !thread->unknown)
+		thread->deferred_ns = now;
+	if (!thread->unknown && !tl_others_open(thread, 0))
+		tl_saw(trust, TL_SEEN_IDLE);
 }
 
 /*
@@ -133,9 +193,8 @@ __noinline int tl_thread_refused(__u64 request)
 }
 
 /*
- * The thread goes on with something else. If it has read only a part of a message, the message's
- * request waits for the rest, which comes with another read: until then it makes no call, and is
- * not open.
+ * The thread goes on with something else. If it has read only a part of an answer, the request waits
+ * for the rest, which comes with another read: until then it makes no call, and is not open.
  */
 static __always_inline void tl_leave_partial(struct tl_thread *thread)
 {
@@ -152,6 +211,98 @@ static __always_inline void tl_leave(struct tl_thread *thread)
 	thread->unknown = 1;
 }
 
+/* `thread` has read bytes of the request `key`: what does that tell of its program? */
+static __always_inline void tl_judge_read(struct tl_thread *thread, struct tl_trust *trust,
+					  const struct tl_request *request, __u64 key)
+{
+	__u64 reader = request->reader;
+
+	if (reader && (__u32)reader != (__u32)thread->id)
+		tl_saw(trust, TL_SEEN_READ);
+	if (thread->serves == key)
+		return;
+	if (thread->serves && trust && !trust->seen[TL_SEEN_OVERLAP] &&
+	    tl_is_unanswered(thread->serves))
+		tl_saw(trust, TL_SEEN_OVERLAP);
+	thread->serves = key;
+	thread->called = 0;
+}
+
+/*
+ * The current thread begins to answer on `flow`. `reads` is the request's reader: whether it is the
+ * one that has read the request tells what its program is.
+ */
+static __always_inline void tl_thread_answers(struct tl_flow *flow)
+{
+	__u64 key = flow->exchange.request;
+	const struct tl_request *request;
+	struct tl_thread *thread;
+	struct tl_trust *trust;
+	__u64 reader;
+	__u32 tid = TL_READ(tl_current_task(), pid);
+
+	if (flow->exchange.flags & TL_EXCHANGE_RESPONDING || !key)
+		return;
+	request = bpf_map_lookup_elem(&tl_requests, &key);
+	reader = request ? request->reader : 0;
+	if (!reader || !tl_is_request(request, key))
+		return;
+	if ((__u32)reader != tid) {
+		tl_saw(tl_trust_now(), TL_SEEN_ANSWER);
+		return;
+	}
+	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	if (!thread || thread->id != reader || thread->serves != key)
+		return;
+	thread->serves = 0;
+	if (!thread->called)
+		return;
+	thread->called = 0;
+	trust = tl_trust_now();
+	if (trust && trust->earned < TL_EARNED)
+		__sync_fetch_and_add(&trust->earned, 1);
+}
+
+/*
+ * The current thread waits for several descriptors. An event loop does that while it serves a
+ * request. A thread that does it in between serves one request after the other. Returns whether the
+ * thread goes on with the request that it serves: a client library may wait for descriptors of its
+ * own.
+ */
+static __always_inline bool tl_thread_waits(struct tl_thread *thread)
+{
+	struct tl_trust *trust;
+
+	if (!thread->serves)
+		return false;
+	if (!tl_is_unanswered(thread->serves)) {
+		thread->serves = 0;
+		return false;
+	}
+	trust = tl_trust_now();
+	if (!trust)
+		return false;
+	if (trust->kind == TL_PROGRAM_THREADS)
+		return true;
+	if (!trust->seen[TL_SEEN_WAITS])
+		tl_saw(trust, TL_SEEN_WAITS);
+	return false;
+}
+
+/* The current thread has read an answer on `flow`, of a call for the request `key`, or 0. */
+static __always_inline void tl_judge_response(const struct tl_flow *flow, struct tl_thread *thread,
+					      __u64 key)
+{
+	__u32 tid = TL_READ(tl_current_task(), pid), writer = flow->tid;
+
+	if (flow->flags & TL_FLOW_OPAQUE)
+		return;
+	if (writer && writer != tid && (thread || bpf_map_lookup_elem(&tl_threads, &writer)))
+		tl_saw(tl_trust_now(), TL_SEEN_RESPONSE);
+	if (thread && key && tl_was_answered(key))
+		tl_saw(tl_trust_now(), TL_SEEN_LATE);
+}
+
 /*
  * The current thread has read bytes of `flow` that belong to the request `key`. `thread` is its
  * entry, or NULL. `whole`: the bytes were the end of a message.
@@ -159,35 +310,39 @@ static __always_inline void tl_leave(struct tl_thread *thread)
 static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thread *thread,
 					    __u64 key, __u8 evidence, bool whole)
 {
+	bool server = flow->role == TL_ROLE_SERVER;
 	struct tl_request *request = NULL;
+	struct tl_trust *trust;
 	int refused;
 
-	if (key && flow->role == TL_ROLE_SERVER && tl_work_reads(key, flow->endpoints.socket)) {
+	if (key && server && tl_work_reads(key, flow->endpoints.socket)) {
 		if (!flow->pid)
 			flow->pid = bpf_get_current_pid_tgid() >> 32;
 		return;
 	}
+	if (!server)
+		tl_judge_response(flow, thread, key);
 	if (key)
 		request = bpf_map_lookup_elem(&tl_requests, &key);
 	if (!request) {
-		if (thread && (thread->loop || flow->role == TL_ROLE_SERVER))
+		if (thread && (thread->loop || server))
 			tl_leave(thread);
 		return;
 	}
-	if (evidence == TL_EVIDENCE_RESTORE && (!thread || request->reader != thread->id)) {
+	if (!server && (!thread || request->reader != thread->id)) {
 		/*
 		 * The thread that reads the answer has not read the request (it is of the pool of a
 		 * client library): this is no evidence for what it does next.
 		 */
-		if (thread)
+		if (thread && thread->loop)
 			tl_leave(thread);
 		return;
 	}
-	if (flow->role == TL_ROLE_SERVER && !flow->pid)
+	if (server && !flow->pid)
 		flow->pid = bpf_get_current_pid_tgid() >> 32;
 	if (!thread) {
 		/* in Go, another goroutine reads the answers on a client connection */
-		refused = tl_thread_refused(flow->role == TL_ROLE_SERVER ? key : 0);
+		refused = tl_thread_refused(server ? key : 0);
 		if (refused) {
 			if (refused > 0)
 				tl_count(refused);
@@ -197,13 +352,20 @@ static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thre
 		if (!thread)
 			return;
 	}
+	if (server) {
+		trust = tl_trust_now();
+		tl_judge_read(thread, trust, request, key);
+	}
+	thread->restored = server ? 0 : flow->endpoints.socket;
 	thread->current = key;
 	thread->evidence = evidence;
 	thread->unknown = 0;
+	thread->used = 0;
 	/* until it makes a call or answers, it may make the next call */
-	if (flow->role == TL_ROLE_SERVER && flow->exchange.flags & TL_EXCHANGE_RESPONDING)
+	if (server && flow->exchange.flags & TL_EXCHANGE_RESPONDING)
 		return;
-	if (!whole)
+	/* the rest of an answer comes with another read; a request may make calls before it is whole */
+	if (!whole && !server)
 		thread->partial = key;
 	/* the last bytes of an answer may be sent long after the thread has gone on */
 	if (request->answering != key)

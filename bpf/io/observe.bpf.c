@@ -94,9 +94,12 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	http = direction == TL_IN ? &flow->in : &flow->out;
 	if (flow->role == TL_ROLE_SERVER) {
 		if (direction == TL_OUT) {
-			if (!(flow->exchange.flags & TL_EXCHANGE_RESPONDING) &&
-			    flow->exchange.request && tl_by_writer(sk))
-				tl_work_answers(flow->exchange.request);
+			if (tl_by_writer(sk)) {
+				if (!(flow->exchange.flags & TL_EXCHANGE_RESPONDING) &&
+				    flow->exchange.request)
+					tl_work_answers(flow->exchange.request);
+				tl_thread_answers(flow);
+			}
 			tl_responds(flow);
 			http->flags |= TL_HTTP_RESPONSE;
 		}
@@ -309,6 +312,8 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 	if (!thread)
 		return 0;
 	tl_leave_partial(thread);
+	if (tl_thread_waits(thread))
+		return 0;
 	thread->current = 0;
 	thread->unknown = 0;
 	thread->loop = 1;

@@ -124,7 +124,9 @@ static __always_inline bool tl_find_context(struct tl_flow *flow, bool announced
 	/* whether an opaque connection has carried a request before is not known */
 	if (flow && !(flow->flags & TL_FLOW_USED) && tl_loop_has_gone_on(flow, thread))
 		return false;
-	if (tl_thread_parent(thread, &parent) >= 0)
+	if (tl_thread_parent(thread, tl_trust_now(), socket, &parent) >= 0)
+		return false;
+	if (parent.likely && !tl_likely_is_enough(tl_cgroup_of(tl_current_task())))
 		return false;
 	__builtin_memcpy(found->context.trace_id, parent.trace_id, 16);
 	__builtin_memcpy(found->context.span_id, &parent.key, 8);

@@ -8,21 +8,6 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
- * Is the thread evidence for this call? Not if it is the first call on a connection that we saw
- * being made: then the request at that time is the parent (`*known`), and an event loop has gone
- * on.
- */
-static __always_inline bool tl_ask_thread(struct tl_flow *flow, struct tl_thread *thread,
-					  struct tl_parent *parent, bool *known)
-{
-	*known = false;
-	if (!(flow->flags & TL_FLOW_FIRST))
-		return true;
-	*known = tl_connect_parent(flow, parent);
-	return !*known && !tl_loop_has_gone_on(flow, thread);
-}
-
-/*
  * An HTTP call on a connection outside the sockhash, which is older than the agent or has left. The
  * packet was seen without its thread; this program sees the thread. The call gets no header, but
  * its span gets a parent, and the request has made a call.
@@ -30,20 +15,21 @@ static __always_inline bool tl_ask_thread(struct tl_flow *flow, struct tl_thread
 static __always_inline void tl_call_without_header(struct tl_flow *flow)
 {
 	struct tl_thread *thread;
-	struct tl_parent parent;
-	bool known;
+	struct tl_parent parent = {};
+	struct tl_trust *trust;
+	bool first = flow->flags & TL_FLOW_FIRST;
 	int refused;
 
-	if (!(flow->exchange.flags & TL_EXCHANGE_ACTIVE) || flow->caller)
+	if (!(flow->exchange.flags & TL_EXCHANGE_ACTIVE) || flow->caller ||
+	    flow->flags & TL_FLOW_ASKED)
 		return;
+	flow->flags |= TL_FLOW_ASKED;
 	thread = tl_thread_now();
-	if (tl_ask_thread(flow, thread, &parent, &known)) {
-		refused = tl_thread_parent(thread, &parent);
-		known = refused < 0;
-		if (!known)
-			tl_unattributed(thread, refused);
-	}
-	if (!known)
+	trust = tl_trust_now();
+	refused = tl_ask(flow, thread, trust, first, &parent);
+	refused = tl_thread_calls(flow, thread, trust, first, refused, &parent);
+	flow->tid = TL_READ(tl_current_task(), pid);
+	if (refused >= 0)
 		return;
 	flow->caller = parent.key;
 	tl_settle(parent.key, true);
@@ -53,6 +39,8 @@ static __always_inline void tl_call_without_header(struct tl_flow *flow)
 	__builtin_memcpy(flow->exchange.parent_span_id, &parent.key, 8);
 	flow->exchange.context.trace_flags = parent.trace_flags;
 	flow->exchange.evidence = parent.evidence;
+	if (parent.likely)
+		flow->exchange.flags |= TL_EXCHANGE_LIKELY;
 	tl_count_parent(parent.evidence);
 }
 
@@ -65,7 +53,7 @@ static __always_inline void tl_call_without_header(struct tl_flow *flow)
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 {
-	struct tl_parent parent;
+	struct tl_parent parent = {};
 	struct tl_flow *flow;
 	__u64 key = 0;
 
@@ -79,7 +67,7 @@ int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 			tl_call_without_header(flow);
 		return 0;
 	}
-	if (tl_thread_parent(tl_thread_now(), &parent) < 0)
+	if (tl_thread_parent(tl_thread_now(), tl_trust_now(), 0, &parent) < 0)
 		key = parent.key;
 	flow->caller = key;
 	if (flow->writer != key) {

@@ -54,11 +54,13 @@ static __always_inline bool tl_by_writer(struct bpf_sock *sk)
 static __always_inline void tl_call_unwritten(struct tl_flow *flow, struct tl_text *text)
 {
 	struct task_struct *task = tl_current_task();
-	struct tl_parent parent;
+	struct tl_parent parent = {};
 	bool found = false;
 
 	tl_count(flow->flags & TL_FLOW_MPTCP ? TL_SKIP_MPTCP : TL_SKIP_NOT_ENROLLED);
+	flow->flags &= ~TL_FLOW_ASKED;
 	if (flow->flags & TL_FLOW_BY_WRITER) {
+		flow->flags |= TL_FLOW_ASKED;
 		flow->pid = tl_current_ids() >> 32;
 		flow->born = tl_born(TL_READ(task, group_leader));
 		found = tl_find_parent(flow, &parent);

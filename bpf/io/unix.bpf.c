@@ -55,6 +55,8 @@ static __always_inline struct tl_unix *tl_unix_begins(struct sock *sk, struct so
 	if (made) {
 		end->flow.flags |= TL_FLOW_CONNECTED;
 		end->flow.connect = made->request;
+		end->flow.likely = made->likely;
+		end->flow.tid = made->tid;
 		bpf_map_delete_elem(&tl_unix_made, &key);
 	}
 	return end;
@@ -68,7 +70,8 @@ __noinline int tl_unix_connects_now(void)
 	struct tl_thread *thread = tl_thread_now();
 	__u64 key = tl_unix_connecting();
 	struct tl_unix_connect made = {};
-	struct tl_parent parent;
+	struct tl_parent parent = {};
+	struct tl_trust *trust;
 	int refused;
 
 	if (!key)
@@ -78,12 +81,16 @@ __noinline int tl_unix_connects_now(void)
 		bpf_map_delete_elem(&tl_unix_made, &key);
 		return 0;
 	}
-	refused = tl_thread_parent(thread, &parent);
+	trust = tl_trust_now();
+	refused = tl_thread_parent(thread, trust, 0, &parent);
+	made.tid = tl_current_tid();
 	if (refused < 0) {
 		made.request = parent.key;
+		made.likely = parent.likely;
+		thread->used = 1;
 		tl_settle(parent.key, false);
 	} else {
-		tl_unattributed(thread, refused);
+		tl_unattributed(thread, trust, refused);
 	}
 	bpf_map_update_elem(&tl_unix_made, &key, &made, BPF_ANY);
 	return 0;

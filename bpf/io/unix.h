@@ -53,6 +53,9 @@ struct {
 /* A connection that a known thread has made, until it carries the first request. */
 struct tl_unix_connect {
 	__u64 request; /* the request that the thread worked for, or 0 */
+	__u32 tid;
+	__u8 likely; /* the evidence for that is likely, not proven */
+	__u8 _pad[3];
 };
 
 /* By the address of the socket that connects. */

@@ -395,6 +395,7 @@ __noinline int tl_unix_before(struct tl_unix *client, struct tl_unix *server, st
 	}
 	if (!server)
 		return 0;
+	tl_thread_answers(&server->flow);
 	tl_responds(&server->flow);
 	server->flow.out.flags |= TL_HTTP_RESPONSE;
 	server->flow.exchange.method = client->flow.exchange.method;

@@ -133,6 +133,7 @@ static __always_inline void tl_tls_write(struct tl_flow *flow, struct tl_tls_cal
 		return;
 	span = tl_key(flow->exchange.context.span_id);
 	if (flow->role == TL_ROLE_SERVER) {
+		tl_thread_answers(flow);
 		tl_responds(flow);
 		flow->out.flags |= TL_HTTP_RESPONSE;
 	}

@@ -56,7 +56,7 @@ static __always_inline void tl_begin(struct tl_exchange *exchange, struct tl_tex
 	exchange->method = tl_method_code(text);
 	exchange->start_ns = bpf_ktime_get_ns();
 	exchange->flags |= TL_EXCHANGE_ACTIVE;
-	exchange->flags &= ~TL_EXCHANGE_RESPONDING;
+	exchange->flags &= ~(TL_EXCHANGE_RESPONDING | TL_EXCHANGE_LIKELY);
 	tl_random_id(exchange->context.span_id, 2);
 }
 
@@ -149,6 +149,8 @@ static __always_inline void tl_begin_client(struct tl_exchange *exchange, struct
 		if (parent && tl_key(parent->parent_span_id) == tl_key(exchange->parent_span_id)) {
 			__builtin_memcpy(exchange->parent_span_id, &parent->key, 8);
 			exchange->evidence = parent->evidence;
+			if (parent->likely)
+				exchange->flags |= TL_EXCHANGE_LIKELY;
 		}
 		tl_count(TL_ADOPTED_HEADER);
 		return;
@@ -161,6 +163,8 @@ static __always_inline void tl_begin_client(struct tl_exchange *exchange, struct
 	__builtin_memcpy(exchange->parent_span_id, &parent->key, 8);
 	exchange->context.trace_flags = parent->trace_flags;
 	exchange->evidence = parent->evidence;
+	if (parent->likely)
+		exchange->flags |= TL_EXCHANGE_LIKELY;
 }
 
 #endif

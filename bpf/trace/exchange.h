@@ -11,6 +11,7 @@ enum tl_exchange_flags {
 	TL_EXCHANGE_TLS = 1 << 2, /* seen inside TLS */
 	TL_EXCHANGE_GRPC = 1 << 3, /* a call of gRPC */
 	TL_EXCHANGE_UNIX = 1 << 4, /* on a Unix socket */
+	TL_EXCHANGE_LIKELY = 1 << 5, /* the parent is likely, not proven */
 };
 
 struct tl_exchange {

@@ -39,6 +39,8 @@ enum tl_flow_flags {
 	TL_FLOW_BY_WRITER =
 		1
 		<< 13, /* client: the packet leaves in the system call of the thread that writes */
+	TL_FLOW_ASKED =
+		1 << 14, /* client: whose the last call is was asked, whatever the answer was */
 };
 
 /* What each packet reads is in front, in few cache lines. */
@@ -65,6 +67,9 @@ struct tl_flow {
 	__u64 writer; /* opaque: the request that wrote last, or 0 when that is not known */
 	__u32 pid; /* client: the process that made the connection, or its last call */
 	__u32 born; /* when that process began: see tl_born() */
+	__u32 tid; /* client: the thread that made the connection, or its last call */
+	__u8 likely; /* client: `connect` is likely, not proven */
+	__u8 _pad3[3];
 };
 
 static __always_inline struct tl_http *tl_http_of(struct tl_flow *flow, __u32 direction)

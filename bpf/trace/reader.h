@@ -17,12 +17,18 @@ struct tl_thread {
 	__u64 current; /* key of tl_requests, or 0 */
 	__u64 partial; /* the request of which a part was read last: see tl_leave_partial() */
 	__u64 deferred_ns; /* when it last made a call in a tick without a read: a timer made it */
+	__u64 began; /* when the thread began: task->start_boottime, or 0 */
+	__u64 serves; /* the request that it read last, until it answers it */
+	__u64 made_ns; /* when this entry was made */
+	__u64 restored; /* the socket whose answer made `current` its request */
 	__s32 open;
-	__u32 born; /* when the thread began: see tl_born() */
+	__u32 born; /* the same: see tl_born() */
 	__u8 loop; /* it has waited for several descriptors at once: an event loop */
 	__u8 evidence; /* how `current` was found */
 	__u8 unknown; /* no `current`: it has read something that belongs to no known request */
-	__u8 _pad[5];
+	__u8 used; /* `current` has been the parent of a call since the last read */
+	__u8 called; /* it has made a call while it serves `serves` */
+	__u8 _pad[3];
 };
 
 struct tl_open_key {

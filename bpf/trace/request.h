@@ -9,6 +9,7 @@
 #include "trace/reader.h"
 
 #define TL_FANOUT_MAX 1024 /* calls of a request that get it as their parent */
+#define TL_ABORTED 4096
 #define TL_AGE_MAX_NS (300ULL * 1000 * 1000 * 1000)
 
 struct tl_tracestate {
@@ -31,6 +32,21 @@ struct {
 	__type(value, struct tl_tracestate);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_tracestates SEC(".maps");
+
+/* Requests that have ended without a whole answer. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, TL_ABORTED);
+	__type(key, __u64);
+	__type(value, __u8);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_aborted SEC(".maps");
+
+/* Was the request `key` answered whole? */
+static __always_inline bool tl_was_answered(__u64 key)
+{
+	return !bpf_map_lookup_elem(&tl_requests, &key) && !bpf_map_lookup_elem(&tl_aborted, &key);
+}
 
 /* Does the element still hold the request `key`? To be checked after reading from it. */
 static __always_inline bool tl_is_request(const struct tl_request *request, __u64 key)
@@ -129,7 +145,9 @@ struct tl_parent {
 	__u16 tracestate_len;
 	__u8 trace_flags;
 	__u8 evidence; /* enum tl_evidence */
-	__u8 _pad[4];
+	__u8 answering; /* it has begun to answer */
+	__u8 likely; /* the evidence is no proof */
+	__u8 _pad[2];
 };
 
 /*
@@ -152,6 +170,8 @@ static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_pa
 	parent->tracestate_len = request->tracestate_len;
 	parent->trace_flags = request->trace_flags;
 	parent->evidence = evidence;
+	parent->answering = request->answering == key;
+	parent->likely = 0;
 	return tl_is_request(request, key) ? -1 : TL_ROOT_PARENT_ENDED;
 }
 

@@ -49,6 +49,8 @@ static __always_inline void tl_fill_span(struct tl_span *span, const struct tl_e
 		span->flags |= TL_SPAN_GRPC;
 	if (exchange->flags & TL_EXCHANGE_UNIX)
 		span->flags |= TL_SPAN_UNIX;
+	if (exchange->flags & TL_EXCHANGE_LIKELY)
+		span->flags |= TL_SPAN_LIKELY;
 	span->http_major = exchange->http_major;
 	span->pid = exchange->pid;
 	__builtin_memcpy(span->method, text->method, TL_METHOD_MAX);
@@ -65,6 +67,7 @@ __noinline int tl_finish(TL_EXCHANGE, __u32 status, __u32 end)
 	TL_TAKE_EXCHANGE(exchange, text, endpoints);
 	__u64 now = bpf_ktime_get_ns();
 	struct tl_span *span;
+	__u8 aborted = 1;
 
 	if (!exchange || !text || !endpoints || !(exchange->flags & TL_EXCHANGE_ACTIVE))
 		return 0;
@@ -72,6 +75,8 @@ __noinline int tl_finish(TL_EXCHANGE, __u32 status, __u32 end)
 	if (exchange->probed)
 		tl_count(exchange->probed + 1);
 	if (exchange->kind == TL_KIND_SERVER) {
+		if (end == TL_END_CLOSED)
+			bpf_map_update_elem(&tl_aborted, &exchange->request, &aborted, BPF_ANY);
 		tl_request_end(exchange->request);
 		exchange->request = 0;
 		tl_count(TL_REQUESTS_SERVER);

@@ -82,7 +82,7 @@ def programs() -> list[Path]:
 def test_each_service_is_used_and_says_what_it_is(path: Path) -> None:
     assert mentioned(path.name, apart_from=path), "nothing starts it"
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert re.match(r'("""|// )\w.*[.:]', first), first
+    assert re.match(r'("""|// |# )\w.*[.:]', first), first
 
 
 @pytest.mark.parametrize("path", sorted(SERVICES.glob("go/*/go.mod")), ids=lambda p: p.parent.name)

@@ -63,9 +63,9 @@ class Housekeeping:
 
     def _sync_cgroups(self) -> None:
         """Tells the kernel which cgroups are traced."""
-        wanted = self._parts.services.traced()
+        wanted = self._parts.services.listed()
         if self._own_cgroup is not None:
-            wanted[self._own_cgroup] = False
+            wanted[self._own_cgroup] = 0
         full = self._cgroups.tell(wanted)
         if full:
             self._parts.counts["full_cgroups"] += full

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 10
+    ABI_VERSION = 11
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
@@ -34,6 +34,7 @@ class Evidence(IntEnum):
     PYTHON = 8
     JAVA = 9
     UNIX = 10
+    TICK = 11
 
 
 class End(IntEnum):
@@ -46,6 +47,7 @@ class SpanFlags(IntEnum):
     SPAN_TLS = 1
     SPAN_GRPC = 2
     SPAN_UNIX = 4
+    SPAN_LIKELY = 8
 
 
 class Method(IntEnum):
@@ -112,59 +114,69 @@ class Counter(IntEnum):
     EVICTED = 41
     EVICTED_FIONREAD = 42
     FIONREAD_LEARNED = 43
-    FULL_REQUESTS = 44
-    FULL_TRACESTATES = 45
-    FULL_DURATIONS = 46
-    FULL_STORAGE = 47
-    FORCED_DROP = 48
-    OPTION_WRITTEN = 49
-    OPTION_READ = 50
-    OPTION_TAKEN = 51
-    OPTION_MALFORMED = 52
-    OPTION_STRANGER = 53
-    OPTION_STALE = 54
-    OPTION_NO_ROOM = 55
-    OPTION_TOO_BIG = 56
-    TLS_NOT_HTTP = 57
-    TLS_NO_SOCKET = 58
-    TLS_LOST = 59
-    FULL_TLS = 60
-    FULL_INCOMING = 61
-    PARENT_GOROUTINE = 62
-    PARENT_CONTEXT = 63
-    GO_CHILD_UNKNOWN = 64
-    GO_CHILD_RECEIVES = 65
-    GO_TOO_DEEP = 66
-    FULL_GO = 67
-    GO_NO_SOCKET = 68
-    FULL_GO_STARTS = 69
-    GO_WRITTEN = 70
-    GO_WRITE_UNPROVEN = 71
-    GO_WRITE_NO_ROOM = 72
-    GO_WRITE_MISMATCH = 73
-    GO_WRITE_FAILED = 74
-    GO_CLIENT_CONN = 75
-    TLS_BEGUN = 76
-    TLS_ENDED = 77
-    TLS_GAVE_WAY = 78
-    GO_BEGUN = 79
-    GO_ENDED = 80
-    PARENT_PYTHON = 81
-    PARENT_JAVA = 82
-    PARENT_UNIX = 83
-    UNIX_UNSEEN = 84
-    UNIX_RACED = 85
-    GO_GAVE_WAY = 86
-    ROOT_JAVA_OTHER_THREAD = 87
-    ROOT_JAVA_SHARED_THREAD = 88
-    JAVA_CONTRADICTED = 89
-    ROOT_JAVA_UNREADABLE = 90
-    ROOT_PYTHON_TASK = 91
-    ROOT_PYTHON_UNKNOWN = 92
-    PYTHON_UNREADABLE = 93
-    PYTHON_INTERPRETERS = 94
-    PYTHON_UNFREED = 95
-    COUNTERS = 96
+    FULL_TRUST = 44
+    FULL_REQUESTS = 45
+    FULL_TRACESTATES = 46
+    FULL_DURATIONS = 47
+    FULL_STORAGE = 48
+    FORCED_DROP = 49
+    OPTION_WRITTEN = 50
+    OPTION_READ = 51
+    OPTION_TAKEN = 52
+    OPTION_MALFORMED = 53
+    OPTION_STRANGER = 54
+    OPTION_STALE = 55
+    OPTION_NO_ROOM = 56
+    OPTION_TOO_BIG = 57
+    TLS_NOT_HTTP = 58
+    TLS_NO_SOCKET = 59
+    TLS_LOST = 60
+    FULL_TLS = 61
+    FULL_INCOMING = 62
+    PARENT_GOROUTINE = 63
+    PARENT_CONTEXT = 64
+    GO_CHILD_UNKNOWN = 65
+    GO_CHILD_RECEIVES = 66
+    GO_TOO_DEEP = 67
+    FULL_GO = 68
+    GO_NO_SOCKET = 69
+    FULL_GO_STARTS = 70
+    GO_WRITTEN = 71
+    GO_WRITE_UNPROVEN = 72
+    GO_WRITE_NO_ROOM = 73
+    GO_WRITE_MISMATCH = 74
+    GO_WRITE_FAILED = 75
+    GO_CLIENT_CONN = 76
+    TLS_BEGUN = 77
+    TLS_ENDED = 78
+    TLS_GAVE_WAY = 79
+    GO_BEGUN = 80
+    GO_ENDED = 81
+    PARENT_PYTHON = 82
+    PARENT_JAVA = 83
+    PARENT_UNIX = 84
+    UNIX_UNSEEN = 85
+    UNIX_RACED = 86
+    PARENT_TICK = 87
+    ROOT_NOT_PROVEN = 88
+    ROOT_CONTRADICTED = 89
+    CONTRADICTED_ANSWER = 90
+    CONTRADICTED_READ = 91
+    CONTRADICTED_RESPONSE = 92
+    CONTRADICTED_IDLE = 93
+    CONTRADICTED_LATE = 94
+    CONTRADICTED_CONNECTION = 95
+    GO_GAVE_WAY = 96
+    ROOT_JAVA_OTHER_THREAD = 97
+    ROOT_JAVA_SHARED_THREAD = 98
+    JAVA_CONTRADICTED = 99
+    ROOT_JAVA_UNREADABLE = 100
+    ROOT_PYTHON_TASK = 101
+    ROOT_PYTHON_UNKNOWN = 102
+    PYTHON_UNREADABLE = 103
+    PYTHON_INTERPRETERS = 104
+    PYTHON_UNFREED = 105
+    COUNTERS = 106
 
 
 class Go(IntEnum):
@@ -202,6 +214,47 @@ class Java(IntEnum):
     IN_NATIVE = 4
 
 
+class Parents(IntEnum):
+    PROVEN = 0
+    LIKELY = 1
+
+
+class CgroupFlags(IntEnum):
+    CGROUP_TRACED = 1
+    CGROUP_PROVEN = 2
+    CGROUP_LIKELY = 4
+
+
+class ProgramKind(IntEnum):
+    PROGRAM_UNKNOWN = 0
+    PROGRAM_THREADS = 1
+    PROGRAM_EVENTS = 2
+
+
+class Seen(IntEnum):
+    ANSWER = 0
+    READ = 1
+    RESPONSE = 2
+    IDLE = 3
+    LATE = 4
+    CONNECTION = 5
+    WAITS = 6
+    OVERLAP = 7
+    ALL = 8
+    CONTRADICTIONS = 6
+
+
+class Found(IntEnum):
+    PROVEN = 0
+    LIKELY = 1
+    NOT_PROVEN = 2
+    CONTRADICTED = 3
+    AMBIGUOUS = 4
+    ENDED = 5
+    NOTHING = 6
+    ALL = 7
+
+
 class Config(NamedTuple):
     abi_version: int
     fionread_broken: int
@@ -218,9 +271,10 @@ class Settings(NamedTuple):
     packets: int
     ticks: int
     limits: int
+    parents: int
 
 
-SETTINGS = Struct("<Q6B2x")
+SETTINGS = Struct("<Q7B1x")
 
 
 class Span(NamedTuple):
@@ -454,3 +508,35 @@ class PythonBinary(NamedTuple):
 
 
 PYTHON_BINARY = Struct("<2Q5H6x")
+
+
+class Program(NamedTuple):
+    cgroup_id: int
+    inode: int
+    device: int
+
+
+PROGRAM = Struct("<2QI4x")
+
+
+class Trust(NamedTuple):
+    earned: int
+    seen_0: int
+    seen_1: int
+    seen_2: int
+    seen_3: int
+    seen_4: int
+    seen_5: int
+    seen_6: int
+    seen_7: int
+    found_0: int
+    found_1: int
+    found_2: int
+    found_3: int
+    found_4: int
+    found_5: int
+    found_6: int
+    kind: int
+
+
+TRUST = Struct("<Q8Q7QB7x")

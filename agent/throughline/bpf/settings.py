@@ -18,6 +18,7 @@ class Settings:
     trace_unlisted: bool
     packets: bool = False  # contexts are read from TCP options of peers
     limits: bool = True  # a request that our headers would push over a usual limit is left alone
+    likely: bool = False  # likely evidence for a parent is enough
     ticks: bool = True  # the programs see where an event loop's tick ends
 
     @classmethod
@@ -33,6 +34,7 @@ class Settings:
             # From the start: contexts that an earlier run reads are read without a gap.
             packets="propagation.packets" in config.switches and bool(config.propagation.peers),
             limits=config.propagation.limits,
+            likely=config.propagation.parents == "likely",
         )
 
     def pack(self) -> bytes:
@@ -45,5 +47,6 @@ class Settings:
             packets=self.packets,
             ticks=self.ticks,
             limits=self.limits,
+            parents=abi.Parents.LIKELY if self.likely else abi.Parents.PROVEN,
         )
         return abi.SETTINGS.pack(*settings)

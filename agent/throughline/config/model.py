@@ -32,6 +32,7 @@ class Sampling:
 class Propagation:
     """How the requests of a traced service carry its context."""
 
+    parents: str  # "proven" | "likely": which evidence for a parent is enough
     limits: bool  # no header where it would carry a request over a usual limit of servers
     peers: tuple[Network, ...]  # TCP options are written to them, and read from them
     tc_priority: int  # 1..65535, of the filter where the kernel has no tcx
@@ -145,6 +146,7 @@ def _assemble(reader: Reader) -> Config:
         path=reader.path,
         services=tuple(reader.rules),
         propagation=Propagation(
+            parents=get("propagation.parents"),
             limits=get("propagation.limits") == "respect",
             peers=get("propagation.peers"),
             tc_priority=get("propagation.tc.priority"),

@@ -37,6 +37,7 @@ class ServiceRule:
     pattern: str
     name: str | None
     trace: bool
+    parents: str | None = None  # "proven" | "likely"; None: propagation.parents decides
 
 
 class Reader:
@@ -172,7 +173,7 @@ class Reader:
         self.values["services"] = (self.rules, "file")
 
     def _rule(self, node: yaml.Node, key: str) -> ServiceRule | None:
-        allowed = ["match", "name", "trace"]
+        allowed = ["match", "name", "parents", "trace"]
         found: dict[str, Any] = {}
         match: tuple[str, str] | None = None
         count = len(self.problems)
@@ -181,6 +182,8 @@ class Reader:
                 match = self._match(value, f"{key}.match")
             elif name == "name":
                 found["name"] = self._typed(value, f"{key}.name", schema.TEXT)
+            elif name == "parents":
+                found["parents"] = self._typed(value, f"{key}.parents", schema.PARENTS)
             elif name == "trace":
                 found["trace"] = self._typed(value, f"{key}.trace", schema.BOOLEAN)
             else:
@@ -191,7 +194,12 @@ class Reader:
                 expected = "match: {systemd_unit: GLOB} or match: {cgroup: GLOB}"
                 self.complain(node, key, "no match", expected)
             return None
-        return ServiceRule(*match, name=found.get("name"), trace=found.get("trace", True))
+        return ServiceRule(
+            *match,
+            name=found.get("name"),
+            trace=found.get("trace", True),
+            parents=found.get("parents"),
+        )
 
     def _match(self, node: yaml.Node, key: str) -> tuple[str, str] | None:
         allowed = ["cgroup", "systemd_unit"]

@@ -228,6 +228,7 @@ def _choice(*allowed: str) -> Kind:
     return Kind("one of " + ", ".join(allowed), ("str", "bool", "int", "float", "null"), parse)
 
 
+PARENTS = _choice("proven", "likely")
 SWITCH = _choice("auto", "off")  # of a feature group
 BOOLEAN = Kind("true or false", ("bool",), _boolean)
 RATIO = Kind("a number from 0 to 1", ("int", "float"), _number(0, 1))
@@ -296,6 +297,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("propagation.headers", SWITCH, "auto"),
     Setting("propagation.limits", _choice("respect", "ignore"), "respect"),
     Setting("propagation.packets", SWITCH, "auto"),
+    Setting("propagation.parents", PARENTS, "proven"),
     Setting("propagation.peers", NETWORKS, ()),
     Setting("propagation.tc.priority", PRIORITY, 49152),
     Setting("instrumentation.tls", SWITCH, "auto"),

@@ -28,7 +28,7 @@ class SpanRecord:
     parent_span_id: bytes | None  # 8 bytes, None for a root
     trace_flags: int
     evidence: str  # "none" | "header" | "connect" | "restore" | "thread" | "packet" |
-    # "goroutine" | "context" | "python" | "java" | "unix"
+    # "goroutine" | "context" | "python" | "java" | "unix" | "tick"
     end: str  # "complete" | "closed" | "close_delimited"
     start_unix_ns: int
     end_unix_ns: int
@@ -49,6 +49,7 @@ class SpanRecord:
     grpc: bool = False  # a call of gRPC: the target is /SERVICE/METHOD
     unix: bool = False  # on a Unix socket: addresses and ports say nothing
     path: str = ""  # of the Unix socket, "@NAME" for an abstract one, "" where there is none
+    likely: bool = False  # the parent is likely, not proven
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,4 +170,5 @@ def decode_span(data: bytes, *, unix_offset_ns: int) -> SpanRecord:
         grpc=bool(span.flags & abi.SpanFlags.SPAN_GRPC),
         unix=bool(span.flags & abi.SpanFlags.SPAN_UNIX),
         path=_path(span.path[: span.path_len]),
+        likely=bool(span.flags & abi.SpanFlags.SPAN_LIKELY),
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from throughline.bpf.abi import CgroupFlags
 from throughline.config.model import ServiceRule
 from throughline.services import cgroups
 from throughline.services.rules import DEFAULT_ROOT, attach_roots, match
@@ -25,6 +26,11 @@ log = logging.getLogger(__name__)
 # The name space that the OpenTelemetry semantic conventions set for service.instance.id as UUIDv5.
 _INSTANCE_NAMESPACE = uuid.UUID("4d63009a-8d0f-11ee-aad7-4c796ed8e320")
 
+_FLAGS = {
+    None: int(CgroupFlags.CGROUP_TRACED),
+    "proven": CgroupFlags.CGROUP_TRACED | CgroupFlags.CGROUP_PROVEN,
+    "likely": CgroupFlags.CGROUP_TRACED | CgroupFlags.CGROUP_LIKELY,
+}
 _EACH_TURN = 64  # names, about 1 ms
 KEEP_VANISHED_SECONDS = 600.0
 KEEP_VANISHED_COUNT = 4096
@@ -39,6 +45,7 @@ class Service:
     cgroup: str  # path of the unit's cgroup below the cgroup2 mount, "" when unknown
     traced: bool
     attributes: Mapping[str, str]  # the whole resource
+    parents: str | None = None  # as in its rule
 
 
 @dataclass(slots=True)
@@ -70,7 +77,7 @@ class Services:
         self._base = {**host, **resource_attributes}
         self._clock = clock
         self._entries: dict[int, _Entry] = {}
-        self._services: dict[tuple[str, str, bool], Service] = {}
+        self._services: dict[tuple[str, str, bool, str | None], Service] = {}
         self._unreadable: set[str] = set()
         self.unknown = self._service("unknown_service", "", traced=True)
         self._next_unasked = 0.0
@@ -114,6 +121,14 @@ class Services:
         """Whether each existing cgroup at and below the attach roots is traced, by id."""
         return {
             cgroup_id: entry.service.traced
+            for cgroup_id, entry in self._entries.items()
+            if entry.vanished is None
+        }
+
+    def listed(self) -> dict[int, int]:
+        """What the programs are told of each existing cgroup at and below the attach roots."""
+        return {
+            cgroup_id: _FLAGS[entry.service.parents] if entry.service.traced else 0
             for cgroup_id, entry in self._entries.items()
             if entry.vanished is None
         }
@@ -197,12 +212,15 @@ class Services:
         for suffix in UNIT_SUFFIXES:
             name = name.removesuffix(suffix)
         if rule is not None:
-            return self._service(rule.name or name or "cgroup", own, traced=rule.trace)
+            called = rule.name or name or "cgroup"
+            return self._service(called, own, traced=rule.trace, parents=rule.parents)
         traced = not self._rules and (f"{path}/").startswith(f"{DEFAULT_ROOT}/")
         return self._service(name or "cgroup", own, traced=traced)
 
-    def _service(self, name: str, path: str, *, traced: bool) -> Service:
-        key = (name, path, traced)
+    def _service(
+        self, name: str, path: str, *, traced: bool, parents: str | None = None
+    ) -> Service:
+        key = (name, path, traced, parents)
         service = self._services.get(key)
         if service is None:
             unit = unit_name(path)
@@ -217,7 +235,7 @@ class Services:
                 attributes["systemd.unit"] = utf8(unit)
             if path:
                 attributes["linux.cgroup.path"] = f"/{utf8(path)}"
-            service = Service(name, utf8(unit), utf8(path), traced, attributes)
+            service = Service(name, utf8(unit), utf8(path), traced, attributes, parents)
             self._services[key] = service
         return service
 

@@ -98,6 +98,8 @@ def describe(record: SpanRecord) -> Description:
     add = _describe_grpc if record.grpc else _describe_http
     name, failed = add(attributes, record, server=server)
     attributes["throughline.parent.evidence"] = record.evidence
+    if record.likely:
+        attributes["throughline.parent.trust"] = "likely"
     if record.end != "complete":
         attributes["throughline.end"] = record.end
     if record.target_length > TARGET_MAX:

@@ -8,82 +8,25 @@ trace a request belongs to, the far side which trace the call made for it said:
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures import needs, nginx, process
-from tests.fixtures.numbered import load
+from tests.fixtures.measured import measure
 from tests.fixtures.paths import SERVICES
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.traced import Traced
-
-CONCURRENT = 64
-REQUESTS = 3200
 
 
 @pytest.fixture(scope="module")
 def traced() -> Iterator[Traced]:
     with Traced() as found:
         yield found
-
-
-def measure(
-    traced: Traced,
-    name: str,
-    command: list[str] | Callable[[int, int], list[str]],
-    tmp_path: Path,
-    *,
-    requests: int = REQUESTS,
-    concurrent: int = CONCURRENT,
-) -> Counter[str]:
-    """Runs one service under load.
-
-    `{port}` and `{next}` in its command are replaced, or it is made of both ports.
-    """
-    port, onward = free_port(), free_port()
-    record = tmp_path / "record"
-
-    recorder = [sys.executable, str(SERVICES / "recorder.py"), str(onward), str(record)]
-    with process.running(recorder):
-        wait_port(onward)
-        if callable(command):
-            words = command(port, onward)
-        else:
-            words = [word.format(port=port, next=onward) for word in command]
-        service = traced.spawn(name, words)
-        wait_port(port)
-        asyncio.run(load(port, name, requests=requests, concurrent=concurrent))
-        spans = traced.wait_spans(
-            requests, seconds=30, where=lambda s: s.service == name and s.kind.lower() == "server"
-        )
-        service.terminate()
-    trace_of = {str(span.attributes["url.path"]): span.trace_id for span in spans}
-    assert len(trace_of) == requests
-    traces = set(trace_of.values())
-    assert len(traces) == requests
-    result: Counter[str] = Counter()
-    for line in record.read_text().splitlines():
-        path, _, header = line.partition(" ")
-        path = "/".join(path.split("/")[:3])
-        trace = header.split("-")[1] if header else ""
-        if trace == trace_of[path]:
-            result["right"] += 1
-        elif trace in traces:
-            result["wrong"] += 1
-        elif trace:
-            result["none"] += 1
-        else:
-            result["no header"] += 1
-    total = sum(result.values())
-    print(f"\n{name}: {dict(result)} of {total}, right {100 * result['right'] / total:.2f} %")
-    return result
 
 
 NGINX = """

@@ -252,7 +252,7 @@ def test_a_request_is_counted_once_by_whoever_settles_it(world: World, service: 
             value = maps.lookup(threads, struct.pack("<I", numbers[0]), THREAD.size)
             assert value is not None
             thread = THREAD.unpack(value)
-            return thread[4], [key for key in maps.keys(table, 16) if key[8:] == value[:8]]
+            return thread[8], [key for key in maps.keys(table, 16) if key[8:] == value[:8]]
 
     def run() -> None:
         numbers.append(threading.get_native_id())

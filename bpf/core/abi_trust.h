@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * core/abi_trust.h - part of abi.h: what was seen of programs whose threads may be evidence for a
+ * parent.
+ */
+#ifndef THROUGHLINE_ABI_TRUST_H
+#define THROUGHLINE_ABI_TRUST_H
+
+#include "vmlinux.h"
+
+/* Which evidence for a parent is enough. */
+enum tl_parents {
+	TL_PARENTS_PROVEN = 0,
+	TL_PARENTS_LIKELY =
+		1, /* also such that is right for most programs, until it is contradicted */
+};
+
+/* What tl_cgroups holds. */
+enum tl_cgroup_flags {
+	TL_CGROUP_TRACED = 1 << 0,
+	TL_CGROUP_PROVEN = 1 << 1, /* TL_PARENTS_PROVEN, whatever the settings say */
+	TL_CGROUP_LIKELY = 1 << 2, /* TL_PARENTS_LIKELY */
+};
+
+/* Which programs share what was seen: those that execute one file in one cgroup. */
+struct tl_program {
+	__u64 cgroup_id;
+	__u64 inode;
+	__u32 device;
+	__u32 _pad;
+};
+
+/* What a program is known to be by its name. */
+enum tl_program_kind {
+	TL_PROGRAM_UNKNOWN = 0,
+	TL_PROGRAM_THREADS, /* a thread serves one request after the other */
+	TL_PROGRAM_EVENTS, /* an event loop, whose handler of an event works for one request */
+};
+
+/* What was seen of the threads of a program that read requests. */
+enum tl_seen {
+	/* contradictions: threads are no evidence */
+	TL_SEEN_ANSWER = 0, /* a thread answered a request that another thread had read */
+	TL_SEEN_READ, /* two threads read one request */
+	TL_SEEN_RESPONSE, /* a thread read the answer to a call that another thread had made */
+	TL_SEEN_IDLE, /* a thread made a call, and none of its requests could have made it */
+	TL_SEEN_LATE, /* a call was answered after the request that it was made for */
+	TL_SEEN_CONNECTION, /* a connection was made for a request, and used after that had ended */
+	/* the threads are event loops */
+	TL_SEEN_WAITS, /* one waited for several descriptors, its request unanswered */
+	TL_SEEN_OVERLAP, /* one read a request, its last one unanswered */
+	TL_SEEN_ALL,
+	TL_SEEN_CONTRADICTIONS = TL_SEEN_WAITS,
+};
+
+/* How calls of a program came by their parents. */
+enum tl_found {
+	TL_FOUND_PROVEN = 0,
+	TL_FOUND_LIKELY,
+	TL_FOUND_NOT_PROVEN, /* none: the evidence was likely only */
+	TL_FOUND_CONTRADICTED, /* none: the evidence was contradicted */
+	TL_FOUND_AMBIGUOUS, /* none: several requests could be the parent */
+	TL_FOUND_ENDED, /* none: the request had ended */
+	TL_FOUND_NOTHING, /* none: no evidence */
+	TL_FOUND_ALL,
+};
+
+struct tl_trust {
+	__u64 earned; /* requests that have made calls, and were read and answered by one thread */
+	__u64 seen[TL_SEEN_ALL];
+	__u64 found[TL_FOUND_ALL];
+	__u8 kind; /* enum tl_program_kind */
+	__u8 _pad[7];
+};
+
+#endif

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * evidence/trust.h - whether what a thread does is evidence: what is known of its program, and what
+ * was seen of it.
+ *
+ * A thread that serves one request after the other proves the parent of its calls. A program is
+ * known to have such threads by its name. Or it has one thread, and has earned trust: TL_EARNED
+ * requests that made calls were read and answered by it without a wait for several descriptors, and
+ * nothing contradicts it. All else is likely only, and a contradiction takes that away, too.
+ */
+#ifndef THROUGHLINE_EVIDENCE_TRUST_H
+#define THROUGHLINE_EVIDENCE_TRUST_H
+
+#include "core/counters.h"
+#include "core/process.h"
+#include "core/settings.h"
+#include "trace/request.h"
+
+#define TL_EARNED 16
+#define TL_PROGRAM_NAME 16
+
+/* The oldest give way: what they have earned has to be earned again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct tl_program);
+	__type(value, struct tl_trust);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_trust SEC(".maps");
+
+#ifdef TL_LEGACY
+#define tl_executable() BPF_CORE_READ(tl_current_task(), mm, exe_file)
+#else
+#define tl_executable() (tl_current_task()->mm->exe_file)
+#endif
+
+/* Programs whose way to serve requests is known, by the name of the file that they execute. */
+static __always_inline __u8 tl_kind_of(struct file *file)
+{
+	char name[TL_PROGRAM_NAME] = {};
+	__u64 word;
+
+	bpf_probe_read_kernel_str(name, sizeof(name),
+				  BPF_CORE_READ(file, f_path.dentry, d_name.name));
+	word = *(__u64 *)name;
+	switch (word & 0xffffffffffffULL) { /* six bytes: up to five letters and the end */
+	case 0x00786e69676eULL: /* nginx */
+	case 0x006569676e61ULL: /* angie */
+		return TL_PROGRAM_EVENTS;
+	case 0x006470747468ULL: /* httpd */
+		return TL_PROGRAM_THREADS;
+	}
+	if (word == 0x647074746867696cULL && !name[8]) /* lighttpd */
+		return TL_PROGRAM_EVENTS;
+	if (word == 0x0032656863617061ULL) /* apache2 */
+		return TL_PROGRAM_THREADS;
+	/* php, php8.2, php-fpm8.2 */
+	if ((word & 0xffffff) == 0x706870 &&
+	    (!name[3] || name[3] == '-' || (name[3] >= '5' && name[3] <= '9')))
+		return TL_PROGRAM_THREADS;
+	return TL_PROGRAM_UNKNOWN;
+}
+
+/* What is known of the program that the current thread executes. NULL: nothing can be kept. */
+static __always_inline struct tl_trust *tl_trust_now(void)
+{
+	struct tl_program program = {};
+	struct file *file = tl_executable();
+	struct tl_trust *trust;
+
+#ifdef TL_LEGACY
+	program.inode = BPF_CORE_READ(file, f_inode, i_ino);
+	program.device = BPF_CORE_READ(file, f_inode, i_sb, s_dev);
+#else
+	program.inode = file->f_inode->i_ino;
+	program.device = file->f_inode->i_sb->s_dev;
+#endif
+	/* a thread of the kernel */
+	if (!program.inode)
+		return NULL;
+	program.cgroup_id = tl_cgroup_of(tl_current_task());
+	trust = bpf_map_lookup_elem(&tl_trust, &program);
+	if (trust)
+		return trust;
+	tl_insert_zeros(&tl_trust, &program, BPF_NOEXIST);
+	trust = bpf_map_lookup_elem(&tl_trust, &program);
+	if (trust)
+		trust->kind = tl_kind_of(file);
+	return trust;
+}
+
+/* Something was seen that says what the program's threads are: enum tl_seen. */
+static __always_inline void tl_saw(struct tl_trust *trust, __u32 what)
+{
+	if (!trust || what >= TL_SEEN_ALL)
+		return;
+	/* see tl_how_sure() */
+	if (trust->kind != TL_PROGRAM_UNKNOWN && what > TL_SEEN_READ)
+		return;
+	__sync_fetch_and_add(&trust->seen[what], 1);
+	if (what < TL_SEEN_CONTRADICTIONS)
+		tl_count(TL_CONTRADICTED_ANSWER + what);
+}
+
+/* Do the program's threads serve several requests at a time? */
+static __always_inline bool tl_is_loop(const struct tl_trust *trust)
+{
+	if (trust->kind != TL_PROGRAM_UNKNOWN)
+		return trust->kind == TL_PROGRAM_EVENTS;
+	return trust->seen[TL_SEEN_WAITS] || trust->seen[TL_SEEN_OVERLAP];
+}
+
+enum tl_sure {
+	TL_SURE_NOT = 0, /* contradicted */
+	TL_SURE_LIKELY,
+	TL_SURE_PROVEN,
+};
+
+/*
+ * Has the current process one thread only? Of several, each may do the others' work, and hand over the
+ * result in a way that no system call shows (docs/decisions/0015-trust.md).
+ */
+static __always_inline bool tl_is_alone(void)
+{
+#ifdef TL_LEGACY
+	return BPF_CORE_READ(tl_current_task(), signal, nr_threads) == 1;
+#else
+	return tl_current_task()->signal->nr_threads == 1;
+#endif
+}
+
+/*
+ * How sure is what a thread does? Of a program that is known by its name only two things are
+ * contradictions: it may be built in another way. `again`: an event loop has made a call since it
+ * has read something. The next one may be of a timer.
+ */
+static __always_inline enum tl_sure tl_how_sure(const struct tl_trust *trust, bool again)
+{
+	const __u64 *seen = trust->seen;
+
+	if (seen[TL_SEEN_ANSWER] || seen[TL_SEEN_READ])
+		return TL_SURE_NOT;
+	if (trust->kind == TL_PROGRAM_THREADS)
+		return TL_SURE_PROVEN;
+	if (trust->kind == TL_PROGRAM_EVENTS)
+		return again ? TL_SURE_LIKELY : TL_SURE_PROVEN;
+	if (seen[TL_SEEN_RESPONSE] || seen[TL_SEEN_IDLE] || seen[TL_SEEN_LATE] ||
+	    seen[TL_SEEN_CONNECTION])
+		return TL_SURE_NOT;
+	if (tl_is_loop(trust) || trust->earned < TL_EARNED || !tl_is_alone())
+		return TL_SURE_LIKELY;
+	return TL_SURE_PROVEN;
+}
+
+/* Counts how a call of the program came by its parent: -1, or the reason why it has none. */
+static __always_inline void tl_found(struct tl_trust *trust, int refused, bool likely)
+{
+	__u32 found = TL_FOUND_NOTHING;
+
+	if (!trust)
+		return;
+	switch (refused) {
+	case -1:
+		found = likely ? TL_FOUND_LIKELY : TL_FOUND_PROVEN;
+		break;
+	case TL_ROOT_NOT_PROVEN:
+		found = TL_FOUND_NOT_PROVEN;
+		break;
+	case TL_ROOT_CONTRADICTED:
+		found = TL_FOUND_CONTRADICTED;
+		break;
+	case TL_ROOT_AMBIGUOUS:
+		found = TL_FOUND_AMBIGUOUS;
+		break;
+	case TL_ROOT_PARENT_ENDED:
+		found = TL_FOUND_ENDED;
+		break;
+	}
+	__sync_fetch_and_add(&trust->found[found], 1);
+}
+
+/* Is the request `key` being served, and has not begun to answer? */
+static __always_inline bool tl_is_unanswered(__u64 key)
+{
+	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
+	return request && request->answering != key && tl_is_request(request, key);
+}
+
+#endif

@@ -1,0 +1,125 @@
+"""Which evidence is proven, and what takes likely evidence away.
+
+The services do what threads cannot tell. With `proven` no call of theirs may have a wrong parent.
+With `likely` the kernel has to see what contradicts the evidence: a few calls are wrong until then.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.measured import measure
+from tests.fixtures.paths import SERVICES
+from tests.fixtures.traced import Traced
+from throughline.bpf import libbpf
+from throughline.bpf.trust import Trust, read
+
+REQUESTS, CONCURRENT = 797, 32
+# name -> command, what the kernel sees
+CONTRADICTED = {
+    "early": (["node", str(SERVICES / "onward.js"), "{port}", "{next}", "early"], "idle"),
+    "poller": (["node", str(SERVICES / "onward.js"), "{port}", "{next}", "poller"], "idle"),
+    "swap-taker": (["ruby", str(SERVICES / "swap.rb"), "{port}", "{next}", "taker"], "answer"),
+    "java-shared": (["java", str(SERVICES / "Shared.java"), "{port}", "{next}"], "answer"),
+}
+# no system call shows that these threads do each other's work: likely evidence stays wrong
+UNSEEN = {"swap-reader": ["ruby", str(SERVICES / "swap.rb"), "{port}", "{next}", "reader"]}
+
+
+@pytest.fixture(scope="module")
+def proven() -> Iterator[Traced]:
+    with Traced({"propagation": {"parents": "proven"}}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def likely() -> Iterator[Traced]:
+    with Traced({"propagation": {"parents": "likely"}}) as found:
+        yield found
+
+
+def trust_of(traced: Traced, service: str) -> Trust:
+    """What is known of the program of a service that has served or called most."""
+    cgroup = (traced.cgroup / service).stat().st_ino
+    table = libbpf.get_pinned(next(traced.bpffs.glob("abi*/tl_trust")))
+    try:
+        found = [one for one in read(table) if one.cgroup_id == cgroup]
+    finally:
+        os.close(table)
+    return max(found, key=lambda one: sum(one.found.values()))
+
+
+def run(traced: Traced, name: str, command: list[str], tmp_path: Path) -> dict[str, int]:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is missing")
+    return measure(traced, name, command, tmp_path, requests=REQUESTS, concurrent=CONCURRENT)
+
+
+@pytest.mark.parametrize("name", [*CONTRADICTED, *UNSEEN])
+def test_nothing_is_proven_by_threads_that_do_other_requests_work(
+    proven: Traced, name: str, tmp_path: Path
+) -> None:
+    command = UNSEEN[name] if name in UNSEEN else CONTRADICTED[name][0]
+    result = run(proven, name, command, tmp_path)
+    assert result["wrong"] == 0
+    found = trust_of(proven, name).found
+    assert found["proven"] == found["likely"] == 0
+    assert sum(found.values()) >= REQUESTS
+
+
+@pytest.mark.parametrize("name", CONTRADICTED)
+def test_a_contradiction_takes_likely_evidence_away(
+    likely: Traced, name: str, tmp_path: Path
+) -> None:
+    command, seen = CONTRADICTED[name]
+    result = run(likely, name, command, tmp_path)
+    assert result["wrong"] <= 0.03 * REQUESTS
+    trust = trust_of(likely, name)
+    assert trust.seen[seen]
+    assert trust.found["likely"] <= 0.1 * REQUESTS
+    counters = likely.counters()
+    assert counters[f"contradicted_{seen}"] and counters["root_contradicted"]
+
+
+def test_processes_with_one_thread_earn_it(proven: Traced, tmp_path: Path) -> None:
+    command = [sys.executable, str(SERVICES / "prefork.py"), "{port}", "{next}"]
+    result = run(proven, "prefork", command, tmp_path)
+    assert result["wrong"] == 0
+    assert result["right"] >= REQUESTS - 32  # eight workers at once, until sixteen are answered
+
+
+def test_a_program_with_threads_does_not(proven: Traced, tmp_path: Path) -> None:
+    command = ["ruby", str(SERVICES / "threads.rb"), "{port}", "{next}"]
+    result = run(proven, "threads", command, tmp_path)
+    assert result["wrong"] == result["right"] == 0
+    assert trust_of(proven, "threads").found["not_proven"] == 2 * REQUESTS
+
+
+def test_the_rule_of_a_service_decides(tmp_path: Path) -> None:
+    with Traced({"propagation": {"parents": "proven"}}) as traced:
+        rules = [
+            {"match": {"cgroup": f"{traced.name}/trusted"}, "parents": "likely"},
+            {"match": {"cgroup": f"{traced.name}/*"}},
+        ]
+        traced.configure(services=rules)
+        assert not traced.stop_agent()
+        traced.start_agent()
+        command = ["ruby", str(SERVICES / "threads.rb"), "{port}", "{next}"]
+        trusted = run(traced, "trusted", command, tmp_path)
+        # now and then a thread of Ruby waits for signals, too, as an event loop would
+        assert trusted["right"] >= 0.97 * 2 * REQUESTS
+        assert trusted["wrong"] == 0
+        spans = [
+            span
+            for span in traced.receiver.spans
+            if span.service == "trusted" and span.kind == "CLIENT"
+        ]
+        assert {span.evidence for span in spans} <= {"thread", "restore", "connect"}
+        assert {span.attributes["throughline.parent.trust"] for span in spans} == {"likely"}
+        assert run(traced, "other", command, tmp_path)["right"] == 0
