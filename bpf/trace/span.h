@@ -67,7 +67,7 @@ __noinline int tl_finish(TL_EXCHANGE, __u32 status, __u32 end)
 	TL_TAKE_EXCHANGE(exchange, text, endpoints);
 	__u64 now = bpf_ktime_get_ns();
 	struct tl_span *span;
-	__u8 aborted = 1;
+	__u64 key;
 
 	if (!exchange || !text || !endpoints || !(exchange->flags & TL_EXCHANGE_ACTIVE))
 		return 0;
@@ -75,9 +75,11 @@ __noinline int tl_finish(TL_EXCHANGE, __u32 status, __u32 end)
 	if (exchange->probed)
 		tl_count(exchange->probed + 1);
 	if (exchange->kind == TL_KIND_SERVER) {
+		key = exchange->request;
+		/* the value says nothing: the key is one that needs no more stack */
 		if (end == TL_END_CLOSED)
-			bpf_map_update_elem(&tl_aborted, &exchange->request, &aborted, BPF_ANY);
-		tl_request_end(exchange->request);
+			bpf_map_update_elem(&tl_aborted, &key, &key, BPF_ANY);
+		tl_request_end(key);
 		exchange->request = 0;
 		tl_count(TL_REQUESTS_SERVER);
 	} else {
