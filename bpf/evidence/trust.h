@@ -61,8 +61,11 @@ static __always_inline __u8 tl_kind_of(struct file *file)
 	return TL_PROGRAM_UNKNOWN;
 }
 
-/* What is known of the program that the current thread executes. NULL: nothing can be kept. */
-static __always_inline struct tl_trust *tl_trust_now(void)
+/*
+ * What is known of the program that the current thread executes. NULL: nothing can be kept. No
+ * inline function, to have a stack of its own.
+ */
+static __noinline struct tl_trust *tl_trust_now(void)
 {
 	struct tl_program program = {};
 	struct file *file = tl_executable();
