@@ -73,7 +73,9 @@ def test_asyncio_alone(running: Bench, python: Path) -> None:
     for behaviour, result in found.items():
         assert result.right == result.calls, (behaviour, result)
         called = result.evidence.get("right by python", 0)
-        assert called == {TWO: 422, AFTER: 0}.get(behaviour, 211), (behaviour, result)
+        # every second request of `after` is an ordinary one
+        expected = {TWO: (422,), AFTER: (105, 106)}.get(behaviour, (211,))
+        assert called in expected, (behaviour, result)
 
 
 @pytest.mark.parametrize(
