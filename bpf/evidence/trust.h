@@ -121,7 +121,7 @@ enum tl_sure {
 
 /*
  * Has the current process one thread only? Of several, each may do the others' work, and hand over the
- * result in a way that no system call shows (docs/decisions/0015-trust.md).
+ * result in a way that no system call shows (docs/decisions/0016-trust.md).
  */
 static __always_inline bool tl_is_alone(void)
 {

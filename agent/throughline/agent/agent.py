@@ -15,9 +15,10 @@ from functools import partial
 
 from throughline.agent import earlier, release, systemd
 from throughline.agent.housekeeping import Housekeeping
+from throughline.agent.parents import Parents
 from throughline.agent.parts import Parts
 from throughline.agent.report import Report
-from throughline.bpf import libbpf, ringbuffer, traced
+from throughline.bpf import libbpf, ringbuffer, traced, trust
 from throughline.bpf.settings import Settings
 from throughline.config.model import Config, ConfigError, load
 from throughline.export.pipeline import Pipeline
@@ -176,9 +177,16 @@ class Agent:
         ring = ringbuffer.RingBuffer(parts.programs.map_fd("tl_spans"), parts.records.receive)
         cgroups = traced.TracedCgroups(parts.programs.map_fd("tl_cgroups"))
         series = self._series()
-        report = Report(parts, series)
+        table = parts.programs.map_fd("tl_trust")
+        parents = Parents(partial(trust.read, table), parts.services)
+        report = Report(parts, series, parents)
         housekeeping = Housekeeping(
-            parts, cgroups=cgroups, series=series, report=report, own_cgroup=self._own_cgroup
+            parts,
+            cgroups=cgroups,
+            series=series,
+            parents=parents,
+            report=report,
+            own_cgroup=self._own_cgroup,
         )
         finish(steps.turns("tick", housekeeping.tick(time.monotonic())))
         self._notify(systemd.READY)

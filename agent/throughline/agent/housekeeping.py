@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 
+from throughline.agent.parents import Parents
 from throughline.agent.parts import Parts
 from throughline.agent.report import Report
 from throughline.bpf.traced import TracedCgroups
@@ -29,12 +30,14 @@ class Housekeeping:
         *,
         cgroups: TracedCgroups,
         series: Series,
+        parents: Parents,
         report: Report,
         own_cgroup: int | None,
     ) -> None:
         self._parts = parts
         self._cgroups = cgroups
         self._series = series
+        self._parents = parents
         self._report = report
         self._own_cgroup = own_cgroup
         self._next_roots = self._next_sweep = 0.0
@@ -48,6 +51,7 @@ class Housekeeping:
         steps.run("sync_cgroups", self._sync_cgroups)
         yield from self._follow(now)
         yield from steps.turns("read_series", self._series.reading())
+        yield from steps.turns("read_parents", self._parents.reading())
         steps.run("status", self._report.write_status)
         yield
         steps.run("release_sockets", self._release_sockets)

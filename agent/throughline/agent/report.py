@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from throughline import __version__
+from throughline.agent.parents import ParentCounts, Parents
 from throughline.agent.parts import Parts
 from throughline.agent.status import (
     FilesStatus,
@@ -33,9 +34,10 @@ from throughline.telemetry.totals import Totals
 class Report:
     """Reads the parts; writes the status file and submits metrics."""
 
-    def __init__(self, parts: Parts, series: Series) -> None:
+    def __init__(self, parts: Parts, series: Series, parents: Parents) -> None:
         self._parts = parts
         self._series = series
+        self._parents = parents
         self._status = StatusWriter(parts.config.agent.status_path)
 
     # -- counters and metrics ----------------------------------------------------------------------
@@ -118,7 +120,11 @@ class Report:
             packets=self._packets(),
             files={group.name: self._files(group.name) for group in GROUPS.values() if group.files},
             counters=counters,
-            services=service_counts(self._series.counts(), sampled=parts.records.sampled),
+            services=service_counts(
+                self._series.counts(),
+                sampled=parts.records.sampled,
+                parents=self._parents.by_service,
+            ),
             export=parts.pipeline.status(),
         )
 
@@ -146,13 +152,14 @@ def service_counts(
     counts: Iterable[tuple[Service, SeriesKey, int]],
     *,
     sampled: Mapping[tuple[str, str], int],
+    parents: Mapping[str, ParentCounts] | None = None,
 ) -> dict[str, ServiceCounts]:
-    """Requests by service and kind.
+    """Requests by service and kind, and how the calls of services came by their parents.
 
     An error is an answer of 500 and above of a server, and one of 400 and above to a client. For
     gRPC it is what the semantic conventions call an error.
     """
-    found: dict[str, ServiceCounts] = {}
+    found = {name: ServiceCounts(known.unit, {}, known) for name, known in (parents or {}).items()}
     for service, series, count in counts:
         kinds = found.setdefault(service.name, ServiceCounts(service.unit, {})).kinds
         kind = kinds.get(series.kind)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from throughline.agent.parents import ParentCounts
 from throughline.bpf.tc import Place
 from throughline.export.outcome import ExportStatus
 from throughline.features.programs import Attached
@@ -36,9 +37,13 @@ class ServiceCounts:
 
     unit: str
     kinds: dict[str, KindCounts]
+    parents: ParentCounts | None = None  # of its calls
 
     def as_json(self) -> dict[str, Any]:
-        return {"unit": self.unit, **{name: kind.as_json() for name, kind in self.kinds.items()}}
+        found = {name: kind.as_json() for name, kind in self.kinds.items()}
+        if self.parents is not None:
+            found["parents"] = self.parents.as_json()
+        return {"unit": self.unit, **found}
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,18 +27,21 @@ class Trust:
 
 
 def read(table: int) -> Iterator[Trust]:
-    """Every entry of the map. Raises OSError."""
-    for key in maps.keys(table, abi.PROGRAM.size):
-        value = maps.lookup(table, key, abi.TRUST.size)
-        if value is None:
-            continue
-        program = abi.Program(*abi.PROGRAM.unpack(key))
-        earned, *numbers, kind = abi.TRUST.unpack(value)
-        seen, found = numbers[: len(_SEEN)], numbers[len(_SEEN) :]
-        yield Trust(
-            *program,
-            kind=_KIND[kind],
-            earned=earned,
-            seen=dict(zip(_SEEN, seen, strict=True)),
-            found=dict(zip(_FOUND, found, strict=True)),
-        )
+    """Every entry of the map, read in batches. Raises OSError."""
+    for batch in maps.Hash(table, abi.PROGRAM.size, abi.TRUST.size).entries():
+        for key, value in batch:
+            yield decode(key, value)
+
+
+def decode(key: bytes, value: bytes | memoryview) -> Trust:
+    """One entry of the map."""
+    program = abi.Program(*abi.PROGRAM.unpack(key))
+    earned, *numbers, kind = abi.TRUST.unpack(value)
+    seen, found = numbers[: len(_SEEN)], numbers[len(_SEEN) :]
+    return Trust(
+        *program,
+        kind=_KIND[kind],
+        earned=earned,
+        seen=dict(zip(_SEEN, seen, strict=True)),
+        found=dict(zip(_FOUND, found, strict=True)),
+    )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from throughline.commands.output import few, hint, print_json, table, text
+from throughline.commands.parents import parents_of_calls
 from throughline.config.model import ConfigError, default_status_path, load
 from throughline.features.table import GROUPS
 from throughline.text import printable
@@ -99,6 +100,9 @@ def lines(status: Mapping[str, Any]) -> list[str]:
         if group.files and status.get(group.name):
             found += _section(group.files, "", _files(status[group.name]["files"]))
     found += ["", *_services(status.get("services", {}))]
+    parents = parents_of_calls(status.get("services", {}))
+    if parents:
+        found += _section("Service", "Parents of its calls", parents)
     found += _section("Export", "", _export(status.get("export", {})))
     counters = sorted(status.get("counters", {}).items())
     rows = [(name, str(total)) for name, total in counters if total]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 
 import pytest
 
 from tests.fixtures.paths import CHECKOUT
+from throughline.agent.parents import ParentCounts
 from throughline.agent.status import (
     FilesStatus,
     KindCounts,
@@ -39,7 +41,18 @@ STATUS = Status(
     packets=PacketsStatus(("10.1.0.0/16",), ("/a",), (PLACE,), {"tun0": "no"}),
     files={"tls": FilesStatus(({"path": "/a"},)), "go": None, "java": None},
     counters={"pipelined": 1},
-    services={"shop": ServiceCounts("shop.service", {"server": KindCounts(5, 1, 2)})},
+    services={
+        "shop": ServiceCounts(
+            "shop.service",
+            {"server": KindCounts(5, 1, 2)},
+            ParentCounts(
+                "shop.service",
+                Counter(proven=7, likely=0, not_proven=2, nothing=0),
+                Counter(answer=3, read=0),
+            ),
+        ),
+        "quiet": ServiceCounts("quiet.service", {}),
+    },
     export=ExportStatus("idle", 1, 0, 0, 0, 0, {}, ""),
 )
 
@@ -93,7 +106,14 @@ def test_the_file_has_the_keys_that_users_and_roles_read() -> None:
             "shop": {
                 "unit": "shop.service",
                 "server": {"requests": 5, "errors": 1, "sampled": 2},
-            }
+                "parents": {
+                    "proven": 7,
+                    "likely": 0,
+                    "none": {"not_proven": 2},
+                    "contradicted": {"answer": 3},
+                },
+            },
+            "quiet": {"unit": "quiet.service"},
         },
         "export": STATUS.export.as_json(),
     }
@@ -102,6 +122,10 @@ def test_the_file_has_the_keys_that_users_and_roles_read() -> None:
 def test_the_page_has_the_same_keys() -> None:
     page = (CHECKOUT / "docs/reference/json.md").read_text(encoding="utf-8")
     section = page.partition("## throughline status --json")[2].partition("\n## ")[0]
+    section, _, of_parents = section.partition("| of `parents` |")
+    assert set(re.findall(r"^\| `(\w+)`", of_parents, re.MULTILINE)) == set(
+        ParentCounts("").as_json()
+    )
     cells = re.findall(r"^\|([^|]*)\|", section, re.MULTILINE)
     assert {key for cell in cells for key in re.findall(r"`(\w+)`", cell)} == set(STATUS.as_json())
 

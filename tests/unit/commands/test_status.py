@@ -117,6 +117,10 @@ def test_text() -> None:
     assert "pipelined  3" in text
     lines = [line.split() for line in text.splitlines() if line.startswith("shop")]
     assert lines == [["shop", "server", "23", "1", "20"], ["shop", "client", "5", "0", "5"]]
+    assert "Parents of its calls" not in text
+    parents = {"proven": 4, "likely": 0, "none": {"ended": 1}, "contradicted": {}}
+    text = shown(running(services={"shop": {"unit": "", "parents": parents}}))
+    assert "Service  Parents of its calls\nshop     4 proven, 0 likely, 1 none (ended 1)\n" in text
     bare = {"pid": 1, "updated_unix": 1.0, "version": "0.1.0"}
     assert "No service has been seen yet." in shown(bare)
 
