@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fixtures.measured import measure
 from tests.fixtures.paths import SERVICES
 from tests.fixtures.traced import Traced
+from tests.fixtures.waiting import poll
+from throughline.agent.parents import READ_SECONDS
 from throughline.bpf import libbpf
 from throughline.bpf.trust import Trust, read
 
@@ -42,6 +45,23 @@ def proven() -> Iterator[Traced]:
 def likely() -> Iterator[Traced]:
     with Traced({"propagation": {"parents": "likely"}}) as found:
         yield found
+
+
+def wait_parents(
+    traced: Traced, service: str, enough: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """What the status shows of the calls of a service. The agent reads it every ten seconds."""
+    return poll(
+        lambda: (traced.status() or {}).get("services", {}).get(service, {}).get("parents", {}),
+        enough=lambda found: bool(found) and enough(found),
+        seconds=READ_SECONDS + 10,
+        every=0.2,
+    )
+
+
+def sum_of(shown: dict[str, Any]) -> int:
+    """The calls."""
+    return int(shown["proven"] + shown["likely"] + sum(shown["none"].values()))
 
 
 def trust_of(traced: Traced, service: str) -> Trust:
@@ -85,6 +105,8 @@ def test_a_contradiction_takes_likely_evidence_away(
     assert trust.found["likely"] <= 0.1 * REQUESTS
     counters = likely.counters()
     assert counters[f"contradicted_{seen}"] and counters["root_contradicted"]
+    shown = wait_parents(likely, name, lambda found: sum_of(found) >= sum(trust.found.values()))
+    assert shown["contradicted"][seen] and shown["none"]["contradicted"]
 
 
 def test_processes_with_one_thread_earn_it(proven: Traced, tmp_path: Path) -> None:
@@ -99,6 +121,8 @@ def test_a_program_with_threads_does_not(proven: Traced, tmp_path: Path) -> None
     result = run(proven, "threads", command, tmp_path)
     assert result["wrong"] == result["right"] == 0
     assert trust_of(proven, "threads").found["not_proven"] == 2 * REQUESTS
+    expected = {"proven": 0, "likely": 0, "none": {"not_proven": 2 * REQUESTS}, "contradicted": {}}
+    assert wait_parents(proven, "threads", lambda found: found == expected) == expected
 
 
 def test_the_rule_of_a_service_decides(tmp_path: Path) -> None:
