@@ -38,8 +38,8 @@ static __always_inline bool tl_unix_pair(struct sock *sk, struct sock *peer, str
 }
 
 /* A connection carries its first request, which the current thread sends on `sk`. */
-static __always_inline struct tl_unix *tl_unix_begins(struct sock *sk, struct sock *peer,
-						      struct tl_text **text)
+static __noinline struct tl_unix *tl_unix_begins(struct sock *sk, struct sock *peer,
+						 struct tl_text **text)
 {
 	struct tl_unix_connect *made;
 	__u64 key = (__u64)sk;
@@ -96,6 +96,19 @@ __noinline int tl_unix_connects_now(void)
 	return 0;
 }
 
+/* The current process makes a call. No inline function, to have a stack of its own. */
+static __noinline int tl_unix_caller_now(struct tl_unix *end)
+{
+	__u64 cgroup_id = bpf_get_current_cgroup_id();
+
+	end->flow.cgroup_id = cgroup_id;
+	end->flow.pid = bpf_get_current_pid_tgid() >> 32;
+	end->flow.flags &= ~TL_FLOW_UNTRACED;
+	if (!tl_traced(cgroup_id))
+		end->flow.flags |= TL_FLOW_UNTRACED;
+	return 0;
+}
+
 SEC("tp_btf/sk_data_ready")
 int BPF_PROG(tl_unix_sends, struct sock *peer)
 {
@@ -130,13 +143,8 @@ int BPF_PROG(tl_unix_sends, struct sock *peer)
 		tl_count(TL_LOST_BUSY);
 		return 0;
 	}
-	if (end->flow.role == TL_ROLE_CLIENT) {
-		end->flow.cgroup_id = bpf_get_current_cgroup_id();
-		end->flow.pid = bpf_get_current_pid_tgid() >> 32;
-		end->flow.flags &= ~TL_FLOW_UNTRACED;
-		if (!tl_traced(end->flow.cgroup_id))
-			end->flow.flags |= TL_FLOW_UNTRACED;
-	}
+	if (end->flow.role == TL_ROLE_CLIENT)
+		tl_unix_caller_now(end);
 	tl_unix_end_writes(end, other, text, -1);
 	tl_give_back(&end->flow.busy[TL_OUT]);
 	return 0;

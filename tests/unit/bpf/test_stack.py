@@ -1,0 +1,73 @@
+"""The stack of BPF programs: 512 bytes for a chain of calls, and older kernels round up more."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+OBJECTS = Path(__file__).parents[3] / "build" / "bpf"
+MAX_STACK_BYTES = 512  # MAX_BPF_STACK
+# Each frame is rounded up to this: check_max_stack_depth() in kernel/bpf/verifier.c. Linux 6.9 and
+# later round up less where there is a JIT.
+ROUNDED_BYTES = 32
+
+
+@cache
+def disassembled(path: Path) -> dict[str, tuple[int, frozenset[str]]]:
+    """Function -> the bytes of its frame, and the functions that it calls."""
+    run = subprocess.run(
+        ["llvm-objdump", "-dr", "--no-show-raw-insn", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    frames: dict[str, int] = {}
+    calls: dict[str, set[str]] = {}
+    name = ""
+    for line in run.stdout.splitlines():
+        if found := re.match(r"[0-9a-f]+ <(\w+)>:", line):
+            if not found[1].startswith("LBB"):
+                name = found[1]
+                frames[name], calls[name] = 0, set()
+            continue
+        for used in re.findall(r"r10 - (0x[0-9a-f]+|\d+)", line):
+            frames[name] = max(frames[name], int(used, 0))
+        if found := re.search(r"r\d+ \+= -(0x[0-9a-f]+|\d+)", line):  # behind: rN = r10
+            used_bytes = int(found[1], 0)
+            if used_bytes <= MAX_STACK_BYTES:
+                frames[name] = max(frames[name], used_bytes)
+        if found := re.search(r"R_BPF_64_32\s+(\w+)", line):
+            calls[name].add(found[1])
+    return {name: (frames[name], frozenset(calls[name])) for name in frames}
+
+
+def deepest(path: Path, name: str) -> tuple[int, tuple[str, ...]]:
+    """The most stack that a chain of calls from this function takes, and the chain."""
+    functions = disassembled(path)
+    frame, calls = functions[name]
+    own = max(ROUNDED_BYTES, -(-frame // ROUNDED_BYTES) * ROUNDED_BYTES)
+    below: tuple[int, tuple[str, ...]] = (0, ())
+    for other in calls & functions.keys():
+        below = max(below, deepest(path, other))
+    return own + below[0], (f"{name} {frame}", *below[1])
+
+
+def objects() -> list[Path]:
+    return sorted(OBJECTS.glob("*.bpf.o"))
+
+
+@pytest.mark.skipif(shutil.which("llvm-objdump") is None, reason="llvm-objdump is not installed")
+@pytest.mark.parametrize("path", objects(), ids=lambda path: path.name)
+def test_chains_of_calls_fit_the_stack(path: Path) -> None:
+    functions = disassembled(path)
+    assert functions
+    assert any(frame for frame, _ in functions.values())
+    for name in functions:
+        needed, chain = deepest(path, name)
+        assert needed <= MAX_STACK_BYTES, f"{needed} bytes: {' -> '.join(chain)}"
