@@ -109,7 +109,8 @@ def demo(name: str, release: Path) -> bool:
             playbook.run(running, playbook.SERVICES)
         with step("ansible-playbook playbooks/site.yml rolls throughline out"):
             otlp = {"endpoint": receiver.endpoint, "protocol": "http/protobuf"}
-            config = {"export": {"otlp": otlp}}
+            # Node.js and Ruby have no proven parents
+            config = {"export": {"otlp": otlp}, "propagation": {"parents": "likely"}}
             playbook.run(
                 running, playbook.SITE, throughline_bundle=str(release), throughline_config=config
             )

@@ -33,7 +33,10 @@ class Shop:
         otlp = {"endpoint": self.receiver.endpoint, "protocol": "http/protobuf"}
         defaults = {
             "throughline_bundle": str(self.bundle),
-            "throughline_config": {"export": {"otlp": otlp, "metrics": {"interval": interval}}},
+            "throughline_config": {
+                "export": {"otlp": otlp, "metrics": {"interval": interval}},
+                "propagation": {"parents": "likely"},  # Node.js and Ruby have no proven ones
+            },
             "throughline_serial": ["100%"],
         }
         return playbook.run(self.fleet, playbook.SITE, quiet=True, **{**defaults, **variables})
