@@ -48,7 +48,8 @@ def test_a_configuration_without_headers_is_one_reload(
     before = machine.look()
     config = yaml.safe_load(ROLLOUT.read_text(encoding="utf-8"))["throughline_config"]
     seen["changed"] = rollout(
-        machine, throughline_config={**config, "propagation": {"parents": "likely", "headers": "off"}}
+        machine,
+        throughline_config={**config, "propagation": {"parents": "likely", "headers": "off"}},
     ).changed
     after = machine.look(healthy=30)
     seen.update(did(before, after))
