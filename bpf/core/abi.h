@@ -467,6 +467,7 @@ enum tl_go_start {
 
 enum tl_request_flags {
 	TL_REQUEST_PROBED = 1 << 0, /* its end is seen only while there are probes in its process */
+	TL_REQUEST_SETTLED = 1 << 1, /* it has made a call or a connection, or could have */
 };
 
 /*

@@ -49,7 +49,7 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	if (refused < 0) {
 		flow->connect = parent.key;
 		flow->likely = parent.likely;
-		thread->used = 1;
+		thread->unsure = 1;
 		tl_settle(parent.key, false);
 	} else {
 		tl_unattributed(thread, trust, refused);

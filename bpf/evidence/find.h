@@ -104,7 +104,7 @@ static __always_inline int tl_thread_calls(struct tl_flow *flow, struct tl_threa
 			tl_unattributed(thread, trust, refused);
 	} else {
 		if (thread && thread->current == parent->key)
-			thread->used = 1;
+			thread->unsure = 1;
 		if (parent->likely && !tl_likely_is_enough(flow->cgroup_id)) {
 			tl_settle(parent->key, false);
 			refused = TL_ROOT_NOT_PROVEN;

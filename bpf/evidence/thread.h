@@ -80,9 +80,10 @@ static __always_inline bool tl_has_ticks(const struct tl_thread *thread)
  *
  * A thread that serves one request after the other works for the one that it has read last. An
  * event loop has read several. Then the one that it has read last is taken only if no other one is
- * open, since an open request may make the call. `socket`: where the call is written. An event loop
- * that writes to the very connection whose answer it has read may hand the connection to a request
- * that has waited for it.
+ * open, since an open request may make the call. But where the program is known by its name to call
+ * only from the handler of what it has read last, others may be open: their bodies are on the way.
+ * `socket`: where the call is written. An event loop that writes to the very connection whose answer
+ * it has read may hand the connection to a request that has waited for it.
  */
 static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_trust *trust,
 					    __u64 socket, struct tl_parent *parent)
@@ -113,13 +114,13 @@ static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_
 		return refused;
 	if (loop && parent->answering)
 		return TL_ROOT_PARENT_ENDED;
-	if (trust->kind != TL_PROGRAM_THREADS && tl_others_open(thread, parent->key))
+	if (trust->kind == TL_PROGRAM_UNKNOWN && tl_others_open(thread, parent->key))
 		return TL_ROOT_AMBIGUOUS;
 	if (loop && trust->kind == TL_PROGRAM_UNKNOWN &&
 	    ((trust->seen[TL_SEEN_OVERLAP] && !tl_has_ticks(thread)) ||
 	     (socket && thread->restored == socket)))
 		return TL_ROOT_AMBIGUOUS;
-	sure = tl_how_sure(trust, thread->used);
+	sure = tl_how_sure(trust, thread->unsure);
 	parent->likely = sure != TL_SURE_PROVEN;
 	return sure == TL_SURE_NOT ? TL_ROOT_CONTRADICTED : -1;
 }
@@ -360,7 +361,11 @@ static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thre
 	thread->current = key;
 	thread->evidence = evidence;
 	thread->unknown = 0;
-	thread->used = 0;
+	/*
+	 * nginx calls when it has read a request whole, or else when it has read the begin: the rest
+	 * of its body makes no call, but a timer may
+	 */
+	thread->unsure = !whole || (server && request->flags & TL_REQUEST_SETTLED);
 	/* until it makes a call or answers, it may make the next call */
 	if (server && flow->exchange.flags & TL_EXCHANGE_RESPONDING)
 		return;

@@ -134,10 +134,10 @@ static __always_inline bool tl_is_alone(void)
 
 /*
  * How sure is what a thread does? Of a program that is known by its name only two things are
- * contradictions: it may be built in another way. `again`: an event loop has made a call since it
- * has read something. The next one may be of a timer.
+ * contradictions: it may be built in another way. `unsure`: an event loop has read its request in
+ * part only, or has made a call since it has read something. The next call may be a timer's.
  */
-static __always_inline enum tl_sure tl_how_sure(const struct tl_trust *trust, bool again)
+static __always_inline enum tl_sure tl_how_sure(const struct tl_trust *trust, bool unsure)
 {
 	const __u64 *seen = trust->seen;
 
@@ -146,7 +146,7 @@ static __always_inline enum tl_sure tl_how_sure(const struct tl_trust *trust, bo
 	if (trust->kind == TL_PROGRAM_THREADS)
 		return TL_SURE_PROVEN;
 	if (trust->kind == TL_PROGRAM_EVENTS)
-		return again ? TL_SURE_LIKELY : TL_SURE_PROVEN;
+		return unsure ? TL_SURE_LIKELY : TL_SURE_PROVEN;
 	if (seen[TL_SEEN_RESPONSE] || seen[TL_SEEN_IDLE] || seen[TL_SEEN_LATE] ||
 	    seen[TL_SEEN_CONNECTION])
 		return TL_SURE_NOT;

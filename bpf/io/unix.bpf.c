@@ -87,7 +87,7 @@ __noinline int tl_unix_connects_now(void)
 	if (refused < 0) {
 		made.request = parent.key;
 		made.likely = parent.likely;
-		thread->used = 1;
+		thread->unsure = 1;
 		tl_settle(parent.key, false);
 	} else {
 		tl_unattributed(thread, trust, refused);

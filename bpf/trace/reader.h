@@ -26,7 +26,7 @@ struct tl_thread {
 	__u8 loop; /* it has waited for several descriptors at once: an event loop */
 	__u8 evidence; /* how `current` was found */
 	__u8 unknown; /* no `current`: it has read something that belongs to no known request */
-	__u8 used; /* `current` has been the parent of a call since the last read */
+	__u8 unsure; /* `current` was read in part, or has made a call: see tl_how_sure() */
 	__u8 called; /* it has made a call while it serves `serves` */
 	__u8 _pad[3];
 };

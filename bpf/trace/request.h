@@ -130,6 +130,7 @@ static __always_inline void tl_settle(__u64 key, bool called)
 		return;
 	if (called)
 		__sync_fetch_and_add(&request->fanout, 1);
+	request->flags |= TL_REQUEST_SETTLED;
 	tl_request_settle(request, key);
 }
 

@@ -200,6 +200,7 @@ class GoWrites(IntEnum):
 
 class RequestFlags(IntEnum):
     REQUEST_PROBED = 1
+    REQUEST_SETTLED = 2
 
 
 class RuntimeKind(IntEnum):
