@@ -120,9 +120,14 @@ def test_a_program_with_threads_does_not(proven: Traced, tmp_path: Path) -> None
     command = ["ruby", str(SERVICES / "threads.rb"), "{port}", "{next}"]
     result = run(proven, "threads", command, tmp_path)
     assert result["wrong"] == result["right"] == 0
-    assert trust_of(proven, "threads").found["not_proven"] == 2 * REQUESTS
-    expected = {"proven": 0, "likely": 0, "none": {"not_proven": 2 * REQUESTS}, "contradicted": {}}
-    assert wait_parents(proven, "threads", lambda found: found == expected) == expected
+    found = wait_parents(
+        proven, "threads", lambda found: sum(found["none"].values()) >= 2 * REQUESTS
+    )
+    assert found["proven"] == found["likely"] == 0
+    assert sum(found["none"].values()) == 2 * REQUESTS
+    # now and then a thread of Ruby waits for signals, too, as an event loop would
+    assert set(found["none"]) <= {"not_proven", "ambiguous"}, found
+    assert trust_of(proven, "threads").found["not_proven"] == found["none"]["not_proven"]
 
 
 def test_the_rule_of_a_service_decides(tmp_path: Path) -> None:
