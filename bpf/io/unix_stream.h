@@ -173,14 +173,18 @@ __noinline int tl_unix_fastcgi_chunks(struct tl_unix *end, struct tl_text *text,
 	return off;
 }
 
-/* Parses `length` bytes at `address` that are sent. */
-static __always_inline void tl_unix_range(struct tl_unix *end, struct tl_text *text, __u64 address,
-					  __u32 length)
+/*
+ * Parses `length` bytes at `address` that are sent. A global function, which the verifier walks once,
+ * and not for each turn of the loop that calls it.
+ */
+__noinline int tl_unix_range(struct tl_unix *end, struct tl_text *text, __u64 address, __u32 length)
 {
 	__u32 off = 0;
 	__u32 i;
 	int went;
 
+	if (!end || !text)
+		return 0;
 	for (i = 0; i < TL_RANGES && off < length; i++) {
 		if (end->protocol == TL_UNIX_FASTCGI)
 			went = tl_unix_fastcgi_chunks(end, text, address + off, length - off);
@@ -188,13 +192,14 @@ static __always_inline void tl_unix_range(struct tl_unix *end, struct tl_text *t
 			went = tl_memory_chunks(&end->flow, text, address + off, length - off,
 						TL_OUT);
 		if (!went)
-			return;
+			return 0;
 		if (went < 0)
 			break;
 		off += (__u32)went;
 	}
 	if (off < length)
 		tl_unix_not_http(&end->flow, text);
+	return 0;
 }
 
 /*
