@@ -93,6 +93,7 @@ def test_the_configuration_has_exactly_the_keys_that_the_agent_reads() -> None:
 
 def test_choices_of_the_configuration_are_the_agents() -> None:
     expects = {setting.key: setting.kind.expects for setting in SETTINGS}
+    expects["services.parents"] = expects["propagation.parents"]  # of a rule
     for path, option in leaves(options("agent")["throughline_config"]["options"]):
         if "choices" in option:
             assert expects[path] == "one of " + ", ".join(option["choices"])
