@@ -140,14 +140,14 @@ def test_one_refused_program_takes_away_what_it_gives(
     ("kind", "gone"),
     [
         ("cgroup_skb", None),
-        ("tp_btf", {"headers"} if BROKEN else set()),
+        ("tp_btf", {"headers", "python"} if BROKEN else {"python"}),
         ("raw_tp", set()),
         ("sk_msg", {"headers"}),
         ("sockops", {"headers"}),
         ("tc", set()),
         ("sockops,tc", {"headers", "packets"}),
-        ("uprobe", {"tls", "go", "go_write"}),
-        ("uretprobe", {"tls"}),
+        ("uprobe", {"tls", "go", "go_write", "python"}),
+        ("uretprobe", {"tls", "python"}),
         ("iter,fentry,lsm", set()),
     ],
 )
