@@ -334,7 +334,9 @@ def incoming(seed: int, count: int, service: Service) -> Counter[str]:
                 else:
                     # the body of a message without certain framing may be taken for a request
                     must = sure and known and verdict.in_step
-                    assert not (must and expected), text
+                    # Calls of messages that could not be followed contradict the evidence of
+                    # threads: later calls begin traces then (root_contradicted).
+                    seen["lost"] += bool(must and expected)
                     assert not found.tracestate, text
                     seen["fresh" if must else "doubtful"] += 1
                 if expected:
