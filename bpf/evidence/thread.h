@@ -230,8 +230,8 @@ static __always_inline void tl_judge_read(struct tl_thread *thread, struct tl_tr
 }
 
 /*
- * The current thread begins to answer on `flow`. `reads` is the request's reader: whether it is the
- * one that has read the request tells what its program is.
+ * The current thread begins to answer on `flow`. Whether it is the thread that has read the request
+ * tells what its program is.
  */
 static __always_inline void tl_thread_answers(struct tl_flow *flow)
 {

@@ -65,6 +65,9 @@ WITH_BODY = [
 ]
 
 
+LOST = 2  # exit status: calls had no parent where one was expected
+
+
 class Generator:
     """Random requests of one seed."""
 
@@ -351,7 +354,7 @@ def incoming(seed: int, count: int, service: Service) -> Counter[str]:
 
 
 def in_process(work: Callable[[], Counter[str]], name: str) -> int:
-    """Runs work in a child, which prints what it finds, and exits with 1 when it failed."""
+    """Runs work in a child, which prints what it finds. It exits with 1 when it failed, or LOST."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -359,8 +362,9 @@ def in_process(work: Callable[[], Counter[str]], name: str) -> int:
     status = 1
     try:
         begin = time.monotonic()
-        print(f"{name}: {dict(work())} in {time.monotonic() - begin:.1f} s", flush=True)
-        status = 0
+        seen = work()
+        print(f"{name}: {dict(seen)} in {time.monotonic() - begin:.1f} s", flush=True)
+        status = LOST if seen["lost"] else 0
     except BaseException:
         traceback.print_exc()
     finally:
@@ -384,7 +388,7 @@ def test_random_requests_and_framings(requests: int) -> None:
         service.close()
         counters = traced.counters()
         print(f"counters: {counters}")
-        assert failed == [0, 0, 0]
+        assert failed == [0, 0, 0] or (failed == [0, 0, LOST] and counters["root_contradicted"] > 0)
         assert not counters.get("forced_drop", 0)
         assert not counters.get("skip_no_memory", 0)
         assert counters["injected"] > requests // 4
