@@ -9,7 +9,6 @@
 #include "trace/reader.h"
 
 #define TL_FANOUT_MAX 1024 /* calls of a request that get it as their parent */
-#define TL_ABORTED 4096
 #define TL_AGE_MAX_NS (300ULL * 1000 * 1000 * 1000)
 
 struct tl_tracestate {
@@ -36,7 +35,7 @@ struct {
 /* Requests that have ended without a whole answer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, TL_ABORTED);
+	__uint(max_entries, 4096);
 	__type(key, __u64);
 	__type(value, __u8);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);

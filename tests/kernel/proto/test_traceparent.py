@@ -40,7 +40,7 @@ SPLIT = request(
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
 def test_two_segments_split_at_every_byte(world: World, family: socket.AddressFamily) -> None:
-    service = Service.make(world[2], family)
+    service = Service.make(world[2], family, forget=world[0].forget)
     try:
         for at in range(1, len(SPLIT)):
             found = service.serve([SPLIT[:at], SPLIT[at:]], f"/split/{at}")
