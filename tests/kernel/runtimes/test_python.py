@@ -6,6 +6,7 @@ that is installed.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import needs
+from tests.fixtures import needs, newest_python
 from tests.fixtures.paths import SERVICES
 from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
@@ -37,9 +38,12 @@ def running() -> Iterator[Bench]:
 
 def alone(python: Path) -> App:
     """The service by asyncio alone, on an interpreter."""
+    return in_asyncio([str(python), str(SERVICES / "contexts.py")], python)
 
+
+def in_asyncio(command: list[str], python: Path) -> App:
     def start(_place: Place) -> Sequence[Process]:
-        return [Process([str(python), str(SERVICES / "contexts.py")])]
+        return [Process(command)]
 
     return App(
         name=f"asyncio-{python.name}-{len(python.parts)}",
@@ -48,6 +52,17 @@ def alone(python: Path) -> App:
         start=start,
         install=lambda: None,
     )
+
+
+def newest() -> App:
+    """The same on a CPython that this Debian lacks."""
+    try:
+        root = newest_python.root()
+    except (LookupError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"CPython {newest_python.VERSION} cannot be had: {error}")
+    shutil.copy(SERVICES / "contexts.py", root / "tmp")
+    command = ["chroot", str(root), str(newest_python.PYTHON), "/tmp/contexts.py"]
+    return in_asyncio(command, newest_python.PYTHON)
 
 
 def results(
@@ -69,7 +84,15 @@ def results(
     "python", FOLLOWED, ids=lambda path: f"{path.parent.parent.name}-{path.name}"
 )
 def test_asyncio_alone(running: Bench, python: Path) -> None:
-    found = results(running, alone(python), AT_ONCE, SLEEP, TWO, POOL, AFTER, POLLER)
+    all_right(running, alone(python))
+
+
+def test_asyncio_on_the_newest_python(running: Bench) -> None:
+    all_right(running, newest())
+
+
+def all_right(running: Bench, app: App) -> None:
+    found = results(running, app, AT_ONCE, SLEEP, TWO, POOL, AFTER, POLLER)
     for behaviour, result in found.items():
         assert result.right == result.calls, (behaviour, result)
         called = result.evidence.get("right by python", 0)

@@ -50,6 +50,7 @@ LAYOUTS = {
     11: Layout(key=592, current=576, thread_id=152, context=224),
     12: Layout(key=1544, current=0, thread_id=136, context=208),
     13: Layout(key=2160, current=0, thread_id=152, context=208),
+    14: Layout(key=2336, current=0, thread_id=152, context=208),
 }
 
 
