@@ -64,13 +64,16 @@ static __always_inline void tl_go_value(struct tl_go_exchange *go, __u32 length,
 	}
 }
 
-/* Reads a header where it is one of ours. Returns 1 where the name could be read, else 0. */
-static __always_inline __u32 tl_go_header(struct tl_go_exchange *go, __u64 key, __u64 value)
+/*
+ * Reads a header where it is one of ours. Returns 1 where the name could be read, else 0. A global
+ * function, which the verifier walks once.
+ */
+__noinline int tl_go_header(struct tl_go_exchange *go, __u64 key, __u64 value)
 {
 	__u32 names = 0, length = tl_go_name(key, &names);
 	__u64 values[2] = {};
 
-	if (!names)
+	if (!go || !names)
 		return 0;
 	if (bpf_probe_read_user(values, sizeof(values), (void *)value))
 		return 0;

@@ -34,14 +34,55 @@ static __always_inline int tl_undo(struct sk_msg_md *msg, __u32 at, __u32 bytes)
 }
 
 /*
+ * Writes `bytes` of header lines to offset `at` of the send, where there is room for them. False:
+ * the bytes of the send cannot be written. A global function, so that the verifier does not walk
+ * what follows for each length.
+ */
+__noinline int tl_write_lines(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 bytes)
+{
+	TL_TAKE_FLOW(flow, text);
+	__u8 *data = msg->data, *data_end = msg->data_end;
+	__u8 *out;
+	__u32 i;
+
+	if (!flow || !text || at > TL_HEADER_BYTES_MAX)
+		return false;
+	out = data + at;
+	/*
+	 * the same pointer for the check and the use: the verifier keeps a range for each pointer
+	 */
+	asm volatile("" : "+r"(out));
+	if (out + TL_TRACEPARENT_BYTES > data_end)
+		return false;
+	tl_write_traceparent(out, &flow->exchange.context);
+	if (bytes == TL_TRACEPARENT_BYTES)
+		return true;
+	out += TL_TRACEPARENT_BYTES;
+	if (out + 14 > data_end)
+		return false;
+	__builtin_memcpy(out, "tracestate: ", 12);
+	out += 12;
+	bytes -= TL_TRACEPARENT_BYTES + 14;
+	for (i = 0; i < TL_TRACESTATE_MAX && i < bytes; i++) {
+		if (out + 1 > data_end)
+			return false;
+		*out++ = text->tracestate[i];
+	}
+	if (out + 2 > data_end)
+		return false;
+	out[0] = '\r';
+	out[1] = '\n';
+	return true;
+}
+
+/*
  * Inserts `bytes` of header lines at offset `at` of the send. Returns the bytes inserted, 0 when
  * the send is unchanged, -1 when it must be refused.
  */
 __noinline int tl_insert(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 bytes)
 {
 	TL_TAKE_FLOW(flow, text);
-	__u32 size, end, i;
-	__u8 *data, *data_end, *out;
+	__u32 size, end;
 
 	if (!flow || !text)
 		return 0;
@@ -60,41 +101,12 @@ __noinline int tl_insert(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 bytes)
 	 */
 	size = msg->size;
 	end = size <= TL_LINEAR_MAX ? size : at + bytes;
-	if (bpf_msg_pull_data(msg, 0, end, 0))
+	if (bpf_msg_pull_data(msg, 0, end, 0) ||
+	    !tl_write_lines(msg, TL_GIVE_FLOW(flow, text), at, bytes))
 		return tl_undo(msg, at, bytes);
-	data = msg->data;
-	data_end = msg->data_end;
-	out = data + at;
-	/*
-	 * the same pointer for the check and the use: the verifier keeps a range for each pointer
-	 */
-	asm volatile("" : "+r"(out));
-	if (out + TL_TRACEPARENT_BYTES > data_end)
-		return tl_undo(msg, at, bytes);
-	if (bytes == TL_TRACEPARENT_BYTES) {
-		tl_write_traceparent(out, &flow->exchange.context);
-		tl_count(TL_INJECTED);
-		return bytes;
-	}
-	if (out + TL_TRACEPARENT_BYTES + 14 > data_end)
-		return tl_undo(msg, at, bytes);
-	tl_write_traceparent(out, &flow->exchange.context);
-	out += TL_TRACEPARENT_BYTES;
-	__builtin_memcpy(out, "tracestate: ", 12);
-	out += 12;
-	for (i = 0; i < TL_TRACESTATE_MAX; i++) {
-		if (i >= bytes - TL_TRACEPARENT_BYTES - 14)
-			break;
-		if (out + 1 > data_end)
-			return tl_undo(msg, at, bytes);
-		*out++ = text->tracestate[i];
-	}
-	if (out + 2 > data_end)
-		return tl_undo(msg, at, bytes);
-	out[0] = '\r';
-	out[1] = '\n';
 	tl_count(TL_INJECTED);
-	tl_count(TL_INJECTED_TRACESTATE);
+	if (bytes > TL_TRACEPARENT_BYTES)
+		tl_count(TL_INJECTED_TRACESTATE);
 	return bytes;
 }
 

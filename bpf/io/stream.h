@@ -49,14 +49,17 @@ static __always_inline bool tl_by_writer(struct bpf_sock *sk)
 
 /*
  * A call on a socket that sk_msg does not see. It carries no context, but has a parent where the
- * thread is known.
+ * thread is known. A global function, which the verifier walks once.
  */
-static __always_inline void tl_call_unwritten(struct tl_flow *flow, struct tl_text *text)
+__noinline int tl_packet_asks(TL_FLOW)
 {
+	TL_TAKE_FLOW(flow, text);
 	struct task_struct *task = tl_current_task();
 	struct tl_parent parent = {};
 	bool found = false;
 
+	if (!flow || !text)
+		return 0;
 	tl_count(flow->flags & TL_FLOW_MPTCP ? TL_SKIP_MPTCP : TL_SKIP_NOT_ENROLLED);
 	flow->flags &= ~TL_FLOW_ASKED;
 	if (flow->flags & TL_FLOW_BY_WRITER) {
@@ -66,6 +69,12 @@ static __always_inline void tl_call_unwritten(struct tl_flow *flow, struct tl_te
 		found = tl_find_parent(flow, &parent);
 	}
 	tl_flow_calls(flow, text, found ? &parent : NULL);
+	return 0;
+}
+
+static __always_inline void tl_call_unwritten(struct tl_flow *flow, struct tl_text *text)
+{
+	tl_packet_asks(TL_GIVE_FLOW(flow, text));
 }
 
 /*
@@ -76,7 +85,7 @@ __noinline int tl_packet_event(TL_FLOW, __u32 direction, __u32 what)
 {
 	TL_TAKE_FLOW(flow, text);
 
-	if (flow && text)
+	if (flow && text && what != TL_FEED_MORE)
 		tl_stream_event(flow, text, direction, what, tl_call_unwritten);
 	return 0;
 }
@@ -142,8 +151,7 @@ __noinline int tl_packet_chunks(struct __sk_buff *skb, TL_FLOW, __u64 range, __u
 		if (went <= 0)
 			return went;
 		off += went & TL_WENT_MAX;
-		if (went > (int)TL_WENT_MAX)
-			tl_packet_event(TL_GIVE_FLOW(flow, text), direction, went >> TL_WENT_BITS);
+		tl_packet_event(TL_GIVE_FLOW(flow, text), direction, went >> TL_WENT_BITS);
 	}
 	return off - (range >> 32);
 }

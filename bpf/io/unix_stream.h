@@ -64,7 +64,7 @@ static __always_inline void tl_unix_call(struct tl_flow *flow, struct tl_text *t
 __noinline int tl_memory_event(struct tl_flow *flow, struct tl_text *text, __u32 direction,
 			       __u32 what)
 {
-	if (flow && text)
+	if (flow && text && what != TL_FEED_MORE)
 		tl_stream_event(flow, text, direction & 1, what, tl_unix_call);
 	return 0;
 }
@@ -160,15 +160,15 @@ __noinline int tl_unix_fastcgi_chunks(struct tl_unix *end, struct tl_text *text,
 
 	if (!end || !text)
 		return 0;
+	if (left > TL_WENT_MAX)
+		left = TL_WENT_MAX;
 	for (i = 0; i < TL_CHUNKS_MAX && off < left; i++) {
-		__u32 rest = left - off < TL_WENT_MAX ? left - off : TL_WENT_MAX;
-		int went = tl_unix_fastcgi_chunk(end, text, address + off, rest);
+		int went = tl_unix_fastcgi_chunk(end, text, address + off, left - off);
 
 		if (went <= 0)
 			return went;
 		off += went & TL_WENT_MAX;
-		if (went > (int)TL_WENT_MAX)
-			tl_unix_fastcgi_event(&end->flow, text, went >> TL_WENT_BITS);
+		tl_unix_fastcgi_event(&end->flow, text, went >> TL_WENT_BITS);
 	}
 	return off;
 }

@@ -8,7 +8,7 @@
 
 #define TL_CHUNK \
 	128 /* bytes parsed at a time: they are on the stack, since a program may be preempted */
-#define TL_TURNS 8 /* elements parsed in each call of tl_http_turns() */
+#define TL_TURNS 4 /* elements parsed in each call of tl_http_turns() */
 /*
  * The most chunks that are parsed in a packet or send, in two loops that the verifier walks
  * separately. Together they are 1 MB. A packet is at most 512 KB (GSO_MAX_SIZE), and what sk_msg

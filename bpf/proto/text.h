@@ -26,7 +26,7 @@ struct tl_text {
 	__u16 method_len;
 	__u16 tracestate_len;
 	__u16 _pad[3];
-};
+} __attribute__((aligned(8))); /* aligned, so that it is copied in words */
 
 /* What is known of `traceparent` and `tracestate` of a request. */
 enum tl_header_flags {

@@ -31,14 +31,20 @@ static __always_inline void tl_random_id(__u8 *id, __u32 words)
 		id[0] = 1;
 }
 
-/* -1: not a lower-case hexadecimal digit */
+/*
+ * The values of the lower-case hexadecimal digits, and one more. A table, since the verifier would
+ * walk the branches of comparisons for each digit.
+ */
+const __u8 tl_digits[256] = {
+	['0'] = 1,  ['1'] = 2,  ['2'] = 3,  ['3'] = 4,  ['4'] = 5,  ['5'] = 6,
+	['6'] = 7,  ['7'] = 8,  ['8'] = 9,  ['9'] = 10, ['a'] = 11, ['b'] = 12,
+	['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16,
+};
+
+/* Negative: not a lower-case hexadecimal digit */
 static __always_inline int tl_hex(char c)
 {
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	if (c >= 'a' && c <= 'f')
-		return c - 'a' + 10;
-	return -1;
+	return (int)tl_digits[(__u8)c] - 1;
 }
 
 /*
@@ -51,7 +57,7 @@ __noinline int tl_parse_traceparent(TL_TEXT)
 	TL_TAKE_TEXT(text);
 	/* 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01 */
 	__u32 len, i, any = 0;
-	int high, low, version;
+	int high, low, version, wrong = 0;
 	const char *value;
 
 	if (!text)
@@ -74,26 +80,26 @@ __noinline int tl_parse_traceparent(TL_TEXT)
 		return -1;
 	if (value[2] != '-' || value[35] != '-' || value[52] != '-')
 		return -1;
+#pragma unroll 1
 	for (i = 0; i < 16; i++) {
 		high = tl_hex(value[3 + 2 * i]);
 		low = tl_hex(value[4 + 2 * i]);
-		if (high < 0 || low < 0)
-			return -1;
+		wrong |= high | low;
 		text->trace_id[i] = high << 4 | low;
 		any |= high | low;
 	}
-	if (!any)
+	if (!any || wrong < 0)
 		return -1;
 	any = 0;
+#pragma unroll 1
 	for (i = 0; i < 8; i++) {
 		high = tl_hex(value[36 + 2 * i]);
 		low = tl_hex(value[37 + 2 * i]);
-		if (high < 0 || low < 0)
-			return -1;
+		wrong |= high | low;
 		text->parent_span_id[i] = high << 4 | low;
 		any |= high | low;
 	}
-	if (!any)
+	if (!any || wrong < 0)
 		return -1;
 	high = tl_hex(value[53]);
 	low = tl_hex(value[54]);

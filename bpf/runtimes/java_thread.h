@@ -93,6 +93,14 @@ static __always_inline struct tl_java_thread *tl_java_known(__u32 tid)
 	return bpf_map_lookup_elem(&tl_java_threads, &tid);
 }
 
+/* The JavaThread to which the word at `address` points if it is the current thread's, else 0. */
+__noinline __u64 tl_java_at(__u32 index, __u64 address)
+{
+	__u64 thread = tl_user_word(address);
+
+	return thread && tl_java_is(index, thread) ? thread : 0;
+}
+
 /*
  * Looks for the current thread in the list, from its end, where HotSpot puts new threads. A list
  * that is longer than TL_JAVA_SCANNED is looked at in several goes. Returns the JavaThread, or 0. A
@@ -101,6 +109,7 @@ static __always_inline struct tl_java_thread *tl_java_known(__u32 tid)
 __noinline __u64 tl_java_scan(__u32 index, __u64 list, __u64 threads, __u32 length)
 {
 	struct tl_java_thread *known = tl_java_known(tl_current_tid());
+	__u64 thread = 0;
 	__u32 i, left;
 
 	asm volatile("" ::"r"(index), "r"(list), "r"(threads), "r"(length));
@@ -111,18 +120,12 @@ __noinline __u64 tl_java_scan(__u32 index, __u64 list, __u64 threads, __u32 leng
 		known->list = list;
 		known->left = length;
 	}
-	known->thread = 0;
 	left = known->left;
-	for (i = 0; i < TL_JAVA_SCANNED && left; i++) {
-		__u64 thread = tl_user_word(threads + --left * 8ULL);
-
-		if (thread && tl_java_is(index, thread)) {
-			known->thread = thread;
-			break;
-		}
-	}
+	for (i = 0; i < TL_JAVA_SCANNED && left && !thread; i++)
+		thread = tl_java_at(index, threads + --left * 8ULL);
+	known->thread = thread;
 	known->left = left;
-	return known->thread;
+	return thread;
 }
 
 /* The JavaThread of the current thread, or 0: it has not been found, or is in no system call. */

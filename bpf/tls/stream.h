@@ -33,16 +33,14 @@ __noinline int tl_memory_event(TL_FLOW, __u32 direction, __u32 what)
 {
 	TL_TAKE_FLOW(flow, text);
 
-	if (flow && text)
+	if (flow && text && what != TL_FEED_MORE)
 		tl_stream_event(flow, text, direction & 1, what, tl_tls_call);
 	return 0;
 }
 
-static __always_inline void tl_tls_stream(struct tl_flow *flow, __u64 address, __u64 length,
-					  __u32 direction)
+static __always_inline void tl_tls_stream(struct tl_flow *flow, struct tl_text *text, __u64 address,
+					  __u64 length, __u32 direction)
 {
-	struct tl_text *text = TL_TLS_TEXT(flow);
-
 	if (!text || !tl_memory_parse(flow, text, address, length, direction))
 		return;
 	if (flow->flags & TL_FLOW_USED) {
@@ -78,8 +76,8 @@ static __always_inline bool tl_tls_may_begin(const struct tl_flow *flow,
  * are sent. A connection that is older than the agent may be in the middle of a message; a
  * connection may also not carry HTTP.
  */
-static __always_inline bool tl_tls_concerns(struct tl_flow *flow, __u64 address, __u64 length,
-					    __u32 direction)
+static __always_inline bool tl_tls_concerns(struct tl_flow *flow, struct tl_text *text,
+					    __u64 address, __u64 length, __u32 direction)
 {
 	__u8 asks = direction == TL_IN ? TL_ROLE_SERVER : TL_ROLE_CLIENT;
 	struct tl_http *http = tl_http_of(flow, direction);
@@ -100,7 +98,7 @@ static __always_inline bool tl_tls_concerns(struct tl_flow *flow, __u64 address,
 		return flow->role != TL_ROLE_UNKNOWN && !lost;
 	if (lost) {
 		if (flow->exchange.flags & TL_EXCHANGE_ACTIVE)
-			tl_flow_ends(flow, TL_TLS_TEXT(flow), 0, TL_END_CLOSED);
+			tl_flow_ends(flow, text, 0, TL_END_CLOSED);
 		tl_http_restart(http);
 		return true;
 	}
@@ -108,6 +106,39 @@ static __always_inline bool tl_tls_concerns(struct tl_flow *flow, __u64 address,
 		tl_guess_again(flow);
 	flow->role = asks;
 	return true;
+}
+
+/* The thread is about to send these bytes. A global function, which the verifier walks once. */
+__noinline int tl_tls_sends(TL_FLOW, __u64 address, __u64 length)
+{
+	TL_TAKE_FLOW(flow, text);
+	struct tl_outgoing *out;
+	__u64 span;
+	__u32 tid;
+
+	if (!flow || !tl_tls_concerns(flow, text, address, length, TL_OUT))
+		return 0;
+	span = tl_key(flow->exchange.context.span_id);
+	if (flow->role == TL_ROLE_SERVER) {
+		tl_thread_answers(flow);
+		tl_responds(flow);
+		flow->out.flags |= TL_HTTP_RESPONSE;
+	}
+	tl_tls_stream(flow, text, address, length, TL_OUT);
+	if (flow->role != TL_ROLE_CLIENT || !(flow->exchange.flags & TL_EXCHANGE_ACTIVE) ||
+	    span == tl_key(flow->exchange.context.span_id) ||
+	    flow->out.flags & TL_HEADER_HAS_TRACEPARENT)
+		return 0;
+	/* a call has begun: it is what the thread sends next */
+	tid = tl_current_tid();
+	tl_insert_zeros(&tl_thread_outs, &tid, BPF_ANY);
+	out = bpf_map_lookup_elem(&tl_thread_outs, &tid);
+	if (!out)
+		return 0;
+	out->socket = flow->endpoints.socket;
+	out->context = flow->exchange.context;
+	out->pending = 1;
+	return 0;
 }
 
 /*
@@ -118,49 +149,25 @@ static __always_inline bool tl_tls_concerns(struct tl_flow *flow, __u64 address,
 static __always_inline void tl_tls_write(struct tl_flow *flow, struct tl_tls_call *call,
 					 __u64 length)
 {
-	__u64 address = call->buffer, span;
-	struct tl_outgoing *out;
+	__u64 address = call->buffer;
 	__u32 before = flow->unsent;
-	__u32 tid;
 
 	flow->unsent = 0;
 	call->parsed = before > length ? before : length;
-	if (before >= length)
-		return;
-	address += before;
-	length -= before;
-	if (!tl_tls_concerns(flow, address, length, TL_OUT))
-		return;
-	span = tl_key(flow->exchange.context.span_id);
-	if (flow->role == TL_ROLE_SERVER) {
-		tl_thread_answers(flow);
-		tl_responds(flow);
-		flow->out.flags |= TL_HTTP_RESPONSE;
-	}
-	tl_tls_stream(flow, address, length, TL_OUT);
-	if (flow->role != TL_ROLE_CLIENT || !(flow->exchange.flags & TL_EXCHANGE_ACTIVE) ||
-	    span == tl_key(flow->exchange.context.span_id) ||
-	    flow->out.flags & TL_HEADER_HAS_TRACEPARENT)
-		return;
-	/* a call has begun: it is what the thread sends next */
-	tid = tl_current_tid();
-	tl_insert_zeros(&tl_thread_outs, &tid, BPF_ANY);
-	out = bpf_map_lookup_elem(&tl_thread_outs, &tid);
-	if (!out)
-		return;
-	out->socket = flow->endpoints.socket;
-	out->context = flow->exchange.context;
-	out->pending = 1;
+	if (before < length)
+		tl_tls_sends(TL_GIVE_FLOW(flow, TL_TLS_TEXT(flow)), address + before,
+			     length - before);
 }
 
 /* The thread has got `length` decrypted bytes. */
 static __always_inline void tl_tls_read(struct tl_flow *flow, __u64 address, __u64 length)
 {
+	struct tl_text *text = TL_TLS_TEXT(flow);
 	struct tl_thread *thread;
 	__u64 before, key;
 	__u8 evidence;
 
-	if (!tl_tls_concerns(flow, address, length, TL_IN))
+	if (!tl_tls_concerns(flow, text, address, length, TL_IN))
 		return;
 	before = flow->exchange.request;
 	if (flow->role == TL_ROLE_CLIENT) {
@@ -169,7 +176,7 @@ static __always_inline void tl_tls_read(struct tl_flow *flow, __u64 address, __u
 			return;
 		flow->in.flags |= TL_HTTP_RESPONSE;
 	}
-	tl_tls_stream(flow, address, length, TL_IN);
+	tl_tls_stream(flow, text, address, length, TL_IN);
 	thread = tl_thread_now();
 	if (thread)
 		tl_leave_partial(thread);

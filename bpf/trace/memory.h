@@ -64,16 +64,16 @@ __noinline int tl_memory_chunks(TL_FLOW, __u64 address, __u32 left, __u32 direct
 
 	if (!flow || !text)
 		return 0;
+	if (left > TL_WENT_MAX)
+		left = TL_WENT_MAX;
 	for (i = 0; i < TL_CHUNKS_MAX && off < left; i++) {
-		__u32 rest = left - off < TL_WENT_MAX ? left - off : TL_WENT_MAX;
-		int went =
-			tl_memory_chunk(TL_GIVE_FLOW(flow, text), address + off, rest, direction);
+		int went = tl_memory_chunk(TL_GIVE_FLOW(flow, text), address + off, left - off,
+					   direction);
 
 		if (went <= 0)
 			return went;
 		off += went & TL_WENT_MAX;
-		if (went > (int)TL_WENT_MAX)
-			tl_memory_event(TL_GIVE_FLOW(flow, text), direction, went >> TL_WENT_BITS);
+		tl_memory_event(TL_GIVE_FLOW(flow, text), direction, went >> TL_WENT_BITS);
 	}
 	return off;
 }
