@@ -139,3 +139,26 @@ def test_a_killed_agent(running: Bench) -> None:
     for _, after in steps:
         assert not after.failures
         assert (after.wrong, after.right) == (0, after.calls), after
+
+
+def test_an_interpreter_that_is_replaced_on_disk(running: Bench, tmp_path: Path) -> None:
+    """As by an upgrade: the process executes a file that has no name any more."""
+    python = FOLLOWED[0]
+    linked = subprocess.run(["ldd", python], capture_output=True, text=True, check=True)
+    if "libpython" in linked.stdout:
+        pytest.skip(f"{python} has its interpreter in a library")
+    copied = tmp_path / python.name
+    shutil.copy(python, copied)
+    home = f"PYTHONHOME={python.resolve().parent.parent}"
+    app = in_asyncio(["env", home, str(copied), str(SERVICES / "contexts.py")], copied)
+    steps = running.run(app, (SLEEP,), {1: 53, 8: 211, 32: 211})
+    _, before = next(steps)
+    assert before.right == before.calls == 53
+    other = copied.with_name("new")
+    other.write_bytes(copied.read_bytes() + b"\0")
+    other.rename(copied)
+    running.traced.stop_agent()
+    running.traced.start_agent()
+    for _, after in steps:
+        assert not after.failures
+        assert (after.wrong, after.right) == (0, after.calls), after
