@@ -58,7 +58,12 @@ def executed(proc: Path, pid: int, failures: Counter[str]) -> Iterator[Mapping]:
             if not path.startswith(_NO_FILES):
                 deleted = path.endswith(_DELETED)
                 path = path.removesuffix(_DELETED)
-                yield Mapping(area.decode(), device, path, deleted, int(offset, 16))
+                yield Mapping(_entry(area.decode()), device, path, deleted, int(offset, 16))
+
+
+def _entry(area: str) -> str:
+    """The name in /proc/PID/map_files: `maps` pads low addresses (of non-PIE programs) with 0."""
+    return "-".join(f"{int(address, 16):x}" for address in area.split("-"))
 
 
 def _maps(proc: Path, pid: int, failures: Counter[str]) -> bytes:

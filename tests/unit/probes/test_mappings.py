@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from tests.unit.probes.host import (
     maps,
 )
 from throughline.bpf import links
+from throughline.probes import mappings
 from throughline.text import to_json
 
 
@@ -148,6 +151,19 @@ def test_the_kernel_is_asked_what_is_mapped_where_that_is_permitted(host: Host) 
     host.follow()
     assert [found.processes for found in host.files.attached] == [1]
     assert host.files.failures == {"other_file": 1}
+
+
+def test_low_addresses_are_padded_in_maps_only(host: Host) -> None:
+    """Those of a program that is no PIE. Each name must be an entry of map_files."""
+    host.process(10)
+    line = "0041f000-006d2000 r-xp 0001f000 fe:00 47   /usr/bin/x\n"
+    (host.proc / "10" / "maps").write_text(line)
+    (found,) = mappings.executed(host.proc, 10, Counter())
+    assert (found.area, found.start) == ("41f000-6d2000", 0x41F000)
+    entries = {entry.name for entry in Path("/proc/self/map_files").iterdir()}
+    own = list(mappings.executed(Path("/proc"), os.getpid(), Counter()))
+    assert own
+    assert {one.area for one in own} <= entries
 
 
 def test_a_name_that_is_no_utf8(host: Host, caplog: pytest.LogCaptureFixture) -> None:
