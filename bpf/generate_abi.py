@@ -48,6 +48,7 @@ _ENUMS = (
     "tl_parents",
     "tl_cgroup_flags",
     "tl_program_kind",
+    "tl_runtime_flags",
     "tl_seen",
     "tl_found",
 )

@@ -240,7 +240,7 @@ struct tl_runtime {
 	__u32 born; /* when the process began: see tl_born() */
 	__u16 binary; /* in the table of the runtime: where its files keep what is read */
 	__u8 kind; /* enum tl_runtime_kind */
-	__u8 _pad;
+	__u8 flags; /* enum tl_runtime_flags */
 };
 
 /*

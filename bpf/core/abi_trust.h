@@ -22,19 +22,31 @@ enum tl_cgroup_flags {
 	TL_CGROUP_LIKELY = 1 << 2, /* TL_PARENTS_LIKELY */
 };
 
-/* Which programs share what was seen: those that execute one file in one cgroup. */
+/*
+ * Which processes share what was seen: those that execute one file in one cgroup. Interpreters
+ * execute many programs: processes that are known by what they run have an entry of their own.
+ */
 struct tl_program {
 	__u64 cgroup_id;
 	__u64 inode;
 	__u32 device;
-	__u32 _pad;
+	__u32 runs; /* enum tl_program_kind by what runs: TL_PROGRAM_UNKNOWN or TL_PROGRAM_WORKERS */
 };
 
-/* What a program is known to be by its name. */
+/* What a program is known to be by its name, or by what it runs. */
 enum tl_program_kind {
 	TL_PROGRAM_UNKNOWN = 0,
 	TL_PROGRAM_THREADS, /* a thread serves one request after the other */
 	TL_PROGRAM_EVENTS, /* an event loop, whose handler of an event works for one request */
+	TL_PROGRAM_WORKERS, /* as THREADS, but for threads that are seen to serve several requests */
+};
+
+/* What is known of what a process runs: tl_runtime. */
+enum tl_runtime_flags {
+	TL_RUNTIME_WORKERS = 1 << 0, /* it runs a server that serves each request on one thread */
+	TL_RUNTIME_TASKS = 1 << 1, /* it has run contexts that are not threads' own, or greenlets */
+	TL_RUNTIME_READABLE = 1 << 2, /* a thread that read a request has told its context */
+	TL_RUNTIME_SETTLED = 1 << 3, /* WORKERS holds for processes that it forks from now on */
 };
 
 /* What was seen of the threads of a program that read requests. */

@@ -40,6 +40,7 @@ struct tl_abi_types {
 	enum tl_cgroup_flags cgroup_flags;
 	struct tl_program program;
 	enum tl_program_kind program_kind;
+	enum tl_runtime_flags runtime_flags;
 	enum tl_seen seen;
 	enum tl_found found;
 	struct tl_trust trust;

@@ -78,6 +78,9 @@ static __always_inline int tl_ask(struct tl_flow *flow, struct tl_thread *thread
 {
 	int refused;
 
+	/* threads share their connections: the one that has connected was another request's */
+	if (trust && trust->kind == TL_PROGRAM_WORKERS)
+		first = false;
 	if (first && !(thread && thread->current && trust && !tl_is_loop(trust))) {
 		refused = tl_connect_parent(flow, trust, parent);
 		if (refused < 0 || refused == TL_ROOT_CONTRADICTED)

@@ -105,8 +105,11 @@ static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_
 	 * where ends of ticks are not seen, an event loop looks like a thread that serves one
 	 * request
 	 */
-	if (!settings->ticks && trust->kind != TL_PROGRAM_THREADS)
+	if (!settings->ticks && !tl_is_serial(trust))
 		return TL_ROOT_NO_CONTEXT;
+	/* an event loop that was not known: one of a library that replaces how threads wait */
+	if (trust->kind == TL_PROGRAM_WORKERS && thread->several)
+		return TL_ROOT_CONTRADICTED;
 	evidence = loop && thread->evidence == TL_EVIDENCE_THREAD ? TL_EVIDENCE_TICK :
 								    thread->evidence;
 	refused = tl_take_parent(thread->current, evidence, parent);
@@ -212,19 +215,28 @@ static __always_inline void tl_leave(struct tl_thread *thread)
 	thread->unknown = 1;
 }
 
-/* `thread` has read bytes of the request `key`: what does that tell of its program? */
-static __always_inline void tl_judge_read(struct tl_thread *thread, struct tl_trust *trust,
-					  const struct tl_request *request, __u64 key)
+/*
+ * `thread` has read bytes of the request `key`: what does that tell of its program? No inline
+ * function, to have a stack of its own.
+ */
+static __noinline void tl_judge_read(struct tl_thread *thread, struct tl_trust *trust,
+				     const struct tl_request *request, __u64 key)
 {
 	__u64 reader = request->reader;
 
-	if (reader && (__u32)reader != (__u32)thread->id)
+	/* what is left of a body after the answer may be thrown away by any thread */
+	if (reader && (__u32)reader != (__u32)thread->id && request->answering != key)
 		tl_saw(trust, TL_SEEN_READ);
 	if (thread->serves == key)
 		return;
+	thread->serial = trust && tl_is_serial(trust);
+	if (thread->serial)
+		thread->loop = 0;
 	if (thread->serves && trust && !trust->seen[TL_SEEN_OVERLAP] &&
-	    tl_is_unanswered(thread->serves))
+	    tl_is_unanswered(thread->serves)) {
+		thread->several = 1;
 		tl_saw(trust, TL_SEEN_OVERLAP);
+	}
 	thread->serves = key;
 	thread->called = 0;
 }
@@ -283,7 +295,7 @@ static __always_inline bool tl_thread_waits(struct tl_thread *thread)
 	trust = tl_trust_now();
 	if (!trust)
 		return false;
-	if (trust->kind == TL_PROGRAM_THREADS)
+	if (tl_is_serial(trust))
 		return true;
 	if (!trust->seen[TL_SEEN_WAITS])
 		tl_saw(trust, TL_SEEN_WAITS);
@@ -321,8 +333,12 @@ static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thre
 			flow->pid = bpf_get_current_pid_tgid() >> 32;
 		return;
 	}
-	if (!server)
+	if (!server) {
+		/* which request it works for is known: the answer may come by a shared connection */
+		if (thread && thread->serial)
+			return;
 		tl_judge_response(flow, thread, key);
+	}
 	if (key)
 		request = bpf_map_lookup_elem(&tl_requests, &key);
 	if (!request) {

@@ -4,9 +4,10 @@
  * was seen of it.
  *
  * A thread that serves one request after the other proves the parent of its calls. A program is
- * known to have such threads by its name. Or it has one thread, and has earned trust: TL_EARNED
- * requests that made calls were read and answered by it without a wait for several descriptors, and
- * nothing contradicts it. All else is likely only, and a contradiction takes that away, too.
+ * known to have such threads by its name, or by what an interpreter runs in it (TL_RUNTIME_WORKERS,
+ * which the agent tells). Or it has one thread, and has earned trust: TL_EARNED requests that made
+ * calls were read and answered by it without a wait for several descriptors, and nothing contradicts
+ * it. All else is likely only, and a contradiction takes that away, too.
  */
 #ifndef THROUGHLINE_EVIDENCE_TRUST_H
 #define THROUGHLINE_EVIDENCE_TRUST_H
@@ -14,6 +15,7 @@
 #include "core/counters.h"
 #include "core/process.h"
 #include "core/settings.h"
+#include "runtimes/runtime.h"
 #include "trace/request.h"
 
 #define TL_EARNED 16
@@ -67,6 +69,7 @@ static __always_inline __u8 tl_kind_of(struct file *file)
  */
 static __noinline struct tl_trust *tl_trust_now(void)
 {
+	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
 	struct tl_program program = {};
 	struct file *file = tl_executable();
 	struct tl_trust *trust;
@@ -82,13 +85,15 @@ static __noinline struct tl_trust *tl_trust_now(void)
 	if (!program.inode)
 		return NULL;
 	program.cgroup_id = tl_cgroup_of(tl_current_task());
+	if (runtime && tl_runs_workers(runtime))
+		program.runs = TL_PROGRAM_WORKERS;
 	trust = bpf_map_lookup_elem(&tl_trust, &program);
 	if (trust)
 		return trust;
 	tl_insert_zeros(&tl_trust, &program, BPF_NOEXIST);
 	trust = bpf_map_lookup_elem(&tl_trust, &program);
 	if (trust)
-		trust->kind = tl_kind_of(file);
+		trust->kind = program.runs ? program.runs : tl_kind_of(file);
 	return trust;
 }
 
@@ -103,6 +108,12 @@ static __always_inline void tl_saw(struct tl_trust *trust, __u32 what)
 	__sync_fetch_and_add(&trust->seen[what], 1);
 	if (what < TL_SEEN_CONTRADICTIONS)
 		tl_count(TL_CONTRADICTED_ANSWER + what);
+}
+
+/* Is the program known to serve one request after the other on each thread? */
+static __always_inline bool tl_is_serial(const struct tl_trust *trust)
+{
+	return trust->kind == TL_PROGRAM_THREADS || trust->kind == TL_PROGRAM_WORKERS;
 }
 
 /* Do the program's threads serve several requests at a time? */
@@ -133,8 +144,8 @@ static __always_inline bool tl_is_alone(void)
 }
 
 /*
- * How sure is what a thread does? Of a program that is known by its name only two things are
- * contradictions: it may be built in another way. `unsure`: an event loop has read its request in
+ * How sure is what a thread does? Of a program that is known only two things are contradictions: it
+ * may be built in another way. `unsure`: an event loop has read its request in
  * part only, or has made a call since it has read something. The next call may be a timer's.
  */
 static __always_inline enum tl_sure tl_how_sure(const struct tl_trust *trust, bool unsure)
@@ -143,7 +154,7 @@ static __always_inline enum tl_sure tl_how_sure(const struct tl_trust *trust, bo
 
 	if (seen[TL_SEEN_ANSWER] || seen[TL_SEEN_READ])
 		return TL_SURE_NOT;
-	if (trust->kind == TL_PROGRAM_THREADS)
+	if (tl_is_serial(trust))
 		return TL_SURE_PROVEN;
 	if (trust->kind == TL_PROGRAM_EVENTS)
 		return unsure ? TL_SURE_LIKELY : TL_SURE_PROVEN;

@@ -316,7 +316,9 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 		return 0;
 	thread->current = 0;
 	thread->unknown = 0;
-	thread->loop = 1;
+	/* gunicorn's threads wait by epoll for the first bytes of a connection */
+	if (!thread->serial)
+		thread->loop = 1;
 	return 0;
 }
 

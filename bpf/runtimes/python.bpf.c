@@ -23,22 +23,25 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define TL_PY_CPU_BITS 8
 
 /* What is known of the current process, which has made `context`. It is noted when it is new. */
-static __always_inline const struct tl_runtime *tl_py_runtime(const struct tl_python_binary *binary,
-							      __u32 index, __u64 context)
+static __always_inline struct tl_runtime *tl_py_runtime(const struct tl_python_binary *binary,
+							__u32 index, __u64 context)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
 	__u64 base = tl_user_word(context + TL_PY_TYPE_AT) - binary->type_at;
 	struct task_struct *leader = tl_current_task()->group_leader;
-	const struct tl_runtime *known = bpf_map_lookup_elem(&tl_runtimes, &pid);
+	struct tl_runtime *known = tl_runtime_of(pid);
 	struct tl_runtime fresh = {};
 
 	if (base & (TL_PAGE_BYTES - 1)) {
 		tl_count(TL_PYTHON_UNREADABLE);
 		return NULL;
 	}
-	if (known && known->base == base && known->binary == index &&
-	    known->kind == TL_RUNTIME_PYTHON && tl_is_born(leader, known->born))
-		return known;
+	if (known && known->base == base && known->kind == TL_RUNTIME_PYTHON) {
+		if (known->binary == index)
+			return known;
+		/* of an earlier agent: what the process runs is still known */
+		fresh = *known;
+	}
 	fresh.base = base;
 	fresh.binary = index;
 	fresh.kind = TL_RUNTIME_PYTHON;
@@ -97,7 +100,7 @@ SEC("uretprobe")
 int BPF_KRETPROBE(tl_py_copied, __u64 child)
 {
 	const struct tl_python_binary *binary;
-	const struct tl_runtime *runtime;
+	struct tl_runtime *runtime;
 	struct tl_py_node node = {}, *parent;
 	struct tl_py_thread *thread;
 	struct tl_py_place place;
@@ -128,6 +131,8 @@ int BPF_KRETPROBE(tl_py_copied, __u64 child)
 	tl_py_find_place(context, thread, &place);
 	node.binary = index;
 	parent = tl_py_node(place.node);
+	if (place.entered)
+		runtime->flags |= TL_RUNTIME_TASKS;
 	if (thread && place.entered) {
 		thread->enters = 1;
 		if (!parent) {
@@ -167,11 +172,14 @@ static __always_inline void tl_py_has_greenlets(__u32 index)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
 	struct task_struct *leader = tl_current_task()->group_leader;
-	const struct tl_runtime *known = bpf_map_lookup_elem(&tl_runtimes, &pid);
+	struct tl_runtime *known = tl_runtime_of(pid);
 	struct tl_runtime fresh = {};
 
-	if (known && tl_is_born(leader, known->born) && tl_py_binary(known->binary))
+	if (known && tl_py_binary(known->binary)) {
+		known->flags |= TL_RUNTIME_TASKS;
 		return;
+	}
+	fresh.flags = TL_RUNTIME_TASKS;
 	fresh.binary = index;
 	fresh.kind = TL_RUNTIME_PYTHON;
 	fresh.born = tl_born(leader);

@@ -237,11 +237,19 @@ static __always_inline void tl_py_accepts(__u64 number)
 }
 
 /*
+ * Is the thread the unit although contexts cannot be told, since the agent is away? So it is where
+ * the process runs a server of threads, and no other contexts were ever seen in it.
+ */
+static __always_inline bool tl_py_has_threads(const struct tl_runtime *runtime)
+{
+	return tl_runs_workers(runtime) && !(runtime->flags & TL_RUNTIME_TASKS);
+}
+
+/*
  * The current unit has read the request `key` on `socket`. False: the thread is the unit, which
  * runs no context but its own.
  */
-static __always_inline bool tl_python_reads(const struct tl_runtime *runtime, __u64 key,
-					    __u64 socket)
+static __always_inline bool tl_python_reads(struct tl_runtime *runtime, __u64 key, __u64 socket)
 {
 #ifdef TL_LEGACY
 	return false;
@@ -252,9 +260,11 @@ static __always_inline bool tl_python_reads(const struct tl_runtime *runtime, __
 	__u64 context;
 
 	if (!binary || !tl_py_is_probed())
-		return true;
+		return !tl_py_has_threads(runtime);
 	thread = tl_py_thread_now(true);
-	if (!tl_py_context(binary, runtime->base, &context) && !(thread && thread->greenlet))
+	if (tl_py_context(binary, runtime->base, &context))
+		runtime->flags |= TL_RUNTIME_READABLE;
+	else if (!(thread && thread->greenlet))
 		return false;
 	if (socket)
 		bpf_map_update_elem(&tl_py_serving, &socket, &key, BPF_ANY);
@@ -289,7 +299,7 @@ static __always_inline __u64 tl_python_request(const struct tl_runtime *runtime)
 	__u64 context, key;
 
 	if (!binary || !tl_py_is_probed())
-		return TL_ROOT_PYTHON_UNKNOWN;
+		return tl_py_has_threads(runtime) ? 0 : TL_ROOT_PYTHON_UNKNOWN;
 	thread = tl_py_thread_now(false);
 	if (!tl_py_context(binary, runtime->base, &context) && !(thread && thread->greenlet))
 		return 0;

@@ -28,7 +28,9 @@ struct tl_thread {
 	__u8 unknown; /* no `current`: it has read something that belongs to no known request */
 	__u8 unsure; /* `current` was read in part, or has made a call: see tl_how_sure() */
 	__u8 called; /* it has made a call while it serves `serves` */
-	__u8 _pad[3];
+	__u8 serial; /* its program is known to serve one request after the other on a thread */
+	__u8 several; /* and yet it has read a request while its last one was unanswered */
+	__u8 _pad;
 };
 
 struct tl_open_key {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +30,7 @@ REQUESTS: Mapping[int, int] = {1: 23, 8: 101, 32: 503}
 _AFTER_SECONDS = 15.0  # for calls that are made after the answers
 _SPANS_SECONDS = 10.0
 _AGENT_SECONDS = 120.0  # to start, on a machine that does much else
+_LOOK_SECONDS = 2.5  # the age of processes at which the agent has looked at them
 _QUIET_SECONDS = 1.0  # without a new span, after which none is awaited any more
 _REASONS = ("root_", "skip_", "lost_", "full_", "evicted", "enrol_", "spans_dropped")
 
@@ -105,7 +108,7 @@ class Bench:
                 wait_port(place.port, seconds=60)
             except TimeoutError as error:
                 raise RuntimeError(f"{folder.name} does not start: {_end_of(log)}") from error
-            self._wait_followed(app)
+            self._wait_followed(app, names)
             self._counters = traced.counters()  # the agent has looked at all processes since
             self._take()
             yield instance
@@ -116,7 +119,7 @@ class Bench:
                 cgroup.remove(traced.cgroup / name)
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _wait_followed(self, app: App) -> None:
+    def _wait_followed(self, app: App, services: Sequence[str]) -> None:
         """Waits until a provider follows a process of the application, if the group is on."""
 
         def is_followed() -> bool:
@@ -125,6 +128,10 @@ class Bench:
 
         if app.follows:
             poll(is_followed, seconds=START_SECONDS, every=0.1)
+        if app.follows == "python":
+            # the agent looks each second at what processes run
+            pids = [pid for name in services for pid in cgroup.pids(self.traced.cgroup / name)]
+            time.sleep(max(0.0, _LOOK_SECONDS - min(map(_age, pids), default=0.0)))
 
     def _measure(self, app: App, instance: Instance, concurrent: int, count: int) -> Result:
         numbers = range(self._first, self._first + count)
@@ -183,6 +190,15 @@ class Bench:
 
 
 _PLAIN = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+
+
+def _age(pid: int) -> float:
+    """Seconds since a process began; infinite where it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return math.inf
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(words[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _end_of(log: Path) -> str:

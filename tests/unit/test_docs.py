@@ -268,8 +268,9 @@ def counters() -> set[str]:
     text = (ROOT / "agent/throughline/runtimes/java/provider.py").read_text(encoding="utf-8")
     reasons = re.findall(r'failures\["(\w+)"\]|\._fail\("(\w+)"', text)
     own |= {f"java_{reason}" for pair in reasons for reason in pair if reason}
-    text = (ROOT / "agent/throughline/runtimes/python/provider.py").read_text(encoding="utf-8")
-    own |= {f"python_{reason}" for reason in re.findall(r'failures\["(\w+)"\]', text)}
+    for path in (ROOT / "agent/throughline/runtimes/python").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        own |= {f"python_{reason}" for reason in re.findall(r'failures\["(\w+)"\]', text)}
     return (kernel - {"counters"}) | own
 
 

@@ -230,6 +230,14 @@ class ProgramKind(IntEnum):
     PROGRAM_UNKNOWN = 0
     PROGRAM_THREADS = 1
     PROGRAM_EVENTS = 2
+    PROGRAM_WORKERS = 3
+
+
+class RuntimeFlags(IntEnum):
+    RUNTIME_WORKERS = 1
+    RUNTIME_TASKS = 2
+    RUNTIME_READABLE = 4
+    RUNTIME_SETTLED = 8
 
 
 class Seen(IntEnum):
@@ -476,9 +484,10 @@ class Runtime(NamedTuple):
     born: int
     binary: int
     kind: int
+    flags: int
 
 
-RUNTIME = Struct("<3QIHB1x")
+RUNTIME = Struct("<3QIH2B")
 
 
 class JavaBinary(NamedTuple):
@@ -515,9 +524,10 @@ class Program(NamedTuple):
     cgroup_id: int
     inode: int
     device: int
+    runs: int
 
 
-PROGRAM = Struct("<2QI4x")
+PROGRAM = Struct("<2Q2I")
 
 
 class Trust(NamedTuple):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from throughline.bpf import abi, maps
 
 _BORN_MAX = (1 << 32) - 1
 # Feature group -> the kind of the processes that it tells the programs of.
-KINDS = {"java": abi.RuntimeKind.RUNTIME_JAVA}
+KINDS = {"java": abi.RuntimeKind.RUNTIME_JAVA, "python": abi.RuntimeKind.RUNTIME_PYTHON}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Entry:
     born: int
     check_at: int
     check: int
+    flags: int = 0  # enum tl_runtime_flags
 
 
 class Runtimes:
@@ -39,9 +41,22 @@ class Runtimes:
                 born=entry.born & _BORN_MAX,
                 binary=entry.binary,
                 kind=entry.kind,
+                flags=entry.flags,
             )
         )
         maps.update(self._fd, maps.U32.pack(pid), value)
+
+    def find(self, pid: int) -> Entry | None:
+        """The entry of a process, or None. The programs may change it at any time."""
+        value = maps.lookup(self._fd, maps.U32.pack(pid), abi.RUNTIME.size)
+        return _entry(value) if value else None
+
+    def of_kind(self, kind: abi.RuntimeKind) -> Iterator[tuple[int, Entry]]:
+        """Process ids and entries of a kind."""
+        for key in list(maps.keys(self._fd, maps.U32.size)):
+            value = maps.lookup(self._fd, key, abi.RUNTIME.size)
+            if value and abi.Runtime(*abi.RUNTIME.unpack(value)).kind == kind:
+                yield maps.U32.unpack(key)[0], _entry(value)
 
     def forget(self, pid: int) -> None:
         """Removes the entry of a process, where there is one."""
@@ -49,7 +64,18 @@ class Runtimes:
 
     def clear(self, kind: abi.RuntimeKind) -> None:
         """Removes all entries of a kind."""
-        for key in list(maps.keys(self._fd, maps.U32.size)):
-            value = maps.lookup(self._fd, key, abi.RUNTIME.size)
-            if value and abi.Runtime(*abi.RUNTIME.unpack(value)).kind == kind:
-                maps.delete(self._fd, key)
+        for pid, _ in self.of_kind(kind):
+            self.forget(pid)
+
+
+def _entry(value: bytes) -> Entry:
+    packed = abi.Runtime(*abi.RUNTIME.unpack(value))
+    return Entry(
+        kind=abi.RuntimeKind(packed.kind),
+        binary=packed.binary,
+        base=packed.base,
+        born=packed.born,
+        check_at=packed.check_at,
+        check=packed.check,
+        flags=packed.flags,
+    )

@@ -20,7 +20,7 @@ class Trust:
     cgroup_id: int
     inode: int
     device: int  # as the kernel keeps it: major << 20 | minor
-    kind: str  # "unknown" | "threads" | "events": by the name of the file
+    kind: str  # "unknown", or by the name of the file "threads" or "events", or "workers"
     earned: int
     seen: dict[str, int]  # enum tl_seen -> how often
     found: dict[str, int]  # enum tl_found -> calls
@@ -39,7 +39,9 @@ def decode(key: bytes, value: bytes | memoryview) -> Trust:
     earned, *numbers, kind = abi.TRUST.unpack(value)
     seen, found = numbers[: len(_SEEN)], numbers[len(_SEEN) :]
     return Trust(
-        *program,
+        program.cgroup_id,
+        program.inode,
+        program.device,
         kind=_KIND[kind],
         earned=earned,
         seen=dict(zip(_SEEN, seen, strict=True)),

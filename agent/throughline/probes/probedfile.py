@@ -34,7 +34,7 @@ class Attached:
 
     def probed(self, provider: str) -> Probed:
         """The file as its provider knows it."""
-        return Probed(self.file, self.sites[provider], self.mapped_by)
+        return Probed(self.file, self.sites[provider], self.mapped_by, self.refused)
 
     def as_json(self, provider: str) -> dict[str, Any]:
         """For the sites of one provider."""

@@ -52,6 +52,7 @@ class Probed:
     file: int  # the descriptor, valid until the tick ends
     sites: tuple[Site, ...]
     processes: tuple[Process, ...] = ()  # that map the file now
+    refused: str = ""  # why no probe is attached
 
 
 class Provider(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tests.parents.app import SERVICE, App, Behaviour, Place, Process
 from tests.parents.python import environment
@@ -29,6 +30,18 @@ def _uvicorn(app: str, *words: str, **variables: str) -> Callable[[Place], Seque
 
 def _gunicorn(app: str, *words: str) -> Callable[[Place], Sequence[Process]]:
     return _python("-m", "gunicorn", "--bind", "127.0.0.1:{port}", *words, app)
+
+
+def _uwsgi(*words: str) -> Callable[[Place], Sequence[Process]]:
+    """It closes each connection after the answer, and does not say so by itself."""
+
+    def start(place: Place) -> Sequence[Process]:
+        uwsgi = str(environment.directory() / "bin/uwsgi")
+        close = ("--add-header", "Connection: close")
+        listen = ("--http-socket", "127.0.0.1:{port}", "--master", "--die-on-term")
+        return _python(uwsgi, *listen, *close, *words)(place)
+
+    return start
 
 
 def _app(
@@ -96,6 +109,38 @@ APPS = (
         "Flask, gunicorn gthread, requests",
         _gunicorn("wsgi:app", "--worker-class", "gthread", "--threads", "32"),
         _EVERY,
+    ),
+    _app(
+        "flask-run",
+        "Flask, `flask run`, requests",
+        _python("-m", "flask", "--app", "wsgi", "run", "--port", "{port}"),
+        _EVERY,
+    ),
+    # what `python app.py` does is not known: its calls have no proven parent
+    _app(
+        "flask-app-run",
+        "Flask, `app.run()`, requests",
+        _python("-c", "import wsgi; wsgi.app.run(port={port})"),
+    ),
+    _app(
+        "flask-uwsgi",
+        "Flask, uWSGI with threads, requests",
+        _uwsgi("--threads", "32", "--module", "wsgi:app"),
+        _EVERY,
+    ),
+    _app(
+        "flask-waitress",
+        "Flask, waitress, requests",
+        _python("-m", "waitress", "--listen", "127.0.0.1:{port}", "--threads", "32", "wsgi:app"),
+    ),
+    _app(
+        "django-runserver",
+        "Django, `manage.py runserver`, requests",
+        _python(
+            str(Path(__file__).parent / "manage.py"),
+            *("runserver", "--noreload", "127.0.0.1:{port}"),
+        ),
+        (*_DJANGO, Behaviour.POLLER),
     ),
     _app(
         "flask-gevent",

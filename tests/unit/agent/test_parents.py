@@ -28,7 +28,7 @@ def program(
     cgroup_id: int, *, inode: int = 5, seen: dict[int, int], found: dict[int, int]
 ) -> Trust:
     """An entry as the kernel keeps it."""
-    key = abi.PROGRAM.pack(*abi.Program(cgroup_id, inode, 0x800001))
+    key = abi.PROGRAM.pack(*abi.Program(cgroup_id, inode, 0x800001, 0))
     value = abi.TRUST.pack(
         17,
         *(seen.get(number, 0) for number in range(abi.Seen.ALL)),

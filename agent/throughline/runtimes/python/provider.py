@@ -13,15 +13,19 @@ import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from throughline.bpf import abi, libbpf, maps
+from throughline.bpf.runtimes import Runtimes
 from throughline.probes.provider import Answer, Found, Probed
 from throughline.probes.site import Site
 from throughline.runtimes.python import greenlets, interpreter
+from throughline.runtimes.python.workers import Workers
 from throughline.steps import Turns
 
 log = logging.getLogger(__name__)
 
+_GREENLET = "greenlet"  # instead of a version
 _PID_BYTES = _INDEX_BYTES = 4
 _KEY_BYTES = 8  # tl_process_key() in bpf/core/process.h
 _GREENLETS = {"tl_py_spawned", "tl_py_switched"}  # the programs for greenlets
@@ -33,7 +37,13 @@ class PythonProvider:
 
     name = "python"
 
-    def __init__(self, loaded: libbpf.Object, *, without: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        loaded: libbpf.Object,
+        *,
+        without: Collection[str] = (),
+        proc: Path = Path("/proc"),
+    ) -> None:
         """`without`: programs that this kernel refuses."""
         self.failures: Counter[str] = Counter()
         self._binaries = loaded.map_fd("tl_python_bins")
@@ -41,7 +51,9 @@ class PythonProvider:
         self._without = frozenset(without)
         self._versions: dict[int, str] = {}  # by index
         self._indices = itertools.count(1)
-        _forget(loaded)
+        runtimes = Runtimes(loaded.map_fd("tl_runtimes"))
+        self._workers = Workers(runtimes, self.failures, proc)
+        _forget(loaded, runtimes)
         self._tell(os.getpid())
 
     @classmethod
@@ -60,7 +72,7 @@ class PythonProvider:
         if found is not None:
             return self._found(found.sites, found.packed, found.version)
         sites = () if self._without & _GREENLETS else greenlets.find(file)
-        return self._found(sites, greenlets.PACKED, "greenlet") if sites else Answer.NOT_MINE
+        return self._found(sites, greenlets.PACKED, _GREENLET) if sites else Answer.NOT_MINE
 
     def _found(self, sites: Sequence[Site], packed: bytes, version: str) -> Found | Answer:
         index = next(self._indices)
@@ -74,9 +86,15 @@ class PythonProvider:
         self._versions[index] = version
         return Found(tuple(replace(site, cookie=index) for site in sites))
 
-    def tick(self, _probed: Sequence[Probed]) -> Turns[None]:
-        """Nothing changes in a file with CPython."""
-        yield from ()
+    def tick(self, probed: Sequence[Probed]) -> Turns[None]:
+        """Tells the programs which processes run a server of threads."""
+        pythons: list[Probed] = []
+        switching: list[Probed] = []
+        for file in probed:
+            if file.sites and not file.refused:
+                of = switching if self._versions[file.sites[0].cookie] == _GREENLET else pythons
+                of.append(file)
+        yield from self._workers.tick(pythons, switching)
 
     def describe(self, found: Probed) -> Mapping[str, str]:
         """The version of Python."""
@@ -96,17 +114,17 @@ class PythonProvider:
         maps.update(self._agent, bytes(_INDEX_BYTES), pid.to_bytes(_PID_BYTES, "little"))
 
 
-def _forget(loaded: libbpf.Object) -> None:
-    """Removes what an earlier run has found: contexts have come and gone unseen since."""
+def _forget(loaded: libbpf.Object, runtimes: Runtimes) -> None:
+    """Removes what an earlier run has found: contexts have come and gone unseen since.
+
+    Which processes run a server of threads stays known, under no index.
+    """
     for name, size in (("tl_python_bins", _INDEX_BYTES), ("tl_py_contexts", _KEY_BYTES)):
         table = loaded.map_fd(name)
         for key in list(maps.keys(table, size)):
             maps.delete(table, key)
-    runtimes = loaded.map_fd("tl_runtimes")
-    for key in list(maps.keys(runtimes, _PID_BYTES)):
-        entry = maps.lookup(runtimes, key, abi.RUNTIME.size)
-        if entry is not None and abi.Runtime(*abi.RUNTIME.unpack(entry)).kind == _KIND:
-            maps.delete(runtimes, key)
-
-
-_KIND = abi.RuntimeKind.RUNTIME_PYTHON
+    for pid, entry in runtimes.of_kind(abi.RuntimeKind.RUNTIME_PYTHON):
+        if entry.flags & abi.RuntimeFlags.RUNTIME_WORKERS:
+            runtimes.tell(pid, replace(entry, binary=0))
+        else:
+            runtimes.forget(pid)

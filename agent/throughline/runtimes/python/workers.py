@@ -1,0 +1,133 @@
+"""Tells the programs which processes run a server of threads (servers.py).
+
+What a process runs is its own word, and is used for this process alone. Bytes of its memory that
+the kernel chooses in execve() show the programs whether it still runs that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from throughline.bpf import abi
+from throughline.bpf.runtimes import Entry, Runtimes
+from throughline.elf.elf import MalformedError
+from throughline.host.memory import Memory
+from throughline.probes import arch, mappings, procfs
+from throughline.probes.provider import Probed, Process
+from throughline.runtimes.python import servers
+from throughline.steps import Turns
+
+_KIND = abi.RuntimeKind.RUNTIME_PYTHON
+_WORKERS = abi.RuntimeFlags.RUNTIME_WORKERS
+_SETTLED = abi.RuntimeFlags.RUNTIME_SETTLED
+_MAX_ARGUMENTS = 16 << 10
+_OFTEN, _SELDOM = 5, 10  # looks at a process in its first ticks, and then ticks between two
+_AT_RANDOM = 25  # of the auxiliary vector: the address of 16 random bytes (getauxval(3))
+_PAIR = struct.Struct("<QQ")
+_MAX_VECTOR = 4096
+# Files that are mapped where many requests are served on one thread.
+_GREENLET = re.compile(r"_?greenlet\b.*\.so")
+_LOOP = re.compile(r"(loop\..*\.so|ld-musl-.*)")  # uvloop; without glibc no context is found
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A process that was looked at."""
+
+    process: Process
+    ticks: int = 0
+
+
+class Workers:
+    """The processes of Python, and which of them run a server of threads."""
+
+    def __init__(self, runtimes: Runtimes, failures: Counter[str], proc: Path) -> None:
+        self._runtimes = runtimes
+        self._failures = failures
+        self._proc = proc
+        self._seen: dict[int, _Seen] = {}  # by process id
+
+    def tick(self, pythons: Sequence[Probed], greenlets: Collection[Probed]) -> Turns[None]:
+        """Looks at the processes that map these files. `greenlets`: the probed ones."""
+        current = {process.pid: process for each in pythons for process in each.processes}
+        for pid in [pid for pid, seen in self._seen.items() if current.get(pid) != seen.process]:
+            del self._seen[pid]
+        switching = {process.pid for each in greenlets for process in each.processes}
+        for each in pythons:
+            for process in each.processes:
+                seen = self._seen.setdefault(process.pid, _Seen(process))
+                seen.ticks += 1
+                if seen.ticks <= _OFTEN or seen.ticks % _SELDOM == 0:
+                    self._look(each, process, process.pid in switching)
+                    yield
+
+    def _look(self, python: Probed, process: Process, switches: bool) -> None:
+        try:
+            entry = None
+            if process.born and self._runs_threads(process.pid, switches):
+                entry = self._entry(python, process)
+            settled = self._seen[process.pid].ticks >= _OFTEN
+            self._tell(process, entry, _WORKERS | _SETTLED if settled else _WORKERS)
+        except OSError:
+            if (self._proc / str(process.pid)).exists():  # else it has ended
+                self._failures["process_unreadable"] += 1
+        except MalformedError:
+            self._failures["process_unreadable"] += 1
+
+    def _runs_threads(self, pid: int, switches: bool) -> bool:
+        """`switches`: it is seen how the process switches greenlets."""
+        words = os.fsdecode(self._read(pid, "cmdline", _MAX_ARGUMENTS)).rstrip("\0").split("\0")
+        if not servers.are_threads(procfs.executable(self._proc, pid), words):
+            return False
+        unread: Counter[str] = Counter()
+        for mapping in mappings.executed(self._proc, pid, unread):
+            name = mapping.name.rpartition("/")[2]
+            if _LOOP.fullmatch(name) or (_GREENLET.fullmatch(name) and not switches):
+                return False
+        return not unread
+
+    def _entry(self, python: Probed, process: Process) -> Entry | None:
+        """What the programs have to know of a process. None: its code is not where the file is."""
+        elf = arch.open_elf(python.file)
+        linked = elf.mapped_address(process.offset) if elf else None
+        if linked is None:
+            return None
+        vector = self._read(process.pid, "auxv", _MAX_VECTOR)
+        pairs = dict(_PAIR.iter_unpack(vector[: len(vector) // _PAIR.size * _PAIR.size]))
+        check_at = pairs.get(_AT_RANDOM, 0)
+        with Memory(process.pid, proc=self._proc) as memory:
+            check = memory.word(check_at)
+        index = python.sites[0].cookie
+        base = process.start - linked
+        return Entry(_KIND, index, base, process.born, check_at, check)
+
+    def _tell(self, process: Process, entry: Entry | None, flags: int) -> None:
+        """The programs note in the entry what they see: it is written where it has to change."""
+        known = self._runtimes.find(process.pid)
+        if known and (known.kind, known.born) != (_KIND, process.born):
+            known = None
+        if entry is None:
+            if known and known.flags & _WORKERS:
+                self._runtimes.tell(
+                    process.pid, replace(known, flags=known.flags & ~(_WORKERS | _SETTLED))
+                )
+            return
+        if known and (not known.check_at or known.check == entry.check):
+            flags |= known.flags
+        entry = replace(entry, flags=flags)
+        if known != entry:
+            self._runtimes.tell(process.pid, entry)
+
+    def _read(self, pid: int, name: str, size: int) -> bytes:
+        """At most `size` bytes. Raises OSError."""
+        fd = os.open(f"{self._proc}/{pid}/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return os.read(fd, size)
+        finally:
+            os.close(fd)

@@ -1,0 +1,116 @@
+"""Servers of Python that serve each request on one thread: proven by threads, because of what runs.
+
+The stacks are those of the bench (tests/parents). The same application under a server that is not
+known has no proven parent.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+
+from tests.fixtures import needs
+from tests.parents import apps
+from tests.parents.app import App, Behaviour, MissingError, Place, Process
+from tests.parents.cell import Bench, bench
+from tests.parents.judge import Result
+from tests.parents.python import environment
+
+REQUESTS, CONCURRENT = 211, 32
+AT_ONCE, DATABASE, AFTER = Behaviour.AT_ONCE, Behaviour.DATABASE, Behaviour.AFTER
+POOL, POLLER = Behaviour.POOL, Behaviour.POLLER
+
+
+@pytest.fixture(scope="module")
+def proven() -> Iterator[Bench]:
+    needs.any_uprobes()
+    with bench({"propagation": {"parents": "proven"}}) as found:
+        yield found
+
+
+def named(name: str) -> App:
+    (app,) = (app for app in apps.APPS if app.name == name)
+    return app
+
+
+def run(bench: Bench, app: App, behaviour: Behaviour) -> Result:
+    try:
+        ((_, result),) = bench.run(app, (behaviour,), {CONCURRENT: REQUESTS})
+    except MissingError as error:
+        pytest.skip(str(error))
+    assert not result.failures, (app.name, behaviour)
+    assert result.wrong == 0, (app.name, behaviour, result.examples)
+    return result
+
+
+@pytest.mark.parametrize("behaviour", [AT_ONCE, DATABASE, AFTER, POLLER])
+@pytest.mark.parametrize("name", ["flask-gthread", "flask-sync", "flask-run", "flask-uwsgi"])
+def test_a_known_server_of_threads(proven: Bench, name: str, behaviour: Behaviour) -> None:
+    """Threads share four connections to Redis. A call after the answer and a poller's have none."""
+    result = run(proven, named(name), behaviour)
+    assert result.right == result.calls >= REQUESTS, result
+    assert result.evidence["right by thread"] >= REQUESTS // 2
+
+
+def test_work_that_is_handed_over_has_no_parent(proven: Bench) -> None:
+    assert run(proven, named("flask-gthread"), POOL).right == 0
+
+
+@pytest.mark.parametrize("name", ["flask-app-run", "flask-waitress"])
+def test_other_servers_prove_nothing(proven: Bench, name: str) -> None:
+    """`python app.py` may do anything with its threads. waitress reads in one, calls in others."""
+    assert run(proven, named(name), AT_ONCE).right == 0
+
+
+@pytest.mark.parametrize("behaviour", [AT_ONCE, POLLER])
+def test_greenlets_in_a_worker_that_is_said_to_be_sync(proven: Bench, behaviour: Behaviour) -> None:
+    """What the arguments say of the workers is not what they do."""
+    app = named("flask-sync")
+
+    def start(place: Place) -> Sequence[Process]:
+        config = place.folder / "gunicorn.conf.py"
+        config.write_text('worker_class = "gevent"\n')
+        words = ["-m", "gunicorn", "--config", str(config), "--bind", f"127.0.0.1:{place.port}"]
+        return [
+            Process(
+                [environment.python(), *words, "wsgi:app"], environment=environment.environment()
+            )
+        ]
+
+    result = run(proven, replace(app, name="config-gevent", start=start), behaviour)
+    assert result.evidence.get("right by thread", 0) == 0
+    assert result.evidence["right by python"] == REQUESTS
+
+
+def test_what_runs_is_known_while_the_agent_is_away(proven: Bench) -> None:
+    """And the next agent finds it again."""
+    app = named("flask-gthread")
+    steps = proven.run(app, (AT_ONCE,), {1: 53, 8: 53, 32: 211})
+    _, before = next(steps)
+    assert before.right == before.calls == 53
+    proven.traced.stop_agent(signal.SIGKILL)
+    proven.traced.start_agent()
+    for _, after in steps:
+        assert not after.failures
+        assert (after.wrong, after.right) == (0, after.calls), after
+
+
+def test_a_worker_that_replaces_another_one_is_known_at_once(proven: Bench) -> None:
+    """Each serves twenty requests, in less time than the agent takes to look at it."""
+
+    def start(place: Place) -> Sequence[Process]:
+        words = ["-m", "gunicorn", "--bind", f"127.0.0.1:{place.port}", "--worker-class", "gthread"]
+        words += ["--threads", "4", "--workers", "2", "--max-requests", "20", "wsgi:app"]
+        return [Process([environment.python(), *words], environment=environment.environment())]
+
+    app = replace(named("flask-gthread"), name="replaced", start=start)
+    steps = proven.run(app, (AT_ONCE,), {1: 5, 8: 211})
+    next(steps)
+    time.sleep(5)  # it has been known for five seconds: see workers.py
+    _, result = next(steps)
+    assert not result.failures
+    assert (result.wrong, result.right) == (0, result.calls), result
