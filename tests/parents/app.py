@@ -51,7 +51,8 @@ class Process:
     """One service of an application, in a cgroup of its own.
 
     `name` tells the services of one application apart; "" where there is only one. `listens` is the
-    socket file that exists when it is ready; else it is ready when it listens on `Place.port`.
+    socket file that accepts connections when it is ready; else it is ready when it listens on
+    `Place.port`.
     """
 
     command: Sequence[str]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -103,7 +105,8 @@ class Bench:
                         )
                     )
                     if one.listens is not None:
-                        until(one.listens.exists, otherwise=lambda: _end_of(log))
+                        ready = functools.partial(_accepts, one.listens)
+                        until(ready, otherwise=lambda: _end_of(log))
             try:
                 wait_port(place.port, seconds=60)
             except TimeoutError as error:
@@ -199,6 +202,12 @@ def _age(pid: int) -> float:
     except OSError:
         return math.inf
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(words[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _accepts(path: Path) -> bool:
+    """Returns whether a process listens on the socket file, which exists a little before."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 def _end_of(log: Path) -> str:

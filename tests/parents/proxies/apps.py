@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.fixtures import nginx
-from tests.parents.app import PROXY, App, Behaviour, Place, Process
+from tests.parents.app import PROXY, SERVICE, App, Behaviour, Place, Process
 from tests.parents.debian import installs
 from tests.parents.python import environment as python
 
 Start = Callable[[Place], Sequence[Process]]
 _MODULES = Path("/usr/lib/apache2/modules")
+_KEPT = 'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_pass http://kept;'
 
 
 def _nginx(location: str, http: str = "") -> Start:
@@ -132,19 +133,23 @@ def _app(
     )
 
 
-def _behind_nginx(*words: str, **variables: str) -> Start:
-    """nginx, and behind a Unix socket a Python server: the words behind `python`, with {socket}."""
+def _behind_nginx(*words: str, kept: bool = False, **variables: str) -> Start:
+    """nginx, and behind a Unix socket a Python server.
+
+    `words` are behind `python`; they and the values of the variables have {socket} in them.
+    """
 
     def start(place: Place) -> Sequence[Process]:
         socket = place.folder / "app.socket"
-        server = (
-            f"server {{ listen 127.0.0.1:{place.port} backlog=512;"
-            f" location / {{ proxy_pass http://unix:{socket}; }} }}"
-        )
+        inner = _KEPT if kept else "proxy_pass http://kept;"
+        upstream = f"upstream kept {{ server unix:{socket}; {'keepalive 16;' if kept else ''} }}"
+        listen = f"listen 127.0.0.1:{place.port} backlog=512;"
+        server = f"{upstream} server {{ {listen} location / {{ {inner} }} }}"
         command = [python.python(), *(word.format(socket=socket) for word in words)]
+        named = {name: value.format(socket=socket) for name, value in variables.items()}
         return [
             Process(nginx.prepare(place.folder / "nginx", server), "nginx"),
-            Process(command, "app", {**python.environment(), **variables}, listens=socket),
+            Process(command, "app", {**python.environment(), **named}, listens=socket),
         ]
 
     return start
@@ -168,32 +173,37 @@ def _both(place: Place) -> Sequence[Process]:
     ]
 
 
-def _gunicorn(worker: str) -> Start:
-    many = ("--workers", "4") if worker == "sync" else ("--threads", "32")
-    return _behind_nginx(
-        "-m", "gunicorn", "--bind", "unix:{socket}", "--worker-class", worker, *many, "wsgi:app"
-    )
+def _gunicorn(worker: str, *more: str, app: str = "wsgi:app") -> Start:
+    many = {"sync": ("--workers", "4"), "gthread": ("--threads", "32")}.get(worker, ())
+    bind = ("--bind", "unix:{socket}", "--worker-class", worker)
+    return _behind_nginx("-m", "gunicorn", *bind, *many, *more, app)
 
 
-def _unix(name: str, title: str, start: Start) -> App:
+def _uvicorn(*more: str, kept: bool = False) -> Start:
+    words = ("-m", "uvicorn", "--uds", "{socket}", "--log-level", "warning", *more, "asgi:app")
+    return _behind_nginx(*words, kept=kept)
+
+
+_CALLS = (
+    Behaviour.AT_ONCE,
+    Behaviour.SLEEP,
+    Behaviour.DATABASE,
+    Behaviour.TWO,
+    Behaviour.BODY,
+)
+
+
+def _unix(name: str, title: str, start: Start, behaviours: Sequence[Behaviour] = _CALLS) -> App:
     return App(
         name=name,
         runtime="Unix sockets",
         title=title,
         start=start,
-        behaviours=(
-            Behaviour.AT_ONCE,
-            Behaviour.SLEEP,
-            Behaviour.DATABASE,
-            Behaviour.TWO,
-            Behaviour.BODY,
-        ),
+        behaviours=behaviours,
         install=python.install,
         follows="python",
     )
 
-
-_KEPT = 'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_pass http://kept;'
 
 APPS = (
     _app("nginx", "nginx", _nginx("proxy_pass http://{backend};"), "nginx", "nginx-light"),
@@ -222,9 +232,41 @@ APPS = (
     _unix(
         "unix-flask-gthread", "nginx, Unix socket, Flask on gunicorn gthread", _gunicorn("gthread")
     ),
+    _unix("unix-flask-gevent", "nginx, Unix socket, Flask on gunicorn gevent", _gunicorn("gevent")),
     _unix(
         "unix-fastapi",
+        "nginx, Unix socket, FastAPI on uvicorn with uvloop",
+        _uvicorn("--loop", "uvloop"),
+        SERVICE,
+    ),
+    _unix(
+        "unix-fastapi-asyncio",
         "nginx, Unix socket, FastAPI on uvicorn",
-        _behind_nginx("-m", "uvicorn", "--uds", "{socket}", "--log-level", "warning", "asgi:app"),
+        _uvicorn("--loop", "asyncio"),
+        SERVICE,
+    ),
+    _unix(
+        "unix-fastapi-kept",
+        "nginx with keep-alive, Unix socket, FastAPI on uvicorn with two workers",
+        _uvicorn("--workers", "2", kept=True),
+        SERVICE,
+    ),
+    _unix(
+        "unix-fastapi-gunicorn",
+        "nginx, Unix socket, FastAPI on gunicorn with uvicorn's workers",
+        _gunicorn("uvicorn.workers.UvicornWorker", "--workers", "2", app="asgi:app"),
+        SERVICE,
+    ),
+    _unix(
+        "unix-fastapi-hypercorn",
+        "nginx, Unix socket, FastAPI on hypercorn",
+        _behind_nginx("-m", "hypercorn", "--umask", "0", "--bind", "unix:{socket}", "asgi:app"),
+        SERVICE,
+    ),
+    _unix(
+        "unix-aiohttp",
+        "nginx, Unix socket, aiohttp",
+        _behind_nginx("-m", "web", SOCKET="{socket}"),
+        SERVICE,
     ),
 )

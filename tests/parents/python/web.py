@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from typing import Any
 
 import redis.asyncio as redis
 from aiohttp import ClientSession, TCPConnector, web
@@ -123,4 +124,8 @@ app.add_routes(
 )
 
 if __name__ == "__main__":
-    web.run_app(app, host="127.0.0.1", port=int(os.environ["PORT"]), print=None)
+    where: dict[str, Any] = {"host": "127.0.0.1", "port": int(os.environ["PORT"])}
+    if os.environ.get("SOCKET"):
+        where = {"path": os.environ["SOCKET"]}
+        os.umask(0)  # nginx runs as another user
+    web.run_app(app, **where, print=None)
