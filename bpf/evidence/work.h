@@ -126,4 +126,15 @@ __noinline int tl_work_turns(bool accepts)
 	return 0;
 }
 
+/* The current thread listens; `stack` is its stack pointer. A global function, as above. */
+__noinline int tl_work_listens(__u64 stack)
+{
+	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
+
+	asm volatile("" ::"r"(stack));
+	if (runtime && runtime->kind == TL_RUNTIME_PYTHON)
+		tl_python_listens(stack);
+	return 0;
+}
+
 #endif

@@ -305,6 +305,10 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 			tl_learn_fionread();
 		return 0;
 	}
+	if (call == TL_CALL_LISTEN) {
+		tl_work_listens(PT_REGS_SP(regs));
+		return 0;
+	}
 	tl_work_turns(call == TL_CALL_ACCEPT);
 	if (call == TL_CALL_ACCEPT)
 		return 0;

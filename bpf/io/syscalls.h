@@ -14,6 +14,7 @@
 #define TL_NR_POLL 7
 #define TL_NR_ACCEPT 43
 #define TL_NR_ACCEPT4 288
+#define TL_NR_LISTEN 50
 #define TL_NR_SELECT 23
 #define TL_NR_EPOLL_WAIT 232
 #define TL_NR_PSELECT6 270
@@ -29,6 +30,7 @@
 #define TL_NR_POLL -1
 #define TL_NR_ACCEPT 202
 #define TL_NR_ACCEPT4 242
+#define TL_NR_LISTEN 201
 #define TL_NR_SELECT -1
 #define TL_NR_EPOLL_WAIT -1
 #define TL_NR_PSELECT6 72
@@ -45,6 +47,7 @@ enum tl_call {
 	TL_CALL_WAIT, /* for several descriptors */
 	TL_CALL_IOCTL,
 	TL_CALL_ACCEPT,
+	TL_CALL_LISTEN,
 };
 
 /* `second` and `third` are arguments of the system call `number`. */
@@ -69,6 +72,8 @@ static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64
 	case TL_NR_ACCEPT:
 	case TL_NR_ACCEPT4:
 		return TL_CALL_ACCEPT;
+	case TL_NR_LISTEN:
+		return TL_CALL_LISTEN;
 	case TL_NR_IO_URING_ENTER:
 		/* min_complete: the call waits only where it is not 0 */
 		return third ? TL_CALL_WAIT : TL_CALL_OTHER;

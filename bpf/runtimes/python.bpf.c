@@ -75,9 +75,15 @@ static __always_inline bool tl_py_just_read(struct tl_py_thread *thread, struct 
 		parent->flags |= TL_PY_OTHERWISE;
 		return false;
 	}
-	known = parent->learnt >= TL_PY_LEARNT;
+	/*
+	 * The context of uvloop's only listener needs no learning: where the protocol copies when a
+	 * connection begins, it has done so before the first read. Of several, another one's
+	 * connection may have been read before.
+	 */
+	known = parent->learnt >= TL_PY_LEARNT ||
+		(parent->flags & TL_PY_LISTENS && (thread->listens < 2 || !thread->accepts));
 	/* several copies of one callback count once */
-	if (!thread->inner && !known)
+	if (!thread->inner && parent->learnt < TL_PY_LEARNT)
 		parent->learnt++;
 	thread->inner = place->context;
 	return known && !(parent->flags & (TL_PY_OTHERWISE | TL_PY_SHARED)) && !parent->owner;
@@ -96,6 +102,13 @@ static __always_inline __u64 tl_py_insert(__u64 address, struct tl_py_node *node
 	return number;
 }
 
+/* Is this address in the code of Python itself? Its data lies behind its code. */
+static __always_inline bool tl_py_calls(const struct tl_python_binary *binary, __u64 base,
+					__u64 address)
+{
+	return address - base < binary->type_at;
+}
+
 SEC("uretprobe")
 int BPF_KRETPROBE(tl_py_copied, __u64 child)
 {
@@ -104,7 +117,7 @@ int BPF_KRETPROBE(tl_py_copied, __u64 child)
 	struct tl_py_node node = {}, *parent;
 	struct tl_py_thread *thread;
 	struct tl_py_place place;
-	__u64 state, context;
+	__u64 state, context, number;
 	__u32 index = bpf_get_attach_cookie(ctx);
 
 	tl_own_stack(ctx);
@@ -149,7 +162,11 @@ int BPF_KRETPROBE(tl_py_copied, __u64 child)
 	}
 	if (tl_py_number(child))
 		tl_count(TL_PYTHON_UNFREED);
-	tl_py_insert(child, &node);
+	number = tl_py_insert(child, &node);
+	if (thread) {
+		thread->copied = tl_py_calls(binary, runtime->base, PT_REGS_IP(ctx)) ? 0 : number;
+		thread->stack = PT_REGS_SP(ctx);
+	}
 	return 0;
 }
 

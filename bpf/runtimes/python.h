@@ -20,11 +20,13 @@
 
 #define TL_PY_DEPTH 8 /* ancestors that are looked at */
 #define TL_PY_LEARNT 3 /* copies right after a read, which make a context a protocol's */
+#define TL_PY_FRAMES 512 /* bytes of stack between uvloop's copy and listen() */
 
 enum tl_py_flags {
 	TL_PY_SHARED = 1 << 0, /* several connections were read in it or below: it owns none */
 	TL_PY_ACCEPTS = 1 << 1, /* it accepts connections, or its descendants do: the same */
 	TL_PY_OTHERWISE = 1 << 2, /* it was copied at another time than right after a read */
+	TL_PY_LISTENS = 1 << 3, /* it was made to listen: see tl_python_listens() */
 };
 
 /* A context that was copied or that others were copied from, or a greenlet. */
@@ -45,10 +47,14 @@ struct tl_py_thread {
 	__u64 context; /* address of the context in which it has read, or 0 */
 	__u64 inner; /* address of a context that was entered and copied since */
 	__u64 greenlet; /* address of the greenlet that it runs, or 0 */
+	__u64 copied; /* number of the context that an extension has copied last, or 0 */
+	__u32 stack; /* lower half of its stack pointer then */
 	__u32 born; /* see tl_born() */
 	__u8 waits; /* it has waited for several descriptors */
 	__u8 enters; /* it has copied a context while it ran another one than its own */
-	__u8 _pad[2];
+	__u8 accepts; /* it has accepted a connection since it has waited last */
+	__u8 listens; /* it has listened: once, or 2 for more often */
+	__u8 _pad[4];
 };
 
 /* Which node is at the address of a context or greenlet: by tl_process_key(address >> 4). */
@@ -326,6 +332,7 @@ static __always_inline void tl_python_turns(const struct tl_runtime *runtime, bo
 	if (thread) {
 		thread->socket = 0;
 		thread->inner = 0;
+		thread->accepts = accepts;
 		if (!accepts)
 			thread->waits = 1;
 	}
@@ -335,6 +342,27 @@ static __always_inline void tl_python_turns(const struct tl_runtime *runtime, bo
 	tl_py_context(binary, runtime->base, &context);
 	tl_py_find_place(context, thread, &place);
 	tl_py_accepts(place.node);
+#endif
+}
+
+/*
+ * The current thread listens. uvloop makes a context for each listener, in which it tells the
+ * protocol what happens, and calls listen() in the same function.
+ */
+static __always_inline void tl_python_listens(__u64 stack)
+{
+#ifndef TL_LEGACY
+	struct tl_py_thread *thread = tl_py_thread_now(false);
+	struct tl_py_node *node;
+
+	if (!thread)
+		return;
+	if (thread->listens < 2)
+		thread->listens++;
+	node = tl_py_node(thread->copied);
+	if (node && thread->stack - (__u32)stack < TL_PY_FRAMES)
+		node->flags |= TL_PY_LISTENS;
+	thread->copied = 0;
 #endif
 }
 

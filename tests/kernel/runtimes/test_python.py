@@ -20,6 +20,7 @@ from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
 from tests.parents.cell import Bench, bench
 from tests.parents.judge import Result
+from tests.parents.python import environment
 
 AT_ONCE, SLEEP, TWO = Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.TWO
 POOL, AFTER, POLLER = Behaviour.POOL, Behaviour.AFTER, Behaviour.POLLER
@@ -102,23 +103,63 @@ def all_right(running: Bench, app: App) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "unknown", "of_two"),
+    ("name", "pool"),
     [
-        ("fastapi-asyncio", 0, 0),
-        ("aiohttp", 0, 0),
-        # on uvloop, until it is learnt in which context the protocol runs
-        ("fastapi-uvloop", 3, 6),
-        ("django-asgi", 3, 6),
-        # the two calls are made by threads or greenlets of a pool, which say nothing
-        ("fastapi-threads", 3, 422),
-        ("flask-gevent", 0, 422),
+        ("fastapi-asyncio", 0),
+        ("fastapi-uvloop", 0),
+        ("fastapi-threads", 422),  # a ThreadPoolExecutor makes the two calls
+        ("aiohttp", 0),
+        ("django-asgi", 0),
+        ("flask-gevent", 422),  # greenlets of a pool make them
     ],
 )
-def test_frameworks(running: Bench, name: str, unknown: int, of_two: int) -> None:
+def test_frameworks(running: Bench, name: str, pool: int) -> None:
     (app,) = (app for app in apps.APPS if app.name == name)
     found = results(running, app, *(one for one in (AT_ONCE, TWO, POLLER) if one in app.behaviours))
     for behaviour, result in found.items():
-        assert result.none <= (of_two if behaviour is TWO else unknown), (behaviour, result)
+        assert result.none <= (pool if behaviour is TWO else 0), (behaviour, result)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unix-fastapi-asyncio",
+        "unix-fastapi-kept",
+        "unix-fastapi-gunicorn",
+        "unix-fastapi-hypercorn",
+        "unix-aiohttp",
+        "unix-flask-gevent",
+    ],
+)
+def test_behind_a_unix_socket(running: Bench, name: str) -> None:
+    needs.program("tl_unix_sends")
+    (app,) = (app for app in apps.APPS if app.name == name)
+    for behaviour, result in results(running, app, AT_ONCE, SLEEP).items():
+        assert result.right == result.calls, (behaviour, result)
+
+
+def on_uvloop(name: str, *words: str) -> App:
+    """A program of tests/services, in the bench's environment."""
+
+    def start(_place: Place) -> Sequence[Process]:
+        return [Process([environment.python(), *words])]
+
+    return App(name, "Python", name, start, install=environment.install)
+
+
+def test_a_protocol_on_uvloop_that_copies_no_context(running: Bench) -> None:
+    """Where its tasks were made tells nothing: neither before a listen nor after a read."""
+    app = on_uvloop("queued", str(SERVICES / "queued.py"))
+    for result in results(running, app, AT_ONCE, POLLER).values():
+        assert "right by python" not in result.evidence, result
+
+
+def test_a_protocol_on_uvloop_that_copies_when_a_connection_begins(running: Bench) -> None:
+    code = (
+        f"import runpy, uvloop; uvloop.install(); runpy.run_path({str(SERVICES / 'contexts.py')!r})"
+    )
+    app = on_uvloop("streams-uvloop", "-c", code)
+    results(running, app, AT_ONCE, SLEEP, TWO, POLLER)
 
 
 def test_the_interpreters_are_those_that_are_meant() -> None:
