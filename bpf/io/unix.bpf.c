@@ -77,7 +77,7 @@ __noinline int tl_unix_connects_now(void)
 
 	if (!key)
 		return 0;
-	if (!thread || !tl_traced(bpf_get_current_cgroup_id())) {
+	if (!thread || !tl_unix_traced(bpf_get_current_cgroup_id())) {
 		/* what an earlier socket at this address has left */
 		bpf_map_delete_elem(&tl_unix_made, &key);
 		return 0;
@@ -105,7 +105,7 @@ static __noinline int tl_unix_caller_now(struct tl_unix *end)
 	end->flow.cgroup_id = cgroup_id;
 	end->flow.pid = bpf_get_current_pid_tgid() >> 32;
 	end->flow.flags &= ~TL_FLOW_UNTRACED;
-	if (!tl_traced(cgroup_id))
+	if (!tl_unix_traced(cgroup_id))
 		end->flow.flags |= TL_FLOW_UNTRACED;
 	return 0;
 }
@@ -198,7 +198,7 @@ __noinline int tl_unix_serves(struct tl_unix *server, struct tl_unix *client, st
 	call = &client->flow.exchange;
 	server->flow.cgroup_id = bpf_get_current_cgroup_id();
 	server->flow.pid = 0;
-	if (!(call->flags & TL_EXCHANGE_ACTIVE) || !tl_traced(server->flow.cgroup_id))
+	if (!(call->flags & TL_EXCHANGE_ACTIVE) || !tl_unix_traced(server->flow.cgroup_id))
 		return 0;
 	exchange->cgroup_id = server->flow.cgroup_id;
 	exchange->http_minor = call->http_minor;

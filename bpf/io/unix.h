@@ -67,6 +67,42 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_unix_made SEC(".maps");
 
+/*
+ * The cgroups that the agent is attached to, by id. Written by the agent. Tracepoints fire for all
+ * processes of the host, also for those that the agent has nothing to do with.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u8);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_roots SEC(".maps");
+
+#define TL_LEVELS 16 /* of the tree of cgroups */
+
+/* Is the current process in a cgroup below one of tl_roots? Walked once, with a stack of its own. */
+__noinline int tl_unix_in_roots(void)
+{
+	__u64 id;
+	__u32 i;
+
+	for (i = 0; i < TL_LEVELS; i++) {
+		id = bpf_get_current_ancestor_cgroup_id(i);
+		if (!id)
+			break;
+		if (bpf_map_lookup_elem(&tl_roots, &id))
+			return 1;
+	}
+	return 0;
+}
+
+/* Is the current process traced, which is in this cgroup? */
+static __always_inline bool tl_unix_traced(__u64 cgroup_id)
+{
+	return tl_traced(cgroup_id) && tl_unix_in_roots();
+}
+
 static __always_inline bool tl_is_unix_stream(const struct sock *sk)
 {
 	return sk->__sk_common.skc_family == TL_AF_UNIX && sk->sk_type == TL_SOCK_STREAM;

@@ -62,6 +62,11 @@ class Attachments:
         return iter(self._attached)
 
     @property
+    def cgroups(self) -> frozenset[int]:
+        """The ids of the cgroups that programs are attached to."""
+        return frozenset(self._inodes.values())
+
+    @property
     def directory(self) -> Path:
         """Where links are pinned. Known once the first object is loaded."""
         return self._objects.pins / "links"

@@ -8,12 +8,13 @@ attached. Groups with uprobes are not pinned: only the process knows which files
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from throughline.bpf import fionread, libbpf, maps, peers, runtimes, sweep, tc
+from throughline.bpf import abi, fionread, libbpf, maps, peers, runtimes, sweep, tc, traced
 from throughline.bpf.settings import Settings
 from throughline.features import pins, table
 from throughline.features.attachments import Attached, Attachments, Reattached
@@ -21,6 +22,8 @@ from throughline.features.objects import Objects
 from throughline.features.state import LeftOut
 from throughline.features.table import BASE, GROUPS, Group, Place
 from throughline.probes import uprobes
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Attached", "Programs", "Settings"]
 
@@ -78,6 +81,7 @@ class Programs:
             self._tell_settings(ticks=False)
         for name in ("restore", "unix"):
             self._attach_optional(name)
+        self._tell_roots()
         self._remove_other_pins()
 
     def _attach_optional(self, name: str) -> None:
@@ -168,6 +172,16 @@ class Programs:
             self._settings = replace(self._settings, ticks=ticks)
         maps.update(self.map_fd("tl_settings"), bytes(4), self._settings.pack())
 
+    def _tell_roots(self) -> None:
+        """Says below which cgroups Unix sockets are followed: their tracepoints see the host."""
+        unix = self.objects.get("unix")
+        if unix is None:
+            return
+        wanted = dict.fromkeys(self._attachments.cgroups, abi.CgroupFlags.CGROUP_TRACED)
+        full = traced.TracedCgroups(unix.map_fd("tl_roots")).tell(wanted)
+        if full:
+            log.warning("tl_roots is full: Unix sockets of %d cgroups are not followed", full)
+
     def _remove_other_pins(self) -> None:
         for other in self._bpffs.glob("abi*"):
             if other != self.objects.pins:
@@ -232,7 +246,10 @@ class Programs:
             for program in loaded.programs()
             if not self.is_off(program.name)
         ]
-        return self._attachments.reattach(roots, programs)
+        done = self._attachments.reattach(roots, programs)
+        if done.fresh:
+            self._tell_roots()
+        return done
 
     def missing(self) -> list[str]:
         """Names of links that somebody detached, or whose pin has gone."""

@@ -22,6 +22,10 @@ from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.spans import Span
 from tests.fixtures.traced import Traced
 from tests.fixtures.waiting import poll
+from throughline.bpf import abi
+from throughline.bpf.counters import read_counters
+from throughline.features.programs import Programs, Settings
+from throughline.host import facts
 
 CONCURRENT = 32
 REQUESTS = 1607
@@ -291,3 +295,40 @@ def test_other_protocols_are_left_alone(tmp_path: Path) -> None:
         assert client.wait(20) == 0
         assert not traced.wait_spans(0, settle=0.5)
         assert not traced.counters().get("requests_client")
+
+
+def test_processes_of_other_cgroups_are_left_alone(tmp_path: Path) -> None:
+    """The tracepoints see all of the host, an agent what is below the cgroups of its services."""
+    code = """
+        import socket, sys
+        path, name = sys.argv[1:]
+        listener, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+        listener.bind(path), listener.listen(), client.connect(path)
+        server, _ = listener.accept()
+        for n in range(23):
+            client.sendall(f"GET /{name}/{n} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
+            server.recv(1000)
+            server.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+            client.recv(1000)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    cgroup2 = facts.gather().cgroup2
+    assert cgroup2 is not None
+    with (
+        Traced(start=False) as corner,
+        Programs(
+            bpffs=corner.bpffs,
+            cgroup2=cgroup2,
+            roots=[corner.name],
+            settings=Settings(abi.Sampler.ALWAYS_ON, 1.0, True, trace_unlisted=True),
+        ) as programs,
+    ):
+        programs.attach_observe()
+        with process.running([*command, str(tmp_path / "other.sock"), "other"]) as other:
+            assert other.wait(20) == 0
+        before = read_counters(programs.map_fd("tl_counters"))
+        both = corner.spawn("both", [*command, str(tmp_path / "both.sock"), "both"])
+        assert both.wait(20) == 0
+        after = read_counters(programs.map_fd("tl_counters"))
+    for name in ("requests_client", "requests_server"):
+        assert (before[name], after[name]) == (0, FEW), name
