@@ -6,7 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tests.fleet import hosts, joined, network, playbook, shop
 from tests.fleet.hosts import Fleet
 from tests.fleet.joined import Request
 
-AGENT = "/opt/throughline/current/bin/throughline"
+AGENT = shop.AGENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Shop:
     fleet: Fleet
     receiver: Receiver
     bundle: Path
+    secure: bool = True  # one hop is HTTPS
+    traces: tuple[joined.Hops, ...] = joined.SHOP  # the hops of a request, by trace
 
     def rollout(self, *, interval: int = 1, **variables: object) -> str:
         """Runs playbooks/site.yml, by default on all hosts at once, and returns its output."""
@@ -44,14 +46,18 @@ class Shop:
     def order(self, *carts: str, options: tuple[str, ...] = ()) -> list[Request]:
         """Sends one request for each cart, all at once."""
         answers = shop.curl(self.fleet, carts, "--parallel", "--parallel-immediate", *options)
-        return [
-            Request(order["cart"], "", "", order["stock"]["prices"]["received"])
-            for order in answers
-        ]
+        return [Request(order["cart"], "", "", shop.received(order)) for order in answers]
+
+    def problems(self, requests: list[Request], *, seconds: float = 15.0) -> list[str]:
+        """What is not joined of these requests, once their spans are here or time is up."""
+        spans = self.spans_of(requests, seconds=seconds)
+        return joined.check(requests, spans, traces=self.traces, secure=self.secure)
 
     def spans_of(self, requests: list[Request], *, seconds: float = 15.0) -> list[Span]:
         """The spans of these requests, once they are complete or time is up."""
-        self.receiver.wait(lambda spans: joined.complete(requests, spans), seconds=seconds)
+        self.receiver.wait(
+            lambda spans: joined.complete(requests, spans, traces=self.traces), seconds=seconds
+        )
         carts = {request.cart for request in requests}
         return [span for span in self.receiver.spans if joined.cart(span) in carts]
 
@@ -85,9 +91,9 @@ def rolled_out(name: str, bundle: Path, *, secure: bool = True) -> Iterator[Shop
         Receiver(network.listen(name, port=4318)) as receiver,
     ):
         playbook.run(fleet, playbook.SERVICES, quiet=True, shop_secure=secure)
-        running = Shop(fleet, receiver, bundle)
+        running = Shop(fleet, receiver, bundle, secure)
         running.rollout()
-        yield running
+        yield replace(running, traces=shop.traces(fleet)[0])
 
 
 @contextmanager

@@ -7,26 +7,42 @@ from dataclasses import replace
 import pytest
 
 from tests.fixtures.spans import Span, Value
-from tests.fleet.joined import CHAIN, SECURE, Request, check, complete
+from tests.fleet.joined import (
+    CHAIN,
+    SECURE,
+    SHOP,
+    SHOP_WITHOUT_UNIX,
+    UNIX,
+    Hops,
+    Request,
+    check,
+    complete,
+)
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CLIENT = "00f067aa0ba902b7"
 
 
-def chain(*, client: bool, secure: bool = True) -> tuple[Request, list[Span]]:
-    """A request, with or without the client's own context, and its seven spans."""
-    spans = []
+def chain(
+    *, client: bool, secure: bool = True, traces: tuple[Hops, ...] = (CHAIN,)
+) -> tuple[Request, list[Span]]:
+    """A request, with or without the client's own context, and its spans."""
+    spans: list[Span] = []
     parent = CLIENT if client else ""
-    for number, (service, kind) in enumerate(CHAIN):
-        scheme = "https" if secure and (service, kind) in SECURE else "http"
-        came = "packet" if scheme == "https" else "header"
+    trace = TRACE
+    for number, hop in enumerate(hop for hops in traces for hop in hops):
+        service, kind = hop
+        if number == len(traces[0]):
+            parent, trace = "", "1" * 32
+        scheme = "https" if secure and hop in SECURE else "http"
+        came = "unix" if hop in UNIX else "packet" if scheme == "https" else "header"
         attributes: dict[str, Value] = (
             {"url.path": "/cart/7", "url.scheme": scheme, "throughline.parent.evidence": came}
             if kind == "SERVER"
             else {"url.full": f"{scheme}://10.77.0.12:8001/cart/7"}
         )
         span = Span(
-            trace_id=TRACE,
+            trace_id=trace,
             span_id=f"{number + 1:016x}",
             parent_span_id=parent,
             name="GET",
@@ -39,21 +55,32 @@ def chain(*, client: bool, secure: bool = True) -> tuple[Request, list[Span]]:
         )
         spans.append(span)
         parent = CLIENT if client and number == 1 else span.span_id
-    received = {"traceparent": [f"00-{TRACE}-{spans[-1].parent_span_id}-01"]}
+    received = {"traceparent": [f"00-{trace}-{spans[-1].parent_span_id}-01"]}
     if client:
-        if not secure:
+        if not secure and len(traces) == 1:
             received["tracestate"] = ["demo=1"]
         return Request("7", f"00-{TRACE}-{CLIENT}-01", "demo=1", received), spans
     return Request("7", "", "", received), spans
 
 
+@pytest.mark.parametrize("traces", [(CHAIN,), SHOP, SHOP_WITHOUT_UNIX])
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("client", [False, True])
-def test_a_joined_request_has_no_problem(client: bool, secure: bool) -> None:
-    request, spans = chain(client=client, secure=secure)
-    assert complete([request], spans)
-    assert check([request], reversed(spans), secure=secure) == []
-    assert check([request], spans, secure=not secure) != []
+def test_a_joined_request_has_no_problem(
+    client: bool, secure: bool, traces: tuple[Hops, ...]
+) -> None:
+    request, spans = chain(client=client, secure=secure, traces=traces)
+    assert complete([request], spans, traces=traces)
+    assert check([request], reversed(spans), traces=traces, secure=secure) == []
+    assert check([request], spans, traces=traces, secure=not secure) != []
+
+
+def test_a_kernel_that_shows_unix_sockets_has_one_trace() -> None:
+    request, spans = chain(client=False, traces=SHOP_WITHOUT_UNIX)
+    assert not complete([request], spans, traces=SHOP)
+    assert check([request], spans, traces=SHOP) == [
+        f"request 7: no span of {' '.join(hop)}" for hop in UNIX
+    ]
 
 
 @pytest.mark.parametrize("hop", range(len(CHAIN)))

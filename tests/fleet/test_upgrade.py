@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import joined, playbook, releases, shop
+from tests.fleet import playbook, releases, shop
 from tests.fleet.playbook import PlaybookError
 from tests.fleet.rollout import Shop, answers, load, rolled_out
 
@@ -94,7 +94,7 @@ def recap(output: str) -> dict[str, dict[str, int]]:
 def assert_joined(running: Shop, name: str) -> None:
     """Every hop of new requests is in one trace, with the right parents."""
     requests = running.order(*(f"{name}{number}" for number in range(7)))
-    assert joined.check(requests, running.spans_of(requests), secure=False) == []
+    assert running.problems(requests) == []
 
 
 def test_without_a_previous_release_no_host_is_touched(running: Shop) -> None:

@@ -1,4 +1,4 @@
-"""shop-orders: answers GET /cart/ID with what shop-stock says about it."""
+"""shop-orders: answers GET /orders/ID with what shop-stock says about it."""
 
 import json
 import os

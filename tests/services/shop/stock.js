@@ -1,21 +1,21 @@
-// shop-stock: answers GET /stock/ID with what shop-prices says about it. HTTPS where there is a certificate.
+// shop-stock: answers GET /stock/ID with what shop-offers says about it. HTTPS where there is a certificate.
 'use strict';
 const fs = require('fs');
 const http = require('http');
 const https = require('https');
 
-const prices = new URL(process.env.SHOP_PRICES);
+const offers = new URL(process.env.SHOP_OFFERS);
 
 function serve(request, response) {
   const cart = request.url.split('/').pop();
-  const options = { host: prices.hostname, port: prices.port, path: `/prices/${cart}` };
+  const options = { host: offers.hostname, port: offers.port, path: `/offers/${cart}` };
   http.get(options, (answer) => {
     let text = '';
     answer.setEncoding('utf8');
     answer.on('data', (chunk) => { text += chunk; });
     answer.on('end', () => {
       response.writeHead(200, { 'Content-Type': 'application/json' });
-      response.end(JSON.stringify({ service: 'stock', cart, prices: JSON.parse(text) }));
+      response.end(JSON.stringify({ service: 'stock', cart, offers: JSON.parse(text) }));
     });
   }).on('error', (error) => {
     response.writeHead(502);

@@ -1,0 +1,17 @@
+"""shop-cart: answers GET /cart/ID with what shop-orders says about it."""
+
+import os
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+app = FastAPI()
+orders = httpx.AsyncClient(base_url=os.environ["SHOP_ORDERS"], timeout=10)
+
+
+@app.get("/cart/{cart}")
+async def answer(cart: str) -> dict[str, Any]:
+    found = await orders.get(f"/orders/{cart}")
+    found.raise_for_status()
+    return {"service": "cart", "cart": cart, "orders": found.json()}
