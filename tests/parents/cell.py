@@ -108,7 +108,7 @@ class Bench:
                         ready = functools.partial(_accepts, one.listens)
                         until(ready, otherwise=lambda: _end_of(log))
             try:
-                wait_port(place.port, seconds=60)
+                wait_port(place.port, seconds=max(60.0, START_SECONDS))
             except TimeoutError as error:
                 raise RuntimeError(f"{folder.name} does not start: {_end_of(log)}") from error
             self._wait_followed(app, names)
