@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import needs, newest_python
+from tests.fixtures import debian_root, needs
 from tests.fixtures.paths import SERVICES
 from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
@@ -58,12 +58,12 @@ def in_asyncio(command: list[str], python: Path) -> App:
 def newest() -> App:
     """The same on a CPython that this Debian lacks."""
     try:
-        root = newest_python.root()
-    except (LookupError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"CPython {newest_python.VERSION} cannot be had: {error}")
+        root = debian_root.PYTHON_314.make()
+    except debian_root.MissingError as error:
+        pytest.skip(str(error))
     shutil.copy(SERVICES / "contexts.py", root / "tmp")
-    command = ["chroot", str(root), str(newest_python.PYTHON), "/tmp/contexts.py"]
-    return in_asyncio(command, newest_python.PYTHON)
+    python = Path("/usr/bin/python3.14")
+    return in_asyncio(debian_root.inside(root, [str(python), "/tmp/contexts.py"]), python)
 
 
 def results(
