@@ -28,6 +28,7 @@ _STRUCTS = (
     "tl_java_binary",
     "tl_python_binary",
     "tl_program",
+    "tl_lasting",
     "tl_trust",
 )
 _ENUMS = (

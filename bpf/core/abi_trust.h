@@ -65,6 +65,18 @@ enum tl_seen {
 	TL_SEEN_CONTRADICTIONS = TL_SEEN_WAITS,
 };
 
+/*
+ * A program when its service begins again, in a cgroup with another id: the file with the same number
+ * and size, in a cgroup of the same name.
+ */
+struct tl_lasting {
+	__u64 cgroup; /* hash of the last part of its path, and of tl_program_kind */
+	__u64 inode;
+	__u64 size;
+	__u32 device;
+	__u32 generation; /* of the inode: another one when a file system uses the number again */
+};
+
 /* How calls of a program came by their parents. */
 enum tl_found {
 	TL_FOUND_PROVEN = 0,
@@ -82,7 +94,8 @@ struct tl_trust {
 	__u64 seen[TL_SEEN_ALL];
 	__u64 found[TL_FOUND_ALL];
 	__u8 kind; /* enum tl_program_kind */
-	__u8 _pad[7];
+	__u8 recalled; /* what contradicted it earlier is in `seen` */
+	__u8 _pad[6];
 };
 
 #endif

@@ -39,6 +39,7 @@ struct tl_abi_types {
 	enum tl_parents parents;
 	enum tl_cgroup_flags cgroup_flags;
 	struct tl_program program;
+	struct tl_lasting lasting;
 	enum tl_program_kind program_kind;
 	enum tl_runtime_flags runtime_flags;
 	enum tl_seen seen;

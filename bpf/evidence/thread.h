@@ -302,9 +302,12 @@ static __always_inline bool tl_thread_waits(struct tl_thread *thread)
 	return false;
 }
 
-/* The current thread has read an answer on `flow`, of a call for the request `key`, or 0. */
-static __always_inline void tl_judge_response(const struct tl_flow *flow, struct tl_thread *thread,
-					      __u64 key)
+/*
+ * The current thread has read an answer on `flow`, of a call for the request `key`, or 0. No inline
+ * function, to have a stack of its own.
+ */
+static __noinline void tl_judge_response(const struct tl_flow *flow, struct tl_thread *thread,
+					 __u64 key)
 {
 	__u32 tid = TL_READ(tl_current_task(), pid), writer = flow->tid;
 

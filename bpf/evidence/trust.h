@@ -20,6 +20,7 @@
 
 #define TL_EARNED 16
 #define TL_PROGRAM_NAME 16
+#define TL_NAME_WORDS 8 /* of seven characters, of the name of a cgroup */
 
 /* The oldest give way: what they have earned has to be earned again. */
 struct {
@@ -30,10 +31,28 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_trust SEC(".maps");
 
+/*
+ * Which contradictions (bits, by enum tl_seen) were seen of a program. What it has earned is earned
+ * again soon; but the first calls that are contradicted are wrong. The agent keeps them in a file.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct tl_lasting);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_contradicted SEC(".maps");
+
 #ifdef TL_LEGACY
 #define tl_executable() BPF_CORE_READ(tl_current_task(), mm, exe_file)
+#define TL_INODE(file) BPF_CORE_READ(file, f_inode)
+#define TL_DEVICE(inode) BPF_CORE_READ(inode, i_sb, s_dev)
+#define TL_CGROUP_NAME(task) BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, name)
 #else
 #define tl_executable() (tl_current_task()->mm->exe_file)
+#define TL_INODE(file) ((file)->f_inode)
+#define TL_DEVICE(inode) ((inode)->i_sb->s_dev)
+#define TL_CGROUP_NAME(task) ((task)->cgroups->dfl_cgrp->kn->name)
 #endif
 
 /* Programs whose way to serve requests is known, by the name of the file that they execute. */
@@ -64,10 +83,76 @@ static __always_inline __u8 tl_kind_of(struct file *file)
 }
 
 /*
- * What is known of the program that the current thread executes. NULL: nothing can be kept. No
- * inline function, to have a stack of its own.
+ * A hash (FNV-1a, by words) of the name of the current cgroup: of its begin, where it is long. `word`
+ * is memory for it: the caller has few bytes of stack left.
  */
-static __noinline struct tl_trust *tl_trust_now(void)
+static __always_inline __u64 tl_cgroup_name(__u64 *word)
+{
+	const char *name = TL_CGROUP_NAME(tl_current_task());
+	__u64 hash = 0xcbf29ce484222325ULL;
+	int i;
+
+	for (i = 0; i < TL_NAME_WORDS; i++) {
+		*word = 0;
+		/* seven characters and the end */
+		bpf_probe_read_kernel_str(word, sizeof(*word), name + i * 7);
+		hash = (hash ^ *word) * 0x100000001b3ULL;
+		if (*word < 1ULL << 48)
+			break;
+	}
+	return hash;
+}
+
+/*
+ * Something was seen that says what the current program's threads are: enum tl_seen. A contradiction
+ * that is new is also noted in tl_contradicted. TL_SEEN_ALL: recalls what is noted there. No inline
+ * function, to have a stack of its own.
+ */
+static __noinline void tl_saw(struct tl_trust *trust, __u32 what)
+{
+	struct tl_lasting key = {};
+	struct inode *inode;
+	struct file *file;
+	__u64 *known, seen;
+	__u32 i;
+
+	if (!trust || what > TL_SEEN_ALL)
+		return;
+	if (what < TL_SEEN_ALL) {
+		/* see tl_how_sure() */
+		if (trust->kind != TL_PROGRAM_UNKNOWN && what > TL_SEEN_READ)
+			return;
+		seen = trust->seen[what];
+		__sync_fetch_and_add(&trust->seen[what], 1);
+		if (what >= TL_SEEN_CONTRADICTIONS)
+			return;
+		tl_count(TL_CONTRADICTED_ANSWER + what);
+		if (seen)
+			return;
+	}
+	key.cgroup = tl_cgroup_name(&seen) ^ trust->kind;
+	file = tl_executable();
+	inode = TL_INODE(file);
+	key.inode = TL_READ(inode, i_ino);
+	key.size = TL_READ(inode, i_size);
+	key.device = TL_DEVICE(inode);
+	key.generation = TL_READ(inode, i_generation);
+	known = bpf_map_lookup_elem(&tl_contradicted, &key);
+	seen = known ? *known : 0;
+	if (what < TL_SEEN_ALL) {
+		seen |= 1ULL << what;
+		bpf_map_update_elem(&tl_contradicted, &key, &seen, BPF_ANY);
+		return;
+	}
+#pragma unroll
+	for (i = 0; i < TL_SEEN_CONTRADICTIONS; i++) {
+		if (seen >> i & 1)
+			__sync_fetch_and_add(&trust->seen[i], 1);
+	}
+}
+
+/* Finds or makes the entry of tl_trust_now(). No inline function, as above. */
+static __noinline struct tl_trust *tl_trust_find(void)
 {
 	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
 	struct tl_program program = {};
@@ -97,17 +182,16 @@ static __noinline struct tl_trust *tl_trust_now(void)
 	return trust;
 }
 
-/* Something was seen that says what the program's threads are: enum tl_seen. */
-static __always_inline void tl_saw(struct tl_trust *trust, __u32 what)
+/* What is known of the program that the current thread executes. NULL: nothing can be kept. */
+static __always_inline struct tl_trust *tl_trust_now(void)
 {
-	if (!trust || what >= TL_SEEN_ALL)
-		return;
-	/* see tl_how_sure() */
-	if (trust->kind != TL_PROGRAM_UNKNOWN && what > TL_SEEN_READ)
-		return;
-	__sync_fetch_and_add(&trust->seen[what], 1);
-	if (what < TL_SEEN_CONTRADICTIONS)
-		tl_count(TL_CONTRADICTED_ANSWER + what);
+	struct tl_trust *trust = tl_trust_find();
+
+	if (trust && !trust->recalled) {
+		trust->recalled = 1;
+		tl_saw(trust, TL_SEEN_ALL);
+	}
+	return trust;
 }
 
 /* Is the program known to serve one request after the other on each thread? */

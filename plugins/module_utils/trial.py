@@ -88,7 +88,11 @@ def configuration(wanted):
     """The agent's configuration for the wanted groups, with this host as its only peer."""
     found = {
         "propagation": {"peers": ["127.0.0.0/8", "::1/128"]},
-        "agent": {"bpffs": str(PLACE / "bpf"), "runtime_directory": str(PLACE / "run")},
+        "agent": {
+            "bpffs": str(PLACE / "bpf"),
+            "runtime_directory": str(PLACE / "run"),
+            "state_directory": str(PLACE / "state"),
+        },
     }
     for group in TABLE:
         if group.switch:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from throughline.agent import earlier, release, systemd
+from throughline.agent.contradictions import Contradictions
 from throughline.agent.housekeeping import Housekeeping
 from throughline.agent.parents import Parents
 from throughline.agent.parts import Parts
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
 WORK_SECONDS, REST_SECONDS = 0.02, 0.005  # of housekeeping between two drains, and after it
+_CONTRADICTED = "tl_contradicted"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -105,11 +107,13 @@ class Agent:
             resource_attributes=config.resource_attributes,
             roots=roots,
         )
+        self._contradictions = Contradictions(config.agent.contradictions_path)
         programs = Programs(
             bpffs=config.agent.bpffs,
             cgroup2=found.cgroup2,
             roots=roots,
             settings=Settings.of(config, trace_unlisted=services.trace_by_default),
+            recall=lambda loaded: self._contradictions.recall(loaded.map_fd(_CONTRADICTED)),
         )
         stack.callback(programs.close)
         # Closed after an exception, too: a process that waits to write to a probed file waits for
@@ -186,6 +190,7 @@ class Agent:
             series=series,
             parents=parents,
             report=report,
+            keep=lambda: self._contradictions.keeping(parts.programs.map_fd(_CONTRADICTED)),
             own_cgroup=self._own_cgroup,
         )
         finish(steps.turns("tick", housekeeping.tick(time.monotonic())))
@@ -237,6 +242,10 @@ class Agent:
         self._notify(systemd.STOPPING)
         self._work.finish()
         steps.run("detach", self._files.close)
+        table = parts.programs.map_fd(_CONTRADICTED)
+        steps.run(
+            "keep_contradictions", lambda: finish(self._contradictions.keeping(table, now=True))
+        )
         if metrics:
             steps.run("metrics", lambda: finish(report.read_series()))
         parts.programs.detach()

@@ -6,6 +6,7 @@ All of it is work in turns, since what others have made may be much: cgroups, pr
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from throughline.agent.parents import Parents
 from throughline.agent.parts import Parts
@@ -32,6 +33,7 @@ class Housekeeping:
         series: Series,
         parents: Parents,
         report: Report,
+        keep: Callable[[], Turns[None]],  # what has been learned
         own_cgroup: int | None,
     ) -> None:
         self._parts = parts
@@ -39,6 +41,7 @@ class Housekeeping:
         self._series = series
         self._parents = parents
         self._report = report
+        self._keep = keep
         self._own_cgroup = own_cgroup
         self._next_roots = self._next_sweep = 0.0
         self._learned = 0  # processes that call FIONREAD, as of the last release of sockets
@@ -52,6 +55,7 @@ class Housekeeping:
         yield from self._follow(now)
         yield from steps.turns("read_series", self._series.reading())
         yield from steps.turns("read_parents", self._parents.reading())
+        yield from steps.turns("keep_contradictions", self._keep())
         steps.run("status", self._report.write_status)
         yield
         steps.run("release_sockets", self._release_sockets)

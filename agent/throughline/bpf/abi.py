@@ -530,6 +530,17 @@ class Program(NamedTuple):
 PROGRAM = Struct("<2Q2I")
 
 
+class Lasting(NamedTuple):
+    cgroup: int
+    inode: int
+    size: int
+    device: int
+    generation: int
+
+
+LASTING = Struct("<3Q2I")
+
+
 class Trust(NamedTuple):
     earned: int
     seen_0: int
@@ -548,6 +559,7 @@ class Trust(NamedTuple):
     found_5: int
     found_6: int
     kind: int
+    recalled: int
 
 
-TRUST = Struct("<Q8Q7QB7x")
+TRUST = Struct("<Q8Q7Q2B6x")

@@ -36,7 +36,7 @@ def read(table: int) -> Iterator[Trust]:
 def decode(key: bytes, value: bytes | memoryview) -> Trust:
     """One entry of the map."""
     program = abi.Program(*abi.PROGRAM.unpack(key))
-    earned, *numbers, kind = abi.TRUST.unpack(value)
+    earned, *numbers, kind, _recalled = abi.TRUST.unpack(value)
     seen, found = numbers[: len(_SEEN)], numbers[len(_SEEN) :]
     return Trust(
         program.cgroup_id,

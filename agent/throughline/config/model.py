@@ -69,11 +69,16 @@ class Export:
 class Agent:
     bpffs: Path
     runtime_directory: Path
+    state_directory: Path
     drain_interval: float  # seconds
 
     @property
     def status_path(self) -> Path:
         return self.runtime_directory / "status.json"
+
+    @property
+    def contradictions_path(self) -> Path:
+        return self.state_directory / "contradictions.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +176,7 @@ def _assemble(reader: Reader) -> Config:
         agent=Agent(
             bpffs=get("agent.bpffs"),
             runtime_directory=get("agent.runtime_directory"),
+            state_directory=get("agent.state_directory"),
             drain_interval=get("agent.drain_interval"),
         ),
         effective=tuple(_effective(reader)),

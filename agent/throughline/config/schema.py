@@ -341,5 +341,11 @@ SETTINGS: tuple[Setting, ...] = (
         Path("/run/throughline"),
         (("THROUGHLINE_RUNTIME_DIRECTORY", PATH),),
     ),
+    Setting(
+        "agent.state_directory",
+        PATH,
+        Path("/var/lib/throughline"),
+        (("THROUGHLINE_STATE_DIRECTORY", PATH),),
+    ),
     Setting("agent.drain_interval", DRAIN, 0.1),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -39,8 +39,10 @@ class Programs:
         roots: Sequence[str],
         settings: Settings,
         map_sizes: Mapping[str, int] | None = None,  # other than the objects' own
+        recall: Callable[[libbpf.Object], None] | None = None,  # fills maps of `observe`
     ) -> None:
         self._bpffs = bpffs
+        self._recall = recall
         self._settings = settings
         self.adopting = any(bpffs.glob(f"{pins.NAME}*"))  # there are pins of an earlier run
         self.objects = Objects(bpffs=bpffs, map_sizes=map_sizes or {})
@@ -76,6 +78,8 @@ class Programs:
         self.objects.fionread_broken = fionread.is_broken()
         loaded = self.objects.load_first(BASE)
         self._tell_settings()
+        if self._recall is not None:
+            self._recall(loaded)
         self._attach_all(loaded)
         if self.is_off("tl_tick"):
             self._tell_settings(ticks=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.fixtures import cgroup
 from tests.fixtures.measured import measure
 from tests.fixtures.paths import SERVICES
 from tests.fixtures.traced import Traced
@@ -152,3 +154,26 @@ def test_the_rule_of_a_service_decides(tmp_path: Path) -> None:
         assert {span.evidence for span in spans} <= {"thread", "restore", "connect"}
         assert {span.attributes["throughline.parent.trust"] for span in spans} == {"likely"}
         assert run(traced, "other", command, tmp_path)["right"] == 0
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_contradictions_outlast_restarts(stop: signal.Signals, tmp_path: Path) -> None:
+    """The service begins again in a new cgroup of the same name, and the agent with it."""
+    command, seen = CONTRADICTED["early"]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is missing")
+    with Traced({"propagation": {"parents": "likely"}}) as traced:
+        measure(traced, "again", command, tmp_path, requests=211, concurrent=CONCURRENT)
+        assert trust_of(traced, "again").seen[seen]
+        before = (traced.cgroup / "again").stat().st_ino
+        cgroup.remove(traced.cgroup / "again")
+        traced.stop_agent(stop)
+        traced.start_agent()
+        result = measure(traced, "again", command, tmp_path, requests=211, concurrent=CONCURRENT)
+        assert (traced.cgroup / "again").stat().st_ino != before
+        assert result["wrong"] == result["right"] == 0
+        trust = trust_of(traced, "again")
+        assert trust.found["likely"] == 0 and trust.found["contradicted"]
+        # of another service nothing is known
+        measure(traced, "other", command, tmp_path, requests=211, concurrent=CONCURRENT)
+        assert trust_of(traced, "other").found["likely"]

@@ -34,6 +34,7 @@ def program(
         *(seen.get(number, 0) for number in range(abi.Seen.ALL)),
         *(found.get(number, 0) for number in range(abi.Found.ALL)),
         abi.ProgramKind.PROGRAM_EVENTS,
+        0,
     )
     return trust.decode(key, memoryview(value))
 

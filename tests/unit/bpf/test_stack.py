@@ -21,30 +21,44 @@ ROUNDED_BYTES = 32
 def disassembled(path: Path) -> dict[str, tuple[int, frozenset[str]]]:
     """Function -> the bytes of its frame, and the functions that it calls."""
     run = subprocess.run(
-        ["llvm-objdump", "-dr", "--no-show-raw-insn", str(path)],
+        ["llvm-objdump", "-dr", str(path)],
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
     frames: dict[str, int] = {}
-    calls: dict[str, set[str]] = {}
-    name = ""
+    calls: dict[str, list[tuple[str, int] | str]] = {}  # by place, where there is no name
+    places: dict[tuple[str, int], str] = {}  # section, number of the instruction -> function
+    section = name = ""
+    distance = 0  # of the last call, in instructions
     for line in run.stdout.splitlines():
-        if found := re.match(r"[0-9a-f]+ <(\w+)>:", line):
-            if not found[1].startswith("LBB"):
-                name = found[1]
-                frames[name], calls[name] = 0, set()
-            continue
+        if found := re.match(r"Disassembly of section (.*):", line):
+            section = found[1]
+        elif found := re.match(r"([0-9a-f]+) <(\w+)>:", line):
+            if not found[2].startswith("LBB"):
+                name = found[2]
+                frames[name], calls[name] = 0, []
+                places[section, int(found[1], 16) // 8] = name
+        elif found := re.search(r"R_BPF_64_32\s+(\S+)", line):
+            # to a function, or to a place in another section: see lib/bpf/libbpf.c
+            calls[name][-1] = found[1] if found[1] != ".text" else (".text", distance + 1)
+        elif found := re.match(r"\s*(\d+):\s+85 10 00 00 ((?:[0-9a-f]{2} ?){4})", line):
+            distance = int.from_bytes(bytes.fromhex(found[2]), "little", signed=True)
+            calls[name].append((section, int(found[1]) + 1 + distance))
         for used in re.findall(r"r10 - (0x[0-9a-f]+|\d+)", line):
             frames[name] = max(frames[name], int(used, 0))
         if found := re.search(r"r\d+ \+= -(0x[0-9a-f]+|\d+)", line):  # behind: rN = r10
             used_bytes = int(found[1], 0)
             if used_bytes <= MAX_STACK_BYTES:
                 frames[name] = max(frames[name], used_bytes)
-        if found := re.search(r"R_BPF_64_32\s+(\w+)", line):
-            calls[name].add(found[1])
-    return {name: (frames[name], frozenset(calls[name])) for name in frames}
+    return {
+        name: (
+            frames[name],
+            frozenset(one if isinstance(one, str) else places[one] for one in calls[name]),
+        )
+        for name in frames
+    }
 
 
 def deepest(path: Path, name: str) -> tuple[int, tuple[str, ...]]:

@@ -34,7 +34,7 @@ export:
   spool: {directory: /srv/spool, max_bytes: 1GiB}
   metrics: {enabled: false, interval: 10}
 resource: {attributes: {deployment.environment.name: test}}
-agent: {bpffs: /run/b, runtime_directory: /run/t, drain_interval: 0.05}
+agent: {bpffs: /run/b, runtime_directory: /run/t, state_directory: /srv/t, drain_interval: 0.05}
 """
 
 
@@ -109,6 +109,7 @@ def test_every_key(tmp_path: Path) -> None:
     assert found.resource_attributes == {"deployment.environment.name": "test"}
     assert found.agent.bpffs == Path("/run/b")
     assert found.agent.status_path == Path("/run/t/status.json")
+    assert found.agent.contradictions_path == Path("/srv/t/contradictions.json")
     assert found.agent.drain_interval == 0.05
     assert sources(found)["sampling.arg"] == "file"
     assert sources(found)["export.otlp.certificate"] == "default"
