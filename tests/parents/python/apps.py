@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tests.parents.app import SERVICE, App, Behaviour, Place, Process
@@ -16,7 +17,10 @@ def _python(*words: str, **variables: str) -> Callable[[Place], Sequence[Process
     """An application that is one command: the words behind `python`, with {port} in them."""
 
     def start(place: Place) -> Sequence[Process]:
-        command = [environment.python(), *(word.format(port=place.port) for word in words)]
+        command = [
+            environment.python(),
+            *(word.format(port=place.port) for word in words),
+        ]
         return [Process(command, environment={**environment.environment(), **variables})]
 
     return start
@@ -42,6 +46,14 @@ def _uwsgi(*words: str) -> Callable[[Place], Sequence[Process]]:
         return _python(uwsgi, *listen, *close, *words)(place)
 
     return start
+
+
+def _celery(place: Place) -> Sequence[Process]:
+    """Flask, and the workers that make its calls."""
+    (web,) = _gunicorn("tasks:app", "--worker-class", "gthread", "--threads", "32")(place)
+    words = ("--app", "tasks:celery", "worker", "--concurrency", "4", "--loglevel", "ERROR")
+    (worker,) = _python("-m", "celery", *words)(place)
+    return [replace(web, name="web"), replace(worker, name="worker")]
 
 
 def _app(
@@ -148,6 +160,8 @@ APPS = (
         _gunicorn("wsgi:app", "--worker-class", "gevent"),
         _EVERY,
     ),
+    # nothing says for which request a task was queued: its calls have no parent
+    _app("celery", "Flask, Celery, requests", _celery, (Behaviour.POOL,)),
     _app(
         "grpc-python",
         "gRPC server, requests",
