@@ -39,6 +39,7 @@ enum tl_program_kind {
 	TL_PROGRAM_THREADS, /* a thread serves one request after the other */
 	TL_PROGRAM_EVENTS, /* an event loop, whose handler of an event works for one request */
 	TL_PROGRAM_WORKERS, /* as THREADS, but for threads that are seen to serve several requests */
+	TL_PROGRAM_TIMERS, /* as EVENTS, and its timers make calls in the turn of an event */
 };
 
 /* What is known of what a process runs: tl_runtime. */

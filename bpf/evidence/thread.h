@@ -9,6 +9,7 @@
 #define THROUGHLINE_EVIDENCE_THREAD_H
 
 #include "core/settings.h"
+#include "evidence/timers.h"
 #include "evidence/trust.h"
 #include "evidence/unit.h"
 #include "evidence/work.h"
@@ -40,15 +41,33 @@ static __always_inline struct tl_thread *tl_thread_now(void)
 static __always_inline struct tl_thread *tl_thread_make(void)
 {
 	struct task_struct *task = tl_current_task();
-	struct tl_thread fresh = {};
+	struct tl_thread *fresh;
 	__u32 tid = TL_READ(task, pid);
 
-	fresh.id = (__u64)bpf_get_prandom_u32() << 32 | tid;
-	fresh.began = TL_READ(task, start_boottime);
-	fresh.born = tl_born(task);
-	fresh.made_ns = bpf_ktime_get_ns();
-	bpf_map_update_elem(&tl_threads, &tid, &fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&tl_threads, &tid);
+	tl_insert_zeros(&tl_threads, &tid, BPF_ANY);
+	fresh = bpf_map_lookup_elem(&tl_threads, &tid);
+	if (!fresh)
+		return NULL;
+	fresh->id = (__u64)bpf_get_prandom_u32() << 32 | tid;
+	fresh->began = TL_READ(task, start_boottime);
+	fresh->born = tl_born(task);
+	fresh->made_ns = bpf_ktime_get_ns();
+	return fresh;
+}
+
+/*
+ * The current thread accepts a connection. An event loop with timers is followed from then on, to
+ * know of them before its first read.
+ */
+static __always_inline void tl_thread_accepts(void)
+{
+	struct tl_thread *thread = tl_thread_now();
+
+	if (!thread && tl_traced(tl_cgroup_of(tl_current_task())) &&
+	    tl_kind_of(tl_executable()) == TL_PROGRAM_TIMERS)
+		thread = tl_thread_make();
+	if (thread)
+		tl_timers_wake(thread);
 }
 
 /*
@@ -63,6 +82,29 @@ static __always_inline bool tl_others_open(const struct tl_thread *thread, __u64
 	if (others > 0 && key && bpf_map_lookup_elem(&tl_open, &open))
 		others--;
 	return others > 0;
+}
+
+/*
+ * The event loop `thread` goes on with something else. Where it has read a request whole, and has
+ * neither called nor answered, it delays requests: a limit of their rate, a name that is looked up,
+ * a script that sleeps.
+ */
+static __always_inline void tl_thread_goes_on(struct tl_thread *thread)
+{
+	struct tl_open_key open = { thread->current, thread->id };
+
+	if (thread->whole && !thread->delays && bpf_map_lookup_elem(&tl_open, &open))
+		thread->delays = 1;
+	thread->whole = 0;
+}
+
+/*
+ * May the call be of another request than `key`, which was delayed? It is made by a timer, or for
+ * an event that is not seen.
+ */
+static __always_inline bool tl_may_be_delayed(const struct tl_thread *thread, __u64 key)
+{
+	return thread->delays && (tl_others_open(thread, key) || tl_timers_may_call(thread));
 }
 
 /*
@@ -123,6 +165,8 @@ static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_
 	    ((trust->seen[TL_SEEN_OVERLAP] && !tl_has_ticks(thread)) ||
 	     (socket && thread->restored == socket)))
 		return TL_ROOT_AMBIGUOUS;
+	if (trust->kind == TL_PROGRAM_TIMERS && tl_may_be_delayed(thread, parent->key))
+		return TL_ROOT_AMBIGUOUS;
 	sure = tl_how_sure(trust, thread->unsure);
 	parent->likely = sure != TL_SURE_PROVEN;
 	return sure == TL_SURE_NOT ? TL_ROOT_CONTRADICTED : -1;
@@ -145,7 +189,8 @@ static __always_inline void tl_unattributed(struct tl_thread *thread, struct tl_
 	if (!thread)
 		return;
 	if (refused == TL_ROOT_AMBIGUOUS) {
-		if (thread->deferred_ns && now - thread->deferred_ns < TL_DEFERRED_NS)
+		if ((trust && trust->kind == TL_PROGRAM_TIMERS) ||
+		    (thread->deferred_ns && now - thread->deferred_ns < TL_DEFERRED_NS))
 			return;
 		tl_settle(thread->current, false);
 		return;
@@ -211,6 +256,7 @@ static __always_inline void tl_leave_partial(struct tl_thread *thread)
 /* The thread goes on with something that belongs to no known request. */
 static __always_inline void tl_leave(struct tl_thread *thread)
 {
+	tl_thread_goes_on(thread);
 	thread->current = 0;
 	thread->unknown = 1;
 }
@@ -376,6 +422,8 @@ static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thre
 		trust = tl_trust_now();
 		tl_judge_read(thread, trust, request, key);
 	}
+	tl_thread_goes_on(thread);
+	thread->whole = whole && thread->loop;
 	thread->restored = server ? 0 : flow->endpoints.socket;
 	thread->current = key;
 	thread->evidence = evidence;

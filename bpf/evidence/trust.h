@@ -67,7 +67,7 @@ static __always_inline __u8 tl_kind_of(struct file *file)
 	switch (word & 0xffffffffffffULL) { /* six bytes: up to five letters and the end */
 	case 0x00786e69676eULL: /* nginx */
 	case 0x006569676e61ULL: /* angie */
-		return TL_PROGRAM_EVENTS;
+		return TL_PROGRAM_TIMERS;
 	case 0x006470747468ULL: /* httpd */
 		return TL_PROGRAM_THREADS;
 	}
@@ -204,7 +204,7 @@ static __always_inline bool tl_is_serial(const struct tl_trust *trust)
 static __always_inline bool tl_is_loop(const struct tl_trust *trust)
 {
 	if (trust->kind != TL_PROGRAM_UNKNOWN)
-		return trust->kind == TL_PROGRAM_EVENTS;
+		return trust->kind == TL_PROGRAM_EVENTS || trust->kind == TL_PROGRAM_TIMERS;
 	return trust->seen[TL_SEEN_WAITS] || trust->seen[TL_SEEN_OVERLAP];
 }
 
@@ -240,7 +240,7 @@ static __always_inline enum tl_sure tl_how_sure(const struct tl_trust *trust, bo
 		return TL_SURE_NOT;
 	if (tl_is_serial(trust))
 		return TL_SURE_PROVEN;
-	if (trust->kind == TL_PROGRAM_EVENTS)
+	if (trust->kind == TL_PROGRAM_EVENTS || trust->kind == TL_PROGRAM_TIMERS)
 		return unsure ? TL_SURE_LIKELY : TL_SURE_PROVEN;
 	if (seen[TL_SEEN_RESPONSE] || seen[TL_SEEN_IDLE] || seen[TL_SEEN_LATE] ||
 	    seen[TL_SEEN_CONNECTION])

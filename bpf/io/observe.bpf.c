@@ -196,8 +196,10 @@ int BPF_PROG(tl_read, struct sock *sk)
 	__u64 key = 0;
 	bool whole;
 
-	if (thread)
+	if (thread) {
+		tl_timers_wake(thread);
 		tl_leave_partial(thread);
+	}
 	if (flow && flow->flags & TL_FLOW_OPAQUE) {
 		flow->flags |= TL_FLOW_ANSWERED;
 	} else if (!flow || flow->role == TL_ROLE_OFF || flow->role == TL_ROLE_UNKNOWN) {
@@ -310,12 +312,16 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 		return 0;
 	}
 	tl_work_turns(call == TL_CALL_ACCEPT);
-	if (call == TL_CALL_ACCEPT)
+	if (call == TL_CALL_ACCEPT) {
+		tl_thread_accepts();
 		return 0;
+	}
 	thread = tl_thread_now();
 	if (!thread)
 		return 0;
+	tl_timers_wait(thread, tl_timeout_of(id, PT_REGS_PARM4_SYSCALL(regs)));
 	tl_leave_partial(thread);
+	tl_thread_goes_on(thread);
 	if (tl_thread_waits(thread))
 		return 0;
 	thread->current = 0;

@@ -54,6 +54,7 @@ SEC("tp_btf/sock_send_length")
 int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 {
 	struct tl_parent parent = {};
+	struct tl_trust *trust;
 	struct tl_flow *flow;
 	__u64 key = 0;
 
@@ -67,7 +68,10 @@ int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 			tl_call_without_header(flow);
 		return 0;
 	}
-	if (tl_thread_parent(tl_thread_now(), tl_trust_now(), 0, &parent) < 0)
+	trust = tl_trust_now();
+	/* in nginx a timer may have written: what follows the answer would be taken for proven */
+	if (tl_thread_parent(tl_thread_now(), trust, 0, &parent) < 0 &&
+	    !(parent.likely && trust->kind != TL_PROGRAM_UNKNOWN))
 		key = parent.key;
 	flow->caller = key;
 	if (flow->writer != key) {

@@ -81,6 +81,12 @@ static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64
 	return TL_CALL_OTHER;
 }
 
+/* How long the system call `number` waits at most, in ms; -1: for ever; 0: that is not known. */
+static __always_inline __s32 tl_timeout_of(__u32 number, __u64 fourth)
+{
+	return number == TL_NR_EPOLL_WAIT || number == TL_NR_EPOLL_PWAIT ? (__s32)fourth : 0;
+}
+
 #if defined(__TARGET_ARCH_x86)
 /* The same for a 32-bit program. */
 static __always_inline enum tl_call tl_call32_of(__u32 number, __u32 second, __u32 third)

@@ -309,8 +309,10 @@ int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
 		return 0;
 	}
 	thread = tl_thread_now();
-	if (thread)
+	if (thread) {
+		tl_timers_wake(thread);
 		tl_leave_partial(thread);
+	}
 	if (end && end->flow.role == TL_ROLE_CLIENT) {
 		/* behind the answer of FastCGI the front end awaits the end of the connection */
 		whole = end->protocol == TL_UNIX_HTTP &&

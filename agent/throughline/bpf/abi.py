@@ -231,6 +231,7 @@ class ProgramKind(IntEnum):
     PROGRAM_THREADS = 1
     PROGRAM_EVENTS = 2
     PROGRAM_WORKERS = 3
+    PROGRAM_TIMERS = 4
 
 
 class RuntimeFlags(IntEnum):
