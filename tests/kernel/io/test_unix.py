@@ -255,6 +255,24 @@ def test_haproxy_and_gunicorn(onward: int) -> None:
     assert not [verdict for verdict in found if verdict.startswith("wrong")], found
 
 
+@pytest.mark.parametrize("mode", ["accept", "read"])
+def test_connections_that_are_passed_to_other_processes(onward: int, mode: str) -> None:
+    """The process that reads a request calls for it, or nothing says who does."""
+    program = str(SERVICES / "passed.py")
+    with Traced({"propagation": {"parents": "proven"}}) as traced:
+        path, port = traced.directory / "app.sock", free_port()
+        traced.spawn("app", [sys.executable, program, str(path), str(onward), mode])
+        wait_socket(path)
+        nginx.start(traced, "front", PROXY.format(path=path, port=port, more=""), port=port)
+        spans = sent(traced, port)
+        found = unix.judge(spans, HOPS)
+        print(dict(found), traced.counters())
+    check(unix.judge(spans, HOPS[:3]))
+    assert set(found) <= {"right", "none app CLIENT"}, found
+    if mode == "accept":
+        assert found["right"] >= 0.8 * REQUESTS, "after 16 requests of each worker it is proven"
+
+
 def test_what_the_spans_say(onward: int) -> None:
     with Traced() as traced:
         path = traced.directory / "app.sock"
