@@ -7,32 +7,18 @@
 #include "evidence/thread.h"
 #include "evidence/work.h"
 
+/* Which counter counts a parent, by enum tl_evidence. A table: the verifier walks each branch. */
+const __u32 tl_parent_counters[16] = {
+	[TL_EVIDENCE_CONNECT] = TL_PARENT_CONNECT, [TL_EVIDENCE_RESTORE] = TL_PARENT_RESTORE,
+	[TL_EVIDENCE_THREAD] = TL_PARENT_THREAD,   [TL_EVIDENCE_GOROUTINE] = TL_PARENT_GOROUTINE,
+	[TL_EVIDENCE_CONTEXT] = TL_PARENT_CONTEXT, [TL_EVIDENCE_PYTHON] = TL_PARENT_PYTHON,
+	[TL_EVIDENCE_JAVA] = TL_PARENT_JAVA,       [TL_EVIDENCE_UNIX] = TL_PARENT_UNIX,
+	[TL_EVIDENCE_TICK] = TL_PARENT_TICK,
+};
+
 static __always_inline void tl_count_parent(__u8 evidence)
 {
-	switch (evidence) {
-	case TL_EVIDENCE_CONTEXT:
-		tl_count(TL_PARENT_CONTEXT);
-		return;
-	case TL_EVIDENCE_GOROUTINE:
-		tl_count(TL_PARENT_GOROUTINE);
-		return;
-	case TL_EVIDENCE_TICK:
-		tl_count(TL_PARENT_TICK);
-		return;
-	case TL_EVIDENCE_CONNECT:
-		tl_count(TL_PARENT_CONNECT);
-		return;
-	case TL_EVIDENCE_RESTORE:
-		tl_count(TL_PARENT_RESTORE);
-		return;
-	case TL_EVIDENCE_PYTHON:
-		tl_count(TL_PARENT_PYTHON);
-		return;
-	case TL_EVIDENCE_JAVA:
-		tl_count(TL_PARENT_JAVA);
-		return;
-	}
-	tl_count(TL_PARENT_THREAD);
+	tl_count(tl_parent_counters[evidence & 15]);
 }
 
 /*
@@ -117,26 +103,16 @@ static __always_inline int tl_thread_calls(struct tl_flow *flow, struct tl_threa
 	return refused;
 }
 
-/* Finds the request that a call is made for. False: there is no evidence. */
-static __always_inline bool tl_find_parent(struct tl_flow *flow, struct tl_parent *parent)
+/*
+ * Finds the request that a call is made for, where the runtime does not tell. Returns the same as
+ * tl_take_parent().
+ */
+static __always_inline int tl_find_by_thread(struct tl_flow *flow, struct tl_trust *trust,
+					     bool first, struct tl_parent *parent)
 {
-	bool first = !(flow->flags & TL_FLOW_USED);
-	struct tl_thread *thread;
-	struct tl_trust *trust;
-	int refused;
+	struct tl_thread *thread = tl_thread_now();
+	int refused = thread ? 0 : tl_claimed_parent(flow->endpoints.socket, parent, 0);
 
-	refused = tl_work_parent(parent);
-	if (refused) {
-		tl_found(tl_trust_now(), refused, false);
-		if (refused < 0)
-			tl_count_parent(parent->evidence);
-		else
-			tl_count(refused);
-		return refused < 0;
-	}
-	thread = tl_thread_now();
-	trust = tl_trust_now();
-	refused = thread ? 0 : tl_claimed_parent(flow->endpoints.socket, parent, 0);
 	if (refused) {
 		tl_found(trust, refused, false);
 	} else {
@@ -144,8 +120,22 @@ static __always_inline bool tl_find_parent(struct tl_flow *flow, struct tl_paren
 		refused = tl_thread_calls(flow, thread, trust, first, refused, parent);
 	}
 	flow->tid = TL_READ(tl_current_task(), pid);
+	return refused >= 0 ? tl_work_reason(refused) : refused;
+}
+
+/* Finds the request that a call is made for. False: there is no evidence. */
+static __always_inline bool tl_find_parent(struct tl_flow *flow, struct tl_parent *parent)
+{
+	bool first = !(flow->flags & TL_FLOW_USED);
+	struct tl_trust *trust = tl_trust_now();
+	int refused = tl_work_parent(parent);
+
+	if (refused)
+		tl_found(trust, refused, false);
+	else
+		refused = tl_find_by_thread(flow, trust, first, parent);
 	if (refused >= 0) {
-		tl_count(tl_work_reason(refused));
+		tl_count(refused);
 		return false;
 	}
 	tl_count_parent(parent->evidence);

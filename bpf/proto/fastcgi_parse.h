@@ -231,12 +231,18 @@ static __always_inline __u32 tl_param_skip(struct tl_fastcgi *fastcgi, __u32 lef
 	return skip > fastcgi->left ? fastcgi->left : skip;
 }
 
-/* Parses the parameters at the start of `left` bytes, of which the first is `c`. Returns how many. */
-static __always_inline __u32 tl_fastcgi_params(struct tl_http *http, struct tl_text *text,
-					       struct tl_fastcgi *fastcgi, __u8 c, __u32 left)
+/*
+ * Parses the parameters at the start of `left` bytes, of which the first is `c`. Returns how many. A
+ * global function: the verifier would walk what follows for each of its paths.
+ */
+__noinline int tl_fastcgi_params(struct tl_http *http, struct tl_text *text,
+				 struct tl_fastcgi *fastcgi, __u8 c, __u32 left)
 {
-	__u32 n = tl_param_skip(fastcgi, left);
+	__u32 n;
 
+	if (!http || !text || !fastcgi)
+		return 1;
+	n = tl_param_skip(fastcgi, left);
 	switch (fastcgi->part) {
 	case TL_PART_NAME_LENGTH:
 	case TL_PART_VALUE_LENGTH:
