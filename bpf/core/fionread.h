@@ -67,9 +67,8 @@ static __always_inline bool tl_calls_fionread(struct task_struct *task)
 /* A process calls FIONREAD: its sockets must leave the sockhash. */
 static __always_inline void tl_learn_fionread(void)
 {
-	struct task_struct *task = tl_current_task();
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	__u32 born = tl_born(TL_READ(task, group_leader));
+	__u32 born = tl_process_born();
 	__u32 *known = bpf_map_lookup_elem(&tl_fionread, &tgid);
 
 	if (known && *known == born)

@@ -22,6 +22,26 @@ static __always_inline bool tl_is_born(struct task_struct *task, __u32 born)
 }
 
 /*
+ * Where a program follows a pointer in a task that it knows to be valid, verifiers before sorted BTF
+ * look through all types of the kernel by name, up to four times: 2 ms for each time that they walk
+ * it. So the functions that do are global ones, which are walked once for each program.
+ */
+
+/* When the current process began: in nanoseconds since boot. */
+__noinline __u64 tl_process_began_ns(void)
+{
+	struct task_struct *leader = TL_READ(tl_current_task(), group_leader);
+
+	return TL_READ(leader, start_boottime);
+}
+
+/* The same as tl_born() says it of its first thread. */
+static __always_inline __u32 tl_process_born(void)
+{
+	return tl_process_began_ns() / TL_TICK_NS;
+}
+
+/*
  * The ids of the current process (upper half) and thread. Programs of the type cgroup_skb get the
  * helper for that in newer kernels only: Linux 6.1 refuses it.
  */
@@ -40,7 +60,7 @@ static __always_inline __u64 tl_current_ids(void)
  * process ids again, and a process keeps its id when it executes another program (execve). So the
  * key also holds when the process began, and how many programs it has executed.
  */
-static __always_inline __u64 tl_process_key(__u64 what)
+__noinline __u64 tl_process_key(__u64 what)
 {
 	struct task_struct *task = tl_current_task(), *leader = TL_READ(task, group_leader);
 	__u64 began = TL_READ(leader, start_time);

@@ -41,7 +41,7 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	flow->role = TL_ROLE_CLIENT;
 	flow->cgroup_id = cgroup_id;
 	flow->pid = TL_READ(task, tgid);
-	flow->born = tl_born(TL_READ(task, group_leader));
+	flow->born = tl_process_born();
 	thread = tl_thread_now();
 	trust = tl_trust_now();
 	refused = tl_thread_parent(thread, trust, 0, &parent);

@@ -82,6 +82,37 @@ static __always_inline __u8 tl_kind_of(struct file *file)
 	return TL_PROGRAM_UNKNOWN;
 }
 
+/* Which file the current thread executes, in which cgroup. See tl_process_began_ns(). */
+#ifdef TL_LEGACY
+static __always_inline int tl_program_now(struct tl_program *program)
+{
+	struct file *file = tl_executable();
+
+	program->inode = BPF_CORE_READ(file, f_inode, i_ino);
+	program->device = BPF_CORE_READ(file, f_inode, i_sb, s_dev);
+	program->cgroup_id = tl_cgroup_of(tl_current_task());
+	return 0;
+}
+#else
+__noinline int tl_program_now(struct tl_program *program)
+{
+	struct file *file = tl_executable();
+
+	if (!program)
+		return 0;
+	program->inode = file->f_inode->i_ino;
+	program->device = file->f_inode->i_sb->s_dev;
+	program->cgroup_id = tl_cgroup_of(tl_current_task());
+	return 0;
+}
+#endif
+
+/* What is known of it by its name. */
+__noinline int tl_kind_now(void)
+{
+	return tl_kind_of(tl_executable());
+}
+
 /*
  * A hash (FNV-1a, by words) of the name of the current cgroup: of its begin, where it is long. `word`
  * is memory for it: the caller has few bytes of stack left.
@@ -92,6 +123,7 @@ static __always_inline __u64 tl_cgroup_name(__u64 *word)
 	__u64 hash = 0xcbf29ce484222325ULL;
 	int i;
 
+#pragma unroll 1
 	for (i = 0; i < TL_NAME_WORDS; i++) {
 		*word = 0;
 		/* seven characters and the end */
@@ -104,51 +136,69 @@ static __always_inline __u64 tl_cgroup_name(__u64 *word)
 }
 
 /*
- * Something was seen that says what the current program's threads are: enum tl_seen. A contradiction
- * that is new is also noted in tl_contradicted. TL_SEEN_ALL: recalls what is noted there. No inline
- * function, to have a stack of its own.
+ * Which contradictions of the current program are noted in tl_contradicted: bits by enum tl_seen. Adds
+ * `what`, where that is one. A global function, to have a stack of its own, and see
+ * tl_process_began_ns().
  */
-static __noinline void tl_saw(struct tl_trust *trust, __u32 what)
+__noinline __u64 tl_noted(__u32 kind, __u32 what)
 {
+	struct file *file = tl_executable();
+	struct inode *inode = TL_INODE(file);
 	struct tl_lasting key = {};
-	struct inode *inode;
-	struct file *file;
 	__u64 *known, seen;
-	__u32 i;
 
-	if (!trust || what > TL_SEEN_ALL)
-		return;
-	if (what < TL_SEEN_ALL) {
-		/* see tl_how_sure() */
-		if (trust->kind != TL_PROGRAM_UNKNOWN && what > TL_SEEN_READ)
-			return;
-		seen = trust->seen[what];
-		__sync_fetch_and_add(&trust->seen[what], 1);
-		if (what >= TL_SEEN_CONTRADICTIONS)
-			return;
-		tl_count(TL_CONTRADICTED_ANSWER + what);
-		if (seen)
-			return;
-	}
-	key.cgroup = tl_cgroup_name(&seen) ^ trust->kind;
-	file = tl_executable();
-	inode = TL_INODE(file);
+	asm volatile("" ::"r"(kind), "r"(what));
+	/* in this order, since few registers are left */
+	key.cgroup = kind;
 	key.inode = TL_READ(inode, i_ino);
 	key.size = TL_READ(inode, i_size);
 	key.device = TL_DEVICE(inode);
 	key.generation = TL_READ(inode, i_generation);
+	asm volatile("" ::: "memory");
+	key.cgroup ^= tl_cgroup_name(&seen);
 	known = bpf_map_lookup_elem(&tl_contradicted, &key);
 	seen = known ? *known : 0;
-	if (what < TL_SEEN_ALL) {
+	if (what < TL_SEEN_CONTRADICTIONS) {
 		seen |= 1ULL << what;
 		bpf_map_update_elem(&tl_contradicted, &key, &seen, BPF_ANY);
+	}
+	return seen;
+}
+
+/*
+ * Something was seen that says what the current program's threads are: enum tl_seen. A contradiction
+ * that is new is also noted in tl_contradicted.
+ */
+static __always_inline void tl_saw(struct tl_trust *trust, __u32 what)
+{
+	__u64 seen;
+
+	if (!trust || what >= TL_SEEN_ALL)
 		return;
-	}
+	/* see tl_how_sure() */
+	if (trust->kind != TL_PROGRAM_UNKNOWN && what > TL_SEEN_READ)
+		return;
+	seen = trust->seen[what];
+	__sync_fetch_and_add(&trust->seen[what], 1);
+	if (what >= TL_SEEN_CONTRADICTIONS)
+		return;
+	tl_count(TL_CONTRADICTED_ANSWER + what);
+	if (!seen)
+		tl_noted(trust->kind, what);
+}
+
+/* Recalls what is noted in tl_contradicted. */
+static __always_inline void tl_recall(struct tl_trust *trust)
+{
+	__u64 seen = tl_noted(trust->kind, TL_SEEN_ALL);
+	__u32 i;
+
+	trust->recalled = 1;
+	if (!seen)
+		return;
 #pragma unroll
-	for (i = 0; i < TL_SEEN_CONTRADICTIONS; i++) {
-		if (seen >> i & 1)
-			__sync_fetch_and_add(&trust->seen[i], 1);
-	}
+	for (i = 0; i < TL_SEEN_CONTRADICTIONS; i++)
+		__sync_fetch_and_add(&trust->seen[i], seen >> i & 1);
 }
 
 /* Finds or makes the entry of tl_trust_now(). No inline function, as above. */
@@ -156,20 +206,12 @@ static __noinline struct tl_trust *tl_trust_find(void)
 {
 	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
 	struct tl_program program = {};
-	struct file *file = tl_executable();
 	struct tl_trust *trust;
 
-#ifdef TL_LEGACY
-	program.inode = BPF_CORE_READ(file, f_inode, i_ino);
-	program.device = BPF_CORE_READ(file, f_inode, i_sb, s_dev);
-#else
-	program.inode = file->f_inode->i_ino;
-	program.device = file->f_inode->i_sb->s_dev;
-#endif
+	tl_program_now(&program);
 	/* a thread of the kernel */
 	if (!program.inode)
 		return NULL;
-	program.cgroup_id = tl_cgroup_of(tl_current_task());
 	if (runtime && tl_runs_workers(runtime))
 		program.runs = TL_PROGRAM_WORKERS;
 	trust = bpf_map_lookup_elem(&tl_trust, &program);
@@ -178,7 +220,7 @@ static __noinline struct tl_trust *tl_trust_find(void)
 	tl_insert_zeros(&tl_trust, &program, BPF_NOEXIST);
 	trust = bpf_map_lookup_elem(&tl_trust, &program);
 	if (trust)
-		trust->kind = program.runs ? program.runs : tl_kind_of(file);
+		trust->kind = program.runs ? program.runs : tl_kind_now();
 	return trust;
 }
 
@@ -187,10 +229,8 @@ static __always_inline struct tl_trust *tl_trust_now(void)
 {
 	struct tl_trust *trust = tl_trust_find();
 
-	if (trust && !trust->recalled) {
-		trust->recalled = 1;
-		tl_saw(trust, TL_SEEN_ALL);
-	}
+	if (trust && !trust->recalled)
+		tl_recall(trust);
 	return trust;
 }
 
@@ -218,7 +258,7 @@ enum tl_sure {
  * Has the current process one thread only? Of several, each may do the others' work, and hand over the
  * result in a way that no system call shows (docs/decisions/0016-trust.md).
  */
-static __always_inline bool tl_is_alone(void)
+__noinline int tl_is_alone(void)
 {
 #ifdef TL_LEGACY
 	return BPF_CORE_READ(tl_current_task(), signal, nr_threads) == 1;

@@ -63,7 +63,7 @@ __noinline int tl_work_answers(__u64 key)
  */
 __noinline __u64 tl_work_request(__u32 pid)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(pid);
+	const struct tl_runtime *runtime = tl_runtime_here(pid);
 
 	if (!runtime)
 		return 0;

@@ -29,7 +29,6 @@ __noinline int tl_request_out(TL_FLOW)
 {
 	TL_TAKE_FLOW(flow, text);
 	__u32 bytes = TL_TRACEPARENT_BYTES, lines = 1;
-	struct task_struct *task = tl_current_task();
 	struct tl_parent parent;
 	struct tl_http *http;
 	bool found;
@@ -40,7 +39,7 @@ __noinline int tl_request_out(TL_FLOW)
 	if (tl_pipelined(flow, text))
 		return 0;
 	flow->pid = bpf_get_current_pid_tgid() >> 32;
-	flow->born = tl_born(TL_READ(task, group_leader));
+	flow->born = tl_process_born();
 	found = tl_find_parent(flow, &parent);
 	tl_flow_calls(flow, text, found ? &parent : NULL);
 	flow->in.flags |= TL_HTTP_RESPONSE;

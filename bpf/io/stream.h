@@ -54,7 +54,6 @@ static __always_inline bool tl_by_writer(struct bpf_sock *sk)
 __noinline int tl_packet_asks(TL_FLOW)
 {
 	TL_TAKE_FLOW(flow, text);
-	struct task_struct *task = tl_current_task();
 	struct tl_parent parent = {};
 	bool found = false;
 
@@ -65,7 +64,7 @@ __noinline int tl_packet_asks(TL_FLOW)
 	if (flow->flags & TL_FLOW_BY_WRITER) {
 		flow->flags |= TL_FLOW_ASKED;
 		flow->pid = tl_current_ids() >> 32;
-		flow->born = tl_born(TL_READ(task, group_leader));
+		flow->born = tl_process_born();
 		found = tl_find_parent(flow, &parent);
 	}
 	tl_flow_calls(flow, text, found ? &parent : NULL);

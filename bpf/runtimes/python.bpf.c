@@ -28,7 +28,6 @@ static __always_inline struct tl_runtime *tl_py_runtime(const struct tl_python_b
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
 	__u64 base = tl_user_word(context + TL_PY_TYPE_AT) - binary->type_at;
-	struct task_struct *leader = tl_current_task()->group_leader;
 	struct tl_runtime *known = tl_runtime_of(pid);
 	struct tl_runtime fresh = {};
 
@@ -45,7 +44,7 @@ static __always_inline struct tl_runtime *tl_py_runtime(const struct tl_python_b
 	fresh.base = base;
 	fresh.binary = index;
 	fresh.kind = TL_RUNTIME_PYTHON;
-	fresh.born = tl_born(leader);
+	fresh.born = tl_process_born();
 	bpf_map_update_elem(&tl_runtimes, &pid, &fresh, BPF_ANY);
 	return bpf_map_lookup_elem(&tl_runtimes, &pid);
 }
@@ -188,7 +187,6 @@ int BPF_KPROBE(tl_py_freed, __u64 context)
 static __always_inline void tl_py_has_greenlets(__u32 index)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
-	struct task_struct *leader = tl_current_task()->group_leader;
 	struct tl_runtime *known = tl_runtime_of(pid);
 	struct tl_runtime fresh = {};
 
@@ -199,7 +197,7 @@ static __always_inline void tl_py_has_greenlets(__u32 index)
 	fresh.flags = TL_RUNTIME_TASKS;
 	fresh.binary = index;
 	fresh.kind = TL_RUNTIME_PYTHON;
-	fresh.born = tl_born(leader);
+	fresh.born = tl_process_born();
 	bpf_map_update_elem(&tl_runtimes, &pid, &fresh, BPF_ANY);
 }
 

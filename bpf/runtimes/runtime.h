@@ -26,18 +26,42 @@ static __always_inline bool tl_runs_workers(const struct tl_runtime *runtime)
 	return (runtime->flags & both) == both;
 }
 
+/* Does the word that the entry names have its value? */
+static __always_inline bool tl_runtime_fits(const struct tl_runtime *runtime)
+{
+	return !runtime->check_at || tl_user_word(runtime->check_at) == runtime->check;
+}
+
 /* What is known of the runtime of the current process, whose id is `pid`, or NULL. */
 static __always_inline struct tl_runtime *tl_runtime_of(__u32 pid)
+{
+	struct tl_runtime *runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
+
+	if (!runtime || tl_process_born() != runtime->born)
+		return NULL;
+	return tl_runtime_fits(runtime) ? runtime : NULL;
+}
+
+/* The same, in a global function that has no stack left for another one. */
+static __always_inline struct tl_runtime *tl_runtime_here(__u32 pid)
 {
 	struct task_struct *leader = TL_READ(tl_current_task(), group_leader);
 	struct tl_runtime *runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
 
 	if (!runtime || !tl_is_born(leader, runtime->born))
 		return NULL;
-	if (runtime->check_at && tl_user_word(runtime->check_at) != runtime->check)
-		return NULL;
-	return runtime;
+	return tl_runtime_fits(runtime) ? runtime : NULL;
 }
+
+#ifndef TL_LEGACY
+/* The id of the process that the current one is a child of (upper half), and its tl_born(). */
+__noinline __u64 tl_parent_process(void)
+{
+	struct task_struct *parent = tl_current_task()->group_leader->real_parent;
+
+	return (__u64)(__u32)parent->tgid << 32 | tl_born(parent);
+}
+#endif
 
 /*
  * The same for a process that has read a request. One that was forked by a server of threads, and has
@@ -48,19 +72,20 @@ static __always_inline struct tl_runtime *tl_runtime_of_reader(__u32 pid)
 {
 	struct tl_runtime *runtime = tl_runtime_of(pid);
 #ifndef TL_LEGACY
-	struct task_struct *leader = tl_current_task()->group_leader;
-	struct task_struct *parent = leader->real_parent;
 	struct tl_runtime *known, fresh;
-	__u32 parent_pid = parent->tgid;
+	__u64 parent;
+	__u32 parent_pid;
 
 	if (runtime && (runtime->kind != TL_RUNTIME_PYTHON || runtime->check_at))
 		return runtime;
+	parent = tl_parent_process();
+	parent_pid = parent >> 32;
 	known = bpf_map_lookup_elem(&tl_runtimes, &parent_pid);
-	if (!known || !(known->flags & TL_RUNTIME_SETTLED) || !tl_is_born(parent, known->born) ||
+	if (!known || !(known->flags & TL_RUNTIME_SETTLED) || (__u32)parent != known->born ||
 	    tl_user_word(known->check_at) != known->check)
 		return runtime;
 	fresh = *known;
-	fresh.born = tl_born(leader);
+	fresh.born = tl_process_born();
 	fresh.flags = TL_RUNTIME_WORKERS | TL_RUNTIME_SETTLED | (runtime ? runtime->flags : 0);
 	bpf_map_update_elem(&tl_runtimes, &pid, &fresh, BPF_ANY);
 	runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);

@@ -200,7 +200,7 @@ static __always_inline struct tl_tls_call *tl_tls_enter(struct pt_regs *ctx,
 
 	if (!given->ssl || !tl_probe_traced())
 		return NULL;
-	born = tl_born(TL_READ(tl_current_task(), group_leader));
+	born = tl_process_born();
 	known = bpf_map_lookup_elem(&tl_tls_pids, &tgid);
 	if (!known || *known != born)
 		bpf_map_update_elem(&tl_tls_pids, &tgid, &born, BPF_ANY);

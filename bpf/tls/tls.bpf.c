@@ -192,12 +192,11 @@ int BPF_PROG(tl_ssl_socket, struct sock *sk)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	__u32 *born = bpf_map_lookup_elem(&tl_tls_pids, &tgid);
-	struct task_struct *task = tl_current_task();
 	struct tl_tls_thread *thread;
 	struct tl_flow *flow, *tls;
 	__u64 socket, key;
 
-	if (!born || !tl_is_born(TL_READ(task, group_leader), *born))
+	if (!born || tl_process_born() != *born)
 		return 0;
 	thread = tl_tls_thread_now(true);
 	if (!thread)

@@ -12,15 +12,15 @@ import pytest
 from throughline.bpf import libbpf, prototypes
 from throughline.features.objects import VARIANTS, Objects
 from throughline.features.table import GROUPS
-from throughline.probes import uprobes
+from throughline.probes import trials, uprobes
 
 # Instructions, for all programs of a variant. A loop whose turns the verifier walks one by one, or
 # a function that it walks for each caller, adds tens of thousands to each program that has it:
 # docs/developer/kernel-facts.md.
-WALKED_MAX = {"": 690_000, "-legacy": 550_000}
+WALKED_MAX = {"": 640_000, "-legacy": 420_000}
 VERIFIED_INSNS = 54  # of struct bpf_prog_info, in words (Linux 5.16)
-# bpf_probe_write_user is refused on kernels that are locked down
-NOT_EVERYWHERE = "go_write"
+# Linux before 6.3 has no tracepoints for Unix sockets; lockdown refuses bpf_probe_write_user
+NOT_EVERYWHERE = {"go_write", "restore", "unix"}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def bpffs() -> Iterator[Path]:
 
 
 def _prepare(opened: libbpf.Object) -> None:
-    uprobes.prepare(opened, uprobes.Kind.MULTI)
+    uprobes.prepare(opened, trials.find_kind())
 
 
 @pytest.mark.timeout(60)
@@ -46,11 +46,15 @@ def test_the_verifier_has_little_to_walk(bpffs: Path, variant: str) -> None:
     walked = {}
     try:
         for name in dict.fromkeys(n for group in GROUPS.values() for n in group.objects):
-            if name == NOT_EVERYWHERE or not objects.has(name):
+            if not objects.has(name):
                 continue
-            for program in objects.load(name, prepare=_prepare).programs():
-                if not objects.refused.get(program.name):
-                    walked[program.name] = prototypes.info(program.fd)[VERIFIED_INSNS]
+            try:
+                loaded = objects.load(name, prepare=_prepare)
+            except OSError:
+                assert name in NOT_EVERYWHERE
+                continue
+            for program in loaded.programs():
+                walked[program.name] = prototypes.info(program.fd)[VERIFIED_INSNS]
     finally:
         objects.close()
     assert walked
