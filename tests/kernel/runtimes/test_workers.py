@@ -6,7 +6,9 @@ known has no proven parent.
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -104,8 +106,12 @@ def test_a_worker_that_replaces_another_one_is_known_at_once(proven: Bench) -> N
 
     def start(place: Place) -> Sequence[Process]:
         words = ["-m", "gunicorn", "--bind", f"127.0.0.1:{place.port}", "--worker-class", "gthread"]
-        words += ["--threads", "4", "--workers", "2", "--max-requests", "20", "wsgi:app"]
-        return [Process([environment.python(), *words], environment=environment.environment())]
+        words += ["--threads", "4", "--workers", "2", "--max-requests", "20", "--preload"]
+        return [
+            Process(
+                [environment.python(), *words, "wsgi:app"], environment=environment.environment()
+            )
+        ]
 
     app = replace(named("flask-gthread"), name="replaced", start=start)
     steps = proven.run(app, (AT_ONCE,), {1: 5, 8: 211})
@@ -114,3 +120,27 @@ def test_a_worker_that_replaces_another_one_is_known_at_once(proven: Bench) -> N
     _, result = next(steps)
     assert not result.failures
     assert (result.wrong, result.right) == (0, result.calls), result
+
+
+def test_what_is_left_of_a_body_may_be_read_by_any_thread(proven: Bench) -> None:
+    """A request that is answered before it is read whole contradicts nothing."""
+    app = named("flask-gthread")
+    ports: list[int] = []
+
+    def start(place: Place) -> Sequence[Process]:
+        ports.append(place.port)
+        return app.start(place)
+
+    steps = proven.run(replace(app, name="unread", start=start), (AT_ONCE,), {1: 5, 8: 101})
+    next(steps)
+    before = proven.traced.counters().get("contradicted_read", 0)
+    head = b"POST /at-once?id=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n"
+    for _ in range(23):
+        with socket.create_connection(("127.0.0.1", ports[0]), timeout=10) as client:
+            client.sendall(head + b"Connection: close\r\n\r\n" + bytes(100_000))
+            assert b" 405 " in client.recv(4096)
+            with contextlib.suppress(ConnectionError):
+                client.sendall(bytes(100_000))
+    _, result = next(steps)
+    assert proven.traced.counters().get("contradicted_read", 0) == before
+    assert (result.wrong, result.right, result.calls) == (0, 101, 101), result

@@ -37,12 +37,15 @@ def _gunicorn(app: str, *words: str) -> Callable[[Place], Sequence[Process]]:
 
 
 def _uwsgi(*words: str) -> Callable[[Place], Sequence[Process]]:
-    """It closes each connection after the answer, and does not say so by itself."""
+    """It closes each connection after the answer, and does not say so by itself.
+
+    Each worker loads the application: threads of the master, and their locks, are not forked well.
+    """
 
     def start(place: Place) -> Sequence[Process]:
         uwsgi = str(environment.directory() / "bin/uwsgi")
         close = ("--add-header", "Connection: close")
-        listen = ("--http-socket", "127.0.0.1:{port}", "--master", "--die-on-term")
+        listen = ("--http-socket", "127.0.0.1:{port}", "--master", "--lazy-apps")
         return _python(uwsgi, *listen, *close, *words)(place)
 
     return start
