@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tests.fixtures import nginx
@@ -21,7 +22,8 @@ def _nginx(location: str, http: str = "") -> Start:
     def start(place: Place) -> Sequence[Process]:
         upstream = f"upstream kept {{ server 127.0.0.1:{place.backend}; keepalive 16; }}"
         listen = f"listen 127.0.0.1:{place.port} backlog=512;"
-        inner = location.format(backend=f"127.0.0.1:{place.backend}")
+        socket = place.folder / "app.socket"
+        inner = location.format(backend=f"127.0.0.1:{place.backend}", socket=socket)
         server = f"server {{ {listen} location / {{ {inner} }} }}"
         return [Process(nginx.prepare(place.folder, "\n".join((http, upstream, server))))]
 
@@ -42,14 +44,19 @@ frontend front
     bind 127.0.0.1:{port}
     default_backend back
 backend back
-    server only 127.0.0.1:{backend}
+    server only {to}
 """
 
 
-def _haproxy(option: str) -> Start:
+def _to(place: Place, upstream: str) -> str:
+    """Fills in the backend's port, or the socket of an application behind the proxy."""
+    return upstream.format(backend=place.backend, socket=place.folder / "app.socket")
+
+
+def _haproxy(option: str, to: str = "127.0.0.1:{backend}") -> Start:
     def start(place: Place) -> Sequence[Process]:
         file = place.folder / "haproxy.cfg"
-        file.write_text(_HAPROXY.format(option=option, port=place.port, backend=place.backend))
+        file.write_text(_HAPROXY.format(option=option, port=place.port, to=_to(place, to)))
         return [Process(["haproxy", "-db", "-f", str(file)])]
 
     return start
@@ -66,20 +73,18 @@ Group nogroup
 {modules}
 KeepAliveTimeout 30
 MaxKeepAliveRequests 0
-ProxyPass / http://127.0.0.1:{backend}/
+ProxyPass / {to}
 """
 
 
-def _apache(worker: str) -> Start:
+def _apache(worker: str, to: str = "http://127.0.0.1:{backend}/") -> Start:
     names = (f"mpm_{worker}", "authz_core", "proxy", "proxy_http")
     modules = "\n".join(f"LoadModule {name}_module {_MODULES}/mod_{name}.so" for name in names)
 
     def start(place: Place) -> Sequence[Process]:
         file = place.folder / "apache.conf"
         file.write_text(
-            _APACHE.format(
-                folder=place.folder, port=place.port, backend=place.backend, modules=modules
-            )
+            _APACHE.format(folder=place.folder, port=place.port, to=_to(place, to), modules=modules)
         )
         return [Process(["apache2", "-D", "FOREGROUND", "-f", str(file)])]
 
@@ -103,17 +108,14 @@ server.document-root = "{folder}"
 server.bind = "127.0.0.1"
 server.port = {port}
 server.max-keep-alive-requests = 100000
-{more}
-proxy.server = ("" => (("host" => "127.0.0.1", "port" => {backend})))
+proxy.server = ("" => (({to})))
 """
 
 
-def _lighttpd(more: str = "") -> Start:
+def _lighttpd(to: str = '"host" => "127.0.0.1", "port" => {backend}') -> Start:
     def start(place: Place) -> Sequence[Process]:
         file = place.folder / "lighttpd.conf"
-        file.write_text(
-            _LIGHTTPD.format(folder=place.folder, port=place.port, backend=place.backend, more=more)
-        )
+        file.write_text(_LIGHTTPD.format(folder=place.folder, port=place.port, to=_to(place, to)))
         return [Process(["lighttpd", "-D", "-f", str(file)])]
 
     return start
@@ -155,6 +157,38 @@ def _behind_nginx(*words: str, kept: bool = False, **variables: str) -> Start:
     return start
 
 
+def _behind(front: Start, *command: str, **variables: str) -> Start:
+    """A proxy, and behind the socket that it names a server, whose words have {socket} in them."""
+
+    def start(place: Place) -> Sequence[Process]:
+        socket = place.folder / "app.socket"
+        (proxy,) = front(place)
+        words = [word.format(socket=socket) for word in command]
+        return [
+            replace(proxy, name="front"),
+            Process(words, "app", variables, listens=socket),
+        ]
+
+    return start
+
+
+def _uvicorn_behind(front: Start) -> Start:
+    def start(place: Place) -> Sequence[Process]:
+        words = ("-m", "uvicorn", "--uds", "{socket}", "--log-level", "warning", "asgi:app")
+        return _behind(front, python.python(), *words, **python.environment())(place)
+
+    return start
+
+
+def _uwsgi(place: Place) -> Sequence[Process]:
+    uwsgi = str(python.directory() / "bin/uwsgi")
+    listen = ("--http-socket", "{socket}", "--chmod-socket=666", "--master", "--die-on-term")
+    # it closes each connection after the answer, and does not say so by itself
+    more = ("--add-header", "Connection: close", "--processes", "2", "--threads", "8")
+    words = (uwsgi, *listen, *more, "--module", "wsgi:app")
+    return _behind(_TO_SOCKET, python.python(), *words, **python.environment())(place)
+
+
 def _both(place: Place) -> Sequence[Process]:
     """nginx that is asked by TCP and by a Unix socket in turn, by another nginx."""
     socket = place.folder / "inner.socket"
@@ -184,6 +218,7 @@ def _uvicorn(*more: str, kept: bool = False) -> Start:
     return _behind_nginx(*words, kept=kept)
 
 
+_TO_SOCKET = _nginx("proxy_pass http://unix:{socket}:;")
 _CALLS = (
     Behaviour.AT_ONCE,
     Behaviour.SLEEP,
@@ -268,5 +303,21 @@ APPS = (
         "nginx, Unix socket, aiohttp",
         _behind_nginx("-m", "web", SOCKET="{socket}"),
         SERVICE,
+    ),
+    _unix("unix-flask-uwsgi", "nginx, Unix socket, Flask on uWSGI", _uwsgi),
+    _unix(
+        "unix-apache",
+        "Apache, Unix socket, FastAPI on uvicorn",
+        _uvicorn_behind(_apache("event", "unix:{socket}|http://app/")),
+    ),
+    _unix(
+        "unix-lighttpd",
+        "lighttpd, Unix socket, FastAPI on uvicorn",
+        _uvicorn_behind(_lighttpd('"host" => "{socket}"')),
+    ),
+    _unix(
+        "unix-haproxy",
+        "HAProxy, Unix socket, FastAPI on uvicorn",
+        _uvicorn_behind(_haproxy("", "unix@{socket}")),
     ),
 )
