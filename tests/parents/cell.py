@@ -215,11 +215,12 @@ def _end_of(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def bench(config: Mapping[str, object] | None = None) -> Iterator[Bench]:
-    """What all applications share, while the block runs."""
+def bench(parents: str = "proven") -> Iterator[Bench]:
+    """What all applications share, while the block runs. `parents`: propagation.parents."""
     backend, redis = free_port(), free_port()
     far = [sys.executable, "-m", "tests.parents.backend", str(backend)]
-    with Traced(dict(config or {}), start=False) as traced, process.running(far):
+    config: dict[str, object] = {"propagation": {"parents": parents}}
+    with Traced(config, start=False) as traced, process.running(far):
         traced.start_agent(wait=False)
         traced.wait_running(seconds=_AGENT_SECONDS)
         kept = ["redis-server", "--bind", "127.0.0.1", "--port", str(redis), "--save", ""]

@@ -117,8 +117,9 @@ def _page(data: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
         f" {_wrong_words(wrong, everything)}",
         "",
         f"Written by `make bench-parents` on {', '.join(days)}, Linux {data['kernel']},"
-        f" {data['processors']} processors. Everything that was counted is in"
-        " [parents.json](parents.json); how it is judged, and how to add an application:"
+        f" {data['processors']} processors, with [`propagation.parents: proven`]"
+        "(operator/propagation.md#proven-and-likely), the default. Everything that was counted is"
+        " in [parents.json](parents.json); how it is judged, and how to add an application:"
         " [tests/parents](../tests/parents/README.md).",
         "",
         *_missing(rows),

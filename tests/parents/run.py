@@ -32,7 +32,12 @@ def main() -> int:
     parser.add_argument("--concurrent", default="", help="of 1, 8, 32")
     parser.add_argument("--output", type=Path, default=pages.DOCS, help="where the pages are")
     parser.add_argument("--install", action="store_true", help="only install what is missing")
-    parser.add_argument("--parents", help="propagation.parents: proven or likely")
+    parser.add_argument(
+        "--parents",
+        default="proven",
+        choices=("proven", "likely"),
+        help="propagation.parents: with likely, no page is written",
+    )
     arguments = parser.parse_args()
     apps = _chosen(arguments.only)
     behaviours = [Behaviour(name) for name in arguments.behaviours.split(",") if name]
@@ -45,13 +50,13 @@ def main() -> int:
     if arguments.install:
         return _install(apps)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    config = {"propagation": {"parents": arguments.parents}} if arguments.parents else {}
+    part = behaviours or concurrent or arguments.parents != "proven"
     grid = measure(
         apps,
         behaviours=behaviours or list(Behaviour),
         requests={many: REQUESTS[many] for many in concurrent or REQUESTS},
-        config=config,
-        output=None if behaviours or concurrent or arguments.parents else arguments.output,
+        parents=arguments.parents,
+        output=None if part else arguments.output,
     )
     print(report.text(grid))
     return 1 if grid.problems() else 0
@@ -74,7 +79,7 @@ def measure(
     *,
     behaviours: Sequence[Behaviour],
     requests: dict[int, int],
-    config: dict[str, object],
+    parents: str,
     output: Path | None,
 ) -> Grid:
     """Runs the applications, one after the other. Says what it does on standard error.
@@ -87,7 +92,7 @@ def measure(
         print(f"parents: {time.monotonic() - started:4.0f} s  {line}", file=sys.stderr, flush=True)
 
     grid = Grid()
-    with bench(config) as running:
+    with bench(parents) as running:
         for app in apps:
             wanted = [one for one in app.behaviours if one in behaviours]
             try:

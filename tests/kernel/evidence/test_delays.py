@@ -29,13 +29,13 @@ NOWHERE = {"silent": None, "refuses": 1}
 
 @pytest.fixture(scope="module")
 def proven() -> Iterator[Bench]:
-    with bench({"propagation": {"parents": "proven"}}) as found:
+    with bench() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def likely() -> Iterator[Bench]:
-    with bench({"propagation": {"parents": "likely"}}) as found:
+    with bench("likely") as found:
         yield found
 
 

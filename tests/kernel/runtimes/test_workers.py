@@ -30,7 +30,7 @@ POOL, POLLER = Behaviour.POOL, Behaviour.POLLER
 @pytest.fixture(scope="module")
 def proven() -> Iterator[Bench]:
     needs.any_uprobes()
-    with bench({"propagation": {"parents": "proven"}}) as found:
+    with bench() as found:
         yield found
 
 
