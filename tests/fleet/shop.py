@@ -24,12 +24,18 @@ class RequestError(Exception):
     """A request got no answer, or a wrong one."""
 
 
-def curl(running: Fleet, carts: Sequence[str], *options: str) -> list[dict[str, Any]]:
+def curl(
+    running: Fleet, carts: Sequence[str], *options: str, past_fastapi: bool = False
+) -> list[dict[str, Any]]:
     """Sends one request for each cart from the fleet's bridge and returns the answers' JSON.
 
-    Raises RequestError when a request fails.
+    `past_fastapi`: to shop-orders, with nginx and FastAPI left out. Raises RequestError when a
+    request fails.
     """
-    url = f"http://{running.hosts[0].address}/cart/{{{','.join(carts)}}}"
+    address = f"{running.hosts[0].address}/cart"
+    if past_fastapi:
+        address = f"{running.hosts[1].address}:8001/orders"
+    url = f"http://{address}/{{{','.join(carts)}}}"
     with tempfile.TemporaryDirectory() as directory:
         answer = subprocess.run(
             [

@@ -217,7 +217,10 @@ def test_a_good_release_takes_over_without_a_gap(running: Shop, tmp_path: Path) 
 
 @contextmanager
 def watched(running: Shop) -> Iterator[list[str]]:
-    """Sends one request after the other during the block. Lists those that lost their trace."""
+    """Sends one request after the other during the block. Lists those that lost their trace.
+
+    Tasks of Python are told by uprobes, which end with the agent: FastAPI is left out.
+    """
     unjoined: list[str] = []
     ended = threading.Event()
 
@@ -225,11 +228,12 @@ def watched(running: Shop) -> Iterator[list[str]]:
         number = 0
         while not ended.is_set():
             number += 1
+            cart = f"watched{number}"
             own = ("-H", f"traceparent: {shop.TRACEPARENT}")
-            (request,) = running.order(f"watched{number}", options=own)
-            arrived = request.received.get("traceparent", ())
+            (answer,) = shop.curl(running.fleet, [cart], *own, past_fastapi=True)
+            arrived = shop.received(answer).get("traceparent", ())
             if [value[:36] for value in arrived] != [shop.TRACEPARENT[:36]]:
-                unjoined.append(f"{request.cart}: {arrived}")
+                unjoined.append(f"{cart}: {arrived}")
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)
