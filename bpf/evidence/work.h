@@ -118,7 +118,7 @@ static __always_inline int tl_work_parent(struct tl_parent *parent)
  */
 __noinline int tl_work_turns(bool accepts)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
+	struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
 
 	asm volatile("" ::"r"(accepts));
 	if (runtime && runtime->kind == TL_RUNTIME_PYTHON)

@@ -40,6 +40,7 @@ static __always_inline struct tl_runtime *tl_py_runtime(const struct tl_python_b
 			return known;
 		/* of an earlier agent: what the process runs is still known */
 		fresh = *known;
+		fresh.flags &= ~TL_RUNTIME_TURNED;
 	}
 	fresh.base = base;
 	fresh.binary = index;
@@ -55,7 +56,8 @@ static __always_inline struct tl_runtime *tl_py_runtime(const struct tl_python_b
  * and this is a context in which a protocol is told of what was read (uvloop): all its copies were
  * made right after reads.
  */
-static __always_inline bool tl_py_just_read(struct tl_py_thread *thread, struct tl_py_node *parent,
+static __always_inline bool tl_py_just_read(const struct tl_runtime *runtime,
+					    struct tl_py_thread *thread, struct tl_py_node *parent,
 					    const struct tl_py_place *place)
 {
 	bool follows, known;
@@ -71,7 +73,9 @@ static __always_inline bool tl_py_just_read(struct tl_py_thread *thread, struct 
 	if (!parent)
 		return false;
 	if (!follows || (thread->inner && thread->inner != place->context)) {
-		parent->flags |= TL_PY_OTHERWISE;
+		/* the agent has begun in the middle of a turn: what was read in it is not known */
+		if (runtime->flags & TL_RUNTIME_TURNED)
+			parent->flags |= TL_PY_OTHERWISE;
 		return false;
 	}
 	/*
@@ -153,7 +157,7 @@ int BPF_KRETPROBE(tl_py_copied, __u64 child)
 		}
 	}
 	node.parent = place.node;
-	if (thread && tl_py_just_read(thread, parent, &place)) {
+	if (thread && tl_py_just_read(runtime, thread, parent, &place)) {
 		node.owner = thread->socket;
 		node.request = thread->request;
 	} else if (place.node) {

@@ -321,7 +321,7 @@ static __always_inline __u64 tl_python_request(const struct tl_runtime *runtime)
 }
 
 /* The current thread waits for several descriptors, or accepts a connection. */
-static __always_inline void tl_python_turns(const struct tl_runtime *runtime, bool accepts)
+static __always_inline void tl_python_turns(struct tl_runtime *runtime, bool accepts)
 {
 #ifndef TL_LEGACY
 	struct tl_py_thread *thread = tl_py_thread_now(!accepts);
@@ -336,9 +336,14 @@ static __always_inline void tl_python_turns(const struct tl_runtime *runtime, bo
 		if (!accepts)
 			thread->waits = 1;
 	}
-	binary = accepts ? tl_py_binary(runtime->binary) : NULL;
+	binary = tl_py_binary(runtime->binary);
 	if (!binary)
 		return;
+	if (!accepts) {
+		if (tl_py_is_probed())
+			runtime->flags |= TL_RUNTIME_TURNED;
+		return;
+	}
 	tl_py_context(binary, runtime->base, &context);
 	tl_py_find_place(context, thread, &place);
 	tl_py_accepts(place.node);

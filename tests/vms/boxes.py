@@ -17,9 +17,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fixtures import cache
+from tests.fixtures import archive, cache
 from tests.fleet import root as fleet_root
-from tests.vms import archive, debs, kernels
+from tests.vms import debs, kernels
 
 DISK_GIB = 6
 # Vagrant's public key, whose private half everyone has: the VMs are reached from this machine only.

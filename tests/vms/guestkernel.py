@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fixtures import cache
-from tests.vms import archive, boxes, kernels
+from tests.fixtures import archive, cache
+from tests.vms import boxes, kernels
 
 INIT = Path(__file__).with_name("guest-init.sh")
 LINES = tuple(line for recipe in boxes.RECIPES.values() for line in recipe.lines)

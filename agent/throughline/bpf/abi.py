@@ -239,6 +239,7 @@ class RuntimeFlags(IntEnum):
     RUNTIME_TASKS = 2
     RUNTIME_READABLE = 4
     RUNTIME_SETTLED = 8
+    RUNTIME_TURNED = 16
 
 
 class Seen(IntEnum):

@@ -182,6 +182,21 @@ def test_a_killed_agent(running: Bench) -> None:
         assert (after.wrong, after.right) == (0, after.calls), after
 
 
+def test_what_is_learnt_of_uvloop_is_learnt_again(running: Bench) -> None:
+    """A new agent may begin between the read of a request and the callback for it."""
+    (app,) = (app for app in apps.APPS if app.name == "fastapi-uvloop")
+    steps = running.run(app, (SLEEP,), {count: count for count in (7, 11, 13, 17)})
+    _, before = next(steps)
+    assert before.right == before.calls == 7
+    running.traced.stop_agent()
+    running.traced.start_agent()
+    for _, after in steps:
+        assert not after.failures
+        assert after.wrong == 0 and after.right >= after.calls - 4, after
+        running.traced.stop_agent()
+        running.traced.start_agent()
+
+
 def test_an_interpreter_that_is_replaced_on_disk(running: Bench, tmp_path: Path) -> None:
     """As by an upgrade: the process executes a file that has no name any more."""
     python = FOLLOWED[0]

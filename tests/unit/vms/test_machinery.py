@@ -14,9 +14,8 @@ import jinja2
 import pytest
 import yaml
 
-from tests.fixtures import cache
+from tests.fixtures import archive, cache
 from tests.vms import (
-    archive,
     boxes,
     expected,
     kernels,
