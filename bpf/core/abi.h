@@ -62,6 +62,7 @@ struct tl_config {
  */
 struct tl_settings {
 	__u64 ratio_bound; /* RATIO: sampled when the low 64 bits of the trace id are below it */
+	__u64 complete_ns; /* from then on no read is missed: programs take over from earlier ones before */
 	__u8 sampler; /* enum tl_sampler, for roots */
 	__u8 parent_based; /* an incoming sampled flag decides */
 	__u8 trace_unlisted; /* trace cgroups that are not in tl_cgroups */

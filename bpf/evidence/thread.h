@@ -184,6 +184,7 @@ static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_
 static __always_inline void tl_unattributed(struct tl_thread *thread, struct tl_trust *trust,
 					    int refused)
 {
+	const struct tl_settings *settings = tl_settings_now();
 	__u64 now = bpf_ktime_get_ns();
 
 	if (!thread)
@@ -203,7 +204,9 @@ static __always_inline void tl_unattributed(struct tl_thread *thread, struct tl_
 		return;
 	if (thread->loop && !thread->current && !thread->unknown)
 		thread->deferred_ns = now;
-	if (!thread->unknown && !tl_others_open(thread, 0))
+	/* while the programs of an agent take over from another one's, a read may have been missed */
+	if (!thread->unknown && !tl_others_open(thread, 0) && settings &&
+	    now >= settings->complete_ns)
 		tl_saw(trust, TL_SEEN_IDLE);
 }
 

@@ -276,6 +276,7 @@ CONFIG = Struct("<IB3x")
 
 class Settings(NamedTuple):
     ratio_bound: int
+    complete_ns: int
     sampler: int
     parent_based: int
     trace_unlisted: int
@@ -285,7 +286,7 @@ class Settings(NamedTuple):
     parents: int
 
 
-SETTINGS = Struct("<Q7B1x")
+SETTINGS = Struct("<2Q7B1x")
 
 
 class Span(NamedTuple):

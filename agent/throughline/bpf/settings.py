@@ -20,6 +20,7 @@ class Settings:
     limits: bool = True  # a request that our headers would push over a usual limit is left alone
     likely: bool = False  # likely evidence for a parent is enough
     ticks: bool = True  # the programs see where an event loop's tick ends
+    complete_ns: int = 0  # CLOCK_MONOTONIC: before, reads may be missed, as programs take over
 
     @classmethod
     def of(cls, config: Config, *, trace_unlisted: bool) -> Settings:
@@ -41,6 +42,7 @@ class Settings:
         bound = round(self.ratio * 2**64)
         settings = abi.Settings(
             ratio_bound=min(bound, 2**64 - 1),
+            complete_ns=self.complete_ns,
             sampler=self.sampler,
             parent_based=self.parent_based,
             trace_unlisted=self.trace_unlisted,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
@@ -26,6 +27,8 @@ from throughline.probes import uprobes
 log = logging.getLogger(__name__)
 
 __all__ = ["Attached", "Programs", "Settings"]
+
+_TAKING_OVER_NS = 10_000_000_000  # after the start: attaching takes a second or two
 
 
 class Programs:
@@ -77,6 +80,9 @@ class Programs:
         """
         self.objects.fionread_broken = fionread.is_broken()
         loaded = self.objects.load_first(BASE)
+        if self.adopting:
+            complete = time.monotonic_ns() + _TAKING_OVER_NS
+            self._settings = replace(self._settings, complete_ns=complete)
         self._tell_settings()
         if self._recall is not None:
             self._recall(loaded)

@@ -7,7 +7,9 @@ import httpx
 from fastapi import FastAPI
 
 app = FastAPI()
-orders = httpx.AsyncClient(base_url=os.environ["SHOP_ORDERS"], timeout=10)
+# Connections that are older than an agent carry no header: where one is restarted, they end soon.
+limits = httpx.Limits(keepalive_expiry=1)
+orders = httpx.AsyncClient(base_url=os.environ["SHOP_ORDERS"], timeout=10, limits=limits)
 
 
 @app.get("/cart/{cart}")
