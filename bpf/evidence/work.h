@@ -121,8 +121,12 @@ __noinline int tl_work_turns(bool accepts)
 	struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
 
 	asm volatile("" ::"r"(accepts));
-	if (runtime && runtime->kind == TL_RUNTIME_PYTHON)
+	if (!runtime)
+		return 0;
+	if (runtime->kind == TL_RUNTIME_PYTHON)
 		tl_python_turns(runtime, accepts);
+	else if (runtime->kind == TL_RUNTIME_JAVA && !accepts)
+		tl_java_turns();
 	return 0;
 }
 

@@ -8,9 +8,10 @@
  * A platform thread may be of a pool that also does the work of other requests. So a process has to
  * earn trust: TL_JAVA_EARNED requests were answered by the thread that had read them. It loses it for
  * good when an answer is written by another thread, when a thread reads a request while the one that
- * it has read before is not answered, or when a thread of a ForkJoinPool calls: whoever waits there
- * for a result may do the work of others meanwhile. Then nothing is evidence for its calls. Until it
- * has earned trust, they are calls of threads as of any program (evidence/thread.h).
+ * it has read before is not answered, when it waits for several descriptors meanwhile, or when a thread
+ * of a ForkJoinPool calls: whoever waits there for a result may do the work of others meanwhile. Then
+ * nothing is evidence for its calls. Until it has earned trust, they are calls of threads as of any
+ * program (evidence/thread.h).
  */
 #ifndef THROUGHLINE_RUNTIMES_JAVA_H
 #define THROUGHLINE_RUNTIMES_JAVA_H
@@ -137,6 +138,18 @@ static __always_inline void tl_java_answers(const struct tl_runtime *runtime, __
 	key = tl_process_key(0);
 	pool = bpf_map_lookup_elem(&tl_java_pools, &key);
 	if (unit || (pool && pool->earned))
+		tl_java_contradicted(tl_java_pool_now());
+}
+
+/*
+ * The current thread waits for several descriptors. One that does so while its request is unanswered
+ * is an event loop (Netty), however few requests there are at a time.
+ */
+static __always_inline void tl_java_turns(void)
+{
+	const struct tl_java_unit *unit = tl_java_platform();
+
+	if (unit && tl_java_is_open(unit->request))
 		tl_java_contradicted(tl_java_pool_now());
 }
 
