@@ -48,7 +48,8 @@ enum tl_runtime_flags {
 	TL_RUNTIME_TASKS = 1 << 1, /* it has run contexts that are not threads' own, or greenlets */
 	TL_RUNTIME_READABLE = 1 << 2, /* a thread that read a request has told its context */
 	TL_RUNTIME_SETTLED = 1 << 3, /* WORKERS holds for processes that it forks from now on */
-	TL_RUNTIME_TURNED = 1 << 4, /* it has waited since it is known: no read is missed any more */
+	TL_RUNTIME_TURNED = 1
+			    << 4, /* it has waited since it is known: no read is missed any more */
 };
 
 /* What was seen of the threads of a program that read requests. */
