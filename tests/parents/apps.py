@@ -13,3 +13,9 @@ from tests.parents.ruby.apps import APPS as RUBY
 from tests.parents.rust.apps import APPS as RUST
 
 APPS: tuple[App, ...] = (*PYTHON, *NODE, *JAVA, *RUBY, *PHP, *RUST, *GO, *PROXIES)
+
+
+def named(name: str) -> App:
+    """The application of this name. Raises ValueError where there is none."""
+    (found,) = (app for app in APPS if app.name == name)
+    return found

@@ -8,13 +8,14 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +67,24 @@ class Bench:
             with self._instance(app, behaviour) as instance:
                 for concurrent, count in requests.items():
                     yield behaviour, self._measure(app, instance, concurrent, count)
+
+    def run_across(
+        self,
+        app: App,
+        behaviour: Behaviour,
+        requests: Mapping[int, int],
+        *,
+        number: int = signal.SIGTERM,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> Iterator[Result]:
+        """As `run`. The agent ends by a signal after the first result; its successor goes on."""
+        steps = self.run(app, (behaviour,), requests)
+        yield next(steps)[1]
+        meanwhile()
+        self.traced.stop_agent(number)
+        self.traced.start_agent()
+        for _, result in steps:
+            yield result
 
     @contextlib.contextmanager
     def _instance(self, app: App, behaviour: Behaviour) -> Iterator[Instance]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.parents import cell
-from tests.parents.app import App, Behaviour
-from tests.parents.apps import APPS
+from tests.parents.app import Behaviour
+from tests.parents.apps import named
 
 # How large the share of right parents has to be; the others are none. Never is one wrong.
 ALL = 0.999
@@ -35,17 +35,12 @@ def bench() -> Iterator[cell.Bench]:
         yield found
 
 
-def app_of(name: str) -> App:
-    (found,) = (app for app in APPS if app.name == name)
-    return found
-
-
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("name", "behaviour"), PART, ids=lambda one: str(getattr(one, "value", one))
 )
 def test_no_parent_is_wrong(bench: cell.Bench, name: str, behaviour: Behaviour) -> None:
-    ((_, result),) = bench.run(app_of(name), [behaviour], {32: 499})
+    ((_, result),) = bench.run(named(name), [behaviour], {32: 499})
     assert result.failures == []
     assert result.calls >= 499
     assert result.wrong == 0, result.examples

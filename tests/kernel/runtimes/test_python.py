@@ -114,7 +114,7 @@ def all_right(running: Bench, app: App) -> None:
     ],
 )
 def test_frameworks(running: Bench, name: str, pool: int) -> None:
-    (app,) = (app for app in apps.APPS if app.name == name)
+    app = apps.named(name)
     found = results(running, app, *(one for one in (AT_ONCE, TWO, POLLER) if one in app.behaviours))
     for behaviour, result in found.items():
         assert result.none <= (pool if behaviour is TWO else 0), (behaviour, result)
@@ -133,7 +133,7 @@ def test_frameworks(running: Bench, name: str, pool: int) -> None:
 )
 def test_behind_a_unix_socket(running: Bench, name: str) -> None:
     needs.program("tl_unix_sends")
-    (app,) = (app for app in apps.APPS if app.name == name)
+    app = apps.named(name)
     for behaviour, result in results(running, app, AT_ONCE, SLEEP).items():
         assert result.right == result.calls, (behaviour, result)
 
@@ -172,19 +172,17 @@ def test_the_interpreters_are_those_that_are_meant() -> None:
 def test_a_killed_agent(running: Bench) -> None:
     """What the next agent does not know it does not guess."""
     app = alone(FOLLOWED[0])
-    steps = running.run(app, (SLEEP,), {1: 53, 8: 211, 32: 211})
-    _, before = next(steps)
+    steps = running.run_across(app, SLEEP, {1: 53, 8: 211, 32: 211}, number=signal.SIGKILL)
+    before = next(steps)
     assert before.right == before.calls == 53
-    running.traced.stop_agent(signal.SIGKILL)
-    running.traced.start_agent()
-    for _, after in steps:
+    for after in steps:
         assert not after.failures
         assert (after.wrong, after.right) == (0, after.calls), after
 
 
 def test_what_is_learnt_of_uvloop_is_learnt_again(running: Bench) -> None:
     """A new agent may begin between the read of a request and the callback for it."""
-    (app,) = (app for app in apps.APPS if app.name == "fastapi-uvloop")
+    app = apps.named("fastapi-uvloop")
     steps = running.run(app, (SLEEP,), {count: count for count in (7, 11, 13, 17)})
     _, before = next(steps)
     assert before.right == before.calls == 7
@@ -207,14 +205,15 @@ def test_an_interpreter_that_is_replaced_on_disk(running: Bench, tmp_path: Path)
     shutil.copy(python, copied)
     home = f"PYTHONHOME={python.resolve().parent.parent}"
     app = in_asyncio(["env", home, str(copied), str(SERVICES / "contexts.py")], copied)
-    steps = running.run(app, (SLEEP,), {1: 53, 8: 211, 32: 211})
-    _, before = next(steps)
+
+    def replace() -> None:
+        other = copied.with_name("new")
+        other.write_bytes(copied.read_bytes() + b"\0")
+        other.rename(copied)
+
+    steps = running.run_across(app, SLEEP, {1: 53, 8: 211, 32: 211}, meanwhile=replace)
+    before = next(steps)
     assert before.right == before.calls == 53
-    other = copied.with_name("new")
-    other.write_bytes(copied.read_bytes() + b"\0")
-    other.rename(copied)
-    running.traced.stop_agent()
-    running.traced.start_agent()
-    for _, after in steps:
+    for after in steps:
         assert not after.failures
         assert (after.wrong, after.right) == (0, after.calls), after

@@ -16,8 +16,8 @@ from dataclasses import replace
 import pytest
 
 from tests.fixtures import needs
-from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
+from tests.parents.apps import named
 from tests.parents.cell import Bench, bench
 from tests.parents.judge import Result
 from tests.parents.python import environment
@@ -34,9 +34,10 @@ def proven() -> Iterator[Bench]:
         yield found
 
 
-def named(name: str) -> App:
-    (app,) = (app for app in apps.APPS if app.name == name)
-    return app
+def served(words: Sequence[str]) -> Process:
+    """Python with these words, which serve Flask."""
+    command = [environment.python(), *words, "wsgi:app"]
+    return Process(command, environment=environment.environment())
 
 
 def run(bench: Bench, app: App, behaviour: Behaviour) -> Result:
@@ -77,11 +78,7 @@ def test_greenlets_in_a_worker_that_is_said_to_be_sync(proven: Bench, behaviour:
         config = place.folder / "gunicorn.conf.py"
         config.write_text('worker_class = "gevent"\n')
         words = ["-m", "gunicorn", "--config", str(config), "--bind", f"127.0.0.1:{place.port}"]
-        return [
-            Process(
-                [environment.python(), *words, "wsgi:app"], environment=environment.environment()
-            )
-        ]
+        return [served(words)]
 
     result = run(proven, replace(app, name="config-gevent", start=start), behaviour)
     assert result.evidence.get("right by thread", 0) == 0
@@ -91,12 +88,10 @@ def test_greenlets_in_a_worker_that_is_said_to_be_sync(proven: Bench, behaviour:
 def test_what_runs_is_known_while_the_agent_is_away(proven: Bench) -> None:
     """And the next agent finds it again."""
     app = named("flask-gthread")
-    steps = proven.run(app, (AT_ONCE,), {1: 53, 8: 53, 32: 211})
-    _, before = next(steps)
+    steps = proven.run_across(app, AT_ONCE, {1: 53, 8: 53, 32: 211}, number=signal.SIGKILL)
+    before = next(steps)
     assert before.right == before.calls == 53
-    proven.traced.stop_agent(signal.SIGKILL)
-    proven.traced.start_agent()
-    for _, after in steps:
+    for after in steps:
         assert not after.failures
         assert (after.wrong, after.right) == (0, after.calls), after
 
@@ -107,11 +102,7 @@ def test_a_worker_that_replaces_another_one_is_known_at_once(proven: Bench) -> N
     def start(place: Place) -> Sequence[Process]:
         words = ["-m", "gunicorn", "--bind", f"127.0.0.1:{place.port}", "--worker-class", "gthread"]
         words += ["--threads", "4", "--workers", "2", "--max-requests", "20", "--preload"]
-        return [
-            Process(
-                [environment.python(), *words, "wsgi:app"], environment=environment.environment()
-            )
-        ]
+        return [served(words)]
 
     app = replace(named("flask-gthread"), name="replaced", start=start)
     steps = proven.run(app, (AT_ONCE,), {1: 5, 8: 211})
