@@ -46,9 +46,14 @@ static __noinline struct tl_unix *tl_unix_begins(struct sock *sk, struct sock *p
 	__u64 key = (__u64)sk;
 	struct tl_unix *end;
 
-	end = tl_unix_make(sk, TL_ROLE_CLIENT);
+	/* before its role: the other end reads both on another processor, and the role tells it to */
 	*text = bpf_sk_storage_get(&tl_texts, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!end || !*text)
+	if (!*text) {
+		tl_count(TL_FULL_STORAGE);
+		return NULL;
+	}
+	end = tl_unix_make(sk, TL_ROLE_CLIENT);
+	if (!end)
 		return NULL;
 	if (!tl_unix_path(peer, *text))
 		tl_unix_path(sk, *text);
@@ -186,43 +191,6 @@ int BPF_PROG(tl_unix_sent, struct sock *sk, int sent, int flags)
 	return 0;
 }
 
-/* The current thread has begun to read a request: its server span begins. */
-__noinline int tl_unix_serves(struct tl_unix *server, struct tl_unix *client, struct tl_text *text)
-{
-	struct tl_exchange *exchange, *call;
-	__u64 key;
-
-	if (!server || !client || !text)
-		return 0;
-	exchange = &server->flow.exchange;
-	call = &client->flow.exchange;
-	server->flow.cgroup_id = bpf_get_current_cgroup_id();
-	server->flow.pid = 0;
-	if (!(call->flags & TL_EXCHANGE_ACTIVE) || !tl_unix_traced(server->flow.cgroup_id))
-		return 0;
-	exchange->cgroup_id = server->flow.cgroup_id;
-	exchange->http_minor = call->http_minor;
-	exchange->http_major = call->http_major;
-	server->flow.flags |= TL_FLOW_USED;
-	if (client->flow.flags & TL_FLOW_UNTRACED) {
-		tl_begin_server(exchange, text, &server->flow.endpoints, client->flow.early_header);
-		exchange->start_ns = call->start_ns;
-	} else {
-		tl_begin(exchange, text, TL_KIND_SERVER);
-		exchange->start_ns = call->start_ns;
-		__builtin_memcpy(exchange->context.trace_id, call->context.trace_id, 16);
-		__builtin_memcpy(exchange->parent_span_id, call->context.span_id, 8);
-		exchange->context.trace_flags = call->context.trace_flags;
-		exchange->evidence = TL_EVIDENCE_UNIX;
-		key = tl_key(exchange->context.span_id);
-		tl_keep_request(exchange, text, key);
-		exchange->request = key;
-		tl_count(TL_PARENT_UNIX);
-	}
-	exchange->pid = bpf_get_current_pid_tgid() >> 32;
-	return 0;
-}
-
 /* Waits about half a microsecond. A global function, which the verifier walks once. */
 __noinline int tl_unix_pauses(void)
 {
@@ -238,7 +206,8 @@ __noinline int tl_unix_pauses(void)
  * The other end has no entry yet. Is it making one at this moment? Its bytes are in the queue a
  * little before they are parsed. Returns the entry, or NULL.
  */
-static __always_inline struct tl_unix *tl_unix_awaited(struct sock *sk, struct sock *peer)
+static __always_inline struct tl_unix *tl_unix_awaited(struct sock *sk, struct sock *peer,
+						       struct tl_thread *thread)
 {
 	struct tl_unix *end;
 	__u32 i;
@@ -256,6 +225,8 @@ static __always_inline struct tl_unix *tl_unix_awaited(struct sock *sk, struct s
 	if (end)
 		end->raced = 1;
 	tl_count(TL_UNIX_RACED);
+	if (thread)
+		tl_leave(thread);
 	return NULL;
 }
 
@@ -270,8 +241,11 @@ static __always_inline void tl_unix_reads_request(struct sock *sk, struct sock *
 
 	if (!server || server->flow.role != TL_ROLE_SERVER)
 		server = tl_unix_make(sk, TL_ROLE_SERVER);
-	if (!server || !text)
+	if (!server || !text) {
+		if (!text)
+			tl_count(TL_UNIX_RACED);
 		return;
+	}
 	server->read += bytes;
 	if (!tl_unix_waits(client, server->read))
 		tl_count(TL_UNIX_RACED);
@@ -321,7 +295,7 @@ int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
 		return 0;
 	}
 	if (!end && (!other || other->flow.role == TL_ROLE_UNKNOWN))
-		other = tl_unix_awaited(sk, peer);
+		other = tl_unix_awaited(sk, peer, thread);
 	if (other && other->flow.role == TL_ROLE_CLIENT)
 		tl_unix_reads_request(sk, peer, other, thread, bytes);
 	else if (thread && thread->loop) /* it goes on with something unknown */

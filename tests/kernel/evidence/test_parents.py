@@ -1,7 +1,7 @@
-"""A part of the bench of parents (tests/parents): real applications, 32 requests at a time.
+"""A part of the bench of parents (tests/parents): real applications, 32 requests at a time, or 1.
 
 `make bench-parents` runs all of them. Here are those whose packages `make test` has in any case, or
-that are the first that anybody would try.
+that are the first that anybody would try, and one in which a rule has been missing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.parents import cell
-from tests.parents.app import Behaviour
+from tests.parents.app import Behaviour, MissingError
 from tests.parents.apps import named
 
 # How large the share of right parents has to be; the others are none. Never is one wrong.
@@ -33,6 +33,19 @@ PART: dict[tuple[str, Behaviour], float] = {
 def bench() -> Iterator[cell.Bench]:
     with cell.bench() as found:
         yield found
+
+
+@pytest.mark.timeout(300)
+def test_event_loops_of_java_earn_no_trust(bench: cell.Bench) -> None:
+    """Reactor Netty reads and answers on one thread, as a pool does, but calls after the answer."""
+    try:
+        ((_, result),) = bench.run(named("spring-webflux"), [Behaviour.AFTER], {1: 101})
+    except MissingError as error:
+        pytest.skip(str(error))
+    assert result.failures == []
+    assert result.calls >= 101
+    assert result.wrong == 0, result.examples
+    assert result.unexplained == 0, result
 
 
 @pytest.mark.timeout(240)

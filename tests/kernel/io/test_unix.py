@@ -71,6 +71,11 @@ PROXY = """
     server {{ listen 127.0.0.1:{port} backlog=512; location / {{ proxy_pass http://app; {more} }} }}
 """
 KEEP = 'proxy_http_version 1.1; proxy_set_header Connection "";'
+# Runs a command like a container does that has a directory of the host under a name of its own.
+CONTAINER = (
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--cgroup", "--ipc", "--uts"),
+    *("--mount-proc", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"'),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -92,9 +97,13 @@ def wait_socket(path: Path) -> None:
     path.chmod(0o777)  # nginx's workers run as another user
 
 
-def gunicorn(traced: Traced, path: Path, onward: int, *more: str) -> None:
-    where = ["--chdir", str(APPLICATION.parent), "--no-control-socket", "--bind", f"unix:{path}"]
-    command = [sys.executable, "-m", "gunicorn", "--log-level", "error", *where, *more]
+def gunicorn(
+    traced: Traced, path: Path, onward: int, *more: str, prefix: Sequence[str] = ()
+) -> None:
+    """Starts gunicorn, which has to be told in `more` when it binds another name of `path`."""
+    bind = () if "--bind" in more else ("--bind", f"unix:{path}")
+    where = ["--chdir", str(APPLICATION.parent), "--no-control-socket", *bind]
+    command = [*prefix, sys.executable, "-m", "gunicorn", "--log-level", "error", *where, *more]
     environment = {**os.environ, "NEXT_PORT": str(onward)}
     traced.spawn("app", [*command, f"{APPLICATION.stem}:application"], env=environment)
     wait_socket(path)
@@ -224,6 +233,24 @@ def test_nginx_that_listens_on_both(onward: int) -> None:
         asyncio.run(both())
         spans = traced.wait_spans(4 * REQUESTS)
     check(unix.judge(spans, HOPS[:2]), 2 * REQUESTS)
+
+
+def test_containers_that_share_a_directory(onward: int) -> None:
+    """Each has its own names of files, of processes and of cgroups."""
+    with Traced() as traced:
+        shared, front, app = (traced.directory / name for name in ("shared", "left", "right"))
+        for directory in (shared, front, app):
+            directory.mkdir()
+        traced.directory.chmod(0o755)
+        within = [*CONTAINER, str(shared), str(app)]
+        bind = ["--bind", f"unix:{app}/app.sock", "--workers=2", "--threads=16"]
+        gunicorn(traced, shared / "app.sock", onward, *bind, prefix=within)
+        port = free_port()
+        block = PROXY.format(path=front / "app.sock", port=port, more=KEEP)
+        within = [*CONTAINER, str(shared), str(front)]
+        nginx.start(traced, "front", block, port=port, prefix=within)
+        spans = sent(traced, port)
+    check(unix.judge(spans, HOPS))
 
 
 def test_haproxy_and_gunicorn(onward: int) -> None:
