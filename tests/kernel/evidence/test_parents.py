@@ -35,7 +35,7 @@ def bench() -> Iterator[cell.Bench]:
         yield found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)  # a new machine builds the service, too
 def test_event_loops_of_java_earn_no_trust(bench: cell.Bench) -> None:
     """Reactor Netty reads and answers on one thread, as a pool does, but calls after the answer."""
     try:
