@@ -27,6 +27,7 @@ _STRUCTS = (
     "tl_runtime",
     "tl_java_binary",
     "tl_python_binary",
+    "tl_proxy_binary",
     "tl_program",
     "tl_lasting",
     "tl_trust",

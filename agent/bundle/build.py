@@ -32,7 +32,7 @@ PLAIN_FILES = (
 )
 EXECUTABLE = frozenset({"bin/python", "bin/throughline"})
 # Objects without a variant for kernels before 5.15: they need a newer kernel.
-ONE_VARIANT = ("restore", "unix", "go", "go_write", "python")
+ONE_VARIANT = ("restore", "unix", "go", "go_write", "python", "proxies")
 
 
 def collect(root: Path) -> tuple[dict[str, bytes], dict[str, tuple[str, bytes]]]:

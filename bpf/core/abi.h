@@ -10,11 +10,12 @@
 #ifndef THROUGHLINE_ABI_H
 #define THROUGHLINE_ABI_H
 
+#include "core/abi_runtimes.h"
 #include "core/abi_trust.h"
 #include "vmlinux.h"
 
 enum tl_abi {
-	TL_ABI_VERSION = 11,
+	TL_ABI_VERSION = 12,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
@@ -184,6 +185,9 @@ enum tl_counter {
 	TL_PYTHON_UNREADABLE, /* copies of contexts in a process whose memory is not as expected */
 	TL_PYTHON_INTERPRETERS, /* copies of contexts in another interpreter than the thread's first */
 	TL_PYTHON_UNFREED, /* contexts whose address was used again, and whose end was not seen */
+	TL_PARENT_PROXY,
+	TL_ROOT_PROXY_OTHER, /* a proxy: the call is for no request of its clients */
+	TL_ROOT_PROXY_UNKNOWN, /* a proxy: it is not known which request the call is for */
 	TL_COUNTERS,
 };
 
@@ -221,67 +225,8 @@ enum tl_evidence {
 	TL_EVIDENCE_UNIX =
 		10, /* the process at the other end of the Unix socket made the request */
 	TL_EVIDENCE_TICK = 11, /* the event loop has read the request, and nothing else since */
-};
-
-/* How the units of work of a process are told apart. */
-enum tl_runtime_kind {
-	TL_RUNTIME_UNKNOWN = 0, /* by the kernel's threads */
-	TL_RUNTIME_PYTHON,
-	TL_RUNTIME_JAVA,
-};
-
-/*
- * What is known of a process whose runtime keeps the current unit of work in its memory. The memory
- * is the process's own: it may have executed another program since.
- */
-struct tl_runtime {
-	__u64 base; /* where the file with the runtime is mapped, less the address that it is linked for */
-	__u64 check_at; /* address of a word of the process that tells whether the entry still holds; 0: none */
-	__u64 check; /* the word */
-	__u32 born; /* when the process began: see tl_born() */
-	__u16 binary; /* in the table of the runtime: where its files keep what is read */
-	__u8 kind; /* enum tl_runtime_kind */
-	__u8 flags; /* enum tl_runtime_flags */
-};
-
-/*
- * Where a build of HotSpot keeps what we read: offsets in bytes, TL_JAVA_UNKNOWN where there is no
- * such field. Members are named after class and field.
- */
-struct tl_java_binary {
-	__u64 threads; /* address of ThreadsSMRSupport::_java_thread_list, as linked */
-	__u16 list_length; /* ThreadsList */
-	__u16 list_threads;
-	__u16 thread_osthread; /* Thread, JavaThread */
-	__u16 thread_state;
-	__u16 thread_owner; /* _monitor_owner_id: the id of the mounted Java thread (Java 24) */
-	__u16 thread_entry; /* _cont_entry: set while a virtual thread is mounted */
-	__u16 thread_vthread; /* handle of the mounted Java thread (Java 21) */
-	__u16 osthread_id;
-	__u16 object_eetop; /* java.lang.Thread: the JavaThread; 0 in a virtual thread */
-	__u16 object_tid;
-	__u8 _pad[4];
-};
-
-enum tl_java {
-	TL_JAVA_UNKNOWN = 0xffff,
-	TL_JAVA_BINARIES = 256, /* indices, of which 0 is none */
-	TL_JAVA_IN_NATIVE = 4, /* JavaThread::_thread_state in a system call */
-};
-
-/*
- * Where the processes of a Python interpreter keep what is read: addresses as linked, offsets in
- * bytes.
- */
-struct tl_python_binary {
-	__u64 runtime_at; /* _PyRuntime */
-	__u64 type_at; /* PyContext_Type */
-	__u16 key_at; /* _PyRuntime.autoTSSkey, which holds the thread's PyThreadState */
-	__u16 current_at; /* _PyRuntime.gilstate.tstate_current, before Python 3.12; else 0 */
-	__u16 thread_id_at; /* in PyThreadState */
-	__u16 context_at;
-	__u16 specific_at; /* struct pthread.specific_1stblock of the C library */
-	__u8 _pad[6];
+	TL_EVIDENCE_PROXY =
+		12, /* HAProxy, nginx: the stream or request for which the call is made */
 };
 
 /* Why a span ended. */

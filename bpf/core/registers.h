@@ -109,4 +109,19 @@ static __always_inline bool tl_in_send(void)
 	return false;
 }
 
+#define TL_NR_RECVFROM 45
+#define TL_MSG_PEEK 2
+
+/* Is the current thread in a system call that looks at received bytes and leaves them there? */
+static __always_inline bool tl_peeks(void)
+{
+#if defined(__TARGET_ARCH_x86) && !defined(TL_LEGACY)
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+
+	return regs->orig_ax == TL_NR_RECVFROM && regs->r10 & TL_MSG_PEEK;
+#else
+	return false;
+#endif
+}
+
 #endif

@@ -36,6 +36,7 @@ struct tl_abi_types {
 	struct tl_java_binary java_binary;
 	enum tl_java java;
 	struct tl_python_binary python_binary;
+	struct tl_proxy_binary proxy_binary;
 	enum tl_parents parents;
 	enum tl_cgroup_flags cgroup_flags;
 	struct tl_program program;

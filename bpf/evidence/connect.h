@@ -19,6 +19,7 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	struct tl_flow *flow;
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	__u64 cgroup_id = tl_cgroup_of(task);
+	__u64 request;
 	int refused;
 
 	if (!tcp || !tl_traced(cgroup_id))
@@ -42,6 +43,13 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	flow->cgroup_id = cgroup_id;
 	flow->pid = TL_READ(task, tgid);
 	flow->born = tl_process_born();
+	request = tl_work_connects();
+	if (request) {
+		flow->tid = TL_READ(task, pid);
+		if (request != TL_PROXY_NOTHING)
+			tl_settle(request, false);
+		return;
+	}
 	thread = tl_thread_now();
 	trust = tl_trust_now();
 	refused = tl_thread_parent(thread, trust, 0, &parent);

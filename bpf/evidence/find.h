@@ -3,9 +3,9 @@
 #ifndef THROUGHLINE_EVIDENCE_FIND_H
 #define THROUGHLINE_EVIDENCE_FIND_H
 
-#include "evidence/claim.h"
 #include "evidence/thread.h"
 #include "evidence/work.h"
+#include "trace/claim.h"
 
 /* Which counter counts a parent, by enum tl_evidence. A table: the verifier walks each branch. */
 const __u32 tl_parent_counters[16] = {
@@ -13,7 +13,7 @@ const __u32 tl_parent_counters[16] = {
 	[TL_EVIDENCE_THREAD] = TL_PARENT_THREAD,   [TL_EVIDENCE_GOROUTINE] = TL_PARENT_GOROUTINE,
 	[TL_EVIDENCE_CONTEXT] = TL_PARENT_CONTEXT, [TL_EVIDENCE_PYTHON] = TL_PARENT_PYTHON,
 	[TL_EVIDENCE_JAVA] = TL_PARENT_JAVA,       [TL_EVIDENCE_UNIX] = TL_PARENT_UNIX,
-	[TL_EVIDENCE_TICK] = TL_PARENT_TICK,
+	[TL_EVIDENCE_TICK] = TL_PARENT_TICK,       [TL_EVIDENCE_PROXY] = TL_PARENT_PROXY,
 };
 
 static __always_inline void tl_count_parent(__u8 evidence)
@@ -128,7 +128,7 @@ static __always_inline bool tl_find_parent(struct tl_flow *flow, struct tl_paren
 {
 	bool first = !(flow->flags & TL_FLOW_USED);
 	struct tl_trust *trust = tl_trust_now();
-	int refused = tl_work_parent(parent);
+	int refused = tl_work_parent(flow->endpoints.socket, parent);
 
 	if (refused)
 		tl_found(trust, refused, false);

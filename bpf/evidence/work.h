@@ -9,6 +9,7 @@
 #define THROUGHLINE_EVIDENCE_WORK_H
 
 #include "runtimes/java.h"
+#include "runtimes/proxy.h"
 #include "runtimes/python.h"
 
 /*
@@ -28,6 +29,15 @@ __noinline int tl_work_reads(__u64 key, __u64 socket)
 		return tl_python_reads(runtime, key, socket);
 	case TL_RUNTIME_JAVA:
 		return tl_java_reads(runtime, key);
+#ifndef TL_LEGACY
+	case TL_RUNTIME_HAPROXY:
+		tl_proxy_reads(key, socket);
+		return true;
+	case TL_RUNTIME_NGINX:
+		/* its events are followed as well: they tell where the agent is away */
+		tl_proxy_reads(key, socket);
+		return false;
+#endif
 	}
 	return false;
 }
@@ -76,11 +86,26 @@ __noinline __u64 tl_work_request(__u32 pid)
 	return 0;
 }
 
+/* The same for a call of a proxy, which is written to `socket`. */
+__noinline __u64 tl_work_passes_on(__u32 pid, __u64 socket)
+{
+#ifndef TL_LEGACY
+	const struct tl_runtime *runtime = tl_runtime_here(pid);
+
+	asm volatile("" ::"r"(socket));
+	if (runtime && tl_is_proxy(runtime))
+		return tl_proxy_request(runtime, socket);
+#endif
+	return 0;
+}
+
 /* How a unit of work is told in the process `pid`: enum tl_evidence. */
 static __always_inline __u8 tl_work_evidence(__u32 pid)
 {
 	const struct tl_runtime *runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
 
+	if (runtime && tl_is_proxy(runtime))
+		return TL_EVIDENCE_PROXY;
 	return runtime && runtime->kind == TL_RUNTIME_JAVA ? TL_EVIDENCE_JAVA : TL_EVIDENCE_PYTHON;
 }
 
@@ -102,14 +127,31 @@ static __always_inline int tl_work_reason(int refused)
  * Takes the request that the current unit of work works for. Returns -1 where it has one, the
  * reason where it has none (enum tl_counter), 0 where units cannot be told in this process.
  */
-static __always_inline int tl_work_parent(struct tl_parent *parent)
+static __always_inline int tl_work_parent(__u64 socket, struct tl_parent *parent)
 {
 	__u32 pid = tl_current_ids() >> 32;
-	__u64 key = tl_work_request(pid);
+	__u64 key = tl_work_passes_on(pid, socket);
 
+	if (!key)
+		key = tl_work_request(pid);
 	if (key < TL_COUNTERS)
 		return key;
 	return tl_take_parent(key, tl_work_evidence(pid), parent);
+}
+
+/*
+ * The current thread connects. Returns the request that it works for, TL_PROXY_NOTHING where none is
+ * known, or 0 where that is not told at this moment. A global function, to have a stack of its own.
+ */
+__noinline __u64 tl_work_connects(void)
+{
+#ifndef TL_LEGACY
+	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
+
+	if (runtime && tl_is_proxy(runtime))
+		return tl_proxy_connects(runtime);
+#endif
+	return 0;
 }
 
 /*

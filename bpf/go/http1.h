@@ -7,7 +7,7 @@
  *   net/http.(*persistConn).roundTrip           a goroutine takes a connection for a call
  *   net/http.readTransfer                       the header of the answer was read
  *
- * `observe` reads plaintext HTTP/1: for a call in it a claim is made (evidence/claim.h).
+ * `observe` reads plaintext HTTP/1: for a call in it a claim is made (trace/claim.h).
  */
 #ifndef THROUGHLINE_GO_HTTP1_H
 #define THROUGHLINE_GO_HTTP1_H

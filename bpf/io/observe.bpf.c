@@ -6,7 +6,7 @@
  *   cgroup_skb/ingress   incoming requests, answers to calls
  *   cgroup_skb/egress    outgoing answers, calls on sockets that sk_msg does not see
  *   tcp_rcv_space_adjust a thread has read a socket
- *   inet_sock_set_state  a connection ends
+ *   inet_sock_set_state  a connection ends, or a proxy makes one
  *   sys_enter            a thread waits for several descriptors: the tick of its event loop ends
  *   (BPF_PROG_RUN)       the agent ends requests whose end no program has seen
  */
@@ -255,6 +255,18 @@ static __always_inline void tl_socket_ends(__u64 cookie)
 #endif
 }
 
+#ifndef TL_LEGACY
+/* The current thread connects: a proxy tells for which request. */
+static __always_inline void tl_claims_connection(struct sock *sk)
+{
+	__u64 request = tl_work_connects();
+
+	if (request)
+		tl_claim(bpf_get_socket_cookie(sk), request == TL_PROXY_NOTHING ? 0 : request,
+			 TL_EVIDENCE_PROXY);
+}
+#endif
+
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 {
@@ -263,6 +275,10 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 #ifndef TL_LEGACY
 	if (oldstate == BPF_TCP_SYN_RECV && newstate == BPF_TCP_ESTABLISHED) {
 		tl_take_early(sk);
+		return 0;
+	}
+	if (newstate == BPF_TCP_SYN_SENT) {
+		tl_claims_connection(sk);
 		return 0;
 	}
 #endif

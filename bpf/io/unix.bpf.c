@@ -63,6 +63,8 @@ static __noinline struct tl_unix *tl_unix_begins(struct sock *sk, struct sock *p
 		end->flow.connect = made->request;
 		end->flow.likely = made->likely;
 		end->flow.tid = made->tid;
+		if (made->claims)
+			tl_claim(end->flow.endpoints.socket, made->request, TL_EVIDENCE_PROXY);
 		bpf_map_delete_elem(&tl_unix_made, &key);
 	}
 	return end;
@@ -78,18 +80,29 @@ __noinline int tl_unix_connects_now(void)
 	struct tl_unix_connect made = {};
 	struct tl_parent parent = {};
 	struct tl_trust *trust;
+	__u64 request;
 	int refused;
 
 	if (!key)
 		return 0;
-	if (!thread || !tl_unix_traced(bpf_get_current_cgroup_id())) {
+	request = tl_work_connects();
+	if ((!thread && !request) || !tl_unix_traced(bpf_get_current_cgroup_id())) {
 		/* what an earlier socket at this address has left */
 		bpf_map_delete_elem(&tl_unix_made, &key);
 		return 0;
 	}
+	made.tid = tl_current_tid();
+	if (request) {
+		made.claims = 1;
+		if (request != TL_PROXY_NOTHING) {
+			made.request = request;
+			tl_settle(request, false);
+		}
+		bpf_map_update_elem(&tl_unix_made, &key, &made, BPF_ANY);
+		return 0;
+	}
 	trust = tl_trust_now();
 	refused = tl_thread_parent(thread, trust, 0, &parent);
-	made.tid = tl_current_tid();
 	if (refused < 0) {
 		made.request = parent.key;
 		made.likely = parent.likely;

@@ -16,7 +16,6 @@
 
 #define TL_AF_UNIX 1
 #define TL_SOCK_STREAM 1
-#define TL_MSG_PEEK 2
 #define TL_PATH_AT 2 /* offset of sun_path in struct sockaddr_un */
 #define TL_LOOKS 64
 #define TL_WAITS 64
@@ -55,7 +54,8 @@ struct tl_unix_connect {
 	__u64 request; /* the request that the thread worked for, or 0 */
 	__u32 tid;
 	__u8 likely; /* the evidence for that is likely, not proven */
-	__u8 _pad[3];
+	__u8 claims; /* a proxy has said which request it is for, or that it is for none */
+	__u8 _pad[2];
 };
 
 /* By the address of the socket that connects. */
@@ -233,22 +233,8 @@ static __always_inline __u64 tl_unix_connecting(void)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	struct files_struct *files = task->files;
-	__u32 number = PT_REGS_PARM1_SYSCALL(regs);
-	struct file **table, *file;
-	struct fdtable *fdt;
-	struct socket *socket;
 
-	if (!files)
-		return 0;
-	fdt = files->fdt;
-	if (number >= BPF_CORE_READ(fdt, max_fds))
-		return 0;
-	table = BPF_CORE_READ(fdt, fd);
-	if (bpf_probe_read_kernel(&file, sizeof(file), table + number))
-		return 0;
-	socket = BPF_CORE_READ(file, private_data);
-	return (__u64)BPF_CORE_READ(socket, sk);
+	return (__u64)tl_descriptor_sock(PT_REGS_PARM1_SYSCALL(regs));
 }
 
 #endif

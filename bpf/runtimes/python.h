@@ -15,6 +15,7 @@
 #define THROUGHLINE_RUNTIMES_PYTHON_H
 
 #include "core/counters.h"
+#include "runtimes/descriptor.h"
 #include "runtimes/python_thread.h"
 #include "trace/request.h"
 
@@ -74,15 +75,6 @@ struct {
 	__type(value, struct tl_py_node);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_py_nodes SEC(".maps");
-
-/* By cookie of a server connection: key of the request that was read on it last. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
-	__type(key, __u64);
-	__type(value, __u64);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} tl_py_serving SEC(".maps");
 
 /* By thread id. */
 struct {
@@ -198,7 +190,7 @@ static __always_inline __u64 tl_py_request_of(__u64 number)
 			return node->request;
 		owner = node->owner;
 		if (owner && !(node->flags & (TL_PY_SHARED | TL_PY_ACCEPTS))) {
-			key = bpf_map_lookup_elem(&tl_py_serving, &owner);
+			key = bpf_map_lookup_elem(&tl_serving, &owner);
 			return key ? *key : 0;
 		}
 		number = node->parent;
@@ -272,8 +264,7 @@ static __always_inline bool tl_python_reads(struct tl_runtime *runtime, __u64 ke
 		runtime->flags |= TL_RUNTIME_READABLE;
 	else if (!(thread && thread->greenlet))
 		return false;
-	if (socket)
-		bpf_map_update_elem(&tl_py_serving, &socket, &key, BPF_ANY);
+	tl_serves(socket, key);
 	tl_py_find_place(context, thread, &place);
 	if (thread) {
 		thread->socket = socket;

@@ -61,6 +61,14 @@ TABLE = (
         kernel=(5, 15),
         uprobes=True,
     ),
+    Group(
+        "proxies",
+        PROBING_CAPABILITIES,
+        optional_capabilities=("CAP_LEASE",),
+        switch="instrumentation.proxies",
+        kernel=(5, 15),
+        uprobes=True,
+    ),
 )
 GROUPS = {group.name: group for group in TABLE}
 DEFAULT_GROUPS = tuple(group.name for group in TABLE if group.default)

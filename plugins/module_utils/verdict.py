@@ -206,6 +206,7 @@ def judge_groups(host, options, *, wanted, allow_sys_admin):
     tls = observe + [found for found in uprobe_obstacles(host, options) if found not in observe]
     go = version_obstacles(host, "go")
     python = version_obstacles(host, "python")
+    proxies = version_obstacles(host, "proxies")
     go_write = tls + go + write_obstacles(host, wanted=wanted)
     consented = allow_sys_admin or ("go_write" in wanted and not go_write)
     tls += perf_obstacles(host, allow_sys_admin=consented)
@@ -216,6 +217,7 @@ def judge_groups(host, options, *, wanted, allow_sys_admin):
         "tls": tls,
         "go": tls + go,
         "python": tls + python,
+        "proxies": tls + proxies,
         "go_write": go_write,
         "java": observe + capability_obstacles(host, "CAP_SYS_PTRACE"),
     }

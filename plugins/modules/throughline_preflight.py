@@ -26,8 +26,8 @@ options:
     description: Feature groups that are wanted on the host.
     type: list
     elements: str
-    choices: [observe, headers, packets, tls, go, go_write, java, python]
-    default: [observe, headers, packets, tls, go, java, python]
+    choices: [observe, headers, packets, tls, go, go_write, java, python, proxies]
+    default: [observe, headers, packets, tls, go, java, python, proxies]
   required_mode:
     description:
       - The least mode that the host must have. V(network) means O(groups) observe and headers,

@@ -150,8 +150,8 @@ class Bench:
 
         if app.follows:
             poll(is_followed, seconds=START_SECONDS, every=0.1)
-        if app.follows == "python":
-            # the agent looks each second at what processes run
+        if app.follows in ("python", "proxies"):
+            # the agent looks each second at processes that have come, and at what they run
             pids = [pid for name in services for pid in cgroup.pids(self.traced.cgroup / name)]
             time.sleep(max(0.0, _LOOK_SECONDS - min(map(_age, pids), default=0.0)))
 
@@ -234,11 +234,14 @@ def _end_of(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def bench(parents: str = "proven") -> Iterator[Bench]:
-    """What all applications share, while the block runs. `parents`: propagation.parents."""
+def bench(parents: str = "proven", **config: object) -> Iterator[Bench]:
+    """What all applications share, while the block runs.
+
+    `parents`: propagation.parents. `config`: more sections of the agent's configuration.
+    """
     backend, redis = free_port(), free_port()
     far = [sys.executable, "-m", "tests.parents.backend", str(backend)]
-    config: dict[str, object] = {"propagation": {"parents": parents}}
+    config = {"propagation": {"parents": parents}, **config}
     with Traced(config, start=False) as traced, process.running(far):
         traced.start_agent(wait=False)
         traced.wait_running(seconds=_AGENT_SECONDS)

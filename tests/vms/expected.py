@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 TABLE = Path(__file__).with_name("expected.yml")
-GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write", "java", "python")
+GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write", "java", "python", "proxies")
 
 
 @dataclass(frozen=True, slots=True)

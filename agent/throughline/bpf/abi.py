@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 11
+    ABI_VERSION = 12
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
@@ -35,6 +35,7 @@ class Evidence(IntEnum):
     JAVA = 9
     UNIX = 10
     TICK = 11
+    PROXY = 12
 
 
 class End(IntEnum):
@@ -176,7 +177,10 @@ class Counter(IntEnum):
     PYTHON_UNREADABLE = 103
     PYTHON_INTERPRETERS = 104
     PYTHON_UNFREED = 105
-    COUNTERS = 106
+    PARENT_PROXY = 106
+    ROOT_PROXY_OTHER = 107
+    ROOT_PROXY_UNKNOWN = 108
+    COUNTERS = 109
 
 
 class Go(IntEnum):
@@ -207,6 +211,8 @@ class RuntimeKind(IntEnum):
     RUNTIME_UNKNOWN = 0
     RUNTIME_PYTHON = 1
     RUNTIME_JAVA = 2
+    RUNTIME_HAPROXY = 3
+    RUNTIME_NGINX = 4
 
 
 class Java(IntEnum):
@@ -521,6 +527,14 @@ class PythonBinary(NamedTuple):
 
 
 PYTHON_BINARY = Struct("<2Q5H6x")
+
+
+class ProxyBinary(NamedTuple):
+    no_descriptor: int
+    descriptor_at: int
+
+
+PROXY_BINARY = Struct("<IH2x")
 
 
 class Program(NamedTuple):

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from throughline.bpf import abi, maps
 
 _BORN_MAX = (1 << 32) - 1
-# Feature group -> the kind of the processes that it tells the programs of.
-KINDS = {"java": abi.RuntimeKind.RUNTIME_JAVA, "python": abi.RuntimeKind.RUNTIME_PYTHON}
+# Feature group -> the kinds of the processes that it tells the programs of.
+KINDS = {
+    "java": (abi.RuntimeKind.RUNTIME_JAVA,),
+    "python": (abi.RuntimeKind.RUNTIME_PYTHON,),
+    "proxies": (abi.RuntimeKind.RUNTIME_HAPROXY, abi.RuntimeKind.RUNTIME_NGINX),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,6 +305,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("instrumentation.go_write", SWITCH, "off"),
     Setting("instrumentation.java", SWITCH, "auto"),
     Setting("instrumentation.python", SWITCH, "auto"),
+    Setting("instrumentation.proxies", SWITCH, "auto"),
     Setting(
         "sampling.sampler",
         _choice(*SAMPLERS),

@@ -232,7 +232,8 @@ class Programs:
             self._tell_settings(packets=False)
             peers.tell(self.map_fd("tl_peers"), ())
         if group in runtimes.KINDS:
-            runtimes.Runtimes(self.map_fd("tl_runtimes")).clear(runtimes.KINDS[group])
+            for kind in runtimes.KINDS[group]:
+                runtimes.Runtimes(self.map_fd("tl_runtimes")).clear(kind)
         pins.withdraw(self._bpffs, group)
 
     # -- while it runs -----------------------------------------------------------------------------

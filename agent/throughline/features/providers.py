@@ -10,6 +10,7 @@ from throughline.features.state import LeftOut
 from throughline.probes.provider import Provider
 from throughline.runtimes.go.provider import GoProvider
 from throughline.runtimes.java.provider import JavaProvider
+from throughline.runtimes.proxies.provider import ProxyProvider
 from throughline.runtimes.python.provider import PythonProvider
 from throughline.tls.openssl import OpenSsl
 
@@ -29,6 +30,7 @@ TABLE = (
     Entry("go", GoProvider.make, optional=("go_write",)),
     Entry("java", JavaProvider.make),
     Entry("python", PythonProvider.make),
+    Entry("proxies", ProxyProvider.make),
 )
 
 

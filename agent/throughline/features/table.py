@@ -191,6 +191,22 @@ def _python() -> tuple[Program, ...]:
     )
 
 
+def _proxies() -> tuple[Program, ...]:
+    haproxy, nginx = "parent of calls of HAProxy", "parent by requests of nginx"
+    programs = {
+        "tl_hap_makes": haproxy,
+        "tl_hap_made": haproxy,
+        "tl_hap_works": haproxy,
+        "tl_hap_rests": haproxy,
+        "tl_nginx_asks": nginx,
+        "tl_nginx_asked": nginx,
+    }
+    return (
+        *(Program(name, "proxies", gives, place=Place.FILES) for name, gives in programs.items()),
+        Program("tl_proxy_end", "proxies", f"{haproxy} and nginx", required=True),
+    )
+
+
 # In the order in which they are attached.
 GROUPS: Mapping[str, Group] = {
     group.name: group
@@ -261,6 +277,17 @@ GROUPS: Mapping[str, Group] = {
             kernel=(5, 15),
             uprobes=Uprobes.RETURNS,
             files="Python",
+        ),
+        Group(
+            "proxies",
+            _proxies(),
+            PROBING_CAPABILITIES,
+            optional_capabilities=_LEASE,
+            needs=BASE,
+            switch="instrumentation.proxies",
+            kernel=(5, 15),
+            uprobes=Uprobes.RETURNS,
+            files="Proxy",
         ),
     )
 }

@@ -29,13 +29,13 @@ NOWHERE = {"silent": None, "refuses": 1}
 
 @pytest.fixture(scope="module")
 def proven() -> Iterator[Bench]:
-    with bench() as found:
+    with bench(instrumentation={"proxies": "off"}) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def likely() -> Iterator[Bench]:
-    with bench("likely") as found:
+    with bench("likely", instrumentation={"proxies": "off"}) as found:
         yield found
 
 

@@ -140,7 +140,7 @@ def test_one_refused_program_takes_away_what_it_gives(
     ("kind", "gone"),
     [
         ("cgroup_skb", None),
-        ("tp_btf", {"headers", "python"} if BROKEN else {"python"}),
+        ("tp_btf", {"headers", "python", "proxies"} if BROKEN else {"python", "proxies"}),
         ("raw_tp", set()),
         ("sk_msg", {"headers"}),
         ("sockops", {"headers"}),

@@ -135,6 +135,14 @@ def _app(
     )
 
 
+def _of_nginx(name: str, title: str, start: Start) -> App:
+    return _app(name, title, start, "nginx", "nginx-light", follows="proxies")
+
+
+def _of_haproxy(name: str, title: str, option: str) -> App:
+    return _app(name, title, _haproxy(option), "haproxy", "haproxy", follows="proxies")
+
+
 def _behind_nginx(*words: str, kept: bool = False, **variables: str) -> Start:
     """nginx, and behind a Unix socket a Python server.
 
@@ -241,28 +249,32 @@ def _unix(name: str, title: str, start: Start, behaviours: Sequence[Behaviour] =
 
 
 APPS = (
-    _app("nginx", "nginx", _nginx("proxy_pass http://{backend};"), "nginx", "nginx-light"),
-    _app("nginx-keepalive", "nginx, upstream keep-alive", _nginx(_KEPT), "nginx", "nginx-light"),
-    _app(
+    _of_nginx("nginx", "nginx", _nginx("proxy_pass http://{backend};")),
+    _of_nginx("nginx-keepalive", "nginx, upstream keep-alive", _nginx(_KEPT)),
+    _of_nginx(
         "nginx-unbuffered",
         "nginx, `proxy_request_buffering off`",
         _nginx(_KEPT + " proxy_request_buffering off;"),
-        "nginx",
-        "nginx-light",
     ),
-    _app("haproxy", "HAProxy", _haproxy(""), "haproxy", "haproxy"),
-    _app(
-        "haproxy-close",
-        "HAProxy, `http-server-close`",
-        _haproxy("option http-server-close"),
-        "haproxy",
-        "haproxy",
+    _of_nginx(
+        "nginx-limit",
+        "nginx, `limit_req`",
+        _nginx(
+            _KEPT + " limit_req zone=slow burst=1000;",
+            "limit_req_zone $server_port zone=slow:1m rate=150r/s;",
+        ),
+    ),
+    _of_haproxy("haproxy", "HAProxy", ""),
+    _of_haproxy("haproxy-close", "HAProxy, `http-server-close`", "option http-server-close"),
+    *(
+        _of_haproxy(f"haproxy-{mode}", f"HAProxy, `http-reuse {mode}`", f"http-reuse {mode}")
+        for mode in ("never", "aggressive", "always")
     ),
     _app("apache-event", "Apache, event", _apache("event"), "apache2", "apache2-bin"),
     _app("apache-prefork", "Apache, prefork", _apache("prefork"), "apache2", "apache2-bin"),
     _app("caddy", "Caddy", _caddy, "caddy", "caddy", follows="go"),
     _app("lighttpd", "lighttpd", _lighttpd(), "lighttpd", "lighttpd"),
-    _app("nginx-both", "nginx, asked by TCP and by Unix socket", _both, "nginx", "nginx-light"),
+    _of_nginx("nginx-both", "nginx, asked by TCP and by Unix socket", _both),
     _unix("unix-flask-sync", "nginx, Unix socket, Flask on gunicorn sync", _gunicorn("sync")),
     _unix(
         "unix-flask-gthread", "nginx, Unix socket, Flask on gunicorn gthread", _gunicorn("gthread")

@@ -84,7 +84,8 @@ def test_few_functions_follow_pointers_of_tasks() -> None:
     assert found == {
         "core/process.h": 3,
         "evidence/trust.h": 3,
-        "io/unix.h": 1,
+        "runtimes/descriptor.h": 1,
+        "runtimes/proxies.bpf.c": 1,
         "runtimes/python.bpf.c": 1,
         "runtimes/runtime.h": 2,
     }

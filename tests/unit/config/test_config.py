@@ -65,6 +65,7 @@ def test_no_file_is_a_useful_configuration() -> None:
         "instrumentation.go",
         "instrumentation.java",
         "instrumentation.python",
+        "instrumentation.proxies",
     }
     assert (found.propagation.peers, found.propagation.tc_priority) == ((), 49152)
     assert (found.sampling.sampler, found.sampling.arg) == ("parentbased_traceidratio", 1.0)
@@ -88,9 +89,11 @@ def test_every_key(tmp_path: Path) -> None:
         ServiceRule("systemd_unit", "sshd.service", None, False),
         ServiceRule("cgroup", "machine.slice/*.scope", None, True),
     )
-    assert found.switches == {"instrumentation.go", "instrumentation.python"}, (
-        "off is a word here, not a boolean"
-    )
+    assert found.switches == {
+        "instrumentation.go",
+        "instrumentation.python",
+        "instrumentation.proxies",
+    }, "off is a word here, not a boolean"
     networks = ("10.1.0.0/16", "10.2.0.3/32", "fd00:1::/64", "10.3.0.0/16")
     assert tuple(map(str, found.propagation.peers)) == networks
     assert found.propagation.tc_priority == 2

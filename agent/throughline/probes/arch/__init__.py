@@ -50,6 +50,13 @@ class Architecture(Protocol):
         caller takes only targets that it knows to be the start of a function.
         """
 
+    def numbers_of_argument(self, code: bytes) -> Iterator[int]:
+        """Where this code of a C function reads numbers of 32 bits in its first argument's object.
+
+        Offsets from 64 to 127, as far as they are read by the register of the argument. The code is
+        not decoded, as above.
+        """
+
 
 _MODULES: Mapping[str, Architecture] = {"x86_64": x86_64}
 

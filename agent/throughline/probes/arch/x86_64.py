@@ -65,6 +65,11 @@ _PASSED_IN_GO = re.compile(
 _STACK_CHECKS = (b"\x49\x3b\x66\x10", b"\x4d\x3b\x66\x10")
 _JBE, _JBE_NEAR = b"\x76", b"\x0f\x86"
 _MAX_PASSED = 4  # instructions
+# mov x(%rdi),%eax and movslq x(%rdi),%rax, to any register
+_NUMBER = re.compile(
+    rb"(?:(?<![\x48-\x4f])\x8b|[\x48\x4c]\x63)[\x47\x4f\x57\x5f\x67\x6f\x77\x7f]([\x40-\x7f])",
+    re.DOTALL,
+)
 _BRANCHES = (b"\xe8", b"\xe9")  # call and jmp, followed by a distance of 32 bits
 
 
@@ -98,3 +103,9 @@ def branch_targets(code: bytes) -> Iterator[int]:
         while 0 <= at <= len(code) - 5:
             yield at + 5 + int.from_bytes(code[at + 1 : at + 5], "little", signed=True)
             at = code.find(branch, at + 1)
+
+
+def numbers_of_argument(code: bytes) -> Iterator[int]:
+    """Offsets of numbers of 32 bits that are read in the object of the first argument."""
+    for found in _NUMBER.finditer(code):
+        yield found[1][0]

@@ -1,14 +1,13 @@
 """Tells the programs which processes run a server of threads (servers.py).
 
-What a process runs is its own word, and is used for this process alone. Bytes of its memory that
-the kernel chooses in execve() show the programs whether it still runs that.
+What a process runs is its own word, and is used for this process alone. A word of its memory shows
+the programs whether it still runs that (host/executed.py).
 """
 
 from __future__ import annotations
 
 import os
 import re
-import struct
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from pathlib import Path
 from throughline.bpf import abi
 from throughline.bpf.runtimes import Entry, Runtimes
 from throughline.elf.elf import MalformedError
-from throughline.host.memory import Memory
+from throughline.host import executed
 from throughline.probes import arch, mappings, procfs
 from throughline.probes.provider import Probed, Process
 from throughline.runtimes.python import servers
@@ -28,9 +27,6 @@ _WORKERS = abi.RuntimeFlags.RUNTIME_WORKERS
 _SETTLED = abi.RuntimeFlags.RUNTIME_SETTLED
 _MAX_ARGUMENTS = 16 << 10
 _OFTEN, _SELDOM = 5, 10  # looks at a process in its first ticks, and then ticks between two
-_AT_RANDOM = 25  # of the auxiliary vector: the address of 16 random bytes (getauxval(3))
-_PAIR = struct.Struct("<QQ")
-_MAX_VECTOR = 4096
 # Files that are mapped where many requests are served on one thread.
 _GREENLET = re.compile(r"_?greenlet\b.*\.so")
 _LOOP = re.compile(r"(loop\..*\.so|ld-musl-.*)")  # uvloop; without glibc no context is found
@@ -98,14 +94,10 @@ class Workers:
         linked = elf.mapped_address(process.offset) if elf else None
         if linked is None:
             return None
-        vector = self._read(process.pid, "auxv", _MAX_VECTOR)
-        pairs = dict(_PAIR.iter_unpack(vector[: len(vector) // _PAIR.size * _PAIR.size]))
-        check_at = pairs.get(_AT_RANDOM, 0)
-        with Memory(process.pid, proc=self._proc) as memory:
-            check = memory.word(check_at)
+        word = executed.find(process.pid, proc=self._proc)
         index = python.sites[0].cookie
         base = process.start - linked
-        return Entry(_KIND, index, base, process.born, check_at, check)
+        return Entry(_KIND, index, base, process.born, word.address, word.value)
 
     def _tell(self, process: Process, entry: Entry | None, flags: int) -> None:
         """The programs note in the entry what they see: it is written where it has to change."""

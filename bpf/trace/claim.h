@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * evidence/claim.h - claims: for which request a connection's next request is.
+ * trace/claim.h - claims: for which request a connection's next request is.
  *
  * The programs of a runtime make a claim where the application makes a call. The request may then
  * be written by another unit of work, on any thread: `observe` and `headers` find the claim by the
  * socket, and need not know the runtime.
  */
-#ifndef THROUGHLINE_EVIDENCE_CLAIM_H
-#define THROUGHLINE_EVIDENCE_CLAIM_H
+#ifndef THROUGHLINE_TRACE_CLAIM_H
+#define THROUGHLINE_TRACE_CLAIM_H
 
 #include "trace/request.h"
 

@@ -1,0 +1,1 @@
+"""Proxies: for which request of a client a call is made."""

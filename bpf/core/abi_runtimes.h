@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * core/abi_runtimes.h - part of abi.h: processes whose runtime keeps the current unit of work in its
+ * memory, and where.
+ */
+#ifndef THROUGHLINE_ABI_RUNTIMES_H
+#define THROUGHLINE_ABI_RUNTIMES_H
+
+#include "vmlinux.h"
+
+/* How the units of work of a process are told apart. */
+enum tl_runtime_kind {
+	TL_RUNTIME_UNKNOWN = 0, /* by the kernel's threads */
+	TL_RUNTIME_PYTHON,
+	TL_RUNTIME_JAVA,
+	TL_RUNTIME_HAPROXY,
+	TL_RUNTIME_NGINX,
+};
+
+/*
+ * What is known of a process whose runtime keeps the current unit of work in its memory. The memory
+ * is the process's own: it may have executed another program since.
+ */
+struct tl_runtime {
+	__u64 base; /* where the file with the runtime is mapped, less the address that it is linked for */
+	__u64 check_at; /* address of a word of the process that tells whether the entry still holds; 0: none */
+	__u64 check; /* the word */
+	__u32 born; /* when the process began: see tl_born() */
+	__u16 binary; /* in the table of the runtime: where its files keep what is read */
+	__u8 kind; /* enum tl_runtime_kind */
+	__u8 flags; /* enum tl_runtime_flags */
+};
+
+/*
+ * Where a build of HotSpot keeps what we read: offsets in bytes, TL_JAVA_UNKNOWN where there is no
+ * such field. Members are named after class and field.
+ */
+struct tl_java_binary {
+	__u64 threads; /* address of ThreadsSMRSupport::_java_thread_list, as linked */
+	__u16 list_length; /* ThreadsList */
+	__u16 list_threads;
+	__u16 thread_osthread; /* Thread, JavaThread */
+	__u16 thread_state;
+	__u16 thread_owner; /* _monitor_owner_id: the id of the mounted Java thread (Java 24) */
+	__u16 thread_entry; /* _cont_entry: set while a virtual thread is mounted */
+	__u16 thread_vthread; /* handle of the mounted Java thread (Java 21) */
+	__u16 osthread_id;
+	__u16 object_eetop; /* java.lang.Thread: the JavaThread; 0 in a virtual thread */
+	__u16 object_tid;
+	__u8 _pad[4];
+};
+
+enum tl_java {
+	TL_JAVA_UNKNOWN = 0xffff,
+	TL_JAVA_BINARIES = 256, /* indices, of which 0 is none */
+	TL_JAVA_IN_NATIVE = 4, /* JavaThread::_thread_state in a system call */
+};
+
+/*
+ * Where the processes of a Python interpreter keep what is read: addresses as linked, offsets in
+ * bytes.
+ */
+struct tl_python_binary {
+	__u64 runtime_at; /* _PyRuntime */
+	__u64 type_at; /* PyContext_Type */
+	__u16 key_at; /* _PyRuntime.autoTSSkey, which holds the thread's PyThreadState */
+	__u16 current_at; /* _PyRuntime.gilstate.tstate_current, before Python 3.12; else 0 */
+	__u16 thread_id_at; /* in PyThreadState */
+	__u16 context_at;
+	__u16 specific_at; /* struct pthread.specific_1stblock of the C library */
+	__u8 _pad[6];
+};
+
+/* What a version of HAProxy has in struct connection; zeros for nginx. */
+struct tl_proxy_binary {
+	__u32 no_descriptor; /* the flag of connections that have no descriptor (QUIC), or 0 */
+	__u16 descriptor_at; /* offset in bytes */
+	__u8 _pad[2];
+};
+
+#endif
