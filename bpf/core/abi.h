@@ -188,6 +188,9 @@ enum tl_counter {
 	TL_PARENT_PROXY,
 	TL_ROOT_PROXY_OTHER, /* a proxy: the call is for no request of its clients */
 	TL_ROOT_PROXY_UNKNOWN, /* a proxy: it is not known which request the call is for */
+	TL_PARENT_RUBY,
+	TL_ROOT_RUBY_OTHER_THREAD, /* Puma: the thread that calls has taken over no request */
+	TL_RUBY_SHARED_THREAD, /* Puma: requests that were taken over by fibers, or by threads that share one */
 	TL_COUNTERS,
 };
 
@@ -227,6 +230,7 @@ enum tl_evidence {
 	TL_EVIDENCE_TICK = 11, /* the event loop has read the request, and nothing else since */
 	TL_EVIDENCE_PROXY =
 		12, /* HAProxy, nginx: the stream or request for which the call is made */
+	TL_EVIDENCE_RUBY = 13, /* Ruby: Puma's thread has taken over the request */
 };
 
 /* Why a span ended. */

@@ -15,6 +15,7 @@ enum tl_runtime_kind {
 	TL_RUNTIME_JAVA,
 	TL_RUNTIME_HAPROXY,
 	TL_RUNTIME_NGINX,
+	TL_RUNTIME_RUBY,
 };
 
 /*

@@ -50,6 +50,8 @@ enum tl_runtime_flags {
 	TL_RUNTIME_SETTLED = 1 << 3, /* WORKERS holds for processes that it forks from now on */
 	TL_RUNTIME_TURNED = 1
 			    << 4, /* it has waited since it is known: no read is missed any more */
+	TL_RUNTIME_TAKES = 1 << 5, /* it runs Puma: a thread asks for the state of a connection
+				    * where it takes a request over */
 };
 
 /* What was seen of the threads of a program that read requests. */

@@ -94,4 +94,16 @@ static __always_inline __u64 tl_user_word(__u64 address)
 	return word;
 }
 
+/* The thread pointer, which is the address of the C library's struct pthread. */
+static __always_inline __u64 tl_thread_pointer(void)
+{
+#if !defined(__TARGET_ARCH_x86)
+	return 0;
+#elif defined(TL_LEGACY)
+	return BPF_CORE_READ(tl_current_task(), thread.fsbase);
+#else
+	return tl_current_task()->thread.fsbase;
+#endif
+}
+
 #endif

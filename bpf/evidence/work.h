@@ -11,6 +11,7 @@
 #include "runtimes/java.h"
 #include "runtimes/proxy.h"
 #include "runtimes/python.h"
+#include "runtimes/ruby.h"
 
 /*
  * The current unit of work has read the request `key` on `socket`. Returns whether units can be
@@ -29,6 +30,8 @@ __noinline int tl_work_reads(__u64 key, __u64 socket)
 		return tl_python_reads(runtime, key, socket);
 	case TL_RUNTIME_JAVA:
 		return tl_java_reads(runtime, key);
+	case TL_RUNTIME_RUBY:
+		return tl_ruby_reads(runtime, key, socket);
 #ifndef TL_LEGACY
 	case TL_RUNTIME_HAPROXY:
 		tl_proxy_reads(key, socket);
@@ -55,14 +58,18 @@ __noinline int tl_work_writes(void)
 	return 0;
 }
 
-/* The current thread begins to answer the request `key`. A global function, as above. */
-__noinline int tl_work_answers(__u64 key)
+/* The current thread begins to answer the request `key` on `socket`. A global function, as above. */
+__noinline int tl_work_answers(__u64 key, __u64 socket)
 {
 	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
 
-	asm volatile("" ::"r"(key));
-	if (runtime && runtime->kind == TL_RUNTIME_JAVA)
+	asm volatile("" ::"r"(key), "r"(socket));
+	if (!runtime)
+		return 0;
+	if (runtime->kind == TL_RUNTIME_JAVA)
 		tl_java_answers(runtime, key);
+	else if (runtime->kind == TL_RUNTIME_RUBY)
+		tl_ruby_answers(key, socket);
 	return 0;
 }
 
@@ -82,6 +89,8 @@ __noinline __u64 tl_work_request(__u32 pid)
 		return tl_python_request(runtime);
 	case TL_RUNTIME_JAVA:
 		return tl_java_request(runtime);
+	case TL_RUNTIME_RUBY:
+		return tl_ruby_request(runtime);
 	}
 	return 0;
 }
@@ -106,6 +115,8 @@ static __always_inline __u8 tl_work_evidence(__u32 pid)
 
 	if (runtime && tl_is_proxy(runtime))
 		return TL_EVIDENCE_PROXY;
+	if (runtime && runtime->kind == TL_RUNTIME_RUBY)
+		return TL_EVIDENCE_RUBY;
 	return runtime && runtime->kind == TL_RUNTIME_JAVA ? TL_EVIDENCE_JAVA : TL_EVIDENCE_PYTHON;
 }
 
@@ -180,6 +191,20 @@ __noinline int tl_work_listens(__u64 stack)
 	asm volatile("" ::"r"(stack));
 	if (runtime && runtime->kind == TL_RUNTIME_PYTHON)
 		tl_python_listens(stack);
+	return 0;
+}
+
+/*
+ * The current thread, whose stack pointer is `stack`, asks for the state of the connection behind the
+ * descriptor `number`. A global function, as above.
+ */
+__noinline int tl_work_takes(__u32 number, __u64 stack)
+{
+	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
+
+	asm volatile("" ::"r"(number), "r"(stack));
+	if (runtime && runtime->kind == TL_RUNTIME_RUBY)
+		tl_ruby_takes(runtime, number, stack);
 	return 0;
 }
 

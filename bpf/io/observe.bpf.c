@@ -7,7 +7,8 @@
  *   cgroup_skb/egress    outgoing answers, calls on sockets that sk_msg does not see
  *   tcp_rcv_space_adjust a thread has read a socket
  *   inet_sock_set_state  a connection ends, or a proxy makes one
- *   sys_enter            a thread waits for several descriptors: the tick of its event loop ends
+ *   sys_enter            a thread waits for several descriptors: the tick of its event loop ends; or
+ *                        it takes over a request that another one may have read
  *   (BPF_PROG_RUN)       the agent ends requests whose end no program has seen
  */
 #include "evidence/find.h"
@@ -97,7 +98,8 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 			if (tl_by_writer(sk)) {
 				if (!(flow->exchange.flags & TL_EXCHANGE_RESPONDING) &&
 				    flow->exchange.request)
-					tl_work_answers(flow->exchange.request);
+					tl_work_answers(flow->exchange.request,
+							flow->endpoints.socket);
 				tl_thread_answers(flow);
 			}
 			tl_responds(flow);
@@ -325,6 +327,10 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 	}
 	if (call == TL_CALL_LISTEN) {
 		tl_work_listens(PT_REGS_SP(regs));
+		return 0;
+	}
+	if (call == TL_CALL_STATE) {
+		tl_work_takes(PT_REGS_PARM1_SYSCALL(regs), PT_REGS_SP(regs));
 		return 0;
 	}
 	tl_work_turns(call == TL_CALL_ACCEPT);

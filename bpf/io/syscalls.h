@@ -15,6 +15,7 @@
 #define TL_NR_ACCEPT 43
 #define TL_NR_ACCEPT4 288
 #define TL_NR_LISTEN 50
+#define TL_NR_GETSOCKOPT 55
 #define TL_NR_SELECT 23
 #define TL_NR_EPOLL_WAIT 232
 #define TL_NR_PSELECT6 270
@@ -31,6 +32,7 @@
 #define TL_NR_ACCEPT 202
 #define TL_NR_ACCEPT4 242
 #define TL_NR_LISTEN 201
+#define TL_NR_GETSOCKOPT 209
 #define TL_NR_SELECT -1
 #define TL_NR_EPOLL_WAIT -1
 #define TL_NR_PSELECT6 72
@@ -41,6 +43,8 @@
 #endif
 
 #define TL_FIONREAD 0x541b
+#define TL_IPPROTO_TCP 6
+#define TL_TCP_INFO 11
 
 enum tl_call {
 	TL_CALL_OTHER = 0,
@@ -48,6 +52,7 @@ enum tl_call {
 	TL_CALL_IOCTL,
 	TL_CALL_ACCEPT,
 	TL_CALL_LISTEN,
+	TL_CALL_STATE, /* getsockopt(…, IPPROTO_TCP, TCP_INFO, …) */
 };
 
 /* `second` and `third` are arguments of the system call `number`. */
@@ -74,6 +79,10 @@ static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64
 		return TL_CALL_ACCEPT;
 	case TL_NR_LISTEN:
 		return TL_CALL_LISTEN;
+	case TL_NR_GETSOCKOPT:
+		return (__u32)second == TL_IPPROTO_TCP && (__u32)third == TL_TCP_INFO ?
+			       TL_CALL_STATE :
+			       TL_CALL_OTHER;
 	case TL_NR_IO_URING_ENTER:
 		/* min_complete: the call waits only where it is not 0 */
 		return third ? TL_CALL_WAIT : TL_CALL_OTHER;

@@ -34,18 +34,6 @@ static __always_inline const struct tl_python_binary *tl_py_binary(__u32 index)
 	return bpf_map_lookup_elem(&tl_python_bins, &index);
 }
 
-/* The thread pointer, which is the address of the C library's struct pthread. */
-static __always_inline __u64 tl_thread_pointer(void)
-{
-#if !defined(__TARGET_ARCH_x86)
-	return 0;
-#elif defined(TL_LEGACY)
-	return BPF_CORE_READ(tl_current_task(), thread.fsbase);
-#else
-	return tl_current_task()->thread.fsbase;
-#endif
-}
-
 /* The PyThreadState of the current thread; 0 where it has none, or where that cannot be read. */
 static __always_inline __u64 tl_py_thread_state(const struct tl_python_binary *binary, __u64 base)
 {

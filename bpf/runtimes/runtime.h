@@ -86,7 +86,8 @@ static __always_inline struct tl_runtime *tl_runtime_of_reader(__u32 pid)
 		return runtime;
 	fresh = *known;
 	fresh.born = tl_process_born();
-	fresh.flags = TL_RUNTIME_WORKERS | TL_RUNTIME_SETTLED | (runtime ? runtime->flags : 0);
+	fresh.flags = TL_RUNTIME_SETTLED | (runtime ? runtime->flags : 0);
+	fresh.flags |= known->kind == TL_RUNTIME_RUBY ? known->flags : TL_RUNTIME_WORKERS;
 	bpf_map_update_elem(&tl_runtimes, &pid, &fresh, BPF_ANY);
 	runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
 #endif

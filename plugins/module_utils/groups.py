@@ -69,6 +69,7 @@ TABLE = (
         kernel=(5, 15),
         uprobes=True,
     ),
+    Group("ruby", PROBING_CAPABILITIES, switch="instrumentation.ruby"),
 )
 GROUPS = {group.name: group for group in TABLE}
 DEFAULT_GROUPS = tuple(group.name for group in TABLE if group.default)

@@ -150,7 +150,7 @@ class Bench:
 
         if app.follows:
             poll(is_followed, seconds=START_SECONDS, every=0.1)
-        if app.follows in ("python", "proxies"):
+        if app.follows in ("python", "proxies", "ruby"):
             # the agent looks each second at processes that have come, and at what they run
             pids = [pid for name in services for pid in cgroup.pids(self.traced.cgroup / name)]
             time.sleep(max(0.0, _LOOK_SECONDS - min(map(_age, pids), default=0.0)))

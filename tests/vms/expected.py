@@ -10,7 +10,18 @@ from typing import Any
 import yaml
 
 TABLE = Path(__file__).with_name("expected.yml")
-GROUPS = ("observe", "headers", "packets", "tls", "go", "go_write", "java", "python", "proxies")
+GROUPS = (
+    "observe",
+    "headers",
+    "packets",
+    "tls",
+    "go",
+    "go_write",
+    "java",
+    "python",
+    "proxies",
+    "ruby",
+)
 
 
 @dataclass(frozen=True, slots=True)

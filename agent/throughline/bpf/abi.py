@@ -36,6 +36,7 @@ class Evidence(IntEnum):
     UNIX = 10
     TICK = 11
     PROXY = 12
+    RUBY = 13
 
 
 class End(IntEnum):
@@ -180,7 +181,10 @@ class Counter(IntEnum):
     PARENT_PROXY = 106
     ROOT_PROXY_OTHER = 107
     ROOT_PROXY_UNKNOWN = 108
-    COUNTERS = 109
+    PARENT_RUBY = 109
+    ROOT_RUBY_OTHER_THREAD = 110
+    RUBY_SHARED_THREAD = 111
+    COUNTERS = 112
 
 
 class Go(IntEnum):
@@ -213,6 +217,7 @@ class RuntimeKind(IntEnum):
     RUNTIME_JAVA = 2
     RUNTIME_HAPROXY = 3
     RUNTIME_NGINX = 4
+    RUNTIME_RUBY = 5
 
 
 class Java(IntEnum):
@@ -246,6 +251,7 @@ class RuntimeFlags(IntEnum):
     RUNTIME_READABLE = 4
     RUNTIME_SETTLED = 8
     RUNTIME_TURNED = 16
+    RUNTIME_TAKES = 32
 
 
 class Seen(IntEnum):

@@ -13,6 +13,7 @@ KINDS = {
     "java": (abi.RuntimeKind.RUNTIME_JAVA,),
     "python": (abi.RuntimeKind.RUNTIME_PYTHON,),
     "proxies": (abi.RuntimeKind.RUNTIME_HAPROXY, abi.RuntimeKind.RUNTIME_NGINX),
+    "ruby": (abi.RuntimeKind.RUNTIME_RUBY,),
 }
 
 

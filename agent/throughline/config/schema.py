@@ -306,6 +306,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("instrumentation.java", SWITCH, "auto"),
     Setting("instrumentation.python", SWITCH, "auto"),
     Setting("instrumentation.proxies", SWITCH, "auto"),
+    Setting("instrumentation.ruby", SWITCH, "auto"),
     Setting(
         "sampling.sampler",
         _choice(*SAMPLERS),

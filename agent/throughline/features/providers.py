@@ -12,6 +12,7 @@ from throughline.runtimes.go.provider import GoProvider
 from throughline.runtimes.java.provider import JavaProvider
 from throughline.runtimes.proxies.provider import ProxyProvider
 from throughline.runtimes.python.provider import PythonProvider
+from throughline.runtimes.ruby.provider import RubyProvider
 from throughline.tls.openssl import OpenSsl
 
 
@@ -31,6 +32,7 @@ TABLE = (
     Entry("java", JavaProvider.make),
     Entry("python", PythonProvider.make),
     Entry("proxies", ProxyProvider.make),
+    Entry("ruby", RubyProvider.make),
 )
 
 

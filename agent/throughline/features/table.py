@@ -289,6 +289,15 @@ GROUPS: Mapping[str, Group] = {
             uprobes=Uprobes.RETURNS,
             files="Proxy",
         ),
+        Group(
+            "ruby",
+            (),
+            READING_CAPABILITIES,
+            needs=BASE,
+            switch="instrumentation.ruby",
+            reads=True,
+            files="Ruby in file",
+        ),
     )
 }
 # The modes of a host, the strongest first: the groups that must be on.

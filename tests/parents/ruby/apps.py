@@ -1,30 +1,142 @@
-"""Ruby: Puma's threads."""
+"""Ruby: threads of Puma, processes of Unicorn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tests.parents.app import App, Behaviour, Place, Process
+from tests.fixtures import nginx
+from tests.parents.app import SERVICE, App, Behaviour, Place, Process
 from tests.parents.debian import installs_all
+from tests.parents.ruby import releases
 
 _FOLDER = Path(__file__).parent
 _PACKAGES = ("puma", "ruby-concurrent", "ruby-connection-pool", "ruby-redis", "ruby-sinatra")
+_INSTALL = installs_all(*_PACKAGES)
+_RAILS = (*_PACKAGES, "ruby-railties")
+_EVERY = tuple(Behaviour)
+_PROCESSES = tuple(one for one in SERVICE if one is not Behaviour.AFTER)
+_PASS = "proxy_pass http://app;"
+_CLUSTER = ("--workers", "2", "--preload")
+
+Start = Callable[[Place], Sequence[Process]]
 
 
-def _start(place: Place) -> Sequence[Process]:
-    bind = f"tcp://127.0.0.1:{place.port}"
-    command = ["puma", "--bind", bind, "--environment", "production", str(_FOLDER / "config.ru")]
-    return [Process(command)]
+def _puma(
+    *words: str, release: str = "", app: str = "config.ru", title: str = "puma"
+) -> Callable[[Place, str], Process]:
+    """Puma: the installed one, or one of another Debian release. `words` are its own."""
+
+    def start(place: Place, bind: str) -> Process:
+        options = ("--bind", bind, "--environment", "production", *words)
+        if release:
+            command = releases.command(release, "puma", *options, f"{releases.LIBRARY}/{app}")
+        else:
+            command = ["puma", *options, str(_FOLDER / app)]
+        return Process(command, name=title, environment={"FOLDER": str(place.folder)})
+
+    return start
+
+
+def _alone(*words: str, release: str = "", app: str = "config.ru") -> Start:
+    """Puma on a port."""
+    start = _puma(*words, release=release, app=app, title="")
+    return lambda place: [start(place, f"tcp://127.0.0.1:{place.port}")]
+
+
+def _behind_nginx(start_behind: Callable[[Place, str], Process]) -> Start:
+    """nginx, and a server behind a Unix socket: one of its own, or app.socket."""
+
+    def start(place: Place) -> Sequence[Process]:
+        socket = place.folder / "app.socket"
+        behind = start_behind(place, f"unix://{socket}")
+        socket = behind.listens or socket
+        server = f"server {{ listen 127.0.0.1:{place.port} backlog=512; location / {{ {_PASS} }} }}"
+        upstream = f"upstream app {{ server unix:{socket}; }}"
+        front = Process(nginx.prepare(place.folder, f"{upstream} {server}"), name="nginx")
+        return [front, replace(behind, listens=socket)]
+
+    return start
+
+
+def _unicorn(place: Place, listen: str, name: str = "unicorn") -> Process:
+    inner = f"{releases.LIBRARY}/unicorn-{place.port}.rb"
+    file = releases.directory("unicorn") / inner.lstrip("/")
+    file.write_text(f"listen '{listen}', backlog: 512\nworker_processes 4\n")
+    words = ["unicorn", "--config-file", inner, "--env", "production"]
+    words.append(f"{releases.LIBRARY}/config.ru")
+    return Process(releases.command("unicorn", *words), name=name)
+
+
+def _unicorn_behind(place: Place, _: str) -> Process:
+    """It listens on a Unix socket in its root."""
+    inner = f"{releases.LIBRARY}/{place.port}.socket"
+    listens = releases.directory("unicorn") / inner.lstrip("/")
+    return replace(_unicorn(place, inner), listens=listens)
+
+
+def _app(
+    name: str,
+    title: str,
+    start: Start,
+    behaviours: Sequence[Behaviour] = SERVICE,
+    install: Callable[[], None] = _INSTALL,
+) -> App:
+    return App(
+        name=name,
+        runtime="Ruby",
+        title=title,
+        start=start,
+        behaviours=behaviours,
+        install=install,
+        follows="ruby",
+    )
+
+
+def released(number: str) -> App:
+    """Sinatra on a release of Puma that another Debian release has."""
+    return _app(
+        f"puma-{number}",
+        f"Sinatra on Puma {number}, Net::HTTP",
+        _alone(release=number),
+        _EVERY,
+        releases.installs(number),
+    )
 
 
 APPS = (
-    App(
-        name="sinatra",
-        runtime="Ruby",
-        title="Sinatra on Puma, Net::HTTP",
-        start=_start,
-        behaviours=tuple(Behaviour),
-        install=installs_all(*_PACKAGES),
+    _app("sinatra", "Sinatra on Puma 5.6.5, Net::HTTP", _alone(), _EVERY),
+    released("6.6"),
+    released("8.0"),
+    _app("puma-cluster", "Sinatra on Puma with forked workers, Net::HTTP", _alone(*_CLUSTER)),
+    _app(
+        "rails",
+        "Rails API on Puma, Net::HTTP",
+        _alone(app="rails.ru"),
+        _PROCESSES,
+        installs_all(*_RAILS),
+    ),
+    _app(
+        "rails-cluster",
+        "Rails API on Puma with forked workers, Net::HTTP",
+        _alone(*_CLUSTER, app="rails.ru"),
+        _PROCESSES,
+        installs_all(*_RAILS),
+    ),
+    _app("nginx-puma", "nginx, Puma behind a Unix socket, Net::HTTP", _behind_nginx(_puma())),
+    _app(
+        "unicorn",
+        "Sinatra on Unicorn, Net::HTTP",
+        lambda place: [_unicorn(place, f"127.0.0.1:{place.port}", "")],
+        _PROCESSES,
+        releases.installs("unicorn"),
+    ),
+    _app(
+        "nginx-unicorn",
+        "nginx, Unicorn behind a Unix socket, Net::HTTP",
+        _behind_nginx(_unicorn_behind),
+        _PROCESSES,
+        releases.installs("unicorn"),
     ),
 )

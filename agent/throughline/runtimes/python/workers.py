@@ -6,7 +6,6 @@ the programs whether it still runs that (host/executed.py).
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -25,7 +24,6 @@ from throughline.steps import Turns
 _KIND = abi.RuntimeKind.RUNTIME_PYTHON
 _WORKERS = abi.RuntimeFlags.RUNTIME_WORKERS
 _SETTLED = abi.RuntimeFlags.RUNTIME_SETTLED
-_MAX_ARGUMENTS = 16 << 10
 _OFTEN, _SELDOM = 5, 10  # looks at a process in its first ticks, and then ticks between two
 # Files that are mapped where many requests are served on one thread.
 _GREENLET = re.compile(r"_?greenlet\b.*\.so")
@@ -78,7 +76,7 @@ class Workers:
 
     def _runs_threads(self, pid: int, switches: bool) -> bool:
         """`switches`: it is seen how the process switches greenlets."""
-        words = os.fsdecode(self._read(pid, "cmdline", _MAX_ARGUMENTS)).rstrip("\0").split("\0")
+        words = executed.arguments(pid, proc=self._proc)
         if not servers.are_threads(procfs.executable(self._proc, pid), words):
             return False
         unread: Counter[str] = Counter()
@@ -115,11 +113,3 @@ class Workers:
         entry = replace(entry, flags=flags)
         if known != entry:
             self._runtimes.tell(process.pid, entry)
-
-    def _read(self, pid: int, name: str, size: int) -> bytes:
-        """At most `size` bytes. Raises OSError."""
-        fd = os.open(f"{self._proc}/{pid}/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            return os.read(fd, size)
-        finally:
-            os.close(fd)

@@ -1,0 +1,1 @@
+"""Ruby: which processes run a server whose threads tell whose request a call is."""

@@ -1,0 +1,124 @@
+"""The provider for Ruby: tells the programs which processes run Puma or Unicorn.
+
+Nothing is probed, and nothing of Ruby is read. bpf/runtimes/ruby.h follows Puma's threads; a
+process of Unicorn has one thread that serves requests (bpf/evidence/trust.h).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from throughline.bpf import abi, libbpf
+from throughline.bpf.runtimes import Entry, Runtimes
+from throughline.elf.elf import MalformedError
+from throughline.host import executed
+from throughline.probes import arch, procfs
+from throughline.probes.provider import Answer, Found, Probed, Process
+from throughline.probes.site import Site
+from throughline.runtimes.ruby import servers
+from throughline.runtimes.ruby.servers import Server
+from throughline.steps import Turns
+
+_KIND = abi.RuntimeKind.RUNTIME_RUBY
+_SETTLED = abi.RuntimeFlags.RUNTIME_SETTLED
+_FLAGS: Mapping[Server, int] = {
+    Server.PUMA: abi.RuntimeFlags.RUNTIME_TAKES,
+    Server.UNICORN: abi.RuntimeFlags.RUNTIME_WORKERS | abi.RuntimeFlags.RUNTIME_READABLE,
+}
+_OFTEN, _SELDOM = 5, 10  # looks at a process in its first ticks, and then ticks between two
+_VERSION = "ruby_version"  # a text that each Ruby exports
+_VERSION_BYTES = 16
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A process that was looked at."""
+
+    process: Process
+    ticks: int = 0
+
+
+class RubyProvider:
+    """The processes of Ruby among traced ones. Not for several threads."""
+
+    name = "ruby"
+
+    def __init__(self, runtimes: Runtimes, *, proc: Path = Path("/proc")) -> None:
+        self.failures: Counter[str] = Counter()
+        self._runtimes = runtimes
+        self._proc = proc
+        self._seen: dict[int, _Seen] = {}  # by process id
+
+    @classmethod
+    def make(cls, loaded: Mapping[str, libbpf.Object], _without: Collection[str]) -> RubyProvider:
+        """For the table of providers."""
+        return cls(Runtimes(loaded["ruby"].map_fd("tl_runtimes")))
+
+    def find(self, file: int) -> Found | Answer:
+        """Is it Ruby, as a library or a program? Raises OSError and MalformedError."""
+        elf = arch.open_elf(file)
+        found = elf.variables((_VERSION, "ruby_api_version")) if elf else {}
+        return Found() if len(found) == 2 else Answer.NOT_MINE
+
+    def tick(self, probed: Sequence[Probed]) -> Turns[None]:
+        """Looks at the processes that have come, and again at those that are there."""
+        current = {process.pid: process for each in probed for process in each.processes}
+        for pid in [pid for pid, seen in self._seen.items() if current.get(pid) != seen.process]:
+            del self._seen[pid]
+        for pid, process in current.items():
+            seen = self._seen.setdefault(pid, _Seen(process))
+            seen.ticks += 1
+            if process.born and (seen.ticks <= _OFTEN or seen.ticks % _SELDOM == 0):
+                self._look(seen)
+                yield
+
+    def describe(self, found: Probed) -> Mapping[str, str]:
+        """The version of Ruby."""
+        elf = arch.open_elf(found.file)
+        address = elf.variables((_VERSION,)).get(_VERSION) if elf else None
+        offset = elf.offset(address) if elf and address else None
+        if elf is None or offset is None:
+            return {}
+        try:
+            data = elf.read(offset, _VERSION_BYTES)
+        except MalformedError:
+            return {}
+        return {"version": data.partition(b"\0")[0].decode("ascii", "replace")}
+
+    def leaving(self, _sites: Sequence[Site]) -> None:
+        """It has no sites."""
+
+    def close(self) -> None:
+        """Entries stay: pinned programs go on without the agent."""
+
+    def _look(self, seen: _Seen) -> None:
+        pid, born = seen.process.pid, seen.process.born
+        try:
+            words = executed.arguments(pid, proc=self._proc)
+            runs = servers.server(procfs.executable(self._proc, pid), words)
+            entry = None
+            if runs is not None:
+                flags = _FLAGS[runs] | (_SETTLED if seen.ticks >= _OFTEN else 0)
+                word = executed.find(pid, proc=self._proc)
+                entry = Entry(_KIND, 0, 0, born, word.address, word.value, flags)
+        except OSError:
+            if (self._proc / str(pid)).exists():  # else it has ended
+                self.failures["process_unreadable"] += 1
+            return
+        self._tell(pid, born, entry)
+
+    def _tell(self, pid: int, born: int, entry: Entry | None) -> None:
+        """A forked process has the entry of its parent before the agent has seen it."""
+        known = self._runtimes.find(pid)
+        is_own = known is not None and (known.kind, known.born) == (_KIND, born)
+        if entry is None:
+            if is_own:
+                self._runtimes.forget(pid)
+            return
+        if is_own and known is not None and replace(known, flags=0) == replace(entry, flags=0):
+            entry = replace(entry, flags=entry.flags | (known.flags & _SETTLED))
+        if known != entry:
+            self._runtimes.tell(pid, entry)
