@@ -143,4 +143,20 @@ static __always_inline bool tl_find_parent(struct tl_flow *flow, struct tl_paren
 	return true;
 }
 
+/*
+ * The same for a call whose writer is not known, as it leaves in an interrupt: its connection may be
+ * claimed.
+ */
+static __always_inline bool tl_find_claimed(const struct tl_flow *flow, struct tl_parent *parent)
+{
+	int refused = tl_claimed_parent(flow->endpoints.socket, parent, 0);
+
+	if (refused > 0)
+		tl_count(refused);
+	if (refused >= 0)
+		return false;
+	tl_count_parent(parent->evidence);
+	return true;
+}
+
 #endif

@@ -66,6 +66,8 @@ __noinline int tl_packet_asks(TL_FLOW)
 		flow->pid = tl_current_ids() >> 32;
 		flow->born = tl_process_born();
 		found = tl_find_parent(flow, &parent);
+	} else {
+		found = tl_find_claimed(flow, &parent);
 	}
 	tl_flow_calls(flow, text, found ? &parent : NULL);
 	return 0;
