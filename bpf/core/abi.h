@@ -71,7 +71,7 @@ struct tl_settings {
 	__u8 ticks; /* the end of an event loop's tick is seen; without that threads are no evidence */
 	__u8 limits; /* write nothing where our lines would push a request over a usual limit */
 	__u8 parents; /* enum tl_parents, for cgroups that say nothing else */
-	__u8 _pad[1];
+	__u8 updates; /* a traceparent that is passed on gets the id of the call's span */
 };
 
 /*
@@ -187,6 +187,7 @@ enum tl_counter {
 	TL_PYTHON_UNFREED, /* contexts whose address was used again, and whose end was not seen */
 	TL_PARENT_PROXY,
 	TL_ROOT_PROXY_OTHER, /* a proxy: the call is for no request of its clients */
+	TL_UPDATED_HEADER, /* a traceparent that was passed on names the call's span now */
 	TL_ROOT_PROXY_UNKNOWN, /* a proxy: it is not known which request the call is for */
 	TL_PARENT_RUBY,
 	TL_ROOT_RUBY_OTHER_THREAD, /* Puma: the thread that calls has taken over no request */

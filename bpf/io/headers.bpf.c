@@ -23,7 +23,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
  * A header block is complete in the current send: begins the exchange. Returns how many bytes to
- * insert, 0 for none.
+ * insert, 0 for none, -1 where its traceparent is to be updated.
  */
 __noinline int tl_request_out(TL_FLOW)
 {
@@ -46,7 +46,7 @@ __noinline int tl_request_out(TL_FLOW)
 	if (flow->in.state == TL_HTTP_LOST)
 		tl_http_restart(&flow->in);
 	if (http->flags & TL_HEADER_HAS_TRACEPARENT)
-		return 0;
+		return flow->exchange.flags & TL_EXCHANGE_PASSED_ON ? -1 : 0;
 	if (http->flags & TL_HTTP_MALFORMED) {
 		tl_count(TL_SKIP_MALFORMED);
 		return 0;
@@ -169,7 +169,9 @@ __noinline int tl_send_chunk(struct sk_msg_md *msg, TL_FLOW, __u32 off)
 	if (what != TL_FEED_HEADERS)
 		return -1;
 	bytes = tl_request_out(TL_GIVE_FLOW(flow, text));
-	if (bytes > 0) {
+	if (bytes < 0) {
+		tl_update_header(msg, TL_GIVE_FLOW(flow, text));
+	} else if (bytes > 0) {
 		tcp = bpf_skc_to_tcp_sock(sk);
 		if (!tcp || !tl_has_room(tcp, http->blank_at + bytes)) {
 			tl_count(TL_SKIP_NO_MEMORY);
@@ -239,6 +241,7 @@ int tl_send(struct sk_msg_md *msg)
 		return SK_PASS;
 	}
 	http->flags &= ~TL_HTTP_BLANK_SEEN;
+	http->traceparent_at = TL_HTTP_NOWHERE;
 	if (http->state == TL_HTTP_START)
 		tl_work_writes();
 

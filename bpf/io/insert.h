@@ -23,6 +23,42 @@ static __always_inline bool tl_has_room(struct tcp_sock *tcp, __u32 bytes)
 	return !lowat || tcp->write_seq - tcp->snd_nxt + bytes < lowat;
 }
 
+#define TL_PARENT_AT 36 /* of the parent id, in the value of traceparent */
+#define TL_PARENT_DIGITS 16
+
+/*
+ * A proxy passes on the traceparent that it was sent: the call's own span becomes the parent of what
+ * receives it. Nothing else of the message changes, nor its length. It is left as it is where not all
+ * of the parent id is in the current send.
+ */
+__noinline int tl_update_header(struct sk_msg_md *msg, TL_FLOW)
+{
+	TL_TAKE_FLOW(flow, text);
+	const struct tl_settings *settings = tl_settings_now();
+	__u8 *data, *data_end;
+	__u32 at, i;
+
+	if (!flow || !text || !settings || !settings->updates)
+		return 0;
+	at = flow->out.traceparent_at;
+	if (at > TL_HEADER_BYTES_MAX)
+		return 0;
+	at += TL_PARENT_AT;
+	if (bpf_msg_pull_data(msg, at, at + TL_PARENT_DIGITS, 0))
+		return 0;
+	data = msg->data;
+	data_end = msg->data_end;
+	if (data + TL_PARENT_DIGITS > data_end)
+		return 0;
+	for (i = 0; i < TL_PARENT_DIGITS; i++) {
+		if (data[i] != (__u8)text->traceparent[TL_PARENT_AT + i])
+			return 0;
+	}
+	tl_hex_write(data, flow->exchange.context.span_id, TL_PARENT_DIGITS / 2);
+	tl_count(TL_UPDATED_HEADER);
+	return 0;
+}
+
 /* Undoes an insertion. Where that fails, the send is refused. */
 static __always_inline int tl_undo(struct sk_msg_md *msg, __u32 at, __u32 bytes)
 {

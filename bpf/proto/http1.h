@@ -11,6 +11,7 @@
 #include "proto/text.h"
 
 #define TL_HEADER_BYTES_MAX 16384
+#define TL_HTTP_NOWHERE (~0U)
 
 /* Where the bytes of one direction of a connection stand. */
 enum tl_http_state {
@@ -87,6 +88,7 @@ struct tl_http {
 	__u8 empty_lines;
 	__u8 _pad;
 	__u16 fields; /* header lines of the message */
+	__u32 traceparent_at; /* offset of its value in the current send, or TL_HTTP_NOWHERE */
 };
 
 /* Makes the parser ready for the message that comes next in its direction. */

@@ -368,6 +368,8 @@ __noinline int tl_http_turns(TL_STREAM)
 				http->names |= TL_VALUE_CR;
 				continue;
 			}
+			if (http->header == TL_HEADER_TRACEPARENT && !http->pos)
+				http->traceparent_at = chunk->base + pos;
 			tl_http_value(http, text, c);
 			continue;
 

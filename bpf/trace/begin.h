@@ -56,7 +56,7 @@ static __always_inline void tl_begin(struct tl_exchange *exchange, struct tl_tex
 	exchange->method = tl_method_code(text);
 	exchange->start_ns = bpf_ktime_get_ns();
 	exchange->flags |= TL_EXCHANGE_ACTIVE;
-	exchange->flags &= ~(TL_EXCHANGE_RESPONDING | TL_EXCHANGE_LIKELY);
+	exchange->flags &= ~(TL_EXCHANGE_RESPONDING | TL_EXCHANGE_LIKELY | TL_EXCHANGE_PASSED_ON);
 	tl_random_id(exchange->context.span_id, 2);
 }
 
@@ -124,6 +124,11 @@ __noinline int tl_begin_server(TL_EXCHANGE, __u32 header)
 	return 0;
 }
 
+static __always_inline bool tl_is_trace(const __u8 *one, const __u8 *other)
+{
+	return tl_key(one) == tl_key(other) && tl_key(one + 8) == tl_key(other + 8);
+}
+
 /*
  * A call begins: gives it a context. Without a parent (NULL) a trace begins. `header`: enum
  * tl_header_flags.
@@ -142,7 +147,8 @@ static __always_inline void tl_begin_client(struct tl_exchange *exchange, struct
 		/*
 		 * The application's own header wins. But a proxy passes on the header that it has
 		 * received: then it names the parent of our server span, and the parent that the
-		 * evidence found is the better one within the same trace.
+		 * evidence found is the better one within the same trace. The header may say so, too:
+		 * see tl_update_header().
 		 */
 		exchange->evidence = TL_EVIDENCE_HEADER;
 		exchange->context.trace_flags = flags;
@@ -151,6 +157,8 @@ static __always_inline void tl_begin_client(struct tl_exchange *exchange, struct
 			exchange->evidence = parent->evidence;
 			if (parent->likely)
 				exchange->flags |= TL_EXCHANGE_LIKELY;
+			else if (tl_is_trace(exchange->context.trace_id, parent->trace_id))
+				exchange->flags |= TL_EXCHANGE_PASSED_ON;
 		}
 		tl_count(TL_ADOPTED_HEADER);
 		return;

@@ -12,6 +12,7 @@ enum tl_exchange_flags {
 	TL_EXCHANGE_GRPC = 1 << 3, /* a call of gRPC */
 	TL_EXCHANGE_UNIX = 1 << 4, /* on a Unix socket */
 	TL_EXCHANGE_LIKELY = 1 << 5, /* the parent is likely, not proven */
+	TL_EXCHANGE_PASSED_ON = 1 << 6, /* its traceparent is that of the request it is made for */
 };
 
 struct tl_exchange {

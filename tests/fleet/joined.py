@@ -13,9 +13,9 @@ The VMs of the kernel matrix have a shorter chain: CHAIN.
 
 A request that arrives without `traceparent` starts a trace at shop-web's SERVER span, and every
 span is the parent of the next. One that arrives with a `traceparent` continues that trace. nginx
-then hands the client's header to its upstream as it is, and a header that the application sends
-wins over one that could be injected: so the SERVER span behind shop-web is a child of the client's
-span, beside shop-web's.
+then hands the client's header to its upstream. Where `headers` writes to that connection, the
+header names shop-web's own span by then; else the SERVER span behind shop-web is a child of the
+client's span, beside shop-web's.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _parents(request: Request, spans: dict[Hop, Span], traces: Sequence[Hops]) -
         first, call, second = traces[0][:3]
         allowed[first] = {client_span}
         allowed[call].add(client_span)
-        allowed[second] = {client_span}
+        allowed[second].add(client_span)
     ids = {span.span_id: _name(hop) for hop, span in spans.items()} | {"": "nobody"}
     for hop, right in allowed.items():
         parent = spans[hop].parent_span_id

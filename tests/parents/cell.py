@@ -64,7 +64,7 @@ class Bench:
         """Yields a result for each behaviour and each number of requests at a time."""
         app.install()
         for behaviour in behaviours:
-            with self._instance(app, behaviour) as instance:
+            with self.instance(app, behaviour) as instance:
                 for concurrent, count in requests.items():
                     yield behaviour, self._measure(app, instance, concurrent, count)
 
@@ -87,7 +87,7 @@ class Bench:
             yield result
 
     @contextlib.contextmanager
-    def _instance(self, app: App, behaviour: Behaviour) -> Iterator[Instance]:
+    def instance(self, app: App, behaviour: Behaviour) -> Iterator[Instance]:
         traced = self.traced
         folder = traced.directory / "places" / f"{app.name}-{behaviour.value}"
         folder.mkdir(parents=True)
@@ -132,7 +132,7 @@ class Bench:
                 raise RuntimeError(f"{folder.name} does not start: {_end_of(log)}") from error
             self._wait_followed(app, names)
             self._counters = traced.counters()  # the agent has looked at all processes since
-            self._take()
+            self.take()
             yield instance
         finally:
             process.end(*instance.processes)
@@ -160,7 +160,7 @@ class Bench:
         self._first += count
         result = Result(concurrent, count)
         self.traced.receiver.forget_spans()
-        self._take()
+        self.take()
         before = self._counters
         send = grpc_driver.drive if app.protocol == "grpc" else drive
         port, behaviour = instance.place.port, instance.behaviour
@@ -180,12 +180,12 @@ class Bench:
 
     def _calls(self, behaviour: Behaviour, numbers: range) -> list[tuple[str, str]]:
         """The calls that were made for the requests, and by a poller meanwhile."""
-        taken = self._take()
+        taken = self.take()
         if behaviour is Behaviour.AFTER:
             deadline = time.monotonic() + _AFTER_SECONDS
             while time.monotonic() < deadline and len(taken) < len(numbers):
                 time.sleep(0.1)
-                taken += self._take()
+                taken += self.take()
         return [one for one in taken if one[0].startswith("/poll") or number_of(one[0]) in numbers]
 
     def _wait_spans(self, servers: int, calls: set[str]) -> None:
@@ -205,7 +205,7 @@ class Bench:
                 return
             time.sleep(0.05)
 
-    def _take(self) -> list[tuple[str, str]]:
+    def take(self) -> list[tuple[str, str]]:
         """What has reached the backend since."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self._backend}/taken", timeout=20) as found:
             return [(target, header) for target, header in json.load(found)]
@@ -241,7 +241,9 @@ def bench(parents: str = "proven", **config: object) -> Iterator[Bench]:
     """
     backend, redis = free_port(), free_port()
     far = [sys.executable, "-m", "tests.parents.backend", str(backend)]
-    config = {"propagation": {"parents": parents}, **config}
+    given = config.pop("propagation", {})
+    assert isinstance(given, dict)
+    config["propagation"] = {"parents": parents, **given}
     with Traced(config, start=False) as traced, process.running(far):
         traced.start_agent(wait=False)
         traced.wait_running(seconds=_AGENT_SECONDS)

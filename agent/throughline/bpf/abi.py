@@ -180,11 +180,12 @@ class Counter(IntEnum):
     PYTHON_UNFREED = 105
     PARENT_PROXY = 106
     ROOT_PROXY_OTHER = 107
-    ROOT_PROXY_UNKNOWN = 108
-    PARENT_RUBY = 109
-    ROOT_RUBY_OTHER_THREAD = 110
-    RUBY_SHARED_THREAD = 111
-    COUNTERS = 112
+    UPDATED_HEADER = 108
+    ROOT_PROXY_UNKNOWN = 109
+    PARENT_RUBY = 110
+    ROOT_RUBY_OTHER_THREAD = 111
+    RUBY_SHARED_THREAD = 112
+    COUNTERS = 113
 
 
 class Go(IntEnum):
@@ -296,9 +297,10 @@ class Settings(NamedTuple):
     ticks: int
     limits: int
     parents: int
+    updates: int
 
 
-SETTINGS = Struct("<2Q7B1x")
+SETTINGS = Struct("<2Q8B")
 
 
 class Span(NamedTuple):

@@ -19,6 +19,7 @@ class Settings:
     packets: bool = False  # contexts are read from TCP options of peers
     limits: bool = True  # a request that our headers would push over a usual limit is left alone
     likely: bool = False  # likely evidence for a parent is enough
+    updates: bool = True  # a traceparent that is passed on names the span of the call
     ticks: bool = True  # the programs see where an event loop's tick ends
     complete_ns: int = 0  # CLOCK_MONOTONIC: before, reads may be missed, as programs take over
 
@@ -36,6 +37,7 @@ class Settings:
             packets="propagation.packets" in config.switches and bool(config.propagation.peers),
             limits=config.propagation.limits,
             likely=config.propagation.parents == "likely",
+            updates=config.propagation.passed_on == "update",
         )
 
     def pack(self) -> bytes:
@@ -50,5 +52,6 @@ class Settings:
             ticks=self.ticks,
             limits=self.limits,
             parents=abi.Parents.LIKELY if self.likely else abi.Parents.PROVEN,
+            updates=self.updates,
         )
         return abi.SETTINGS.pack(*settings)

@@ -33,6 +33,7 @@ class Propagation:
     """How the requests of a traced service carry its context."""
 
     parents: str  # "proven" | "likely": which evidence for a parent is enough
+    passed_on: str  # "update" | "keep": the parent id of a traceparent that a proxy passes on
     limits: bool  # no header where it would carry a request over a usual limit of servers
     peers: tuple[Network, ...]  # TCP options are written to them, and read from them
     tc_priority: int  # 1..65535, of the filter where the kernel has no tcx
@@ -153,6 +154,7 @@ def _assemble(reader: Reader) -> Config:
         propagation=Propagation(
             parents=get("propagation.parents"),
             limits=get("propagation.limits") == "respect",
+            passed_on=get("propagation.passed_on"),
             peers=get("propagation.peers"),
             tc_priority=get("propagation.tc.priority"),
         ),

@@ -298,6 +298,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("propagation.limits", _choice("respect", "ignore"), "respect"),
     Setting("propagation.packets", SWITCH, "auto"),
     Setting("propagation.parents", PARENTS, "proven"),
+    Setting("propagation.passed_on", _choice("update", "keep"), "update"),
     Setting("propagation.peers", NETWORKS, ()),
     Setting("propagation.tc.priority", PRIORITY, 49152),
     Setting("instrumentation.tls", SWITCH, "auto"),

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import signal
 import socket
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -330,3 +331,65 @@ def test_nginx_with_symbols_removed(running: Bench, tmp_path: Path) -> None:
     for behaviour, result in results(running, app, requests=SOME):
         assert result.right == result.calls, (behaviour, result)
         assert "right by proxy" not in result.evidence
+
+
+# -- headers that are passed on -------------------------------------------------------------------
+
+
+def passed_on(running: Bench, app: App, *, count: int = 23) -> None:
+    """The proxy's spans stand between the caller and the header that the backend gets."""
+    app.install()
+    traced = running.traced
+    numbers = range(9_000_000, 9_000_000 + count)
+    with running.instance(app, Behaviour.AT_ONCE) as instance:
+        traced.receiver.forget_spans()
+        for number in numbers:
+            ask(instance.place.port, number)
+        taken = dict(running.take())
+        spans = traced.wait_spans(2 * count, where=lambda span: span.path in taken)
+    assert len(taken) == count
+    client = {span.path: span for span in spans if span.kind == "CLIENT"}
+    server = {span.path: span for span in spans if span.kind == "SERVER"}
+    for number in numbers:
+        path = f"/at-once?id={number}"
+        trace, caller = ids(number)
+        assert (server[path].trace_id, server[path].parent_span_id) == (trace, caller)
+        assert client[path].parent_span_id == server[path].span_id
+        assert taken[path] == f"00-{trace}-{client[path].span_id}-01"
+
+
+def ids(number: int) -> tuple[str, str]:
+    return f"{number:032x}", f"{number:016x}"
+
+
+def ask(port: int, number: int) -> None:
+    trace, caller = ids(number)
+    url = f"http://127.0.0.1:{port}/at-once?id={number}"
+    request = urllib.request.Request(url, headers={"traceparent": f"00-{trace}-{caller}-01"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status == 200
+
+
+def test_nginx_passes_a_header_on(running: Bench) -> None:
+    passed_on(running, in_nginx("passed-on", location(PLAIN)))
+
+
+def test_haproxy_passes_a_header_on(running: Bench) -> None:
+    passed_on(running, haproxy("passed-on", "option http-server-close"))
+
+
+def test_a_header_that_is_kept() -> None:
+    needs.any_uprobes()
+    with bench(propagation={"passed_on": "keep"}) as running:
+        app = in_nginx("kept-header", location(PLAIN))
+        app.install()
+        with running.instance(app, Behaviour.AT_ONCE) as instance:
+            for number in range(23):
+                ask(instance.place.port, number + 1)
+            taken = dict(running.take())
+            counters = running.traced.counters()
+    for number in range(1, 24):
+        trace, caller = ids(number)
+        assert taken[f"/at-once?id={number}"] == f"00-{trace}-{caller}-01"
+    assert "updated_header" not in counters
+    assert counters["adopted_header"] >= 23
