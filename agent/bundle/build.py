@@ -27,6 +27,7 @@ PLAIN_FILES = (
     ("agent/bundle/release/bin/python", "bin/python"),
     ("agent/bundle/release/bin/throughline", "bin/throughline"),
     ("agent/bundle/release/lib/start.py", "lib/start.py"),
+    ("agent/bundle/release/share/node/context.cjs", "share/node/context.cjs"),
     ("agent/bundle/release/unpack.py", "unpack.py"),
     ("agent/systemd/throughline.service", "systemd/throughline.service"),
 )

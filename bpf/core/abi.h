@@ -72,6 +72,8 @@ struct tl_settings {
 	__u8 limits; /* write nothing where our lines would push a request over a usual limit */
 	__u8 parents; /* enum tl_parents, for cgroups that say nothing else */
 	__u8 updates; /* a traceparent that is passed on gets the id of the call's span */
+	__u8 node; /* processes of Node.js may tell where they show the request that they serve */
+	__u8 _pad[7];
 };
 
 /*
@@ -192,6 +194,9 @@ enum tl_counter {
 	TL_PARENT_RUBY,
 	TL_ROOT_RUBY_OTHER_THREAD, /* Puma: the thread that calls has taken over no request */
 	TL_RUBY_SHARED_THREAD, /* Puma: requests that were taken over by fibers, or by threads that share one */
+	TL_PARENT_NODE,
+	TL_ROOT_NODE_TASK, /* Node.js: a call that no request has made */
+	TL_ROOT_NODE_UNKNOWN, /* Node.js: a call of a request whose read was not seen, or of another thread */
 	TL_COUNTERS,
 };
 
@@ -232,6 +237,8 @@ enum tl_evidence {
 	TL_EVIDENCE_PROXY =
 		12, /* HAProxy, nginx: the stream or request for which the call is made */
 	TL_EVIDENCE_RUBY = 13, /* Ruby: Puma's thread has taken over the request */
+	TL_EVIDENCE_NODE =
+		14, /* Node.js: the call was made in the request's asynchronous context */
 };
 
 /* Why a span ended. */

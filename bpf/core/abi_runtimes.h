@@ -16,6 +16,7 @@ enum tl_runtime_kind {
 	TL_RUNTIME_HAPROXY,
 	TL_RUNTIME_NGINX,
 	TL_RUNTIME_RUBY,
+	TL_RUNTIME_NODE,
 };
 
 /*

@@ -58,6 +58,7 @@ static __always_inline bool tl_stack_registers(struct pt_regs *regs)
 	struct pt_regs *user = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
 
 	regs->orig_ax = user->orig_ax;
+	regs->di = user->di;
 	regs->si = user->si;
 	regs->dx = user->dx;
 	regs->sp = user->sp;
@@ -84,6 +85,25 @@ static __always_inline bool tl_read_user(struct tl_user *user)
 	user->goroutine = TL_GOROUTINE(regs);
 #endif
 	return true;
+}
+
+/* The descriptor that the current thread reads, or -1: it is in no system call that reads one. */
+static __always_inline int tl_read_descriptor(void)
+{
+#if defined(__TARGET_ARCH_x86)
+	struct pt_regs regs = {};
+
+	if (!tl_stack_registers(&regs) || regs.cs != TL_USER_CS || tl_is_compat())
+		return -1;
+	switch (regs.orig_ax) {
+	case 0: /* read */
+	case 19: /* readv */
+	case 45: /* recvfrom */
+	case 47: /* recvmsg */
+		return regs.di;
+	}
+#endif
+	return -1;
 }
 
 /* Is the current thread in a system call that sends? False where that is not known. */

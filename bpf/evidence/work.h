@@ -9,6 +9,7 @@
 #define THROUGHLINE_EVIDENCE_WORK_H
 
 #include "runtimes/java.h"
+#include "runtimes/node.h"
 #include "runtimes/proxy.h"
 #include "runtimes/python.h"
 #include "runtimes/ruby.h"
@@ -41,6 +42,8 @@ __noinline int tl_work_reads(__u64 key, __u64 socket)
 		tl_proxy_reads(key, socket);
 		return false;
 #endif
+	case TL_RUNTIME_NODE:
+		return tl_node_reads(key);
 	}
 	return false;
 }
@@ -55,6 +58,8 @@ __noinline int tl_work_writes(void)
 
 	if (runtime && runtime->kind == TL_RUNTIME_JAVA)
 		tl_java_find(runtime->binary, runtime->base);
+	else if (runtime && runtime->kind == TL_RUNTIME_NODE)
+		tl_node_writes();
 	return 0;
 }
 
@@ -91,6 +96,8 @@ __noinline __u64 tl_work_request(__u32 pid)
 		return tl_java_request(runtime);
 	case TL_RUNTIME_RUBY:
 		return tl_ruby_request(runtime);
+	case TL_RUNTIME_NODE:
+		return tl_node_request();
 	}
 	return 0;
 }
@@ -117,6 +124,8 @@ static __always_inline __u8 tl_work_evidence(__u32 pid)
 		return TL_EVIDENCE_PROXY;
 	if (runtime && runtime->kind == TL_RUNTIME_RUBY)
 		return TL_EVIDENCE_RUBY;
+	if (runtime && runtime->kind == TL_RUNTIME_NODE)
+		return TL_EVIDENCE_NODE;
 	return runtime && runtime->kind == TL_RUNTIME_JAVA ? TL_EVIDENCE_JAVA : TL_EVIDENCE_PYTHON;
 }
 
@@ -180,6 +189,14 @@ __noinline int tl_work_turns(bool accepts)
 		tl_python_turns(runtime, accepts);
 	else if (runtime->kind == TL_RUNTIME_JAVA && !accepts)
 		tl_java_turns();
+	return 0;
+}
+
+/* The current process tells where it shows a request. A global function, as above. */
+__noinline int tl_work_tells(__u64 address)
+{
+	asm volatile("" ::"r"(address));
+	tl_node_tells(address);
 	return 0;
 }
 

@@ -309,14 +309,15 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 
 	if (id == TL_NR_X32_IOCTL)
 		id = TL_NR_IOCTL;
-	call = tl_call_of(id & ~TL_X32_BIT, second, PT_REGS_PARM3_SYSCALL(regs));
+	call = tl_call_of(id & ~TL_X32_BIT, second, PT_REGS_PARM3_SYSCALL(regs),
+			  PT_REGS_PARM4_SYSCALL(regs));
 	/* checked last: this runs in every system call of the host */
 	if (call != call32 && tl_is_compat()) {
 		call = call32;
 		second = regs->cx;
 	}
 #else
-	call = tl_call_of(id, second, PT_REGS_PARM3_SYSCALL(regs));
+	call = tl_call_of(id, second, PT_REGS_PARM3_SYSCALL(regs), PT_REGS_PARM4_SYSCALL(regs));
 #endif
 	if (call == TL_CALL_OTHER)
 		return 0;
@@ -331,6 +332,10 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 	}
 	if (call == TL_CALL_STATE) {
 		tl_work_takes(PT_REGS_PARM1_SYSCALL(regs), PT_REGS_SP(regs));
+		return 0;
+	}
+	if (call == TL_CALL_TELLS) {
+		tl_work_tells(second);
 		return 0;
 	}
 	tl_work_turns(call == TL_CALL_ACCEPT);

@@ -8,12 +8,14 @@
 #define THROUGHLINE_IO_SYSCALLS_H
 
 #include "core/registers.h"
+#include "runtimes/node.h"
 
 #if defined(__TARGET_ARCH_x86)
 #define TL_NR_IOCTL 16
 #define TL_NR_POLL 7
 #define TL_NR_ACCEPT 43
 #define TL_NR_ACCEPT4 288
+#define TL_NR_PWRITE64 18
 #define TL_NR_LISTEN 50
 #define TL_NR_GETSOCKOPT 55
 #define TL_NR_SELECT 23
@@ -31,6 +33,7 @@
 #define TL_NR_POLL -1
 #define TL_NR_ACCEPT 202
 #define TL_NR_ACCEPT4 242
+#define TL_NR_PWRITE64 68
 #define TL_NR_LISTEN 201
 #define TL_NR_GETSOCKOPT 209
 #define TL_NR_SELECT -1
@@ -53,10 +56,12 @@ enum tl_call {
 	TL_CALL_ACCEPT,
 	TL_CALL_LISTEN,
 	TL_CALL_STATE, /* getsockopt(…, IPPROTO_TCP, TCP_INFO, …) */
+	TL_CALL_TELLS, /* a process of Node.js tells where it shows a request */
 };
 
-/* `second` and `third` are arguments of the system call `number`. */
-static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64 third)
+/* `second`, `third` and `fourth` are arguments of the system call `number`. */
+static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64 third,
+					       __u64 fourth)
 {
 	switch (number) {
 	case TL_NR_EPOLL_WAIT:
@@ -83,6 +88,8 @@ static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64
 		return (__u32)second == TL_IPPROTO_TCP && (__u32)third == TL_TCP_INFO ?
 			       TL_CALL_STATE :
 			       TL_CALL_OTHER;
+	case TL_NR_PWRITE64:
+		return fourth == TL_NODE_POSITION ? TL_CALL_TELLS : TL_CALL_OTHER;
 	case TL_NR_IO_URING_ENTER:
 		/* min_complete: the call waits only where it is not 0 */
 		return third ? TL_CALL_WAIT : TL_CALL_OTHER;

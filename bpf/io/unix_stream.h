@@ -435,6 +435,7 @@ __noinline int tl_unix_before(struct tl_unix *client, struct tl_unix *server, st
 		return 0;
 	client->began = client->flow.exchange.start_ns;
 	if (!answers) {
+		tl_work_writes();
 		tl_unix_begins_again(server, client, text);
 		return 0;
 	}

@@ -123,6 +123,8 @@ __noinline int tl_tls_sends(TL_FLOW, __u64 address, __u64 length)
 		tl_thread_answers(flow);
 		tl_responds(flow);
 		flow->out.flags |= TL_HTTP_RESPONSE;
+	} else {
+		tl_work_writes();
 	}
 	tl_tls_stream(flow, text, address, length, TL_OUT);
 	if (flow->role != TL_ROLE_CLIENT || !(flow->exchange.flags & TL_EXCHANGE_ACTIVE) ||

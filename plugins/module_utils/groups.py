@@ -70,6 +70,7 @@ TABLE = (
         uprobes=True,
     ),
     Group("ruby", PROBING_CAPABILITIES, switch="instrumentation.ruby"),
+    Group("node", PROBING_CAPABILITIES, switch="instrumentation.node"),
 )
 GROUPS = {group.name: group for group in TABLE}
 DEFAULT_GROUPS = tuple(group.name for group in TABLE if group.default)

@@ -185,10 +185,14 @@ def describe_host(root, run):
 
 
 def installed_agent(root):
-    """The installed release, and whether the unit has a directory for drop-ins."""
+    """The release, whether the unit has a directory for drop-ins, units with our preload."""
     current = Path(root) / "opt/throughline/current"
     drop_ins = Path(root) / f"etc/systemd/system/{UNIT}.d"
     return {
         "release": Path(os.readlink(current)).name if current.is_symlink() else None,
         "drop_in_directory": drop_ins.is_dir(),
+        "node_services": sorted(
+            path.parent.name[: -len(".d")]
+            for path in drop_ins.parent.glob("*.service.d/throughline-node.conf")
+        ),
     }

@@ -221,6 +221,7 @@ def judge_groups(host, options, *, wanted, allow_sys_admin):
         "go_write": go_write,
         "java": observe + capability_obstacles(host, "CAP_SYS_PTRACE"),
         "ruby": observe + capability_obstacles(host, "CAP_SYS_PTRACE"),
+        "node": observe + capability_obstacles(host, "CAP_SYS_PTRACE"),
     }
     groups = {name: judge_group(obstacles_of[name], wanted=name in wanted) for name in GROUPS}
     if groups["go_write"]["possible"] and not host["securityfs"]:

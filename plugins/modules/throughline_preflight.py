@@ -26,8 +26,8 @@ options:
     description: Feature groups that are wanted on the host.
     type: list
     elements: str
-    choices: [observe, headers, packets, tls, go, go_write, java, python, proxies, ruby]
-    default: [observe, headers, packets, tls, go, java, python, proxies, ruby]
+    choices: [observe, headers, packets, tls, go, go_write, java, python, proxies, ruby, node]
+    default: [observe, headers, packets, tls, go, java, python, proxies, ruby, node]
   required_mode:
     description:
       - The least mode that the host must have. V(network) means O(groups) observe and headers,

@@ -76,6 +76,7 @@ PATHS = (
     "/var/lib/throughline",
 )
 PATTERNS = (
+    "etc/systemd/system/*.service.d/throughline-node.conf",
     "etc/systemd/system/throughline*",
     r"etc/systemd/system/run-throughline\x2dbpf.mount",
     "etc/systemd/system/*.wants/throughline*",

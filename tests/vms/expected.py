@@ -21,6 +21,7 @@ GROUPS = (
     "python",
     "proxies",
     "ruby",
+    "node",
 )
 
 

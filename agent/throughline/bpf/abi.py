@@ -37,6 +37,7 @@ class Evidence(IntEnum):
     TICK = 11
     PROXY = 12
     RUBY = 13
+    NODE = 14
 
 
 class End(IntEnum):
@@ -185,7 +186,10 @@ class Counter(IntEnum):
     PARENT_RUBY = 110
     ROOT_RUBY_OTHER_THREAD = 111
     RUBY_SHARED_THREAD = 112
-    COUNTERS = 113
+    PARENT_NODE = 113
+    ROOT_NODE_TASK = 114
+    ROOT_NODE_UNKNOWN = 115
+    COUNTERS = 116
 
 
 class Go(IntEnum):
@@ -219,6 +223,7 @@ class RuntimeKind(IntEnum):
     RUNTIME_HAPROXY = 3
     RUNTIME_NGINX = 4
     RUNTIME_RUBY = 5
+    RUNTIME_NODE = 6
 
 
 class Java(IntEnum):
@@ -298,9 +303,10 @@ class Settings(NamedTuple):
     limits: int
     parents: int
     updates: int
+    node: int
 
 
-SETTINGS = Struct("<2Q8B")
+SETTINGS = Struct("<2Q9B7x")
 
 
 class Span(NamedTuple):

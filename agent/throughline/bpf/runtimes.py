@@ -14,6 +14,7 @@ KINDS = {
     "python": (abi.RuntimeKind.RUNTIME_PYTHON,),
     "proxies": (abi.RuntimeKind.RUNTIME_HAPROXY, abi.RuntimeKind.RUNTIME_NGINX),
     "ruby": (abi.RuntimeKind.RUNTIME_RUBY,),
+    "node": (abi.RuntimeKind.RUNTIME_NODE,),
 }
 
 

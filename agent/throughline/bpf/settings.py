@@ -21,6 +21,7 @@ class Settings:
     likely: bool = False  # likely evidence for a parent is enough
     updates: bool = True  # a traceparent that is passed on names the span of the call
     ticks: bool = True  # the programs see where an event loop's tick ends
+    node: bool = False  # processes of Node.js may tell where they show a request
     complete_ns: int = 0  # CLOCK_MONOTONIC: before, reads may be missed, as programs take over
 
     @classmethod
@@ -35,6 +36,7 @@ class Settings:
             trace_unlisted=trace_unlisted,
             # From the start: contexts that an earlier run reads are read without a gap.
             packets="propagation.packets" in config.switches and bool(config.propagation.peers),
+            node="instrumentation.node" in config.switches,
             limits=config.propagation.limits,
             likely=config.propagation.parents == "likely",
             updates=config.propagation.passed_on == "update",
@@ -53,5 +55,6 @@ class Settings:
             limits=self.limits,
             parents=abi.Parents.LIKELY if self.likely else abi.Parents.PROVEN,
             updates=self.updates,
+            node=self.node,
         )
         return abi.SETTINGS.pack(*settings)

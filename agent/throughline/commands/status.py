@@ -171,6 +171,10 @@ def _files(files: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         text = f"{file['processes']} processes, {len(file['programs'])} sites"
         if file.get("version"):
             text = f"{file['version']}, {text}"
+        if "preloaded" in file:
+            text += f", preload in {file['preloaded']}"
+            if file["preloaded"] < file["processes"]:
+                text += " (the others: throughline_node_services)"
         if file.get("single_stepped"):  # the status may be that of an earlier release
             text += ", single-stepped"
         if file["refused"]:

@@ -308,6 +308,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("instrumentation.python", SWITCH, "auto"),
     Setting("instrumentation.proxies", SWITCH, "auto"),
     Setting("instrumentation.ruby", SWITCH, "auto"),
+    Setting("instrumentation.node", SWITCH, "auto"),
     Setting(
         "sampling.sampler",
         _choice(*SAMPLERS),

@@ -175,7 +175,15 @@ class Programs:
         for name in self.objects.refused:
             pins.withdraw_links(self._bpffs, name)
 
-    def _tell_settings(self, *, packets: bool | None = None, ticks: bool | None = None) -> None:
+    def _tell_settings(
+        self,
+        *,
+        packets: bool | None = None,
+        ticks: bool | None = None,
+        node: bool | None = None,
+    ) -> None:
+        if node is not None:
+            self._settings = replace(self._settings, node=node)
         if packets is not None:
             self._settings = replace(self._settings, packets=packets)
         if ticks is not None:
@@ -231,6 +239,8 @@ class Programs:
             # `observe` reads what peers send: it stops, and nobody is a peer
             self._tell_settings(packets=False)
             peers.tell(self.map_fd("tl_peers"), ())
+        if group == "node":
+            self._tell_settings(node=False)
         if group in runtimes.KINDS:
             for kind in runtimes.KINDS[group]:
                 runtimes.Runtimes(self.map_fd("tl_runtimes")).clear(kind)

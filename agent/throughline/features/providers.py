@@ -11,6 +11,7 @@ from throughline.probes.provider import Provider
 from throughline.runtimes.go.provider import GoProvider
 from throughline.runtimes.java.provider import JavaProvider
 from throughline.runtimes.proxies.provider import ProxyProvider
+from throughline.runtimes.node.provider import NodeProvider
 from throughline.runtimes.python.provider import PythonProvider
 from throughline.runtimes.ruby.provider import RubyProvider
 from throughline.tls.openssl import OpenSsl
@@ -30,6 +31,7 @@ TABLE = (
     Entry("tls", lambda _loaded, _without: OpenSsl()),
     Entry("go", GoProvider.make, optional=("go_write",)),
     Entry("java", JavaProvider.make),
+    Entry("node", NodeProvider.make),
     Entry("python", PythonProvider.make),
     Entry("proxies", ProxyProvider.make),
     Entry("ruby", RubyProvider.make),

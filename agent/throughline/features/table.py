@@ -298,6 +298,15 @@ GROUPS: Mapping[str, Group] = {
             reads=True,
             files="Ruby in file",
         ),
+        Group(
+            "node",
+            (),
+            READING_CAPABILITIES,
+            needs=BASE,
+            switch="instrumentation.node",
+            reads=True,
+            files="Node.js",
+        ),
     )
 }
 # The modes of a host, the strongest first: the groups that must be on.

@@ -28,7 +28,7 @@ class SpanRecord:
     parent_span_id: bytes | None  # 8 bytes, None for a root
     trace_flags: int
     evidence: str  # "none" | "header" | "connect" | "restore" | "thread" | "packet" |
-    # "goroutine" | "context" | "python" | "java" | "unix" | "tick" | "proxy" | "ruby"
+    # "goroutine" | "context" | "python" | "java" | "unix" | "tick" | "proxy" | "ruby" | "node"
     end: str  # "complete" | "closed" | "close_delimited"
     start_unix_ns: int
     end_unix_ns: int

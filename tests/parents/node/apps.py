@@ -6,16 +6,20 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from tests.fixtures.paths import CHECKOUT
 from tests.parents import pinned
-from tests.parents.app import App, Behaviour, Place, Process
+from tests.parents.app import SERVICE, App, Behaviour, Place, Process
 
 _FOLDER = Path(__file__).parent
+_PRELOAD = CHECKOUT / "agent/bundle/release/share/node/context.cjs"
 _PINNED = ("package.json", "package-lock.json")
 _NEST = _FOLDER / "nest"
 _NEST_SOURCES = (*_PINNED, "tsconfig.json", "main.ts")
 _NPM_CI = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
 _EVERY = tuple(Behaviour)
 _NO_DATABASE = tuple(one for one in Behaviour if one is not Behaviour.DATABASE)
+_SIMPLE = tuple(one for one in SERVICE if one is not Behaviour.DATABASE)
+_NO_POLLER = tuple(one for one in SERVICE if one is not Behaviour.POLLER)  # each worker would poll
 
 
 @cache
@@ -55,39 +59,92 @@ def _install_nest() -> None:
     _nest()
 
 
-def _node(program: str) -> Callable[[Place], Sequence[Process]]:
+def _options(*, preload: bool, others: str = "") -> dict[str, str]:
+    """As the drop-in of the role sets them, beside others."""
+    words = [*others.split(), *([f"--require={_PRELOAD}"] if preload else [])]
+    return {"NODE_OPTIONS": " ".join(words)} if words else {}
+
+
+def _node(
+    program: str, *, preload: bool, sockets: int, others: str
+) -> Callable[[Place], Sequence[Process]]:
     def start(place: Place) -> Sequence[Process]:
         variables = {"NODE_PATH": str(_packages()), "NODE_ENV": "production"}
+        if sockets:
+            variables["SOCKETS"] = str(sockets)
+        variables |= _options(preload=preload, others=others)
         return [Process(["node", str(_FOLDER / program)], environment=variables)]
 
     return start
 
 
-def _start_nest(_: Place) -> Sequence[Process]:
-    return [Process(["node", str(_nest())], environment={"NODE_ENV": "production"})]
+def _start_nest(*, preload: bool) -> Callable[[Place], Sequence[Process]]:
+    def start(_: Place) -> Sequence[Process]:
+        variables = {"NODE_ENV": "production", **_options(preload=preload)}
+        return [Process(["node", str(_nest())], environment=variables)]
+
+    return start
 
 
-def _app(name: str, title: str, program: str, behaviours: Sequence[Behaviour]) -> App:
+def _app(
+    name: str,
+    title: str,
+    program: str,
+    behaviours: Sequence[Behaviour],
+    *,
+    preload: bool = False,
+    sockets: int = 0,
+    others: str = "",
+) -> App:
+    """`sockets`: the most connections to the backend. `others`: more of NODE_OPTIONS."""
     return App(
-        name=name,
+        name=f"{name}-preload" if preload else name,
         runtime="Node.js",
-        title=title,
-        start=_node(program),
+        title=f"{title}, with the preload" if preload else title,
+        start=_node(program, preload=preload, sockets=sockets, others=others),
         behaviours=behaviours,
         install=_install,
     )
 
 
+def _preloaded(
+    name: str,
+    title: str,
+    program: str,
+    behaviours: Sequence[Behaviour] = SERVICE,
+    *,
+    sockets: int = 0,
+    others: str = "",
+) -> App:
+    return _app(name, title, program, behaviours, preload=True, sockets=sockets, others=others)
+
+
+def _nest_app(*, preload: bool = False) -> App:
+    return App(
+        name="nestjs-preload" if preload else "nestjs",
+        runtime="Node.js",
+        title="NestJS, `HttpService`" + (", with the preload" if preload else ""),
+        start=_start_nest(preload=preload),
+        behaviours=SERVICE if preload else _EVERY,
+        install=_install_nest,
+    )
+
+
+_TELEMETRY = f"--require={_FOLDER / 'telemetry.js'}"
 APPS = (
     _app("node-http", "http, `http.Agent`", "http.js", _NO_DATABASE),
+    _preloaded("node-http", "http, `http.Agent`", "http.js", _SIMPLE),
     _app("node-fetch", "http, `fetch`", "fetch.js", _NO_DATABASE),
+    _preloaded("node-fetch", "http, `fetch`", "fetch.js", _SIMPLE),
+    _preloaded("node-fetch-4", "http, `fetch` with 4 connections", "fetch.js", _SIMPLE, sockets=4),
     _app("express", "Express, axios", "express.js", _EVERY),
-    App(
-        name="nestjs",
-        runtime="Node.js",
-        title="NestJS, `HttpService`",
-        start=_start_nest,
-        behaviours=_EVERY,
-        install=_install_nest,
-    ),
+    _preloaded("express", "Express, axios", "express.js"),
+    _preloaded("express-4", "Express, axios with 4 connections", "express.js", sockets=4),
+    _preloaded("express-otel", "Express, OpenTelemetry SDK", "express.js", others=_TELEMETRY),
+    _preloaded("express-cluster", "Express, cluster", "cluster.js", _NO_POLLER),
+    _preloaded("express-thread", "Express, worker thread", "thread.js"),
+    _preloaded("node-module", "ES module, `http.Agent` with 4 connections", "module.mjs", _SIMPLE),
+    _preloaded("fastify", "Fastify, undici with 4 connections", "fastify.js", _SIMPLE),
+    _nest_app(),
+    _nest_app(preload=True),
 )

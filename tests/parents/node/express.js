@@ -1,4 +1,4 @@
-// Express with axios, and Redis through a pool of clients.
+// Express with axios, and Redis through a pool of clients. SOCKETS bounds the connections to the backend.
 const http = require('node:http');
 const { setTimeout: sleep } = require('node:timers/promises');
 const axios = require('axios');
@@ -6,11 +6,11 @@ const express = require('express');
 const fastq = require('fastq');
 const { createClientPool } = require('redis');
 
-const { PORT, BACKEND, REDIS_PORT, POLLER } = process.env;
+const { PORT, BACKEND, REDIS_PORT, POLLER, SOCKETS } = process.env;
 
 const client = axios.create({
   baseURL: BACKEND,
-  httpAgent: new http.Agent({ keepAlive: true }),
+  httpAgent: new http.Agent({ keepAlive: true, maxSockets: Number(SOCKETS) || Infinity }),
   responseType: 'text',
 });
 const call = async (path) => (await client.get(path)).data;

@@ -1,9 +1,13 @@
-// node:http as the server, and the built-in fetch for the calls.
+// node:http as the server, and the built-in fetch for the calls. SOCKETS bounds its connections.
 const http = require('node:http');
 const { setTimeout: sleep } = require('node:timers/promises');
 const fastq = require('fastq');
 
-const { PORT, BACKEND, POLLER } = process.env;
+const { PORT, BACKEND, POLLER, SOCKETS } = process.env;
+if (SOCKETS) {
+  const { Agent, setGlobalDispatcher } = require('undici');
+  setGlobalDispatcher(new Agent({ connections: Number(SOCKETS) }));
+}
 
 async function call(path) {
   const response = await fetch(BACKEND + path);

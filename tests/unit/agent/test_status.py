@@ -39,7 +39,13 @@ STATUS = Status(
     groups={"observe": on((REFUSED,)), "packets": off("nobody asked", "ask")},
     attached=(Attached("tl_egress", "cgroup_skb", "/system.slice", 5, "tl_egress@system+2eslice"),),
     packets=PacketsStatus(("10.1.0.0/16",), ("/a",), (PLACE,), {"tun0": "no"}),
-    files={"tls": FilesStatus(({"path": "/a"},)), "go": None, "java": None, "ruby": None},
+    files={
+        "tls": FilesStatus(({"path": "/a"},)),
+        "go": None,
+        "java": None,
+        "ruby": None,
+        "node": None,
+    },
     counters={"pipelined": 1},
     services={
         "shop": ServiceCounts(
@@ -102,6 +108,7 @@ def test_the_file_has_the_keys_that_users_and_roles_read() -> None:
         "go": None,
         "java": None,
         "ruby": None,
+        "node": None,
         "counters": {"pipelined": 1},
         "services": {
             "shop": {

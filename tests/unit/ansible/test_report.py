@@ -49,14 +49,14 @@ def test_the_report_names_every_host_and_why(tmp_path: Path) -> None:
         "0.1.0",
         *["on"] * 5,
         "off",
-        *["on"] * 4,
+        *["on"] * 5,
     ]
     assert words["away"][0] == "unreachable"
     assert words["broken"][0] == "failed"
     assert "away: unreachable: no route" in lines
     assert any(
         line.startswith(
-            "old: observe, headers, packets, tls, go, java, python, proxies, ruby off: "
+            "old: observe, headers, packets, tls, go, java, python, proxies, ruby, node off: "
             "kernel is 5.4.0"
         )
         for line in lines

@@ -20,7 +20,7 @@ propagation:
   packets: off
   peers: [10.1.0.0/16, 10.2.0.3, "fd00:1::/64", "::ffff:10.3.0.0/112", 10.1.0.0/16]
   tc: {priority: 2}
-instrumentation: {tls: off, go_write: off, java: off, ruby: off}
+instrumentation: {tls: off, go_write: off, java: off, ruby: off, node: off}
 sampling: {sampler: traceidratio, arg: 0.25}
 export:
   otlp:
@@ -64,6 +64,7 @@ def test_no_file_is_a_useful_configuration() -> None:
         "instrumentation.tls",
         "instrumentation.go",
         "instrumentation.java",
+        "instrumentation.node",
         "instrumentation.python",
         "instrumentation.proxies",
         "instrumentation.ruby",

@@ -1,0 +1,72 @@
+"""The provider for Node.js: which processes run it, and which have the preload.
+
+A process with the preload tells the programs itself where it shows the request that it serves, when
+it accepts its first connection (bpf/runtimes/node.h). Nothing is read in its memory here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from throughline.bpf import libbpf
+from throughline.probes import arch
+from throughline.probes.provider import Answer, Found, Probed, Process
+from throughline.probes.site import Site
+from throughline.steps import Turns
+
+_START = "_ZN4node5StartEiPPc"  # node::Start(int, char**), which embedders may call
+_MAX_BYTES = 256 << 10
+# Under the name that it has as a credential of a unit, or in a release.
+_OPTION = re.compile(rb"(?:^|\0)NODE_OPTIONS=[^\0]*(?:/throughline-|/share/node/)context\.cjs")
+
+
+class NodeProvider:
+    """The programs and libraries with Node.js among those of traced processes."""
+
+    name = "node"
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self.failures: Counter[str] = Counter()
+        self._proc = proc
+        self._preloaded: dict[tuple[int, int], bool] = {}  # by process id, and when it began
+
+    @classmethod
+    def make(cls, _loaded: Mapping[str, libbpf.Object], _without: Collection[str]) -> NodeProvider:
+        """For the table of providers."""
+        return cls()
+
+    def find(self, file: int) -> Found | Answer:
+        """Raises OSError and MalformedError."""
+        elf = arch.open_elf(file)
+        return Found() if elf and elf.functions(_START, ()) else Answer.NOT_MINE
+
+    def tick(self, probed: Sequence[Probed]) -> Turns[None]:
+        """Looks at the environment of processes that have come."""
+        current = [process for each in probed for process in each.processes]
+        keys = {(process.pid, process.born) for process in current}
+        self._preloaded = {key: had for key, had in self._preloaded.items() if key in keys}
+        for process in current:
+            if (process.pid, process.born) not in self._preloaded:
+                self._preloaded[process.pid, process.born] = self._look(process)
+                yield
+
+    def _look(self, process: Process) -> bool:
+        try:
+            with (self._proc / str(process.pid) / "environ").open("rb") as file:
+                return _OPTION.search(file.read(_MAX_BYTES)) is not None
+        except OSError:  # it has ended, or hides its environment
+            return False
+
+    def describe(self, found: Probed) -> Mapping[str, int]:
+        """How many of its processes were started with the preload."""
+        keys = [(process.pid, process.born) for process in found.processes]
+        return {"preloaded": sum(self._preloaded.get(key, False) for key in keys)}
+
+    def leaving(self, _sites: Sequence[Site]) -> None:
+        """It has no sites."""
+
+    def close(self) -> None:
+        """Holds nothing."""

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * runtimes/node.h - the unit of work of Node.js: an asynchronous context, which nothing outside of
+ * the process can follow. A preload that the operator has declared shows, while the bytes of a call
+ * are written, for which request they are (agent/bundle/release/share/node/context.cjs).
+ *
+ * Each thread of such a process has 32 bytes of its own. It tells their address by a pwrite64() to
+ * /dev/null at TL_NODE_POSITION, which no file has. What the bytes say is the process's own word: it
+ * chooses among the requests that this process has read on its connections. A request is known by
+ * the descriptor that it was read from and the time at which the process began to serve it: on a
+ * connection a request is served after the one before it was answered.
+ */
+#ifndef THROUGHLINE_RUNTIMES_NODE_H
+#define THROUGHLINE_RUNTIMES_NODE_H
+
+#include "core/registers.h"
+#include "core/settings.h"
+#include "runtimes/runtime.h"
+#include "trace/request.h"
+
+#define TL_NODE_POSITION 0x746c6e6f6465ULL
+#define TL_NODE_MAGIC 0x65646f6e6e6c7401ULL
+#define TL_NODE_NS (1000ULL * 1000 * 1000)
+
+/* Where a thread shows its request. */
+struct tl_node_thread {
+	__u64 address; /* of: the magic number, the descriptor + 1 or 0, seconds, nanoseconds */
+	__u64 process; /* tl_process_key(0) */
+	__u64 shown; /* see tl_node_shown(): when it began to write */
+	__u32 born; /* see tl_born() */
+	__u8 _pad[4];
+};
+
+/* By thread id. The oldest give way, and tell again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct tl_node_thread);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_node_threads SEC(".maps");
+
+/* Key of the request that was read last, by tl_process_key() of the descriptor. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tl_node_serving SEC(".maps");
+
+/* The entry of the current thread, or NULL. */
+static __always_inline struct tl_node_thread *tl_node_thread_now(void)
+{
+	__u32 tid = tl_current_tid();
+	struct tl_node_thread *thread = bpf_map_lookup_elem(&tl_node_threads, &tid);
+
+	return thread && tl_is_born(tl_current_task(), thread->born) ? thread : NULL;
+}
+
+/*
+ * The current thread tells that it shows its request at `address`. Processes that are not traced
+ * are ignored: they must not use up the room of others.
+ */
+static __always_inline void tl_node_tells(__u64 address)
+{
+	const struct tl_settings *settings = tl_settings_now();
+	struct tl_node_thread thread = {};
+	struct tl_runtime *known, runtime = {};
+	__u32 tid = tl_current_tid(), pid = tl_current_ids() >> 32;
+
+	if (!settings || !settings->node || !tl_probe_traced() ||
+	    tl_user_word(address) != TL_NODE_MAGIC)
+		return;
+	thread.address = address;
+	thread.process = tl_process_key(0);
+	thread.shown = TL_ROOT_NODE_UNKNOWN;
+	thread.born = tl_born(tl_current_task());
+	bpf_map_update_elem(&tl_node_threads, &tid, &thread, BPF_ANY);
+	runtime.born = tl_process_born();
+	runtime.kind = TL_RUNTIME_NODE;
+	known = bpf_map_lookup_elem(&tl_runtimes, &pid);
+	if (!known || known->born != runtime.born || known->kind != TL_RUNTIME_NODE)
+		bpf_map_update_elem(&tl_runtimes, &pid, &runtime, BPF_ANY);
+}
+
+/* See tl_read_descriptor(). A global function, to have a stack of its own. */
+__noinline int tl_node_descriptor(void)
+{
+	return tl_read_descriptor();
+}
+
+/* The current thread has read the request `request`. Returns true: nothing else is evidence. */
+static __always_inline bool tl_node_reads(__u64 request)
+{
+	int descriptor = tl_node_descriptor();
+	__u64 key;
+
+	if (descriptor < 0)
+		return true;
+	key = tl_process_key(descriptor);
+	bpf_map_update_elem(&tl_node_serving, &key, &request, BPF_ANY);
+	return true;
+}
+
+/*
+ * The key of the request that the current thread shows, or the reason why it is not known (enum
+ * tl_counter). 0: the process has executed another program since.
+ */
+static __always_inline __u64 tl_node_shown(const struct tl_node_thread *thread)
+{
+	const struct tl_request *request;
+	__u64 key, word, *found;
+
+	if (thread->process != tl_process_key(0))
+		return 0;
+	if (tl_user_word(thread->address) != TL_NODE_MAGIC)
+		return TL_ROOT_NODE_UNKNOWN;
+	word = tl_user_word(thread->address + 8);
+	if (!(__u32)word)
+		return TL_ROOT_NODE_TASK;
+	key = tl_process_key((__u32)word - 1);
+	found = bpf_map_lookup_elem(&tl_node_serving, &key);
+	if (!found)
+		return TL_ROOT_NODE_UNKNOWN;
+	key = *found;
+	request = bpf_map_lookup_elem(&tl_requests, &key);
+	/* one that came later than the one that is shown, which has been answered then */
+	if (!request || request->start_ns > (word >> 32) * TL_NODE_NS +
+						    (__u32)tl_user_word(thread->address + 16))
+		return TL_ROOT_PARENT_ENDED;
+	return key;
+}
+
+/*
+ * The current thread begins to write: keeps what it shows. There is no stack left for that where
+ * tl_node_request() is called.
+ */
+static __always_inline void tl_node_writes(void)
+{
+	struct tl_node_thread *thread = tl_node_thread_now();
+
+	if (thread)
+		thread->shown = tl_node_shown(thread);
+}
+
+/* What the current thread has shown when it began to write: once. See tl_node_shown(). */
+static __always_inline __u64 tl_node_request(void)
+{
+	struct tl_node_thread *thread = tl_node_thread_now();
+	__u64 shown;
+
+	if (!thread)
+		return TL_ROOT_NODE_UNKNOWN;
+	shown = thread->shown;
+	thread->shown = TL_ROOT_NODE_UNKNOWN;
+	return shown;
+}
+
+#endif

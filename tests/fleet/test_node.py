@@ -1,0 +1,255 @@
+"""Units of Node.js get the preload by a drop-in, which never keeps them from starting."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import textwrap
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.fixtures.waiting import until
+from tests.fleet import hosts, playbook, releases
+from tests.fleet.hosts import Fleet
+
+BUNDLES = sorted(releases.DIST.glob(releases.PATTERN))
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="fleet hosts need root"),
+    pytest.mark.skipif(not BUNDLES, reason="no agent bundle in dist/: run make bundle"),
+]
+
+NAME = "node"
+UNITS = "/etc/systemd/system"
+DROP_IN = f"{UNITS}/api.service.d/throughline-node.conf"
+SANDBOX = f"{UNITS}/api.service.d/sandbox.conf"
+# A primary of a cluster, which replaces its worker.
+API = """
+const cluster = require('cluster');
+const http = require('http');
+if (cluster.isPrimary) {
+  cluster.on('exit', () => cluster.fork());
+  cluster.fork();
+} else {
+  http.createServer(async (request, response) => {
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    http.get('http://127.0.0.1:8002/', (answer) => answer.pipe(response));
+  }).listen(8001, '127.0.0.1');
+}
+"""
+UNIT = """
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+ExecStart=/usr/bin/node /srv/api.js
+User=nobody
+NoNewPrivileges=yes
+ProtectSystem=strict
+Restart=no
+"""
+SETUP = f"""
+set -e
+cat > /srv/api.js <<'END'
+{API}
+END
+cat > {UNITS}/api.service <<'END'
+{UNIT}
+Environment=NODE_OPTIONS=--max-old-space-size=128 A=1
+END
+cat > {UNITS}/scripted.service <<'END'
+[Service]
+ExecStart=/bin/sh -c 'exec /usr/bin/node /srv/api.js'
+END
+cat > {UNITS}/filed.service <<'END'
+{UNIT}
+EnvironmentFile=/etc/default/filed
+END
+echo NODE_OPTIONS=--max-old-space-size=64 > /etc/default/filed
+cat > {UNITS}/backend.service <<'END'
+[Service]
+WorkingDirectory=/srv
+ExecStart=/usr/bin/python3 -m http.server --bind 127.0.0.1 8002
+END
+systemctl daemon-reload
+systemctl start backend api
+"""
+NAMED = ["api", "scripted.service", "filed", "absent"]
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    with hosts.fleet(NAME, count=1) as running:
+        on(running, SETUP)
+        yield running
+
+
+def on(fleet: Fleet, command: str, *, check: bool = True) -> str:
+    """The output of a command on the host."""
+    done: subprocess.CompletedProcess[str] = fleet.run(fleet.hosts[0], command, check=check)
+    return done.stdout.strip()
+
+
+def site(fleet: Fleet, *options: str, services: list[str]) -> str:
+    return playbook.run(
+        fleet,
+        playbook.SITE,
+        *options,
+        quiet=True,
+        throughline_bundle=str(releases.newest()),
+        throughline_node_services=services,
+        throughline_config={"export": {"otlp": {"enabled": False}}},
+    )
+
+
+def pid(fleet: Fleet) -> str:
+    return on(fleet, "systemctl show --property=MainPID --value api")
+
+
+def exists(fleet: Fleet) -> bool:
+    return on(fleet, f"test -e {DROP_IN} && echo yes", check=False) == "yes"
+
+
+def answers(fleet: Fleet, count: int = 1) -> None:
+    """The service answers so many requests, once it has started."""
+    command = f"curl -s -o /dev/null -w '%{{http_code}} ' http://127.0.0.1:8001/?n=[1-{count}]"
+    until(
+        lambda: on(fleet, command, check=False),
+        enough=lambda found: found.split() == ["200"] * count,
+        seconds=30,
+        every=0.2,
+        otherwise=lambda: on(fleet, "journalctl -u api -n 20 --no-pager", check=False),
+    )
+
+
+def status(fleet: Fleet) -> Any:
+    return json.loads(on(fleet, "/opt/throughline/current/bin/throughline status --json"))
+
+
+def option(fleet: Fleet) -> str:
+    """NODE_OPTIONS of the running service."""
+    return on(fleet, f"tr '\\0' '\\n' < /proc/{pid(fleet)}/environ | grep NODE_OPTIONS=")
+
+
+def test_no_unit_is_touched_that_nobody_names(fleet: Fleet) -> None:
+    output = site(fleet, services=[])
+    assert "Units of Node.js have the preload" not in output
+    assert not exists(fleet)
+
+
+def test_check_mode_says_what_would_be_done(fleet: Fleet) -> None:
+    output = site(fleet, "--check", "--diff", services=NAMED)
+    assert "+Environment=" in output and "changed=1 " in output
+    assert not exists(fleet)
+
+
+def test_units_that_are_named_get_it_and_none_is_restarted(fleet: Fleet) -> None:
+    before = pid(fleet)
+    output = site(fleet, services=NAMED)
+    assert "api.service runs without the preload: restart it when it suits you." in output
+    assert "scripted.service gets no preload: it runs as root" in output
+    assert "filed.service gets no preload: EnvironmentFile=/etc/default/filed sets" in output
+    assert "absent.service gets no preload: systemd does not know the unit" in output
+    assert pid(fleet) == before
+    found = on(fleet, f"ls {UNITS}/*.d/throughline-node.conf")
+    assert found == DROP_IN
+    again = site(fleet, services=NAMED)
+    assert "changed=0 " in again and "api.service runs without the preload" in again
+
+
+def test_after_a_restart_its_calls_have_parents(fleet: Fleet) -> None:
+    on(fleet, "systemctl restart api")
+    answers(fleet)
+    assert option(fleet) == (
+        "NODE_OPTIONS=--max-old-space-size=128"
+        " --require=/run/credentials/api.service/throughline-context.cjs"
+    )
+    until(lambda: status(fleet)["node"]["files"], enough=bool, seconds=20, every=0.5)
+    time.sleep(5)  # the agent learns of the new cgroup within two seconds, the process tells again
+    before = status(fleet)["counters"]["parent_node"]
+    answers(fleet, 23)
+    until(
+        lambda: status(fleet)["counters"]["parent_node"] - before,
+        enough=lambda found: found == 23,
+        seconds=10,
+        every=0.5,
+    )
+    (file,) = status(fleet)["node"]["files"]
+    assert file["preloaded"] == file["processes"] == 2, file
+    assert "restart" not in site(fleet, services=["api"])
+
+
+@pytest.mark.parametrize(
+    ("away", "back"),
+    [
+        ("mv /opt/throughline /opt/elsewhere", "mv /opt/elsewhere /opt/throughline"),
+        ("chmod 700 /opt/throughline", "chmod 755 /opt/throughline"),
+        (
+            "rm /opt/throughline/current/share/node/context.cjs",
+            "cp /root/context.cjs /opt/throughline/current/share/node/context.cjs",
+        ),
+        (
+            "printf '[Service]\\nInaccessiblePaths=/opt\\nTemporaryFileSystem=/srv:ro\\n"
+            "BindReadOnlyPaths=/srv/api.js\\nDynamicUser=yes\\nUser=\\n'"
+            f" > {SANDBOX}; systemctl daemon-reload",
+            f"rm {SANDBOX}; systemctl daemon-reload",
+        ),
+    ],
+)
+def test_the_service_starts_whatever_becomes_of_the_file(
+    fleet: Fleet, away: str, back: str
+) -> None:
+    on(fleet, "cp /opt/throughline/current/share/node/context.cjs /root/")
+    on(fleet, away)
+    try:
+        on(fleet, "systemctl restart api")
+        answers(fleet, 3)
+    finally:
+        on(fleet, back)
+        on(fleet, "systemctl restart api")
+
+
+def test_a_unit_that_is_not_named_any_more(fleet: Fleet) -> None:
+    answers(fleet)
+    before = pid(fleet)
+    output = site(fleet, services=[])
+    assert "api.service still runs with the preload, until it is restarted." in output
+    assert not exists(fleet)
+    assert "api.service" not in site(fleet, services=[])
+    assert pid(fleet) == before
+    on(fleet, "systemctl restart api")
+    answers(fleet)
+    assert option(fleet) == "NODE_OPTIONS=--max-old-space-size=128"
+
+
+def test_uninstall_leaves_no_drop_in_and_a_service_that_goes_on(fleet: Fleet) -> None:
+    site(fleet, services=["api"])
+    on(fleet, "systemctl restart api")
+    answers(fleet)
+    before = pid(fleet)
+    output = playbook.run(fleet, playbook.UNINSTALL, quiet=True)
+    assert "api.service still runs with the preload, until it is restarted." in output
+    assert "Nothing is left." in output
+    assert not exists(fleet)
+    # the primary still has the option: a worker that it forks now finds the file
+    worker = on(fleet, f"cat /proc/{before}/task/*/children")
+    on(fleet, f"kill {worker}")
+    until(
+        lambda: on(fleet, f"cat /proc/{before}/task/*/children", check=False),
+        enough=lambda found: bool(found) and found != worker,
+        seconds=20,
+        every=0.2,
+    )
+    answers(fleet, 3)
+    assert pid(fleet) == before
+    on(fleet, "systemctl restart api")
+    answers(fleet)
+    assert "--require" not in option(fleet)
+
+
+def test_the_text_of_this_file() -> None:
+    """A unit file with a line that begins with a space would be another one."""
+    assert textwrap.dedent(UNIT) == UNIT

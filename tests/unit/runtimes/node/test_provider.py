@@ -1,0 +1,53 @@
+"""Which files are Node.js, and how many processes were started with the preload."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from throughline.probes.provider import Answer, Found, Probed, Process
+from throughline.runtimes.node.provider import NodeProvider
+from throughline.steps import finish
+
+OPTION = b"NODE_OPTIONS=--a --require=/run/credentials/a.service/throughline-context.cjs"
+
+
+def test_node_is_found() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node.js is not installed")
+    for path, answer in ((node, Found()), (sys.executable, Answer.NOT_MINE)):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            assert NodeProvider().find(file) == answer, path
+        finally:
+            os.close(file)
+
+
+def test_processes_with_the_preload_are_counted(tmp_path: Path) -> None:
+    environments = {
+        1: b"A=1\0" + OPTION + b"\0B=2\0",
+        2: OPTION,
+        3: b"NODE_OPTIONS=--require=/srv/context.cjs\0",
+        4: b"OTHER_" + OPTION,
+        5: b"",
+    }
+    for pid, environment in environments.items():
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "environ").write_bytes(environment)
+    provider = NodeProvider(tmp_path)
+    probed = Probed(0, (), tuple(Process(pid, 7, 0, 0) for pid in range(1, 8)))
+    assert provider.describe(probed) == {"preloaded": 0}
+    finish(provider.tick([probed]))
+    assert provider.describe(probed) == {"preloaded": 2}
+    # another process of that id has another environment
+    (tmp_path / "1/environ").write_bytes(b"")
+    finish(provider.tick([probed]))
+    assert provider.describe(probed) == {"preloaded": 2}
+    again = Probed(0, (), (Process(1, 8, 0, 0), Process(2, 7, 0, 0)))
+    finish(provider.tick([again]))
+    assert provider.describe(again) == {"preloaded": 1}
