@@ -10,8 +10,8 @@ from throughline.features.state import LeftOut
 from throughline.probes.provider import Provider
 from throughline.runtimes.go.provider import GoProvider
 from throughline.runtimes.java.provider import JavaProvider
-from throughline.runtimes.proxies.provider import ProxyProvider
 from throughline.runtimes.node.provider import NodeProvider
+from throughline.runtimes.proxies.provider import ProxyProvider
 from throughline.runtimes.python.provider import PythonProvider
 from throughline.runtimes.ruby.provider import RubyProvider
 from throughline.tls.openssl import OpenSsl

@@ -13,7 +13,18 @@ from tests.fixtures.paths import CHECKOUT
 from tests.fixtures.plugins import EVERYTHING, UNLOCKED, verdict
 
 LOCKED = "none [integrity] confidentiality"
-DEFAULT = ("observe", "headers", "packets", "tls", "go", "java", "python", "proxies", "ruby", "node")
+DEFAULT = (
+    "observe",
+    "headers",
+    "packets",
+    "tls",
+    "go",
+    "java",
+    "python",
+    "proxies",
+    "ruby",
+    "node",
+)
 NETWORK = {"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"}
 READS = {"CAP_SYS_PTRACE"}
 PROBES, ADMIN = {"CAP_LEASE", "CAP_SYS_PTRACE"}, {"CAP_SYS_ADMIN"}
@@ -80,7 +91,9 @@ def test_files_are_not_guarded_where_no_unit_can(tmp_path: Path) -> None:
         (
             ("observe", "headers", "packets"),
             {},
-            dict.fromkeys(("tls", "go", "go_write", "java", "python", "proxies", "ruby", "node"), "off"),
+            dict.fromkeys(
+                ("tls", "go", "go_write", "java", "python", "proxies", "ruby", "node"), "off"
+            ),
         ),
     ],
 )

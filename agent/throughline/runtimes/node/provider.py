@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from throughline.bpf import libbpf
+from throughline.host.memory import Memory
 from throughline.probes import arch
 from throughline.probes.provider import Answer, Found, Probed, Process
 from throughline.probes.site import Site
@@ -19,6 +20,7 @@ from throughline.steps import Turns
 
 _START = "_ZN4node5StartEiPPc"  # node::Start(int, char**), which embedders may call
 _MAX_BYTES = 256 << 10
+_ENVIRONMENT = slice(47, 49)  # env_start and env_end behind the name, in /proc/PID/stat
 # Under the name that it has as a credential of a unit, or in a release.
 _OPTION = re.compile(rb"(?:^|\0)NODE_OPTIONS=[^\0]*(?:/throughline-|/share/node/)context\.cjs")
 
@@ -54,10 +56,14 @@ class NodeProvider:
                 yield
 
     def _look(self, process: Process) -> bool:
+        """/proc/PID/environ is for its owner alone: the environment is read in the memory."""
         try:
-            with (self._proc / str(process.pid) / "environ").open("rb") as file:
-                return _OPTION.search(file.read(_MAX_BYTES)) is not None
-        except OSError:  # it has ended, or hides its environment
+            text = (self._proc / str(process.pid) / "stat").read_bytes()
+            start, end = map(int, text.rpartition(b")")[2].split()[_ENVIRONMENT])
+            with Memory(process.pid, proc=self._proc) as memory:
+                environment = memory.read(start, min(max(end - start, 0), _MAX_BYTES))
+            return _OPTION.search(environment) is not None
+        except (OSError, ValueError):  # it has ended, or hides its environment
             return False
 
     def describe(self, found: Probed) -> Mapping[str, int]:

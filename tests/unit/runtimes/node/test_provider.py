@@ -28,6 +28,14 @@ def test_node_is_found() -> None:
             os.close(file)
 
 
+def write(directory: Path, environment: bytes) -> None:
+    """A process whose environment is at 100 in its memory."""
+    directory.mkdir(exist_ok=True)
+    numbers = " ".join(["0"] * 46 + ["100", str(100 + len(environment)), "0"])
+    (directory / "stat").write_text(f"1 (a) b) S {numbers}\n")
+    (directory / "mem").write_bytes(bytes(100) + environment)
+
+
 def test_processes_with_the_preload_are_counted(tmp_path: Path) -> None:
     environments = {
         1: b"A=1\0" + OPTION + b"\0B=2\0",
@@ -37,15 +45,14 @@ def test_processes_with_the_preload_are_counted(tmp_path: Path) -> None:
         5: b"",
     }
     for pid, environment in environments.items():
-        (tmp_path / str(pid)).mkdir()
-        (tmp_path / str(pid) / "environ").write_bytes(environment)
+        write(tmp_path / str(pid), environment)
     provider = NodeProvider(tmp_path)
     probed = Probed(0, (), tuple(Process(pid, 7, 0, 0) for pid in range(1, 8)))
     assert provider.describe(probed) == {"preloaded": 0}
     finish(provider.tick([probed]))
     assert provider.describe(probed) == {"preloaded": 2}
     # another process of that id has another environment
-    (tmp_path / "1/environ").write_bytes(b"")
+    write(tmp_path / "1", b"")
     finish(provider.tick([probed]))
     assert provider.describe(probed) == {"preloaded": 2}
     again = Probed(0, (), (Process(1, 8, 0, 0), Process(2, 7, 0, 0)))
