@@ -16,6 +16,7 @@ LONGEST_FIRST = (
     "fleet/test_check.py",
     "fleet/test_hosts.py",
     "fleet/test_credentials.py",
+    "fleet/test_node.py",
     "kernel/tls/test_tls.py",
     "kernel/features/test_trial.py",
     "kernel/tls/test_tls_packets.py",

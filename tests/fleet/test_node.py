@@ -41,6 +41,26 @@ if (cluster.isPrimary) {
   }).listen(8001, '127.0.0.1');
 }
 """
+# Root's: a worker, and children that run as another user, each in another way.
+ROOT = """
+const { fork, spawn } = require('child_process');
+const cluster = require('cluster');
+const preloaded = process.execArgv.join().includes('throughline-context.cjs');
+if (process.env.CHILD) {
+  console.log(`${process.env.CHILD} ${process.getuid()} ${preloaded}`);
+  process.exit();
+} else if (cluster.isPrimary) {
+  cluster.fork({ CHILD: 'worker' });
+  fork(__filename, [], { env: { ...process.env, CHILD: 'forked' }, uid: 65534 });
+  const env = { ...process.env, CHILD: 'spawned' };
+  spawn('setpriv', ['--reuid=65534', process.execPath, __filename], { env, stdio: 'inherit' });
+  setTimeout(() => {
+    process.setuid(65534);
+    cluster.fork({ CHILD: 'dropped' });
+  }, 1000);
+  setTimeout(() => {}, 1e9);
+}
+"""
 UNIT = """
 [Unit]
 StartLimitIntervalSec=0
@@ -69,6 +89,13 @@ cat > {UNITS}/filed.service <<'END'
 EnvironmentFile=/etc/default/filed
 END
 echo NODE_OPTIONS=--max-old-space-size=64 > /etc/default/filed
+cat > /srv/root.js <<'END'
+{ROOT}
+END
+cat > {UNITS}/rooted.service <<'END'
+[Service]
+ExecStart=/usr/bin/node /srv/root.js
+END
 cat > {UNITS}/backend.service <<'END'
 [Service]
 WorkingDirectory=/srv
@@ -210,6 +237,26 @@ def test_the_service_starts_whatever_becomes_of_the_file(
     finally:
         on(fleet, back)
         on(fleet, "systemctl restart api")
+
+
+def test_children_of_root_start_as_other_users(fleet: Fleet) -> None:
+    output = site(fleet, services=["api", "rooted"])
+    assert "rooted.service gets no preload" not in output
+    on(fleet, "systemctl restart rooted")
+    said = until(
+        lambda: on(fleet, "journalctl -u rooted -o cat", check=False),
+        enough=lambda found: "dropped " in found,
+        seconds=20,
+        every=0.5,
+    )
+    lines = {line for line in said.splitlines() if line.endswith(("true", "false"))}
+    assert lines == {
+        "worker 0 true",
+        "forked 65534 false",
+        "spawned 65534 false",
+        "dropped 65534 false",
+    }
+    on(fleet, "systemctl stop rooted")
 
 
 def test_a_unit_that_is_not_named_any_more(fleet: Fleet) -> None:

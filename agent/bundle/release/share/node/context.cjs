@@ -240,7 +240,11 @@
     announceAgain(FIRST_MS);
   }
 
-  /** Children of root may run as another user, who cannot read the copy that systemd has made. */
+  /**
+   * Children of root may run as another user, who cannot read the copy that systemd has made: the
+   * option leaves the environment. What is forked of this program gets it as an argument, as long as
+   * it is root's, too.
+   */
   function leaveEnvironment() {
     const options = process.env.NODE_OPTIONS;
     if (process.getuid() !== 0 || !options || __filename.indexOf('/run/credentials/') !== 0) return;
@@ -248,6 +252,16 @@
     const others = options.split(' ').filter((word) => word !== ours);
     if (others.length) process.env.NODE_OPTIONS = others.join(' ');
     else delete process.env.NODE_OPTIONS;
+    const ChildProcess = require('child_process').ChildProcess;
+    const spawn = method(ChildProcess.prototype, 'spawn');
+    ChildProcess.prototype.spawn = function (given) {
+      const isRoot = process.getuid() === 0 && !(given && (given.uid || given.gid));
+      if (!isRoot && given && Array.isArray(given.args)) {
+        given.args = given.args.filter((word) => word !== ours);
+      }
+      return spawn.apply(this, arguments);
+    };
+    if (process.execArgv.indexOf(ours) < 0) process.execArgv.push(ours);
   }
 
   function start() {
