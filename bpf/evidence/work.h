@@ -35,6 +35,7 @@ __noinline int tl_work_reads(__u64 key, __u64 socket)
 		return tl_ruby_reads(runtime, key, socket);
 #ifndef TL_LEGACY
 	case TL_RUNTIME_HAPROXY:
+	case TL_RUNTIME_VARNISH:
 		tl_proxy_reads(key, socket);
 		return true;
 	case TL_RUNTIME_NGINX:

@@ -5,6 +5,8 @@
  *
  *   HAProxy  stream_new       makes a stream, for the request that its connection has just read
  *            process_stream   works for a stream: it connects, and it writes the request
+ *   Varnish  VBO_GetBusyObj   begins to fetch, for the request of a session
+ *            VDI_GetHdr       fetches: it connects, and it writes the request
  *   nginx    ngx_event_connect_peer
  *                             makes a connection for a request, or takes one that was kept
  *   sched_process_exit        the agent ends, and with it the probes
@@ -21,6 +23,13 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* struct connection */
 #define TL_CONNECTION_TYPE 6 /* OBJ_TYPE_CONN, in the first byte */
 #define TL_CONNECTION_OWNER 48 /* its session, where a client has made it */
+
+/* struct req of Varnish: where the session may be, which begins with a number that shows it */
+#define TL_REQ_SESSIONS 4
+static const __u8 tl_req_sessions[TL_REQ_SESSIONS] = { 72, 64, 56, 80 };
+#define TL_REQ_MAGIC 0xfb4abf6d
+#define TL_SESS_MAGIC 0x2c2f9c5a
+#define TL_SESS_FD 36
 
 /*
  * ngx_peer_connection_t: where the log may be. Up to nginx 1.29, since, and in a build without TLS.
@@ -45,14 +54,14 @@ enum tl_nginx_result {
 	TL_NGX_DONE = -4,
 };
 
-/* Which request a stream of HAProxy works for. */
+/* Which request a stream of HAProxy, or a fetch of Varnish, works for. */
 struct tl_hap_stream {
 	__u64 request; /* key of tl_requests */
 	__u32 binary; /* index of the file whose probes have seen it begin */
 	__u8 _pad[4];
 };
 
-/* By tl_process_key(address >> 4) of the stream. */
+/* By tl_process_key(address >> 4) of the stream, or of the fetch (struct busyobj). */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 32768);
@@ -130,15 +139,45 @@ int BPF_KRETPROBE(tl_hap_made, __u64 address)
 	return 0;
 }
 
-SEC("uprobe")
-int BPF_KPROBE(tl_hap_works, __u64 task, __u64 address)
+/* The request that the session of a request of Varnish has read, or 0. */
+static __always_inline __u64 tl_var_session_request(__u64 request)
 {
-	__u32 index = bpf_get_attach_cookie(ctx);
+	__u64 session = 0;
+	int i;
+
+	if ((__u32)tl_user_word(request) != TL_REQ_MAGIC)
+		return 0;
+#pragma unroll
+	for (i = 0; i < TL_REQ_SESSIONS; i++) {
+		if ((__u32)tl_user_word(session) != TL_SESS_MAGIC)
+			session = tl_user_word(request + tl_req_sessions[i]);
+	}
+	if ((__u32)tl_user_word(session) != TL_SESS_MAGIC)
+		return 0;
+	return tl_descriptor_request(tl_user_word(session + TL_SESS_FD));
+}
+
+SEC("uprobe")
+int BPF_KPROBE(tl_var_makes, __u64 worker, __u64 request)
+{
+	struct tl_proxy_thread *thread;
+
+	tl_own_stack(ctx);
+	thread = tl_proxy_thread(bpf_get_attach_cookie(ctx));
+	if (!thread)
+		return 0;
+	thread->argument = tl_var_session_request(request);
+	thread->makes = 1;
+	return 0;
+}
+
+/* The current thread works for the stream or fetch at this address. */
+static __always_inline int tl_proxy_works(__u32 index, __u64 address)
+{
 	const struct tl_hap_stream *stream;
 	struct tl_proxy_thread *thread;
 	__u64 key;
 
-	tl_own_stack(ctx);
 	thread = tl_proxy_thread(index);
 	if (!thread)
 		return 0;
@@ -147,6 +186,20 @@ int BPF_KPROBE(tl_hap_works, __u64 task, __u64 address)
 	thread->request = stream && stream->binary == index ? stream->request : 0;
 	thread->works = 1;
 	return 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(tl_hap_works, __u64 task, __u64 stream)
+{
+	tl_own_stack(ctx);
+	return tl_proxy_works(bpf_get_attach_cookie(ctx), stream);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(tl_var_works, __u64 fetch)
+{
+	tl_own_stack(ctx);
+	return tl_proxy_works(bpf_get_attach_cookie(ctx), fetch);
 }
 
 /* The current thread has left the function. */

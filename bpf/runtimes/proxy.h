@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * runtimes/proxy.h - the unit of work of a proxy: a stream of HAProxy, a request of nginx.
+ * runtimes/proxy.h - the unit of work of a proxy: a stream of HAProxy, a fetch of Varnish, a request
+ * of nginx.
  *
  * The probes (proxies.bpf.c) tell for which request a thread works while a function of the proxy
- * runs. A connection that is made meanwhile is claimed for that request. HAProxy also writes
+ * runs. A connection that is made meanwhile is claimed for that request. HAProxy and Varnish also write
  * meanwhile, on a connection that it has kept; nginx's probe claims that connection.
  */
 #ifndef THROUGHLINE_RUNTIMES_PROXY_H
@@ -23,7 +24,7 @@ struct tl_proxy_thread {
 	__u32 born; /* see tl_born() */
 	__u16 binary; /* index of the file whose probes have seen it */
 	__u8 works; /* it is in the function during which it works for `request` */
-	__u8 makes; /* HAProxy: it makes a stream, for the request `argument` */
+	__u8 makes; /* it makes a stream or a fetch, for the request `argument` */
 };
 
 /* By thread id. */
@@ -55,7 +56,8 @@ struct {
 
 static __always_inline bool tl_is_proxy(const struct tl_runtime *runtime)
 {
-	return runtime->kind == TL_RUNTIME_HAPROXY || runtime->kind == TL_RUNTIME_NGINX;
+	return runtime->kind == TL_RUNTIME_HAPROXY || runtime->kind == TL_RUNTIME_NGINX ||
+	       runtime->kind == TL_RUNTIME_VARNISH;
 }
 
 /* Are the probes attached that tell what this process does? */
@@ -116,7 +118,7 @@ static __always_inline __u64 tl_proxy_request(const struct tl_runtime *runtime, 
 		return runtime->kind == TL_RUNTIME_NGINX ? 0 : TL_ROOT_PROXY_UNKNOWN;
 	claim = bpf_map_lookup_elem(&tl_claims, &socket);
 	thread = tl_proxy_thread_now(runtime->binary);
-	if (runtime->kind == TL_RUNTIME_HAPROXY && thread && thread->works) {
+	if (runtime->kind != TL_RUNTIME_NGINX && thread && thread->works) {
 		if (claim)
 			claim->fresh = 0;
 		return thread->request ? thread->request : TL_ROOT_PROXY_UNKNOWN;

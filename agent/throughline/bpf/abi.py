@@ -222,8 +222,9 @@ class RuntimeKind(IntEnum):
     RUNTIME_JAVA = 2
     RUNTIME_HAPROXY = 3
     RUNTIME_NGINX = 4
-    RUNTIME_RUBY = 5
-    RUNTIME_NODE = 6
+    RUNTIME_VARNISH = 5
+    RUNTIME_RUBY = 6
+    RUNTIME_NODE = 7
 
 
 class Java(IntEnum):

@@ -12,7 +12,11 @@ _BORN_MAX = (1 << 32) - 1
 KINDS = {
     "java": (abi.RuntimeKind.RUNTIME_JAVA,),
     "python": (abi.RuntimeKind.RUNTIME_PYTHON,),
-    "proxies": (abi.RuntimeKind.RUNTIME_HAPROXY, abi.RuntimeKind.RUNTIME_NGINX),
+    "proxies": (
+        abi.RuntimeKind.RUNTIME_HAPROXY,
+        abi.RuntimeKind.RUNTIME_NGINX,
+        abi.RuntimeKind.RUNTIME_VARNISH,
+    ),
     "ruby": (abi.RuntimeKind.RUNTIME_RUBY,),
     "node": (abi.RuntimeKind.RUNTIME_NODE,),
 }

@@ -193,17 +193,20 @@ def _python() -> tuple[Program, ...]:
 
 def _proxies() -> tuple[Program, ...]:
     haproxy, nginx = "parent of calls of HAProxy", "parent by requests of nginx"
+    varnish = "parent of calls of Varnish"
     programs = {
         "tl_hap_makes": haproxy,
-        "tl_hap_made": haproxy,
+        "tl_hap_made": f"{haproxy} and Varnish",
         "tl_hap_works": haproxy,
-        "tl_hap_rests": haproxy,
+        "tl_hap_rests": f"{haproxy} and Varnish",
+        "tl_var_makes": varnish,
+        "tl_var_works": varnish,
         "tl_nginx_asks": nginx,
         "tl_nginx_asked": nginx,
     }
     return (
         *(Program(name, "proxies", gives, place=Place.FILES) for name, gives in programs.items()),
-        Program("tl_proxy_end", "proxies", f"{haproxy} and nginx", required=True),
+        Program("tl_proxy_end", "proxies", f"{haproxy}, Varnish and nginx", required=True),
     )
 
 

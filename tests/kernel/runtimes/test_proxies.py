@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures import debian_root, needs, nginx
+from tests.parents import apps
 from tests.parents.app import PROXY, App, Behaviour, MissingError, Place, Process
 from tests.parents.cell import Bench, bench
 from tests.parents.debian import installs
@@ -331,6 +332,13 @@ def test_nginx_with_symbols_removed(running: Bench, tmp_path: Path) -> None:
     for behaviour, result in results(running, app, requests=SOME):
         assert result.right == result.calls, (behaviour, result)
         assert "right by proxy" not in result.evidence
+
+
+# -- Varnish --------------------------------------------------------------------------------------
+
+
+def test_varnish(running: Bench) -> None:
+    all_right(running, apps.named("varnish"), requests=SOME)
 
 
 # -- headers that are passed on -------------------------------------------------------------------

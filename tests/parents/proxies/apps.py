@@ -121,6 +121,38 @@ def _lighttpd(to: str = '"host" => "127.0.0.1", "port" => {backend}') -> Start:
     return start
 
 
+def _varnish(place: Place) -> Sequence[Process]:
+    """Nothing is taken from its cache: each request is passed on."""
+    file = place.folder / "default.vcl"
+    file.write_text(
+        f'vcl 4.1; backend only {{ .host = "127.0.0.1"; .port = "{place.backend}"; }}'
+        " sub vcl_recv { return (pass); }"
+    )
+    listen = ("-a", f"127.0.0.1:{place.port}", "-n", str(place.folder / "varnish"))
+    return [Process(["varnishd", "-F", *listen, "-f", str(file), "-s", "malloc,16m"])]
+
+
+_SQUID = """\
+http_port 127.0.0.1:{port} accel defaultsite=127.0.0.1
+cache_peer 127.0.0.1 parent {backend} 0 no-query originserver
+http_access allow all
+cache deny all
+cache_mem 8 MB
+access_log none
+cache_log {folder}/squid.log
+pid_filename none
+coredump_dir {folder}
+shutdown_lifetime 0 seconds
+"""
+
+
+def _squid(place: Place) -> Sequence[Process]:
+    file = place.folder / "squid.conf"
+    words = {"port": place.port, "backend": place.backend, "folder": place.folder}
+    file.write_text(_SQUID.format(**words))
+    return [Process(["squid", "--foreground", "-f", str(file)])]
+
+
 def _app(
     name: str, title: str, start: Start, command: str, package: str, *, follows: str = ""
 ) -> App:
@@ -274,6 +306,8 @@ APPS = (
     _app("apache-prefork", "Apache, prefork", _apache("prefork"), "apache2", "apache2-bin"),
     _app("caddy", "Caddy", _caddy, "caddy", "caddy", follows="go"),
     _app("lighttpd", "lighttpd", _lighttpd(), "lighttpd", "lighttpd"),
+    _app("varnish", "Varnish", _varnish, "varnishd", "varnish", follows="proxies"),
+    _app("squid", "Squid", _squid, "squid", "squid"),
     _of_nginx("nginx-both", "nginx, asked by TCP and by Unix socket", _both),
     _unix("unix-flask-sync", "nginx, Unix socket, Flask on gunicorn sync", _gunicorn("sync")),
     _unix(

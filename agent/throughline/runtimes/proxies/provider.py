@@ -1,4 +1,4 @@
-"""The provider for proxies: HAProxy and nginx.
+"""The provider for proxies: HAProxy, Varnish and nginx.
 
 proxies.bpf.o finds what it reads of a file in tl_proxy_bins, by the index in the cookies of its
 probes. An index is never given twice in a run: what the programs know of streams holds only while
@@ -23,7 +23,7 @@ from throughline.host import executed
 from throughline.probes import arch
 from throughline.probes.provider import Answer, Found, Probed, Process
 from throughline.probes.site import Site
-from throughline.runtimes.proxies import haproxy, nginx
+from throughline.runtimes.proxies import haproxy, nginx, varnish
 from throughline.runtimes.proxies.proxy import Proxy, UnsupportedError
 from throughline.steps import Turns
 
@@ -76,7 +76,7 @@ class ProxyProvider:
         """Raises OSError and MalformedError."""
         elf = arch.open_elf(file)
         try:
-            found = (haproxy.find(elf) or nginx.find(elf)) if elf else None
+            found = (haproxy.find(elf) or nginx.find(elf) or varnish.find(elf)) if elf else None
         except UnsupportedError as error:
             self.failures["unsupported"] += 1
             log.warning("a proxy is not followed: %s", error)

@@ -14,7 +14,7 @@ from tests.fixtures import elffile
 from throughline.bpf import abi
 from throughline.elf.elf import Elf
 from throughline.probes import arch
-from throughline.runtimes.proxies import haproxy, nginx
+from throughline.runtimes.proxies import haproxy, nginx, varnish
 from throughline.runtimes.proxies.proxy import Proxy, UnsupportedError
 
 HAPROXY, NGINX = Path("/usr/sbin/haproxy"), Path("/usr/sbin/nginx")
@@ -99,9 +99,27 @@ def test_nginx_of_debian() -> None:
     assert not any(site.single_stepped for site in found.sites)
 
 
+def test_varnish(tmp_path: Path) -> None:
+    path = tmp_path / "varnishd"
+    functions = {varnish.FETCHES: elffile.PUSH, varnish.BEGINS: elffile.PUSH}
+    path.write_bytes(elffile.build(functions))
+    found = look(varnish.find, path)
+    assert found
+    assert found.kind is abi.RuntimeKind.RUNTIME_VARNISH
+    assert [(site.program, site.returns) for site in found.sites] == [
+        ("tl_var_works", False),
+        ("tl_hap_rests", True),
+        ("tl_var_makes", False),
+        ("tl_hap_made", True),
+    ]
+    path.write_bytes(elffile.build({varnish.FETCHES: elffile.PUSH}))
+    assert look(varnish.find, path) is None
+
+
 def test_other_files(tmp_path: Path) -> None:
     assert look(haproxy.find, NGINX) is None
     assert look(nginx.find, HAPROXY) is None
+    assert look(varnish.find, HAPROXY) is None
     python = Path(sys.executable).resolve()
     assert look(haproxy.find, python) is None
     assert look(nginx.find, python) is None
