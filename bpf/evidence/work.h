@@ -57,10 +57,14 @@ __noinline int tl_work_writes(void)
 {
 	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
 
-	if (runtime && runtime->kind == TL_RUNTIME_JAVA)
+	if (!runtime)
+		return 0;
+	if (runtime->kind == TL_RUNTIME_JAVA)
 		tl_java_find(runtime->binary, runtime->base);
-	else if (runtime && runtime->kind == TL_RUNTIME_NODE)
+	else if (runtime->kind == TL_RUNTIME_NODE)
 		tl_node_writes();
+	else if (runtime->kind == TL_RUNTIME_RUBY)
+		tl_ruby_writes(runtime);
 	return 0;
 }
 

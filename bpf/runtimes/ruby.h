@@ -14,6 +14,7 @@
 #include "core/maps.h"
 #include "core/process.h"
 #include "runtimes/descriptor.h"
+#include "runtimes/ruby_object.h"
 #include "runtimes/runtime.h"
 #include "trace/request.h"
 
@@ -39,6 +40,7 @@ struct tl_ruby_work {
 	__u64 socket; /* cookie of the connection */
 	__u64 request; /* key of tl_requests */
 	__u64 name[2]; /* of the thread: another one may run on the kernel's thread later */
+	__u64 asked; /* it has asked for the state of the connection; 0: its object was read */
 };
 
 /* By tl_ruby_thread(). */
@@ -98,7 +100,7 @@ static __always_inline bool tl_ruby_reads(const struct tl_runtime *runtime, __u6
 static __always_inline void tl_ruby_takes(const struct tl_runtime *runtime, __u32 number,
 					  __u64 stack)
 {
-	struct tl_ruby_work work = {};
+	struct tl_ruby_work work = { .asked = 1 };
 	struct tl_ruby_served *served;
 	__u64 thread = tl_ruby_thread();
 
@@ -119,6 +121,38 @@ static __always_inline void tl_ruby_takes(const struct tl_runtime *runtime, __u3
 	work.name[0] = tl_ruby_name(0);
 	work.name[1] = tl_ruby_name(8);
 	bpf_map_update_elem(&tl_ruby_work, &thread, &work, BPF_ANY);
+}
+
+/*
+ * The current thread is about to write: Ruby's memory tells the connection that it works for, also
+ * one by a Unix socket. Where it tells none, what the thread has asked for counts.
+ */
+static __always_inline void tl_ruby_writes(const struct tl_runtime *runtime)
+{
+	struct tl_ruby_work fresh = {}, *work;
+	struct tl_ruby_served *served = NULL;
+	__u64 thread = tl_ruby_thread();
+
+	if (!(runtime->flags & TL_RUNTIME_TAKES) || !runtime->binary)
+		return;
+	fresh.name[0] = tl_ruby_name(0);
+	fresh.name[1] = tl_ruby_name(8);
+	if (tl_ruby_in_pool(fresh.name))
+		fresh.socket = tl_ruby_works_for(runtime->base, runtime->binary);
+	if (fresh.socket)
+		served = bpf_map_lookup_elem(&tl_ruby_served, &fresh.socket);
+	work = bpf_map_lookup_elem(&tl_ruby_work, &thread);
+	if (!served) {
+		if (work && !work->asked)
+			bpf_map_delete_elem(&tl_ruby_work, &thread);
+		return;
+	}
+	fresh.request = served->request;
+	if (work && work->socket == fresh.socket && work->request == fresh.request &&
+	    served->thread == thread)
+		return;
+	served->thread = thread;
+	bpf_map_update_elem(&tl_ruby_work, &thread, &fresh, BPF_ANY);
 }
 
 /* The current thread begins to answer the request `request` on `socket`. */

@@ -24,7 +24,7 @@ _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little endian
 _TYPES = (2, 3)  # ET_EXEC, ET_DYN
 _PT_LOAD, _PT_DYNAMIC, _PT_NOTE, _PF_X = 1, 2, 4, 1
 _SHT_SYMTAB = 2
-_STT_OBJECT, _STT_FUNC = 1, 2
+_STT_OBJECT, _STT_FUNC, _STT_TLS = 1, 2, 6
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
 
 _MAX_OFFSET = (1 << 63) - 1  # the limit of off_t, and of the addresses of programs
@@ -177,6 +177,14 @@ class Elf:
         """The variables of these names that the file exports."""
         return self._dynamic_symbols(list(names), _STT_OBJECT)
 
+    def thread_variable(self, name: str) -> tuple[int, int] | None:
+        """The index of the symbol of a thread-local variable, and its offset in the module."""
+        for index, symbol in self._dynamic_chain(name):
+            _, kind, _, section, offset, _ = _SYMBOL.unpack(symbol)
+            if kind & 15 == _STT_TLS and section:
+                return index, offset
+        return None
+
     def variables(self, names: Iterable[str]) -> dict[str, int]:
         """The addresses, as linked, of the variables of these names that the file exports."""
         return {name: symbol.address for name, symbol in self.objects(names).items()}
@@ -185,26 +193,32 @@ class Elf:
         return self._dynamic_symbols(names, _STT_FUNC)
 
     def _dynamic_symbols(self, names: list[str], kind: int) -> dict[str, Function]:
+        found: dict[str, Function] = {}
+        for name in names:
+            for _, symbol in self._dynamic_chain(name):
+                function = _function(symbol, kind)
+                if function is not None:
+                    found[name] = function
+                    break
+        return found
+
+    def _dynamic_chain(self, name: str) -> Iterator[tuple[int, bytes]]:
+        """The indices and entries of the dynamic symbols of this name."""
         tags = self.tags()
         if _DT_SYMTAB not in tags or _DT_STRTAB not in tags:
-            return {}
+            return
         if _DT_GNU_HASH in tags:
             lookup, table = self._gnu_chain, tags[_DT_GNU_HASH]
         elif _DT_HASH in tags:
             lookup, table = self._sysv_chain, tags[_DT_HASH]
         else:
-            return {}
-        found: dict[str, Function] = {}
-        for name in names:
-            wanted = name.encode() + b"\0"
-            for index in lookup(table, name.encode()):
-                symbol = self._at(tags[_DT_SYMTAB] + index * _SYMBOL.size, _SYMBOL.size)
-                function = _function(symbol, kind)
-                string = tags[_DT_STRTAB] + _SYMBOL.unpack(symbol)[0]
-                if function is not None and self._at(string, len(wanted)) == wanted:
-                    found[name] = function
-                    break
-        return found
+            return
+        wanted = name.encode() + b"\0"
+        for index in lookup(table, name.encode()):
+            symbol = self._at(tags[_DT_SYMTAB] + index * _SYMBOL.size, _SYMBOL.size)
+            string = tags[_DT_STRTAB] + _SYMBOL.unpack(symbol)[0]
+            if self._at(string, len(wanted)) == wanted:
+                yield index, symbol
 
     def tags(self) -> dict[int, int]:
         """The dynamic section: tag -> value."""

@@ -19,7 +19,7 @@ from tests.parents.apps import named
 from tests.parents.cell import Bench, bench
 from tests.parents.judge import Result
 from tests.parents.ruby import releases
-from tests.parents.ruby.apps import released
+from tests.parents.ruby.apps import released, released_behind_nginx
 
 REQUESTS, CONCURRENT = 211, 32
 AT_ONCE, DATABASE, AFTER, BODY = (
@@ -49,7 +49,7 @@ def run(bench: Bench, app: App, behaviour: Behaviour, *, closes: bool = False) -
     return result
 
 
-def puma(name: str, *, rackup: str = "", config: str = "") -> App:
+def puma(name: str, *, rackup: str = "", config: str = "", **variables: str) -> App:
     """An application on Puma of a later release. `rackup`: else Sinatra. `config`: Puma's own."""
 
     def start(place: Place) -> Sequence[Process]:
@@ -60,7 +60,7 @@ def puma(name: str, *, rackup: str = "", config: str = "") -> App:
         if rackup:
             (inner / f"{name}.ru").write_text(rackup)
         words.append(f"{releases.LIBRARY}/{name if rackup else 'config'}.ru")
-        return [Process(releases.command(NEW, "puma", *words))]
+        return [Process(releases.command(NEW, "puma", *words), environment=variables)]
 
     return replace(named("sinatra"), name=name, start=start, install=releases.installs(NEW))
 
@@ -93,9 +93,19 @@ def test_forked_workers_and_rails(proven: Bench, name: str, behaviour: Behaviour
     assert result.right == result.calls >= REQUESTS, result
 
 
+@pytest.mark.parametrize("release", ["6.6", "8.0"])
+def test_other_releases_behind_a_unix_socket(proven: Bench, release: str) -> None:
+    needs.program("tl_unix_sends")
+    result = run(proven, released_behind_nginx(release), BODY)
+    assert result.right == result.calls == REQUESTS, result
+
+
 @pytest.mark.parametrize("behaviour", [TWO, POOL])
-def test_work_of_other_threads_has_no_parent(proven: Bench, behaviour: Behaviour) -> None:
-    result = run(proven, named("sinatra"), behaviour)
+@pytest.mark.parametrize("name", ["sinatra", "nginx-puma"])
+def test_work_of_other_threads_has_no_parent(
+    proven: Bench, name: str, behaviour: Behaviour
+) -> None:
+    result = run(proven, named(name), behaviour)
     assert result.right == 0
     assert result.reasons["root_ruby_other_thread"] >= REQUESTS
 
@@ -107,9 +117,13 @@ def test_unicorn_behind_a_unix_socket(proven: Bench, behaviour: Behaviour) -> No
     assert result.right == result.calls == REQUESTS, result
 
 
-def test_puma_behind_a_unix_socket(proven: Bench) -> None:
-    """It asks for the state of TCP connections only: no call has a parent."""
-    assert run(proven, named("nginx-puma"), BODY).right == 0
+@pytest.mark.parametrize("behaviour", [AT_ONCE, DATABASE, AFTER, BODY, POLLER])
+@pytest.mark.parametrize("name", ["nginx-puma", "nginx-puma-kept"])
+def test_puma_behind_a_unix_socket(proven: Bench, name: str, behaviour: Behaviour) -> None:
+    """It asks for the state of TCP connections only: the request's object is read."""
+    needs.program("tl_unix_sends")
+    result = run(proven, named(name), behaviour)
+    assert result.right == result.calls >= REQUESTS, result
 
 
 @pytest.mark.parametrize("behaviour", [AT_ONCE, DATABASE, BODY, POLLER])
@@ -179,10 +193,32 @@ run lambda { |env|
 """
 
 
+def test_threads_that_share_threads_of_the_kernel(proven: Bench) -> None:
+    result = run(proven, puma("shared", RUBY_MN_THREADS="1"), DATABASE)
+    assert result.right == 0, result
+    assert proven.traced.counters()["ruby_shared_thread"] > 0
+
+
 def test_connections_that_the_application_takes(proven: Bench) -> None:
     """rack.hijack: half of the requests are answered by threads of the application's own."""
     result = run(proven, puma("hijacked", rackup=_HIJACKED), AT_ONCE)
-    assert result.right == REQUESTS // 2 + REQUESTS % 2, result
+    assert result.right in (REQUESTS // 2, REQUESTS // 2 + 1), result
+
+
+def test_connections_that_it_takes_from_a_unix_socket(proven: Bench) -> None:
+    """Puma's thread goes on with requests that the reactor has read."""
+    needs.program("tl_unix_sends")
+    app = released_behind_nginx(NEW)
+
+    def start(place: Place) -> Sequence[Process]:
+        inner = releases.directory(NEW) / releases.LIBRARY.lstrip("/")
+        (inner / "hijacked.ru").write_text(_HIJACKED)
+        front, behind = app.start(place)
+        words = [word.replace("config.ru", "hijacked.ru") for word in behind.command]
+        return [front, replace(behind, command=words)]
+
+    result = run(proven, replace(app, name="hijacked-unix", start=start), AT_ONCE)
+    assert result.right in (REQUESTS // 2, REQUESTS // 2 + 1), result
 
 
 def test_work_that_is_queued_in_the_application(proven: Bench) -> None:

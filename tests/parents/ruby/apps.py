@@ -17,7 +17,7 @@ _INSTALL = installs_all(*_PACKAGES)
 _RAILS = (*_PACKAGES, "ruby-railties")
 _EVERY = tuple(Behaviour)
 _PROCESSES = tuple(one for one in SERVICE if one is not Behaviour.AFTER)
-_PASS = "proxy_pass http://app;"
+_KEPT = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 _CLUSTER = ("--workers", "2", "--preload")
 
 Start = Callable[[Place], Sequence[Process]]
@@ -45,15 +45,19 @@ def _alone(*words: str, release: str = "", app: str = "config.ru") -> Start:
     return lambda place: [start(place, f"tcp://127.0.0.1:{place.port}")]
 
 
-def _behind_nginx(start_behind: Callable[[Place, str], Process]) -> Start:
-    """nginx, and a server behind a Unix socket: one of its own, or app.socket."""
+def _behind_nginx(start_behind: Callable[[Place, str], Process], *, kept: bool = False) -> Start:
+    """nginx, and a server behind a Unix socket: one of its own, or app.socket.
+
+    `kept`: nginx keeps the connections.
+    """
 
     def start(place: Place) -> Sequence[Process]:
         socket = place.folder / "app.socket"
         behind = start_behind(place, f"unix://{socket}")
         socket = behind.listens or socket
-        server = f"server {{ listen 127.0.0.1:{place.port} backlog=512; location / {{ {_PASS} }} }}"
-        upstream = f"upstream app {{ server unix:{socket}; }}"
+        location = f"location / {{ {_KEPT if kept else ''} proxy_pass http://app; }}"
+        server = f"server {{ listen 127.0.0.1:{place.port} backlog=512; {location} }}"
+        upstream = f"upstream app {{ server unix:{socket}; {'keepalive 16;' if kept else ''} }}"
         front = Process(nginx.prepare(place.folder, f"{upstream} {server}"), name="nginx")
         return [front, replace(behind, listens=socket)]
 
@@ -105,6 +109,20 @@ def released(number: str) -> App:
     )
 
 
+def released_behind_nginx(number: str) -> App:
+    """The same behind nginx, by a Unix socket in its root."""
+
+    def behind(place: Place, _: str) -> Process:
+        inner = f"{releases.LIBRARY}/{place.port}.socket"
+        listens = releases.directory(number) / inner.lstrip("/")
+        process = _puma(release=number)(place, f"unix://{inner}?umask=0111&backlog=512")
+        return replace(process, listens=listens)
+
+    title = f"nginx that keeps connections, Puma {number} behind a Unix socket, Net::HTTP"
+    start = _behind_nginx(behind, kept=True)
+    return _app(f"nginx-puma-{number}", title, start, _EVERY, releases.installs(number))
+
+
 APPS = (
     _app("sinatra", "Sinatra on Puma 5.6.5, Net::HTTP", _alone(), _EVERY),
     released("6.6"),
@@ -125,6 +143,11 @@ APPS = (
         installs_all(*_RAILS),
     ),
     _app("nginx-puma", "nginx, Puma behind a Unix socket, Net::HTTP", _behind_nginx(_puma())),
+    _app(
+        "nginx-puma-kept",
+        "nginx that keeps connections, Puma behind a Unix socket, Net::HTTP",
+        _behind_nginx(_puma(), kept=True),
+    ),
     _app(
         "unicorn",
         "Sinatra on Unicorn, Net::HTTP",

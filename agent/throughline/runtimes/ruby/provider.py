@@ -1,7 +1,8 @@
 """The provider for Ruby: tells the programs which processes run Puma or Unicorn.
 
-Nothing is probed, and nothing of Ruby is read. bpf/runtimes/ruby.h follows Puma's threads; a
-process of Unicorn has one thread that serves requests (bpf/evidence/trust.h).
+Nothing is probed. bpf/runtimes/ruby.h follows Puma's threads, and reads in the memory of Ruby which
+connection a thread works for. A process of Unicorn has one thread that serves requests
+(bpf/evidence/trust.h).
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from throughline.bpf import abi, libbpf
 from throughline.bpf.runtimes import Entry, Runtimes
 from throughline.elf.elf import MalformedError
 from throughline.host import executed
+from throughline.host.executed import Word
+from throughline.host.memory import Memory
 from throughline.probes import arch, procfs
 from throughline.probes.provider import Answer, Found, Probed, Process
 from throughline.probes.site import Site
-from throughline.runtimes.ruby import servers
+from throughline.runtimes.ruby import context, servers
+from throughline.runtimes.ruby.context import Context
 from throughline.runtimes.ruby.servers import Server
 from throughline.steps import Turns
 
@@ -29,8 +33,6 @@ _FLAGS: Mapping[Server, int] = {
     Server.UNICORN: abi.RuntimeFlags.RUNTIME_WORKERS | abi.RuntimeFlags.RUNTIME_READABLE,
 }
 _OFTEN, _SELDOM = 5, 10  # looks at a process in its first ticks, and then ticks between two
-_VERSION = "ruby_version"  # a text that each Ruby exports
-_VERSION_BYTES = 16
 
 
 @dataclass(slots=True)
@@ -38,7 +40,10 @@ class _Seen:
     """A process that was looked at."""
 
     process: Process
+    file: int  # the descriptor of the file with Ruby, in this tick
     ticks: int = 0
+    word: Word | None = None  # while that is the same, so is `context`
+    context: Context | None = None
 
 
 class RubyProvider:
@@ -60,16 +65,18 @@ class RubyProvider:
     def find(self, file: int) -> Found | Answer:
         """Is it Ruby, as a library or a program? Raises OSError and MalformedError."""
         elf = arch.open_elf(file)
-        found = elf.variables((_VERSION, "ruby_api_version")) if elf else {}
+        found = elf.variables((context.VERSION, "ruby_api_version")) if elf else {}
         return Found() if len(found) == 2 else Answer.NOT_MINE
 
     def tick(self, probed: Sequence[Probed]) -> Turns[None]:
         """Looks at the processes that have come, and again at those that are there."""
-        current = {process.pid: process for each in probed for process in each.processes}
-        for pid in [pid for pid, seen in self._seen.items() if current.get(pid) != seen.process]:
-            del self._seen[pid]
-        for pid, process in current.items():
-            seen = self._seen.setdefault(pid, _Seen(process))
+        current = {process.pid: (process, each) for each in probed for process in each.processes}
+        for pid, seen in list(self._seen.items()):
+            if pid not in current or current[pid][0] != seen.process:
+                del self._seen[pid]
+        for pid, (process, each) in current.items():
+            seen = self._seen.setdefault(pid, _Seen(process, each.file))
+            seen.file = each.file
             seen.ticks += 1
             if process.born and (seen.ticks <= _OFTEN or seen.ticks % _SELDOM == 0):
                 self._look(seen)
@@ -77,16 +84,12 @@ class RubyProvider:
 
     def describe(self, found: Probed) -> Mapping[str, str]:
         """The version of Ruby."""
-        elf = arch.open_elf(found.file)
-        address = elf.variables((_VERSION,)).get(_VERSION) if elf else None
-        offset = elf.offset(address) if elf and address else None
-        if elf is None or offset is None:
-            return {}
         try:
-            data = elf.read(offset, _VERSION_BYTES)
+            elf = arch.open_elf(found.file)
+            version = context.version(elf) if elf else ""
         except MalformedError:
-            return {}
-        return {"version": data.partition(b"\0")[0].decode("ascii", "replace")}
+            version = ""
+        return {"version": version} if version else {}
 
     def leaving(self, _sites: Sequence[Site]) -> None:
         """It has no sites."""
@@ -103,12 +106,31 @@ class RubyProvider:
             if runs is not None:
                 flags = _FLAGS[runs] | (_SETTLED if seen.ticks >= _OFTEN else 0)
                 word = executed.find(pid, proc=self._proc)
-                entry = Entry(_KIND, 0, 0, born, word.address, word.value, flags)
+                if seen.word != word:
+                    seen.word = word
+                    seen.context = self._context(seen) if runs is Server.PUMA else None
+                place, version = 0, 0
+                if seen.context is not None:
+                    place, version = seen.context.place, seen.context.version
+                entry = Entry(_KIND, version, place, born, word.address, word.value, flags)
         except OSError:
             if (self._proc / str(pid)).exists():  # else it has ended
                 self.failures["process_unreadable"] += 1
             return
         self._tell(pid, born, entry)
+
+    def _context(self, seen: _Seen) -> Context | None:
+        """Where its threads keep what they execute. None: that is not known."""
+        try:
+            elf = arch.open_elf(seen.file)
+            linked = elf.mapped_address(seen.process.offset) if elf else None
+            if elf is None or linked is None:
+                return None
+            with Memory(seen.process.pid, proc=self._proc) as memory:
+                return context.find(elf, memory, seen.process.start - linked)
+        except (OSError, MalformedError):
+            self.failures["context_unreadable"] += 1
+            return None
 
     def _tell(self, pid: int, born: int, entry: Entry | None) -> None:
         """A forked process has the entry of its parent before the agent has seen it."""

@@ -65,6 +65,7 @@ def test_puma(proc: Proc) -> None:
     proc.tick(ONE)
     kind = abi.RuntimeKind.RUNTIME_RUBY
     assert proc.entry == Entry(kind, 0, 0, BORN, RANDOM_AT, 0xABCD, FLAGS.RUNTIME_TAKES)
+    assert proc.provider.failures == {"context_unreadable": 1}  # there is no file
     proc.tick(ONE, times=4)
     assert proc.entry.flags == FLAGS.RUNTIME_TAKES | FLAGS.RUNTIME_SETTLED
 
