@@ -126,18 +126,6 @@
     };
   }
 
-  /** While the connection is being made the bytes wait, and leave before other listeners run. */
-  function showLater(socket, request) {
-    if (socket.encrypted) {
-      socket.once('secureConnect', () => {
-        show(request);
-        setImmediate(hide);
-      });
-    } else {
-      socket.once('connect', () => show(request));
-    }
-  }
-
   function followWrites(Socket, name) {
     const write = method(Socket.prototype, name);
     Socket.prototype[name] = function (chunk, second, third) {
@@ -145,10 +133,13 @@
       if (request === NONE) return write.call(this, chunk, second, third);
       if (request === undefined) request = storage.getStore();
       if (request === undefined) return write.call(this, chunk, second, third);
-      if (this.connecting || this.secureConnecting) {
-        showLater(this, request);
+      // TLS: the bytes leave in the handshake's last step, where no listener runs in between
+      if (this.encrypted && this.secureConnecting) return write.call(this, chunk, second, third);
+      if (this.connecting) {
+        // the bytes wait, and leave before other listeners run
+        this.once('connect', () => show(request));
         const result = write.call(this, chunk, second, third);
-        if (!this.encrypted) this.once('connect', hide);
+        this.once('connect', hide);
         return result;
       }
       show(request);
