@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import signal
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -162,6 +163,29 @@ def silent() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+@contextlib.contextmanager
+def resolver() -> Iterator[int]:
+    """A port where each name is 127.0.0.1, said some milliseconds later."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+
+        def answer(question: bytes, client: tuple[str, int]) -> None:
+            end = question.index(b"\0", 12) + 5
+            if question[end - 4 : end - 2] != b"\0\1":  # AAAA
+                server.sendto(question[:2] + b"\x81\x80\0\1" + bytes(6) + question[12:end], client)
+                return
+            head = question[:2] + b"\x81\x80\0\1\0\1" + bytes(4) + question[12:end]
+            server.sendto(head + b"\xc0\x0c\0\1\0\1" + b"\0\0\0\1\0\4\x7f\0\0\1", client)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while question := server.recvfrom(512):
+                    threading.Timer(0.005, answer, question).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+
+
 # -- HAProxy ------------------------------------------------------------------------------------
 
 
@@ -297,6 +321,16 @@ def test_nginx_tries_again(running: Bench) -> None:
         all_right(running, app, behaviours=(Behaviour.AT_ONCE,), requests=SOME, may_fail=True)
 
 
+def test_names_that_nginx_looks_up(running: Bench) -> None:
+    """The connection is made when the answer has come, in a turn of its own."""
+    with resolver() as port:
+        text = (
+            f"resolver 127.0.0.1:{port} ipv6=off; set $name n$arg_id.test;"
+            " proxy_pass http://$name:{backend};"
+        )
+        all_right(running, in_nginx("names", location(text)), requests={1: 23, 32: 211})
+
+
 def test_the_agent_of_nginx_is_killed(running: Bench) -> None:
     """While there are no probes the turns of the event loop tell."""
     found = list(
@@ -339,6 +373,13 @@ def test_nginx_with_symbols_removed(running: Bench, tmp_path: Path) -> None:
 
 def test_varnish(running: Bench) -> None:
     all_right(running, apps.named("varnish"), requests=SOME)
+
+
+@pytest.mark.parametrize("name", ["unix-haproxy", "unix-fastapi-kept"])
+def test_servers_behind_unix_sockets(running: Bench, name: str) -> None:
+    """HAProxy, and nginx with kept connections: each hop is right."""
+    for _, result in results(running, apps.named(name), requests=SOME):
+        assert result.right == result.calls, result
 
 
 # -- headers that are passed on -------------------------------------------------------------------
