@@ -67,11 +67,13 @@ class Memory:
             raise OSError(number, f"process_vm_readv: {os.strerror(number)}")
         return buffer.raw[:got]
 
+    def part(self, address: int, size: int) -> bytes:
+        """At most `size` bytes: fewer where the memory ends."""
+        return self._read(address, size) if 0 < address <= _MAX_ADDRESS else b""
+
     def read(self, address: int, size: int) -> bytes:
         """Exactly `size` bytes."""
-        data = b""
-        if 0 < address <= _MAX_ADDRESS:
-            data = self._read(address, size)
+        data = self.part(address, size)
         if len(data) < size:
             raise OSError(errno.EFAULT, f"no memory at {address:#x}+{size:#x}")
         return data
@@ -88,10 +90,7 @@ class Memory:
 
     def name(self, address: int) -> str:
         """A short text that ends with a zero: up to 63 characters of ASCII, others replaced."""
-        data = b""
-        if 0 < address <= _MAX_ADDRESS:
-            data = self._read(address, _NAME_BYTES)
-        text, zero, _ = data.partition(b"\0")
+        text, zero, _ = self.part(address, _NAME_BYTES).partition(b"\0")
         if not zero:
             raise OSError(errno.EFAULT, f"no text at {address:#x}")
         return text.decode("ascii", "replace")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures import elffile
+from tests.fixtures import elffile, started
+from tests.fixtures.started import RANDOM_AT
 from throughline.bpf import abi, maps
 from throughline.bpf.runtimes import Entry, Runtimes
 from throughline.probes.provider import Probed, Process
@@ -18,7 +18,7 @@ from throughline.probes.site import Site
 from throughline.runtimes.python.workers import Workers
 from throughline.steps import finish
 
-PID, BORN, BASE, RANDOM_AT, INDEX = 7, 4711, 0x10000, 0x2000, 3
+PID, BORN, BASE, INDEX = 7, 4711, 0x10000, 3
 START = BASE + elffile.TEXT_ADDRESS
 GUNICORN = b"/bin/python3\0/bin/gunicorn\0app:app\0"
 FLAGS = abi.RuntimeFlags
@@ -49,9 +49,7 @@ class Proc:
 
     def starts(self, random: int) -> None:
         """As execve() does."""
-        vector = struct.pack("<6Q", 3, 64, 25, RANDOM_AT, 0, 0)
-        (self.folder / "auxv").write_bytes(vector)
-        (self.folder / "mem").write_bytes(bytes(RANDOM_AT) + struct.pack("<Q", random))
+        started.write(self.folder, random)
 
     def tick(self, file: int, *processes: Process, times: int = 1, greenlets: bool = False) -> None:
         sites = (Site("tl_py_copied", 0, cookie=INDEX),)
@@ -141,11 +139,11 @@ def test_libraries_that_no_server_of_threads_has(proc: Proc, file: int, name: st
 
 
 def test_a_process_that_ends_or_may_not_be_read(proc: Proc, file: int) -> None:
-    (proc.folder / "auxv").unlink()
+    (proc.folder / "mem").unlink()
     proc.tick(file, ONE)
     assert proc.failures == {"process_unreadable": 1}
     proc.starts(1)
-    (proc.folder / "auxv").write_bytes(b"\1\2\3")
+    (proc.folder / "stat").write_bytes(b"\1\2\3")
     proc.tick(file, ONE)
     assert proc.failures == {"process_unreadable": 2}
     proc.tick(file, Process(8, BORN, START, 0))

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures import elffile
+from tests.fixtures import elffile, started
+from tests.fixtures.started import RANDOM_AT
 from throughline.bpf import abi, maps
 from throughline.bpf.runtimes import Entry, Runtimes
 from throughline.probes.provider import Answer, Found, Probed, Process
 from throughline.runtimes.ruby.provider import RubyProvider
 from throughline.steps import finish
 
-PID, BORN, RANDOM_AT = 7, 4711, 0x2000
+PID, BORN = 7, 4711
 FLAGS = abi.RuntimeFlags
 PUMA = "puma 7.2.1 (tcp://0.0.0.0:3000) [shop]"
 ONE = Process(PID, BORN, 0x10000, 0)
@@ -44,8 +44,7 @@ class Proc:
 
     def starts(self, random: int) -> None:
         """As execve() does."""
-        (self.folder / "auxv").write_bytes(struct.pack("<4Q", 25, RANDOM_AT, 0, 0))
-        (self.folder / "mem").write_bytes(bytes(RANDOM_AT) + struct.pack("<Q", random))
+        started.write(self.folder, random)
 
     def tick(self, *processes: Process, times: int = 1) -> None:
         for _ in range(times):
@@ -109,13 +108,13 @@ def test_an_entry_of_another_process_is_left_alone(proc: Proc) -> None:
 
 
 def test_a_process_that_cannot_be_read_is_counted(proc: Proc) -> None:
-    (proc.folder / "auxv").unlink()
+    (proc.folder / "mem").unlink()
     proc.tick(ONE)
     assert (proc.entry, proc.provider.failures) == (None, {"process_unreadable": 1})
 
 
 def test_a_process_that_has_ended_is_not_counted(proc: Proc, tmp_path: Path) -> None:
-    for name in ("auxv", "cmdline", "mem", "exe"):
+    for name in ("stat", "cmdline", "mem", "exe"):
         (tmp_path / str(PID) / name).unlink()
     (tmp_path / str(PID)).rmdir()
     proc.tick(ONE)
