@@ -53,6 +53,7 @@ enum tl_sampler {
 /* What is fixed when an object is loaded. */
 struct tl_config {
 	__u32 abi_version; /* set by the compiler: an object of another version is refused */
+	__u32 pid_namespace; /* inode of the agent's, or 0: it is the host's first one */
 	__u8 fionread_broken; /* FIONREAD of a socket in a sockhash says 0 on this kernel */
 	__u8 _pad[3];
 };

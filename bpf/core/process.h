@@ -4,6 +4,7 @@
 #define THROUGHLINE_CORE_PROCESS_H
 
 #include "core/compat.h"
+#include "core/settings.h"
 
 #define TL_TICK_NS 10000000
 
@@ -50,6 +51,36 @@ static __always_inline __u64 tl_current_ids(void)
 	struct task_struct *task = tl_current_task();
 
 	return (__u64)(__u32)TL_READ(task, tgid) << 32 | (__u32)TL_READ(task, pid);
+}
+
+/*
+ * The id that the agent knows a process by, whose first thread is `leader`: that of its own pid
+ * namespace, where it shares that with the agent; else 0. On a host that is a container (LXC,
+ * systemd-nspawn) this is not the kernel's own id.
+ */
+static __always_inline __u32 tl_id_for_agent(struct task_struct *leader)
+{
+	struct upid upid = {};
+	struct pid *pid;
+	__u32 level;
+
+	if (!tl_config.pid_namespace)
+		return TL_READ(leader, tgid);
+	pid = BPF_CORE_READ(leader, thread_pid);
+	level = BPF_CORE_READ(pid, level);
+	if (bpf_probe_read_kernel(&upid, sizeof(upid),
+				  __builtin_preserve_access_index(&pid->numbers[0]) + level) ||
+	    BPF_CORE_READ(upid.ns, ns.inum) != tl_config.pid_namespace)
+		return 0;
+	return upid.nr;
+}
+
+/* The same of the current process: the key of what the agent tells of it. */
+__noinline int tl_process_id(void)
+{
+	struct task_struct *leader = TL_READ(tl_current_task(), group_leader);
+
+	return tl_id_for_agent(leader);
 }
 
 #define TL_PROCESS_SHIFT 42 /* process ids are below 2^22 */

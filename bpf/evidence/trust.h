@@ -204,7 +204,7 @@ static __always_inline void tl_recall(struct tl_trust *trust)
 /* Finds or makes the entry of tl_trust_now(). No inline function, as above. */
 static __noinline struct tl_trust *tl_trust_find(void)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
+	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
 	struct tl_program program = {};
 	struct tl_trust *trust;
 

@@ -20,7 +20,7 @@
  */
 __noinline int tl_work_reads(__u64 key, __u64 socket)
 {
-	struct tl_runtime *runtime = tl_runtime_of_reader(tl_current_ids() >> 32);
+	struct tl_runtime *runtime = tl_runtime_of_reader(tl_process_id());
 
 	/* clang passes nothing for an argument that is not used: verifiers refuse that */
 	asm volatile("" ::"r"(key), "r"(socket));
@@ -55,7 +55,7 @@ __noinline int tl_work_reads(__u64 key, __u64 socket)
  */
 __noinline int tl_work_writes(void)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
+	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
 
 	if (!runtime)
 		return 0;
@@ -71,7 +71,7 @@ __noinline int tl_work_writes(void)
 /* The current thread begins to answer the request `key` on `socket`. A global function, as above. */
 __noinline int tl_work_answers(__u64 key, __u64 socket)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
+	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
 
 	asm volatile("" ::"r"(key), "r"(socket));
 	if (!runtime)
@@ -140,7 +140,7 @@ static __always_inline __u8 tl_work_evidence(__u32 pid)
  */
 static __always_inline int tl_work_reason(int refused)
 {
-	__u32 pid = tl_current_ids() >> 32;
+	__u32 pid = tl_process_id();
 	const struct tl_runtime *runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
 
 	if (refused == TL_ROOT_NO_CONTEXT && runtime && runtime->kind == TL_RUNTIME_JAVA)
@@ -154,7 +154,7 @@ static __always_inline int tl_work_reason(int refused)
  */
 static __always_inline int tl_work_parent(__u64 socket, struct tl_parent *parent)
 {
-	__u32 pid = tl_current_ids() >> 32;
+	__u32 pid = tl_process_id();
 	__u64 key = tl_work_passes_on(pid, socket);
 
 	if (!key)
@@ -171,7 +171,7 @@ static __always_inline int tl_work_parent(__u64 socket, struct tl_parent *parent
 __noinline __u64 tl_work_connects(void)
 {
 #ifndef TL_LEGACY
-	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
+	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
 
 	if (runtime && tl_is_proxy(runtime))
 		return tl_proxy_connects(runtime);
@@ -185,7 +185,7 @@ __noinline __u64 tl_work_connects(void)
  */
 __noinline int tl_work_turns(bool accepts)
 {
-	struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
+	struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
 
 	asm volatile("" ::"r"(accepts));
 	if (!runtime)
@@ -208,7 +208,7 @@ __noinline int tl_work_tells(__u64 address)
 /* The current thread listens; `stack` is its stack pointer. A global function, as above. */
 __noinline int tl_work_listens(__u64 stack)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
+	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
 
 	asm volatile("" ::"r"(stack));
 	if (runtime && runtime->kind == TL_RUNTIME_PYTHON)
@@ -222,7 +222,7 @@ __noinline int tl_work_listens(__u64 stack)
  */
 __noinline int tl_work_takes(__u32 number, __u64 stack)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(tl_current_ids() >> 32);
+	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
 
 	asm volatile("" ::"r"(number), "r"(stack));
 	if (runtime && runtime->kind == TL_RUNTIME_RUBY)

@@ -67,7 +67,7 @@ static __always_inline void tl_node_tells(__u64 address)
 	const struct tl_settings *settings = tl_settings_now();
 	struct tl_node_thread thread = {};
 	struct tl_runtime *known, runtime = {};
-	__u32 tid = tl_current_tid(), pid = tl_current_ids() >> 32;
+	__u32 tid = tl_current_tid(), pid = tl_process_id();
 
 	if (!settings || !settings->node || !tl_probe_traced() ||
 	    tl_user_word(address) != TL_NODE_MAGIC)

@@ -285,7 +285,7 @@ int BPF_PROG(tl_proxy_end, struct task_struct *task)
 {
 	__u32 zero = 0, *agent = bpf_map_lookup_elem(&tl_proxy_agent, &zero);
 
-	if (agent && *agent == (__u32)task->tgid && !task->signal->live.counter)
+	if (agent && *agent == (__u32)tl_process_id() && !task->signal->live.counter)
 		*agent = 0;
 	return 0;
 }

@@ -26,7 +26,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 static __always_inline struct tl_runtime *tl_py_runtime(const struct tl_python_binary *binary,
 							__u32 index, __u64 context)
 {
-	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	__u32 pid = tl_process_id();
 	__u64 base = tl_user_word(context + TL_PY_TYPE_AT) - binary->type_at;
 	struct tl_runtime *known = tl_runtime_of(pid);
 	struct tl_runtime fresh = {};
@@ -190,7 +190,7 @@ int BPF_KPROBE(tl_py_freed, __u64 context)
  */
 static __always_inline void tl_py_has_greenlets(__u32 index)
 {
-	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	__u32 pid = tl_process_id();
 	struct tl_runtime *known = tl_runtime_of(pid);
 	struct tl_runtime fresh = {};
 
@@ -247,7 +247,7 @@ int BPF_PROG(tl_py_agent_end, struct task_struct *task)
 {
 	__u32 zero = 0, *agent = bpf_map_lookup_elem(&tl_py_agent, &zero);
 
-	if (agent && *agent == (__u32)task->tgid && !task->signal->live.counter)
+	if (agent && *agent == (__u32)tl_process_id() && !task->signal->live.counter)
 		*agent = 0;
 	return 0;
 }

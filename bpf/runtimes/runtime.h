@@ -6,7 +6,7 @@
 #include "core/abi.h"
 #include "core/process.h"
 
-/* By process id. Written by the agent, or by a probe in the process. */
+/* By tl_process_id(). Written by the agent, or by a probe in the process. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -59,7 +59,7 @@ __noinline __u64 tl_parent_process(void)
 {
 	struct task_struct *parent = tl_current_task()->group_leader->real_parent;
 
-	return (__u64)(__u32)parent->tgid << 32 | tl_born(parent);
+	return (__u64)tl_id_for_agent(parent) << 32 | tl_born(parent);
 }
 #endif
 

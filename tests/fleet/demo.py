@@ -1,4 +1,4 @@
-"""`make demo`: three hosts, seven unmodified services, one playbook run, every request one trace.
+"""`make demo`: three hosts, eight unmodified services, one playbook run, every request one trace.
 
 From the second host to the third a request goes by HTTPS, and from nginx to PHP-FPM by a Unix
 socket. Linux before 6.3 does not show what goes by a Unix socket: there a request is two traces.
@@ -84,7 +84,7 @@ def judge(
     """Prints the verdict and one tree, writes the page, and returns whether every hop is joined."""
     problems = joined.check(requests, received, traces=hops)
     traces = by_trace(received)
-    waterfall.write(PAGE, received, title="throughline demo: one request through seven services")
+    waterfall.write(PAGE, received, title="throughline demo: one request through eight services")
     shown = next((span for span in received if joined.cart(span) == requests[0].cart), None)
     if shown is not None:
         print(f"\ntrace {shown.trace_id}", *tree.lines(traces[shown.trace_id]), sep="\n")
@@ -112,7 +112,9 @@ def demo(name: str, release: Path) -> bool:
             running = stack.enter_context(fleet(name, count=3, say=say))
         receiver = stack.enter_context(Receiver(network.listen(name, port=RECEIVER_PORT)))
         say(f"OTLP receiver listens on {receiver.endpoint}")
-        with step("nginx, FastAPI, Python, Node.js, PHP-FPM, Ruby are installed (unmodified)"):
+        with step(
+            "HAProxy, nginx, FastAPI, Python, Node.js, PHP-FPM, Ruby are installed (unmodified)"
+        ):
             playbook.run(running, playbook.SERVICES)
         with step("ansible-playbook playbooks/site.yml rolls throughline out"):
             otlp = {"endpoint": receiver.endpoint, "protocol": "http/protobuf"}

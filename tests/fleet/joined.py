@@ -2,8 +2,9 @@
 
 The demo's shop is a chain, and every request carries its own id in its path, through all hops:
 
-    curl → shop-web (nginx) → shop-cart (FastAPI) → shop-orders (Python) ⇒ shop-stock (Node.js)
-         → shop-offers-web (nginx) ⇢ shop-offers (PHP-FPM) → shop-prices (Ruby)
+    curl → shop-edge (HAProxy) → shop-web (nginx) → shop-cart (FastAPI) → shop-orders (Python)
+         ⇒ shop-stock (Node.js) → shop-offers-web (nginx) ⇢ shop-offers (PHP-FPM)
+         → shop-prices (Ruby)
 
 The hop ⇒ is HTTPS, unless a shop was opened without. There the context travels in a TCP option, and
 `tracestate`, for which an option has no room, ends. The hop ⇢ is FastCGI on a Unix socket. Linux
@@ -11,11 +12,11 @@ before 6.3 does not show it: two traces meet there.
 
 The VMs of the kernel matrix have a shorter chain: CHAIN.
 
-A request that arrives without `traceparent` starts a trace at shop-web's SERVER span, and every
-span is the parent of the next. One that arrives with a `traceparent` continues that trace. nginx
-then hands the client's header to its upstream. Where `headers` writes to that connection, the
-header names shop-web's own span by then; else the SERVER span behind shop-web is a child of the
-client's span, beside shop-web's.
+A request that arrives without `traceparent` starts a trace at the first SERVER span, and every
+span is the parent of the next. One that arrives with a `traceparent` continues that trace. HAProxy
+and nginx then hand the client's header to their upstream. Where `headers` writes to that
+connection, the header names the proxy's own span by then; else the SERVER span behind each of these
+proxies in front is a child of the client's span, beside the proxy's.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ CHAIN: Hops = (
     ("shop-prices", "SERVER"),
 )
 SECURE: tuple[Hop, Hop] = (("shop-orders", "CLIENT"), ("shop-stock", "SERVER"))
+FRONT = ("shop-edge", "shop-web")  # proxies that pass on the client's headers
 UNIX: tuple[Hop, Hop] = (("shop-offers-web", "CLIENT"), ("shop-offers", "SERVER"))
 
 _TO_ORDERS: Hops = (
+    ("shop-edge", "SERVER"),
+    ("shop-edge", "CLIENT"),
     ("shop-web", "SERVER"),
     ("shop-web", "CLIENT"),
     ("shop-cart", "SERVER"),
@@ -116,10 +120,11 @@ def _parents(request: Request, spans: dict[Hop, Span], traces: Sequence[Hops]) -
         for hop, after in pairwise(hops):
             allowed[after] = {spans[hop].span_id}
     if client_span:
-        first, call, second = traces[0][:3]
-        allowed[first] = {client_span}
-        allowed[call].add(client_span)
-        allowed[second].add(client_span)
+        allowed[traces[0][0]] = {client_span}
+        for hop, after in pairwise(traces[0]):
+            if hop[0] in FRONT and hop[1] == "CLIENT":
+                allowed[hop].add(client_span)
+                allowed[after].add(client_span)
     ids = {span.span_id: _name(hop) for hop, span in spans.items()} | {"": "nobody"}
     for hop, right in allowed.items():
         parent = spans[hop].parent_span_id

@@ -36,6 +36,7 @@ PACKAGES = (
     "procps",
     "kmod",
     # the runtimes of the demo's services
+    "haproxy",
     "nginx-light",
     "nodejs",
     "ruby",
@@ -52,7 +53,7 @@ EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/s
 CUSTOMIZE = r"""
 set -e
 systemctl --root="$1" --quiet enable ssh.service
-systemctl --root="$1" --quiet disable nginx.service php8.2-fpm.service
+systemctl --root="$1" --quiet disable haproxy.service nginx.service php8.2-fpm.service
 systemctl --root="$1" --quiet mask console-getty.service \
     apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service
 rm -f "$1"/etc/ssh/ssh_host_*_key* "$1"/etc/hostname

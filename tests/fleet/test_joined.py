@@ -9,6 +9,7 @@ import pytest
 from tests.fixtures.spans import Span, Value
 from tests.fleet.joined import (
     CHAIN,
+    FRONT,
     SECURE,
     SHOP,
     SHOP_WITHOUT_UNIX,
@@ -54,7 +55,8 @@ def chain(
             resource={"service.name": service},
         )
         spans.append(span)
-        parent = CLIENT if client and number == 1 else span.span_id
+        passed_on = client and service in FRONT and kind == "CLIENT"
+        parent = CLIENT if passed_on else span.span_id
     received = {"traceparent": [f"00-{trace}-{spans[-1].parent_span_id}-01"]}
     if client:
         if not secure and len(traces) == 1:

@@ -287,10 +287,11 @@ class Found(IntEnum):
 
 class Config(NamedTuple):
     abi_version: int
+    pid_namespace: int
     fionread_broken: int
 
 
-CONFIG = Struct("<IB3x")
+CONFIG = Struct("<2IB3x")
 
 
 class Settings(NamedTuple):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from throughline.bpf import abi, libbpf, maps
 from throughline.features import pins, table
+from throughline.host import namespaces
 
 # The objects that are compiled from one source, in the order in which they are tried. The second is
 # for kernels before 5.15 (bpf/core/compat.h).
@@ -181,7 +182,9 @@ class Objects:
                 errno.ENOEXEC,
                 f"{name}.bpf.o has ABI {found.abi_version}, this agent {abi.Abi.ABI_VERSION}",
             )
-        config = found._replace(fionread_broken=self.fionread_broken)
+        config = found._replace(
+            fionread_broken=self.fionread_broken, pid_namespace=namespaces.pid_namespace()
+        )
         opened.set_rodata(".rodata.config", abi.CONFIG.pack(*config))
         reserved = _RESERVED_BY_CPU * maps.possible_cpus()
         sizes = {name: size + reserved for name, size in opened.lru_maps().items()}

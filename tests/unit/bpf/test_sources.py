@@ -82,7 +82,7 @@ def test_few_functions_follow_pointers_of_tasks() -> None:
         for name in [path.relative_to(BPF).as_posix()]
     }
     assert found == {
-        "core/process.h": 3,
+        "core/process.h": 4,
         "evidence/trust.h": 3,
         "runtimes/descriptor.h": 1,
         "runtimes/proxies.bpf.c": 1,
