@@ -5,18 +5,29 @@ The stacks are those of the bench (tests/parents).
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import sys
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.fixtures import needs
 from tests.fixtures.paths import SERVICES
+from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.secure import Secure
+from tests.fixtures.spans import Span
+from tests.fixtures.traced import Traced
 from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
 from tests.parents.cell import Bench, bench
 from tests.parents.judge import Result
+from tests.parents.node.apps import PRELOAD
 
 AT_ONCE, SLEEP, TWO = Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.TWO
 DATABASE, AFTER = Behaviour.DATABASE, Behaviour.AFTER
@@ -98,3 +109,44 @@ def test_what_a_process_says_is_about_itself(running: Bench) -> None:
         assert not result.failures
         assert (result.right, result.wrong) == (0, 0), result
         assert result.none == result.calls
+
+
+def number(span: Span) -> str:
+    found = re.search(r"\bid=(\d+)", str(span.attributes))
+    assert found is not None, span
+    return found[1]
+
+
+def test_calls_by_https_have_their_request_or_none() -> None:
+    """What is written during a handshake is sent inside of it: then nothing is shown."""
+    needs.any_uprobes()
+    with Traced({"propagation": {"parents": "proven"}}) as traced:
+        secure = Secure(traced)
+        back, port = secure.python("back"), free_port()
+        environment = {"PATH": os.environ["PATH"], "PORT": str(port), "BACK": str(back)}
+        environment["NODE_OPTIONS"] = f"--require={PRELOAD}"
+        traced.spawn("front", ["node", str(SERVICES / "callhttps.js")], env=environment)
+        wait_port(port)
+        secure.wait_found("node")
+
+        def ask(path: str, requests: range) -> Counter[str]:
+            def one(which: int) -> None:
+                url = f"http://127.0.0.1:{port}/{path}?id={which}"
+                with urllib.request.urlopen(url, timeout=30) as answer:
+                    answer.read()
+
+            traced.receiver.forget_spans()
+            with ThreadPoolExecutor(32) as pool:
+                list(pool.map(one, requests))
+            spans = traced.wait_spans(2 * len(requests), where=lambda s: s.service == "front")
+            servers = {span.span_id: span for span in spans if span.kind == "SERVER"}
+            found: Counter[str] = Counter()
+            for call in (span for span in spans if span.kind == "CLIENT"):
+                parent = servers.get(call.parent_span_id)
+                right = parent is not None and number(parent) == number(call)
+                found["right" if right else "wrong" if call.parent_span_id else "none"] += 1
+            return found
+
+        ask("kept", range(23))  # the connections are made
+        assert ask("kept", range(100, 311)) == {"right": 211}
+        assert ask("own", range(400, 611)) == {"none": 211}

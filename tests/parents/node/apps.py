@@ -11,7 +11,7 @@ from tests.parents import pinned
 from tests.parents.app import SERVICE, App, Behaviour, Place, Process
 
 _FOLDER = Path(__file__).parent
-_PRELOAD = CHECKOUT / "agent/bundle/release/share/node/context.cjs"
+PRELOAD = CHECKOUT / "agent/bundle/release/share/node/context.cjs"
 _PINNED = ("package.json", "package-lock.json")
 _NEST = _FOLDER / "nest"
 _NEST_SOURCES = (*_PINNED, "tsconfig.json", "main.ts")
@@ -61,7 +61,7 @@ def _install_nest() -> None:
 
 def _options(*, preload: bool, others: str = "") -> dict[str, str]:
     """As the drop-in of the role sets them, beside others."""
-    words = [*others.split(), *([f"--require={_PRELOAD}"] if preload else [])]
+    words = [*others.split(), *([f"--require={PRELOAD}"] if preload else [])]
     return {"NODE_OPTIONS": " ".join(words)} if words else {}
 
 
