@@ -18,6 +18,7 @@ description:
     RV(refused) says why.
   - A service with the drop-in starts also where the agent has gone, or serves a release without the
     preload.
+  - A template is judged by itself and by each of its instances that systemd has loaded.
 options:
   units:
     description: Names of units. C(.service) may be left out. C(name@.service) is for all instances.
@@ -42,7 +43,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 restart:
-  description: Units that have to be restarted for a change to take effect.
+  description:
+    - Units that have to be restarted for a change to take effect; of a template, its instances. In
+      check mode none for a change that was not made.
   returned: always
   type: list
   elements: str
@@ -57,25 +60,29 @@ report:
   elements: str
 """
 
+import re
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.throughline.fleet.plugins.module_utils.files import read_file, write_file
+from ansible_collections.throughline.fleet.plugins.module_utils.health import group_state
 from ansible_collections.throughline.fleet.plugins.module_utils.node import (
+    CREDENTIAL,
     DROP_IN,
     MARK,
     PROPERTIES,
-    drop_in,
+    SOURCE,
     first,
-    obstacle,
-    own_options,
+    judge,
     parse_properties,
     process_options,
-    read_text,
     shown_name,
     unit_name,
 )
 from ansible_collections.throughline.fleet.plugins.module_utils.printable import printable
+from ansible_collections.throughline.fleet.plugins.module_utils.unit import read_status
+
+RESTART = "restart it when it suits you"
 
 
 def systemctl(module, *arguments):
@@ -86,45 +93,93 @@ def systemctl(module, *arguments):
     return out
 
 
-def show(module, unit):
-    """The properties of a unit."""
-    wanted = f"--property={','.join(PROPERTIES)}"
-    return parse_properties(systemctl(module, "show", shown_name(unit), wanted))
+def systemd_version(module):
+    """The release of systemd, 0 where it does not say."""
+    found = re.search(r"\d+", systemctl(module, "show", "--property=Version"))
+    return int(found.group()) if found else 0
 
 
-def unit_files(properties, ours):
-    """The texts of the unit's files in the order of systemd, without our drop-in."""
-    paths = [first(properties, "FragmentPath"), *first(properties, "DropInPaths").split()]
-    return [read_text(path) for path in paths if path and path != str(ours)]
+def show(module, pattern, *properties):
+    """The properties of each unit that a name or a pattern means."""
+    out = systemctl(module, "show", pattern, f"--property={','.join(properties)}")
+    return [parse_properties(block) for block in out.split("\n\n") if block.strip()]
 
 
-def judge(module, unit, ours):
-    """(the text of the unit's drop-in or None, why it has none or None)."""
-    properties = show(module, unit)
-    try:
-        options = own_options(unit_files(properties, ours))
-    except ValueError as error:
-        return None, f"its Environment= could not be read ({error})"
-    reason = obstacle(properties, options)
-    return (None, reason) if reason else (drop_in(options), None)
+def instances(unit):
+    """The pattern of the loaded instances of a template, the name of another unit."""
+    return unit.replace("@.service", "@*.service")
+
+
+def described(module, unit):
+    """The properties of a unit; of a template, those of each loaded instance, too."""
+    found = show(module, shown_name(unit), *PROPERTIES)
+    if instances(unit) != unit:
+        found += show(module, instances(unit), *PROPERTIES)
+    return found
 
 
 def running(module, unit):
-    """The ids of the main processes of a unit that runs, or of the instances of a template."""
-    pattern = unit.replace("@.service", "@*.service")
-    out = systemctl(module, "show", pattern, "--property=MainPID,ActiveState")
-    pids = []
-    for block in out.split("\n\n"):
-        pid = first(parse_properties(block), "MainPID")
-        if pid not in ("", "0"):
-            pids.append(pid)
-    return pids
+    """{name: id of the main process} of a unit that runs, or of the instances of a template."""
+    found = show(module, instances(unit), "Id", "MainPID")
+    pids = {first(block, "Id"): first(block, "MainPID") for block in found}
+    return {name: pid for name, pid in pids.items() if pid not in ("", "0")}
 
 
-def preloaded(module, unit):
-    """Of each main process of the unit: whether it was started with the preload."""
-    options = [process_options(pid) for pid in running(module, unit)]
-    return [MARK in found for found in options if found is not None]
+def put(module, texts):
+    """Writes or removes drop-ins. Returns the diff of each that changes, by its path."""
+    diffs = {}
+    for path, text in texts.items():
+        before = read_file(path)
+        if before == text:
+            continue
+        diffs[path] = {"before": before or "", "after": text or "", "after_header": str(path)}
+        if not module.check_mode:
+            write_file(path, text)
+            if text is None and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+    return diffs
+
+
+def is_older(root, name):
+    """Returns whether a service has another preload than the release, such as none."""
+    copy = read_file(root / f"run/credentials/{name}/{CREDENTIAL}")
+    source = read_file(root / SOURCE.lstrip("/"))
+    return copy is not None and source is not None and copy != source
+
+
+def tell(units, *, root):
+    """(units to restart, sentences).
+
+    `units` has {name: (id of the main process, has the drop-in, would get or lose it)}.
+    """
+    restart, report = [], []
+    for name, (pid, has, would_change) in sorted(units.items()):
+        options = process_options(pid)
+        if options is None:
+            continue
+        loaded, said = MARK in options, None
+        if would_change:
+            if has and not loaded:
+                report.append(f"{name} would have the preload after its next restart.")
+            if loaded and not has:
+                report.append(f"{name} would still run with the preload, until it is restarted.")
+        elif has and not loaded:
+            said = f"runs without the preload: {RESTART}"
+        elif has and is_older(root, name):
+            said = f"runs another preload than the release's: {RESTART}"
+        elif loaded and not has:
+            said = "still runs with the preload, until it is restarted"
+        if said:
+            restart.append(name)
+            report.append(f"{name} {said}.")
+    return restart, report
+
+
+def node_is_off(module, root):
+    """Returns whether the running agent says that the group `node` is off, or not wanted."""
+    status = read_status(module.run_command, root / "opt/throughline/current") or {}
+    groups = status.get("groups")
+    return bool(groups) and group_state(groups.get("node", "off")) != "on"
 
 
 def main():
@@ -136,7 +191,8 @@ def main():
         },
         supports_check_mode=True,
     )
-    directory = Path(module.params["root"]) / "etc/systemd/system"
+    root = Path(module.params["root"])
+    directory = root / "etc/systemd/system"
     named = {name: unit_name(name.strip()) for name in module.params["units"]}
     wrong = [name for name, unit in named.items() if unit is None]
     if wrong:
@@ -146,44 +202,52 @@ def main():
         )
     wanted = sorted(set(named.values()))
     present = {path.parent.name[: -len(".d")] for path in directory.glob(f"*.service.d/{DROP_IN}")}
-    texts, refused, diff, changed = {}, {}, [], False
+    paths = {unit: directory / f"{unit}.d" / DROP_IN for unit in {*wanted, *present}}
+    texts, refused, stale = dict.fromkeys(paths.values()), {}, False
+    version = systemd_version(module)
     for unit in wanted:
-        ours = directory / f"{unit}.d" / DROP_IN
-        texts[ours], reason = judge(module, unit, ours)
+        blocks = described(module, unit)
+        texts[paths[unit]], reason = judge(blocks, version=version)
+        stale = stale or any(first(block, "NeedDaemonReload") == "yes" for block in blocks)
         if reason:
             refused[unit] = printable(reason)
-    for unit in sorted(present - set(wanted)):
-        texts[directory / f"{unit}.d" / DROP_IN] = None
-    for path, text in texts.items():
-        before = read_file(path)
-        if before == text:
-            continue
-        changed = True
-        diff.append({"before": before or "", "after": text or "", "after_header": str(path)})
-        if not module.check_mode:
-            write_file(path, text)
-            if text is None and not any(path.parent.iterdir()):
-                path.parent.rmdir()
-    if changed and not module.check_mode:
+        if first(blocks[0], "LoadState") != "loaded":
+            module.warn(f"{unit} gets no preload: {refused[unit]}.")
+    diffs = put(module, texts)
+    if not module.check_mode and (diffs or stale):
         systemctl(module, "daemon-reload")
-    for unit in wanted:
-        text = texts[directory / f"{unit}.d" / DROP_IN]
-        is_known = text and not (changed and module.check_mode)
-        if is_known and MARK not in first(show(module, unit), "Environment"):
-            refused[unit] = "another drop-in sets NODE_OPTIONS behind ours, which wins"
-    restart, report = [], []
-    for unit in sorted(set(wanted) | present):
-        has = directory / f"{unit}.d" / DROP_IN in texts and unit not in refused and unit in wanted
-        loaded = preloaded(module, unit)
-        if unit in refused:
-            report.append(f"{unit} gets no preload: {refused[unit]}.")
-        if has and not all(loaded):
-            restart.append(unit)
-            report.append(f"{unit} runs without the preload: restart it when it suits you.")
-        if not has and any(loaded):
-            restart.append(unit)
-            report.append(f"{unit} still runs with the preload, until it is restarted.")
-    module.exit_json(changed=changed, restart=restart, refused=refused, report=report, diff=diff)
+        # systemd may have read other files only now
+        late = {}
+        for unit in set(wanted) - set(refused):
+            blocks = described(module, unit)
+            reason = judge(blocks, version=version)[1]
+            if not reason and MARK not in first(blocks[0], "Environment"):
+                reason = "something else sets NODE_OPTIONS, and wins over a drop-in"
+            if reason:
+                refused[unit] = printable(reason)
+                late[paths[unit]] = texts[paths[unit]] = None
+        if put(module, late):
+            systemctl(module, "daemon-reload")
+    units = {}
+    for unit, path in paths.items():
+        for name, pid in running(module, unit).items():
+            _pid, had, would = units.get(name, (pid, False, False))
+            has = texts[path] is not None
+            units[name] = (pid, had or has, would or (module.check_mode and path in diffs))
+    report = [f"{unit} gets no preload: {reason}." for unit, reason in sorted(refused.items())]
+    restart, told = tell(units, root=root)
+    report += told
+    gets = sorted(unit for unit in paths if texts[paths[unit]] is not None)
+    if gets and node_is_off(module, root):
+        off = "the group `node` is off on this host, so the preload has no effect"
+        report += [f"{unit}: {off}." for unit in gets]
+    module.exit_json(
+        changed=bool(diffs),
+        restart=restart,
+        refused=refused,
+        report=report,
+        diff=list(diffs.values()),
+    )
 
 
 if __name__ == "__main__":

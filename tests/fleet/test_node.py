@@ -26,6 +26,7 @@ pytestmark = [
 NAME = "node"
 UNITS = "/etc/systemd/system"
 DROP_IN = f"{UNITS}/api.service.d/throughline-node.conf"
+COPY = "/run/credentials/api.service/throughline-context.cjs"
 SANDBOX = f"{UNITS}/api.service.d/sandbox.conf"
 # A primary of a cluster, which replaces its worker.
 API = """
@@ -89,6 +90,30 @@ cat > {UNITS}/filed.service <<'END'
 EnvironmentFile=/etc/default/filed
 END
 echo NODE_OPTIONS=--max-old-space-size=64 > /etc/default/filed
+cat > {UNITS}/reloaded.service <<'END'
+{UNIT}
+ExecReload=/bin/sh -c 'exec /usr/bin/node /srv/reload.js'
+END
+cat > {UNITS}/signalled.service <<'END'
+{UNIT}
+ExecReload=/bin/kill -HUP $MAINPID
+END
+cat > {UNITS}/late.service <<'END'
+{UNIT}
+END
+mkdir {UNITS}/late.service.d
+cat > {UNITS}/late.service.d/z.conf <<'END'
+[Service]
+Environment=NODE_OPTIONS=--max-old-space-size=64
+END
+cat > /srv/idle.js <<'END'
+setInterval(() => undefined, 1000);
+END
+cat > {UNITS}/many@.service <<'END'
+[Service]
+ExecStart=/usr/bin/node /srv/idle.js
+User=nobody
+END
 cat > /srv/root.js <<'END'
 {ROOT}
 END
@@ -104,7 +129,7 @@ END
 systemctl daemon-reload
 systemctl start backend api
 """
-NAMED = ["api", "scripted.service", "filed", "absent"]
+NAMED = ["api", "scripted.service", "filed", "absent", "reloaded", "late"]
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +195,8 @@ def test_no_unit_is_touched_that_nobody_names(fleet: Fleet) -> None:
 def test_check_mode_says_what_would_be_done(fleet: Fleet) -> None:
     output = site(fleet, "--check", "--diff", services=NAMED)
     assert "+Environment=" in output and "changed=1 " in output
+    assert "api.service would have the preload after its next restart." in output
+    assert "restart it when it suits you" not in output
     assert not exists(fleet)
 
 
@@ -180,6 +207,8 @@ def test_units_that_are_named_get_it_and_none_is_restarted(fleet: Fleet) -> None
     assert "scripted.service gets no preload: it runs as root" in output
     assert "filed.service gets no preload: EnvironmentFile=/etc/default/filed sets" in output
     assert "absent.service gets no preload: systemd does not know the unit" in output
+    assert "reloaded.service gets no preload: ExecReload= may run Node.js (sh)" in output
+    assert f"late.service gets no preload: {UNITS}/late.service.d/z.conf sets" in output
     assert pid(fleet) == before
     found = on(fleet, f"ls {UNITS}/*.d/throughline-node.conf")
     assert found == DROP_IN
@@ -210,33 +239,71 @@ def test_after_a_restart_its_calls_have_parents(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("away", "back"),
+    ("away", "back", "preloaded"),
     [
-        ("mv /opt/throughline /opt/elsewhere", "mv /opt/elsewhere /opt/throughline"),
-        ("chmod 700 /opt/throughline", "chmod 755 /opt/throughline"),
+        ("mv /opt/throughline /opt/elsewhere", "mv /opt/elsewhere /opt/throughline", False),
+        ("chmod 700 /opt/throughline", "chmod 755 /opt/throughline", True),
         (
             "rm /opt/throughline/current/share/node/context.cjs",
             "cp /root/context.cjs /opt/throughline/current/share/node/context.cjs",
+            False,
         ),
         (
             "printf '[Service]\\nInaccessiblePaths=/opt\\nTemporaryFileSystem=/srv:ro\\n"
             "BindReadOnlyPaths=/srv/api.js\\nDynamicUser=yes\\nUser=\\n'"
             f" > {SANDBOX}; systemctl daemon-reload",
             f"rm {SANDBOX}; systemctl daemon-reload",
+            True,
         ),
     ],
 )
 def test_the_service_starts_whatever_becomes_of_the_file(
-    fleet: Fleet, away: str, back: str
+    fleet: Fleet, away: str, back: str, preloaded: bool
 ) -> None:
     on(fleet, "cp /opt/throughline/current/share/node/context.cjs /root/")
     on(fleet, away)
     try:
         on(fleet, "systemctl restart api")
         answers(fleet, 3)
+        assert (on(fleet, f"stat -c %s {COPY}") != "1") == preloaded
     finally:
         on(fleet, back)
         on(fleet, "systemctl restart api")
+
+
+def test_a_service_that_started_while_the_file_was_away_is_named(fleet: Fleet) -> None:
+    on(fleet, "mv /opt/throughline /opt/elsewhere")
+    try:
+        on(fleet, "systemctl restart api")
+        answers(fleet)
+    finally:
+        on(fleet, "mv /opt/elsewhere /opt/throughline")
+    output = site(fleet, services=["api"])
+    assert "api.service runs another preload than the release" in output
+    on(fleet, "systemctl restart api")
+    answers(fleet)
+    assert "restart it" not in site(fleet, services=["api"])
+
+
+def test_a_template_is_its_instances(fleet: Fleet) -> None:
+    on(fleet, "systemctl start many@1")
+    output = site(fleet, services=["api", "many@", "signalled"])
+    assert "many@1.service runs without the preload" in output
+    assert "gets no preload" not in output
+    on(fleet, "systemctl restart many@1")
+    again = site(fleet, services=["api", "many@", "signalled"])
+    assert "changed=0 " in again and "many@1.service" not in again
+    variables = on(fleet, "tr '\\0' '\\n' < /proc/$(systemctl show -P MainPID many@1)/environ")
+    assert variables.count("--require=") == 1
+    on(fleet, "systemctl stop many@1")
+    site(fleet, services=["api"])
+
+
+def test_a_name_of_no_service_ends_the_run_early(fleet: Fleet) -> None:
+    with pytest.raises(playbook.PlaybookError) as raised:
+        site(fleet, services=["a/b"])
+    assert "Found a/b in throughline_node_services" in raised.value.output
+    assert "Release is unpacked" not in raised.value.output
 
 
 def test_children_of_root_start_as_other_users(fleet: Fleet) -> None:

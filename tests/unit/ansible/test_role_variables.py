@@ -10,7 +10,7 @@ from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped
 from ansible.template import Templar  # type: ignore[import-untyped]
 
 from tests.fixtures.paths import CHECKOUT
-from tests.fixtures.plugins import EVERYTHING, UNLOCKED, verdict
+from tests.fixtures.plugins import EVERYTHING, UNLOCKED, plugin, verdict
 
 LOCKED = "none [integrity] confidentiality"
 DEFAULT = (
@@ -109,3 +109,13 @@ def test_the_agent_is_told_what_is_wanted(
     assert effective.get("instrumentation") == written
     expected = computed("agent", "__throughline_expected", **given)
     assert ("go_write" in expected) == (written["go_write"] == "auto")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["shop", " shop.service", "shop@", "shop@1.service", r"a\x2db", "a/b", "a b", "", "a@b@c", "é"],
+)
+def test_names_of_services_are_judged_as_the_module_does(name: str) -> None:
+    found = computed("agent", "__throughline_misnamed", throughline_node_services=[name])
+    unit_name = plugin("module_utils.node").unit_name
+    assert list(found) == ([] if unit_name(name.strip()) else [name.strip()])
