@@ -118,7 +118,7 @@ def demo(name: str, release: Path) -> bool:
             playbook.run(running, playbook.SERVICES)
         with step("ansible-playbook playbooks/site.yml rolls throughline out"):
             otlp = {"endpoint": receiver.endpoint, "protocol": "http/protobuf"}
-            # Node.js and Ruby have no proven parents
+            # threads of http.server, and Node.js behind HTTPS, have no proven parents
             config = {"export": {"otlp": otlp}, "propagation": {"parents": "likely"}}
             playbook.run(
                 running, playbook.SITE, throughline_bundle=str(release), throughline_config=config

@@ -37,7 +37,7 @@ class Shop:
             "throughline_bundle": str(self.bundle),
             "throughline_config": {
                 "export": {"otlp": otlp, "metrics": {"interval": interval}},
-                "propagation": {"parents": "likely"},  # Node.js and Ruby have no proven ones
+                "propagation": {"parents": "likely"},  # http.server and HTTPS in Node.js
             },
             "throughline_serial": ["100%"],
         }
