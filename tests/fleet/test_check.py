@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 NAME = "check"
-WANTED = ("observe", "headers", "packets", "tls", "go", "python")
+WANTED = ("observe", "headers", "packets", "tls", "go", "java", "python", "proxies", "ruby", "node")
 # Files, mounts, units, cgroups, users, links and TC filters of a host, without those of logins.
 SNAPSHOT = r"""
 find / -xdev \( -path /proc -o -path /sys -o -path /var/log -o -path /root/.ansible/tmp \
