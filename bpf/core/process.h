@@ -53,26 +53,32 @@ static __always_inline __u64 tl_current_ids(void)
 	return (__u64)(__u32)TL_READ(task, tgid) << 32 | (__u32)TL_READ(task, pid);
 }
 
+#define TL_PID_NAMESPACES 8 /* one in another; the kernel allows 32 */
+
 /*
- * The id that the agent knows a process by, whose first thread is `leader`: that of its own pid
- * namespace, where it shares that with the agent; else 0. On a host that is a container (LXC,
+ * The id that the agent knows a process by, whose first thread is `leader`: that of the agent's pid
+ * namespace; 0 where the process is in none that the agent sees. On a host that is a container (LXC,
  * systemd-nspawn) this is not the kernel's own id.
  */
 static __always_inline __u32 tl_id_for_agent(struct task_struct *leader)
 {
 	struct upid upid = {};
 	struct pid *pid;
-	__u32 level;
+	__u32 level, i;
 
 	if (!tl_config.pid_namespace)
 		return TL_READ(leader, tgid);
 	pid = BPF_CORE_READ(leader, thread_pid);
 	level = BPF_CORE_READ(pid, level);
-	if (bpf_probe_read_kernel(&upid, sizeof(upid),
-				  __builtin_preserve_access_index(&pid->numbers[0]) + level) ||
-	    BPF_CORE_READ(upid.ns, ns.inum) != tl_config.pid_namespace)
-		return 0;
-	return upid.nr;
+#pragma unroll 1
+	for (i = 0; i < TL_PID_NAMESPACES && i <= level; i++) {
+		if (bpf_probe_read_kernel(&upid, sizeof(upid),
+					  __builtin_preserve_access_index(&pid->numbers[0]) + i))
+			break;
+		if (BPF_CORE_READ(upid.ns, ns.inum) == tl_config.pid_namespace)
+			return upid.nr;
+	}
+	return 0;
 }
 
 /* The same of the current process: the key of what the agent tells of it. */

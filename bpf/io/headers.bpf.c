@@ -242,7 +242,8 @@ int tl_send(struct sk_msg_md *msg)
 	}
 	http->flags &= ~TL_HTTP_BLANK_SEEN;
 	http->traceparent_at = TL_HTTP_NOWHERE;
-	if (http->state == TL_HTTP_START)
+	/* the send that completes the header block tells who calls */
+	if (http->state < TL_HTTP_FRAMING)
 		tl_work_writes();
 
 	for (i = 0; i < TL_ROUNDS_MAX && off < msg->size; i++) {

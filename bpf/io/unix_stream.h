@@ -474,7 +474,8 @@ static __always_inline void tl_unix_end_writes(struct tl_unix *end, struct tl_un
 		tl_unix_writes(end, text, sent);
 		tl_unix_after(end, other, text, false);
 	} else {
-		if (other && other->arrived) {
+		/* while it sends: when the send returns, the next request may have come already */
+		if (sent < 0 && other && other->arrived) {
 			other->arrived = 0;
 			tl_unix_serves(end, other, text);
 		}

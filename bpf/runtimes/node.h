@@ -7,8 +7,9 @@
  * Each thread of such a process has 32 bytes of its own. It tells their address by a pwrite64() to
  * /dev/null at TL_NODE_POSITION, which no file has. What the bytes say is the process's own word: it
  * chooses among the requests that this process has read on its connections. A request is known by
- * the descriptor that it was read from and the time at which the process began to serve it: on a
- * connection a request is served after the one before it was answered.
+ * the descriptor that it was read from and the time at which the process began to serve it: what is
+ * read there later is served when that one was answered, also where the descriptor is another
+ * connection's by then.
  */
 #ifndef THROUGHLINE_RUNTIMES_NODE_H
 #define THROUGHLINE_RUNTIMES_NODE_H
@@ -40,12 +41,18 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_node_threads SEC(".maps");
 
-/* Key of the request that was read last, by tl_process_key() of the descriptor. */
+/* What was read last from a descriptor. */
+struct tl_node_served {
+	__u64 request; /* key of tl_requests */
+	__u64 read_ns; /* when its first bytes were read */
+};
+
+/* By tl_process_key() of the descriptor. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
 	__type(key, __u64);
-	__type(value, __u64);
+	__type(value, struct tl_node_served);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_node_serving SEC(".maps");
 
@@ -69,7 +76,7 @@ static __always_inline void tl_node_tells(__u64 address)
 	struct tl_runtime *known, runtime = {};
 	__u32 tid = tl_current_tid(), pid = tl_process_id();
 
-	if (!settings || !settings->node || !tl_probe_traced() ||
+	if (!pid || !settings || !settings->node || !tl_probe_traced() ||
 	    tl_user_word(address) != TL_NODE_MAGIC)
 		return;
 	thread.address = address;
@@ -93,13 +100,18 @@ __noinline int tl_node_descriptor(void)
 /* The current thread has read the request `request`. Returns true: nothing else is evidence. */
 static __always_inline bool tl_node_reads(__u64 request)
 {
+	struct tl_node_served *known, served = { .request = request };
 	int descriptor = tl_node_descriptor();
 	__u64 key;
 
 	if (descriptor < 0)
 		return true;
 	key = tl_process_key(descriptor);
-	bpf_map_update_elem(&tl_node_serving, &key, &request, BPF_ANY);
+	known = bpf_map_lookup_elem(&tl_node_serving, &key);
+	if (known && known->request == request)
+		return true;
+	served.read_ns = bpf_ktime_get_ns();
+	bpf_map_update_elem(&tl_node_serving, &key, &served, BPF_ANY);
 	return true;
 }
 
@@ -109,8 +121,8 @@ static __always_inline bool tl_node_reads(__u64 request)
  */
 static __always_inline __u64 tl_node_shown(const struct tl_node_thread *thread)
 {
-	const struct tl_request *request;
-	__u64 key, word, *found;
+	const struct tl_node_served *found;
+	__u64 key, word;
 
 	if (thread->process != tl_process_key(0))
 		return 0;
@@ -123,13 +135,10 @@ static __always_inline __u64 tl_node_shown(const struct tl_node_thread *thread)
 	found = bpf_map_lookup_elem(&tl_node_serving, &key);
 	if (!found)
 		return TL_ROOT_NODE_UNKNOWN;
-	key = *found;
-	request = bpf_map_lookup_elem(&tl_requests, &key);
-	/* one that came later than the one that is shown, which has been answered then */
-	if (!request || request->start_ns > (word >> 32) * TL_NODE_NS +
-						    (__u32)tl_user_word(thread->address + 16))
+	/* read later than the one that is shown was served, which has been answered then */
+	if (found->read_ns > (word >> 32) * TL_NODE_NS + (__u32)tl_user_word(thread->address + 16))
 		return TL_ROOT_PARENT_ENDED;
-	return key;
+	return found->request;
 }
 
 /*

@@ -31,7 +31,8 @@ static __always_inline struct tl_runtime *tl_py_runtime(const struct tl_python_b
 	struct tl_runtime *known = tl_runtime_of(pid);
 	struct tl_runtime fresh = {};
 
-	if (base & (TL_PAGE_BYTES - 1)) {
+	/* no id: in a pid namespace that the agent does not see */
+	if (!pid || base & (TL_PAGE_BYTES - 1)) {
 		tl_count(TL_PYTHON_UNREADABLE);
 		return NULL;
 	}
@@ -194,6 +195,8 @@ static __always_inline void tl_py_has_greenlets(__u32 index)
 	struct tl_runtime *known = tl_runtime_of(pid);
 	struct tl_runtime fresh = {};
 
+	if (!pid)
+		return;
 	if (known && tl_py_binary(known->binary)) {
 		known->flags |= TL_RUNTIME_TASKS;
 		return;

@@ -57,7 +57,7 @@ static __always_inline struct tl_runtime *tl_runtime_here(__u32 pid)
 /* The id of the process that the current one is a child of (upper half), and its tl_born(). */
 __noinline __u64 tl_parent_process(void)
 {
-	struct task_struct *parent = tl_current_task()->group_leader->real_parent;
+	struct task_struct *parent = tl_current_task()->group_leader->real_parent->group_leader;
 
 	return (__u64)tl_id_for_agent(parent) << 32 | tl_born(parent);
 }
