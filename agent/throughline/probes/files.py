@@ -219,6 +219,7 @@ class Files:
                 os.close(ours)
         kept = False
         held: Lease | None = None
+        sites: dict[str, Sites] | State = {}
         try:
             try:
                 held = self._take_lease(fd)
@@ -249,6 +250,8 @@ class Files:
                 if held is not None:
                     # The lease ends with the last descriptor, and a provider may have one.
                     held.give_back()
+                if not isinstance(sites, State):
+                    self._leave(sites)
                 os.close(fd)
 
     def _ask(self, fd: int, content: _Version) -> dict[str, Sites] | State:
@@ -263,19 +266,31 @@ class Files:
         self._examined[content] = State.UNPROBED
         not_mine = self._not_mine.pop(content, set())
         sites: dict[str, Sites] = {}
-        for provider in self._providers:
-            if provider.name in not_mine:
-                continue
-            match provider.find(fd):
-                case Found(found):
-                    sites[provider.name] = found
-                case Answer.NOT_MINE:
-                    not_mine.add(provider.name)
-                case Answer.LATER:
-                    self._not_mine[content] = not_mine
-                    del self._examined[content]
-                    return State.LATER
+        complete = False
+        try:
+            for provider in self._providers:
+                if provider.name in not_mine:
+                    continue
+                match provider.find(fd):
+                    case Found(found):
+                        sites[provider.name] = found
+                    case Answer.NOT_MINE:
+                        not_mine.add(provider.name)
+                    case Answer.LATER:
+                        self._not_mine[content] = not_mine
+                        del self._examined[content]
+                        return State.LATER
+            complete = True
+        finally:
+            if not complete:
+                self._leave(sites)
         return sites or State.UNPROBED
+
+    def _leave(self, sites: Mapping[str, Sites]) -> None:
+        """What providers have found in a file is not probed, or not any more."""
+        for provider in self._providers:
+            if provider.name in sites:
+                provider.leaving(sites[provider.name])
 
     def _is_full(self) -> bool:
         """Is there no room for one more file? Counts it."""
@@ -309,9 +324,7 @@ class Files:
 
     def _let_go(self, identity: Identity) -> None:
         file = self._files.pop(identity)
-        for provider in self._providers:
-            if provider.name in file.sites:
-                provider.leaving(file.sites[provider.name])
+        self._leave(file.sites)
         self._attachments.detach(file.links, file.fd)
 
 

@@ -22,6 +22,7 @@ from tests.unit.probes.host import (
     deleted,
     device_of,
 )
+from throughline.elf.elf import MalformedError
 from throughline.host.lease import Lease
 from throughline.probes import files as files_module
 from throughline.probes import mappings
@@ -374,6 +375,39 @@ class Slow:
 
     def close(self) -> None:
         pass
+
+
+class Keeper(Slow):
+    """Finds itself in every file, and keeps something for each, as a provider with indices does."""
+
+    name = "keeper"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = self.kept = 0
+
+    def find(self, _file: int) -> Found | Answer:
+        self.found += 1
+        self.kept += 1
+        return Found()
+
+    def leaving(self, _sites: Sequence[Site]) -> None:
+        self.kept -= 1
+
+
+@pytest.mark.parametrize("failure", ["raises", "later", "full"])
+def test_a_provider_is_told_of_what_is_not_kept(
+    host: Host, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    keeper, slow = Keeper(), Slow()
+    host.files._providers = (keeper, slow if failure == "later" else host.provider)
+    if failure == "raises":
+        host.fault = MalformedError("it contradicts itself")
+    if failure == "full":
+        monkeypatch.setattr(host.files, "_is_full", lambda: True)
+    host.process(10, host.file("other.so", OTHER))
+    host.follow()
+    assert (keeper.found, keeper.kept) == (1, 0)
 
 
 @pytest.mark.parametrize("first", [True, False])
