@@ -169,12 +169,12 @@ __noinline int tl_send_chunk(struct sk_msg_md *msg, TL_FLOW, __u32 off)
 	if (what != TL_FEED_HEADERS)
 		return -1;
 	bytes = tl_request_out(TL_GIVE_FLOW(flow, text));
-	if (bytes < 0) {
-		tl_update_header(msg, TL_GIVE_FLOW(flow, text));
-	} else if (bytes > 0) {
+	if (bytes) {
 		tcp = bpf_skc_to_tcp_sock(sk);
-		if (!tcp || !tl_has_room(tcp, http->blank_at + bytes)) {
+		if (!tcp || !tl_has_room(tcp, http->blank_at + (bytes > 0 ? bytes : 0))) {
 			tl_count(TL_SKIP_NO_MEMORY);
+		} else if (bytes < 0) {
+			tl_update_header(msg, TL_GIVE_FLOW(flow, text));
 		} else {
 			bytes = tl_insert(msg, TL_GIVE_FLOW(flow, text), http->blank_at, bytes);
 			if (bytes < 0)
