@@ -34,6 +34,14 @@ def arguments(pid: int, *, proc: Path) -> list[str]:
     return os.fsdecode(_read(pid, "cmdline", _MAX_ARGUMENTS, proc)).rstrip("\0").split("\0")
 
 
+def stat(pid: int, *, proc: Path) -> list[bytes]:
+    """The fields of proc_pid_stat(5) behind the name: the first is field 3. Raises OSError.
+
+    The name may hold anything, also parentheses.
+    """
+    return _read(pid, "stat", _MAX_STAT, proc).rpartition(b")")[2].split()
+
+
 @dataclass(frozen=True, slots=True)
 class Word:
     """The first 8 of the bytes."""
@@ -55,7 +63,7 @@ def find(pid: int, *, proc: Path) -> Word:
 
 def _start_of_stack(pid: int, proc: Path) -> int:
     """0 where the agent may not know it."""
-    fields = _read(pid, "stat", _MAX_STAT, proc).rpartition(b")")[2].split()
+    fields = stat(pid, proc=proc)
     if len(fields) <= _START_OF_STACK:
         raise OSError(errno.EINVAL, f"{proc}/{pid}/stat is short")
     return int(fields[_START_OF_STACK])
@@ -63,7 +71,7 @@ def _start_of_stack(pid: int, proc: Path) -> int:
 
 def _random_at(memory: Memory, stack: int) -> int:
     """AT_RANDOM of a process, 0 where it has none."""
-    (count,) = _WORD.unpack(memory.read(stack, _WORD.size))
+    count = memory.word(stack)
     if count > _MAX_POINTERS:
         raise OSError(errno.EINVAL, f"{count} arguments")
     at = _behind_pointers(memory, stack + _WORD.size * (1 + count + 1))

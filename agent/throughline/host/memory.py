@@ -37,15 +37,17 @@ _libc.process_vm_readv.restype = ctypes.c_ssize_t
 
 
 class Memory:
-    """A process's memory. A context manager; raises OSError where there is nothing to be read."""
+    """A process's memory. A context manager.
+
+    Raises OSError where there is nothing to be read: at the latest when something is.
+    """
 
     def __init__(self, pid: int, *, proc: Path = Path("/proc")) -> None:
         self._pid = pid
-        self._fd = -1
         try:
             self._fd = os.open(f"{proc}/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError:  # another user's, see above
-            self._read(0, 0)
+            self._fd = -1
 
     def __enter__(self) -> Memory:
         return self

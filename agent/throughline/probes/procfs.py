@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from throughline.host import executed
 from throughline.services.cgroups import GONE
 from throughline.steps import Turns
 
@@ -46,8 +47,7 @@ def identity(proc: Path, pid: int) -> tuple[str, int]:
     The program, and when the process began, in clock ticks since boot (field 22 of proc(5) stat).
     """
     try:
-        # The process's name stands before it and may hold anything, also parentheses.
-        started = int(_read(f"{proc}/{pid}/stat").rpartition(b")")[2].split()[19])
+        started = int(executed.stat(pid, proc=proc)[22 - 3])
     except (OSError, IndexError, ValueError):
         started = 0
     return executable(proc, pid), started

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from throughline.bpf import libbpf
+from throughline.host import executed
 from throughline.host.memory import Memory
 from throughline.probes import arch
 from throughline.probes.provider import Answer, Found, Probed, Process
@@ -58,8 +59,7 @@ class NodeProvider:
     def _look(self, process: Process) -> bool:
         """/proc/PID/environ is for its owner alone: the environment is read in the memory."""
         try:
-            text = (self._proc / str(process.pid) / "stat").read_bytes()
-            start, end = map(int, text.rpartition(b")")[2].split()[_ENVIRONMENT])
+            start, end = map(int, executed.stat(process.pid, proc=self._proc)[_ENVIRONMENT])
             with Memory(process.pid, proc=self._proc) as memory:
                 environment = memory.read(start, min(max(end - start, 0), _MAX_BYTES))
             return _OPTION.search(environment) is not None
