@@ -15,7 +15,7 @@
 #include "vmlinux.h"
 
 enum tl_abi {
-	TL_ABI_VERSION = 12,
+	TL_ABI_VERSION = 13,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
@@ -169,6 +169,8 @@ enum tl_counter {
 	TL_PARENT_UNIX,
 	TL_UNIX_UNSEEN, /* bytes of a message on a Unix socket that were sent without being seen */
 	TL_UNIX_RACED, /* requests on Unix sockets that were read before they had been parsed */
+	TL_UNIX_UNREAD, /* requests on Unix sockets that were answered before they had been parsed */
+	TL_ROOT_NOT_PARSED, /* the request that the call is made for has not been parsed yet */
 	TL_PARENT_TICK,
 	TL_ROOT_NOT_PROVEN, /* there is likely evidence for a parent, but it must be proven */
 	TL_ROOT_CONTRADICTED, /* what was seen of the program contradicts the evidence */

@@ -15,10 +15,21 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-#define TL_AWAITS 32 /* times that a reader looks for the entry of the other end */
+#define TL_AWAITS 4 /* times that a reader looks for the entry of the other end */
 #define TL_PAUSE 32 /* readings of the clock in between */
 #define TL_ECONNRESET 104
 #define TL_EPIPE 32
+
+/* Waits about half a microsecond. A global function, which the verifier walks once. */
+__noinline int tl_unix_pauses(void)
+{
+	__u64 now = 0;
+	__u32 i;
+
+	for (i = 0; i < TL_PAUSE; i++)
+		now = bpf_ktime_get_ns();
+	return now != 0;
+}
 
 /* The ends of a connection: `end` writes. False: it carries no HTTP. */
 static __always_inline bool tl_unix_pair(struct sock *sk, struct sock *peer, struct tl_unix **end,
@@ -164,6 +175,10 @@ int BPF_PROG(tl_unix_sends, struct sock *peer)
 	}
 	if (end->flow.role == TL_ROLE_CLIENT)
 		tl_unix_caller_now(end);
+#ifdef TL_TEST_SLOW /* as if the thread was preempted */
+	for (int i = 0; i < TL_TEST_SLOW; i++)
+		tl_unix_pauses();
+#endif
 	tl_unix_end_writes(end, other, text, -1);
 	tl_give_back(&end->flow.busy[TL_OUT]);
 	return 0;
@@ -195,6 +210,9 @@ int BPF_PROG(tl_unix_sent, struct sock *sk, int sent, int flags)
 		tl_unix_end_writes(end, other, text, sent);
 		tl_give_back(&end->flow.busy[TL_OUT]);
 	}
+	/* the other end's entry may be younger than the bytes that were sent */
+	if (end->flow.role != TL_ROLE_SERVER)
+		tl_unix_parsed(tl_unix_find(peer), end, text);
 	if (sent < 0)
 		sent = 0;
 	end->sent += sent;
@@ -204,71 +222,65 @@ int BPF_PROG(tl_unix_sent, struct sock *sk, int sent, int flags)
 	return 0;
 }
 
-/* Waits about half a microsecond. A global function, which the verifier walks once. */
-__noinline int tl_unix_pauses(void)
-{
-	__u64 now = 0;
-	__u32 i;
-
-	for (i = 0; i < TL_PAUSE; i++)
-		now = bpf_ktime_get_ns();
-	return now != 0;
-}
-
 /*
  * The other end has no entry yet. Is it making one at this moment? Its bytes are in the queue a
  * little before they are parsed. Returns the entry, or NULL.
  */
-static __always_inline struct tl_unix *tl_unix_awaited(struct sock *sk, struct sock *peer,
-						       struct tl_thread *thread)
+static __always_inline struct tl_unix *tl_unix_awaited(struct sock *peer)
 {
 	struct tl_unix *end;
 	__u32 i;
 
-	if (!tl_unix_starts())
-		return NULL;
 	for (i = 0; i < TL_AWAITS; i++) {
 		end = tl_unix_find(peer);
 		if (end && *(volatile __u8 *)&end->flow.role == TL_ROLE_CLIENT)
 			return end;
 		tl_unix_pauses();
 	}
-	/* do not look again for this connection */
-	end = tl_unix_make(sk, TL_ROLE_UNKNOWN);
-	if (end)
-		end->raced = 1;
-	tl_count(TL_UNIX_RACED);
-	if (thread)
-		tl_leave(thread);
 	return NULL;
 }
 
-/* The current thread has read what the client has sent. */
+/*
+ * The current thread has read what is not parsed yet: the other end's thread was preempted, or is
+ * slower. If it looks like a request, a key for it is made now, so that the thread or task is known
+ * to serve it. The other end completes its entry when it has parsed: tl_unix_parsed().
+ */
+static __always_inline void tl_unix_reads_ahead(struct tl_unix *server)
+{
+	if (server->flow.exchange.flags & TL_EXCHANGE_ACTIVE || server->ahead ||
+	    !tl_unix_starts() || !tl_unix_reader_now(server))
+		return;
+	tl_count(TL_UNIX_RACED);
+	if (tl_begin_unparsed(&server->flow.exchange))
+		tl_unix_tell(&server->ahead);
+}
+
+/* The current thread has read what the client has sent. `client`: its entry, or NULL. */
 static __always_inline void tl_unix_reads_request(struct sock *sk, struct sock *peer,
 						  struct tl_unix *client, struct tl_thread *thread,
 						  __u32 bytes)
 {
-	struct tl_text *text = bpf_sk_storage_get(&tl_texts, peer, NULL, 0);
 	struct tl_unix *server = tl_unix_find(sk);
-	bool whole;
+	struct tl_text *text;
+	bool whole = false;
 
 	if (!server || server->flow.role != TL_ROLE_SERVER)
 		server = tl_unix_make(sk, TL_ROLE_SERVER);
-	if (!server || !text) {
-		if (!text)
-			tl_count(TL_UNIX_RACED);
+	if (!server)
 		return;
-	}
 	server->read += bytes;
-	if (!tl_unix_waits(client, server->read))
-		tl_count(TL_UNIX_RACED);
-	if (client->arrived) {
-		client->arrived = 0;
-		tl_unix_serves(server, client, text);
+	if (!client || !tl_unix_waits(client, server->read, TL_WAITS_SHORT)) {
+		tl_unix_reads_ahead(server);
+		/* it may have been made meanwhile */
+		client = tl_unix_find(peer);
 	}
-	whole = client->flow.out.state == TL_HTTP_START && !sk->sk_receive_queue.qlen;
+	text = bpf_sk_storage_get(&tl_texts, peer, NULL, 0);
+	if (client && text && client->flow.role == TL_ROLE_CLIENT) {
+		tl_unix_takes(server, client, text);
+		whole = client->flow.out.state == TL_HTTP_START && !sk->sk_receive_queue.qlen;
+	}
 	tl_thread_reads(&server->flow, thread, server->flow.exchange.request, TL_EVIDENCE_THREAD,
-			whole);
+			whole && !server->ahead);
 }
 
 SEC("tp_btf/sock_recv_length")
@@ -278,6 +290,7 @@ int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
 	struct tl_thread *thread;
 	struct tl_text *text;
 	struct sock *peer;
+	int starts = 0;
 	bool whole;
 
 	if (!tl_is_unix_stream(sk) || flags & TL_MSG_PEEK)
@@ -307,9 +320,12 @@ int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
 		tl_thread_reads(&end->flow, thread, end->flow.caller, TL_EVIDENCE_RESTORE, whole);
 		return 0;
 	}
-	if (!end && (!other || other->flow.role == TL_ROLE_UNKNOWN))
-		other = tl_unix_awaited(sk, peer, thread);
-	if (other && other->flow.role == TL_ROLE_CLIENT)
+	if (!end && (!other || other->flow.role == TL_ROLE_UNKNOWN)) {
+		starts = tl_unix_starts();
+		if (starts)
+			other = tl_unix_awaited(peer);
+	}
+	if (starts || (end && end->ahead) || (other && other->flow.role == TL_ROLE_CLIENT))
 		tl_unix_reads_request(sk, peer, other, thread, bytes);
 	else if (thread && thread->loop) /* it goes on with something unknown */
 		tl_leave(thread);

@@ -19,6 +19,7 @@
 #define TL_PATH_AT 2 /* offset of sun_path in struct sockaddr_un */
 #define TL_LOOKS 64
 #define TL_WAITS 64
+#define TL_WAITS_SHORT 4 /* where what is awaited may also come later */
 
 enum tl_unix_protocol {
 	TL_UNIX_NONE = 0,
@@ -33,10 +34,15 @@ struct tl_unix {
 	__u32 sent; /* bytes that were sent before the present system call */
 	__u32 read; /* bytes that were read */
 	__u64 began; /* client: when its request had begun that was the last before the present call */
-	__u8 arrived; /* client: it has sent a request that the other end has not begun to read */
-	__u8 raced; /* its first bytes were read before they had been parsed */
+	__u32 arrived; /* client: it has sent a request that the other end has not begun to read */
+	/*
+	 * Server: it has read a request before the other end has parsed it, and its entry is made.
+	 * Whoever takes this completes it: the other end when it has parsed, or this one when it
+	 * reads on or answers.
+	 */
+	__u32 ahead;
 	__u8 protocol; /* enum tl_unix_protocol */
-	__u8 _pad[5];
+	__u8 _pad[7];
 	struct tl_fastcgi fastcgi; /* of what it sends */
 	__u8 _pad2[4];
 };
@@ -140,6 +146,18 @@ static __always_inline struct tl_unix *tl_unix_make(struct sock *sk, __u8 role)
 	return end;
 }
 
+/* Sets one of `arrived` and `ahead`, before the other one is looked at. */
+static __always_inline void tl_unix_tell(__u32 *what)
+{
+	__sync_lock_test_and_set(what, 1);
+}
+
+/* Takes one of them: one thread only gets it. */
+static __always_inline bool tl_unix_take(__u32 *what)
+{
+	return *(volatile __u32 *)what && __sync_lock_test_and_set(what, 0);
+}
+
 /* Reads the path that the socket is bound to. An accepted one has that of its listener. */
 static __always_inline bool tl_unix_path(struct sock *sk, struct tl_text *text)
 {
@@ -189,11 +207,11 @@ __noinline int tl_unix_look(struct tl_unix *end, __u32 read)
  * microseconds. `read`: the bytes that the current thread has read, all in all. False: these have
  * not been parsed.
  */
-static __always_inline bool tl_unix_waits(struct tl_unix *end, __u32 read)
+static __always_inline bool tl_unix_waits(struct tl_unix *end, __u32 read, __u32 times)
 {
 	__u32 i;
 
-	for (i = 0; i < TL_WAITS; i++) {
+	for (i = 0; i < times; i++) {
 		if (tl_unix_look(end, read))
 			return true;
 	}

@@ -5,7 +5,7 @@
 
 #define TL_MEMORY_LOST TL_UNIX_UNSEEN
 
-#include "io/unix.h"
+#include "io/unix_serve.h"
 #include "proto/fastcgi_parse.h"
 #include "trace/memory.h"
 
@@ -286,6 +286,8 @@ static __always_inline void tl_unix_ends_exchange(struct tl_unix *server, struct
 /* The connection ends: in the middle of an exchange, or this is how its answer ends. */
 __noinline int tl_unix_closes(struct tl_unix *server, struct tl_unix *client, struct tl_text *text)
 {
+	if (server)
+		tl_unix_gives_up(server);
 	if (!client || !text || !(client->flow.exchange.flags & TL_EXCHANGE_ACTIVE))
 		return 0;
 	if (server && server->flow.out.state == TL_HTTP_UNTIL_CLOSE)
@@ -336,7 +338,7 @@ static __always_inline void tl_unix_begins_again(struct tl_unix *server, struct 
 	if (http->state != TL_HTTP_START)
 		return;
 	if (server)
-		tl_unix_waits(server, server->sent + server->parsed);
+		tl_unix_waits(server, server->sent + server->parsed, TL_WAITS);
 	if (client->flow.in.state < TL_HTTP_UNTIL_CLOSE)
 		return;
 	tl_unix_ends_exchange(server, client, text, 0, TL_END_CLOSED);
@@ -351,57 +353,18 @@ static __always_inline void tl_unix_begins_again(struct tl_unix *server, struct 
 static __always_inline void tl_unix_has_asked(struct tl_unix *server, struct tl_unix *client,
 					      __u64 before)
 {
-	if (server && client->flow.flags & TL_FLOW_PIPELINED && server->flow.exchange.request) {
+	if (server && client->flow.flags & TL_FLOW_PIPELINED && server->flow.exchange.request &&
+	    !server->ahead) {
 		tl_request_end(server->flow.exchange.request);
 		server->flow.exchange.request = 0;
 	}
 	if (client->flow.exchange.start_ns == before)
 		return;
-	client->arrived = 1;
+	tl_unix_tell(&client->arrived);
 	if (!server)
 		return;
 	server->flow.out.status = 0;
 	server->parsed = 0;
-}
-
-/*
- * The current thread has begun to read a request: its server span begins. Or it begins to answer one
- * whose read was not seen (TL_UNIX_RACED). A global function, to have a stack of its own.
- */
-__noinline int tl_unix_serves(struct tl_unix *server, struct tl_unix *client, struct tl_text *text)
-{
-	struct tl_exchange *exchange, *call;
-	__u64 key;
-
-	if (!server || !client || !text)
-		return 0;
-	exchange = &server->flow.exchange;
-	call = &client->flow.exchange;
-	server->flow.cgroup_id = bpf_get_current_cgroup_id();
-	server->flow.pid = 0;
-	if (!(call->flags & TL_EXCHANGE_ACTIVE) || !tl_unix_traced(server->flow.cgroup_id))
-		return 0;
-	exchange->cgroup_id = server->flow.cgroup_id;
-	exchange->http_minor = call->http_minor;
-	exchange->http_major = call->http_major;
-	server->flow.flags |= TL_FLOW_USED;
-	if (client->flow.flags & TL_FLOW_UNTRACED) {
-		tl_begin_server(exchange, text, &server->flow.endpoints, client->flow.early_header);
-		exchange->start_ns = call->start_ns;
-	} else {
-		tl_begin(exchange, text, TL_KIND_SERVER);
-		exchange->start_ns = call->start_ns;
-		__builtin_memcpy(exchange->context.trace_id, call->context.trace_id, 16);
-		__builtin_memcpy(exchange->parent_span_id, call->context.span_id, 8);
-		exchange->context.trace_flags = call->context.trace_flags;
-		exchange->evidence = TL_EVIDENCE_UNIX;
-		key = tl_key(exchange->context.span_id);
-		tl_keep_request(exchange, text, key);
-		exchange->request = key;
-		tl_count(TL_PARENT_UNIX);
-	}
-	exchange->pid = bpf_get_current_pid_tgid() >> 32;
-	return 0;
 }
 
 /* Parses what the current thread sends; see struct tl_unix. `sent`: -1 before it is sent. */
@@ -475,10 +438,8 @@ static __always_inline void tl_unix_end_writes(struct tl_unix *end, struct tl_un
 		tl_unix_after(end, other, text, false);
 	} else {
 		/* while it sends: when the send returns, the next request may have come already */
-		if (sent < 0 && other && other->arrived) {
-			other->arrived = 0;
-			tl_unix_serves(end, other, text);
-		}
+		if (sent < 0)
+			tl_unix_answers(end, other, text);
 		tl_unix_before(other, end, text, true);
 		tl_unix_writes(end, text, sent);
 		tl_unix_after(other, end, text, true);

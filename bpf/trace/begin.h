@@ -57,7 +57,37 @@ static __always_inline void tl_begin(struct tl_exchange *exchange, struct tl_tex
 	exchange->start_ns = bpf_ktime_get_ns();
 	exchange->flags |= TL_EXCHANGE_ACTIVE;
 	exchange->flags &= ~(TL_EXCHANGE_RESPONDING | TL_EXCHANGE_LIKELY | TL_EXCHANGE_PASSED_ON);
+	if (exchange->flags & TL_EXCHANGE_READ && exchange->request)
+		__builtin_memcpy(exchange->context.span_id, &exchange->request, 8);
+	else
+		tl_random_id(exchange->context.span_id, 2);
+	exchange->flags &= ~TL_EXCHANGE_READ;
+}
+
+/*
+ * The current thread has read a request on a server connection, and its text is not parsed yet: makes
+ * its entry, which other code may bind to a thread or task. tl_begin() and tl_keep_request() complete
+ * it. False: there is no room.
+ */
+static __always_inline bool tl_begin_unparsed(struct tl_exchange *exchange)
+{
+	struct tl_request *request;
+	__u64 key;
+
 	tl_random_id(exchange->context.span_id, 2);
+	key = tl_key(exchange->context.span_id);
+	tl_insert_zeros(&tl_requests, &key, BPF_NOEXIST);
+	request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (!request) {
+		tl_count(TL_FULL_REQUESTS);
+		return false;
+	}
+	request->start_ns = bpf_ktime_get_ns() | TL_UNPARSED;
+	asm volatile("" ::: "memory");
+	*(volatile __u64 *)request->span_id = key;
+	exchange->flags |= TL_EXCHANGE_READ;
+	exchange->request = key;
+	return true;
 }
 
 /* Keeps what the calls of a request inherit from it. */
@@ -66,13 +96,13 @@ static __always_inline void tl_keep_request(struct tl_exchange *exchange, struct
 {
 	struct tl_request *request;
 
-	tl_insert_zeros(&tl_requests, &key, BPF_ANY);
+	/* there is one if the request was read before it was parsed: tl_begin_unparsed() */
+	tl_insert_zeros(&tl_requests, &key, BPF_NOEXIST);
 	request = bpf_map_lookup_elem(&tl_requests, &key);
 	if (!request) {
 		tl_count(TL_FULL_REQUESTS);
 		return;
 	}
-	request->start_ns = exchange->start_ns;
 	__builtin_memcpy(request->trace_id, exchange->context.trace_id, 16);
 	__builtin_memcpy(request->parent_span_id, exchange->parent_span_id, 8);
 	request->trace_flags = exchange->context.trace_flags;
@@ -80,8 +110,9 @@ static __always_inline void tl_keep_request(struct tl_exchange *exchange, struct
 		request->flags = TL_REQUEST_PROBED;
 	if (text->tracestate_len)
 		tl_keep_tracestate(text, request, key);
-	/* written last: see tl_is_request() */
+	/* written last: see tl_is_request() and TL_UNPARSED */
 	asm volatile("" ::: "memory");
+	*(volatile __u64 *)&request->start_ns = exchange->start_ns;
 	*(volatile __u64 *)request->span_id = key;
 }
 

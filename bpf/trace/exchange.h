@@ -13,6 +13,7 @@ enum tl_exchange_flags {
 	TL_EXCHANGE_UNIX = 1 << 4, /* on a Unix socket */
 	TL_EXCHANGE_LIKELY = 1 << 5, /* the parent is likely, not proven */
 	TL_EXCHANGE_PASSED_ON = 1 << 6, /* its traceparent is that of the request it is made for */
+	TL_EXCHANGE_READ = 1 << 7, /* server: read before it was parsed; `request` is its key */
 };
 
 struct tl_exchange {

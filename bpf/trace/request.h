@@ -10,6 +10,8 @@
 
 #define TL_FANOUT_MAX 1024 /* calls of a request that get it as their parent */
 #define TL_AGE_MAX_NS (300ULL * 1000 * 1000 * 1000)
+/* In `start_ns`: the request was read before it was parsed, so what calls inherit is not known yet. */
+#define TL_UNPARSED (1ULL << 63)
 
 struct tl_tracestate {
 	__u64 request; /* the key of the request: as in tl_request, the element may hold another one later */
@@ -158,9 +160,14 @@ static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_pa
 {
 	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
 
+	__u64 start;
+
 	if (!request)
 		return TL_ROOT_PARENT_ENDED;
-	if (bpf_ktime_get_ns() - request->start_ns > TL_AGE_MAX_NS)
+	start = *(const volatile __u64 *)&request->start_ns;
+	if (start & TL_UNPARSED)
+		return tl_is_request(request, key) ? TL_ROOT_NOT_PARSED : TL_ROOT_PARENT_ENDED;
+	if (bpf_ktime_get_ns() - start > TL_AGE_MAX_NS)
 		return tl_is_request(request, key) ? TL_ROOT_TOO_OLD : TL_ROOT_PARENT_ENDED;
 	if (request->fanout >= TL_FANOUT_MAX)
 		return tl_is_request(request, key) ? TL_ROOT_FANOUT : TL_ROOT_PARENT_ENDED;

@@ -17,6 +17,7 @@ from throughline.bpf.maps import Hash
 log = logging.getLogger(__name__)
 
 TOO_OLD_SECONDS = 300.0  # TL_AGE_MAX_NS of bpf/trace/request.h: an older request is no parent
+UNPARSED = 1 << 63  # TL_UNPARSED, in the start of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def requests(
         request = abi.Request(*abi.REQUEST.unpack(value))
         probed = bool(request.flags & abi.RequestFlags.REQUEST_PROBED)
         # A start of 0 is an entry that is not complete yet.
-        if 0 < request.start_ns <= before and (probed or not only_probed):
+        if 0 < request.start_ns & ~UNPARSED <= before and (probed or not only_probed):
             stale.append((maps.U64.unpack(key)[0], request.reader))
     at_once = abi.Abi.ENDED_AT_ONCE
     for start in range(0, len(stale), at_once):

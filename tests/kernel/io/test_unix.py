@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import os
 import socket
+import subprocess
 import sys
 import textwrap
 from collections import Counter
@@ -17,7 +18,7 @@ import pytest
 
 from tests.fixtures import needs, nginx, process, unix
 from tests.fixtures.numbered import load
-from tests.fixtures.paths import SERVICES
+from tests.fixtures.paths import CHECKOUT, SERVICES
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.spans import Span
 from tests.fixtures.traced import Traced
@@ -32,6 +33,7 @@ REQUESTS = 1607
 FEW = 23
 APPLICATION = SERVICES / "wsgi.py"
 PHP = """<?php
+if (str_contains($_SERVER["REQUEST_URI"], "slow")) usleep(5000);
 $call = curl_init("http://127.0.0.1:{onward}" . $_SERVER["REQUEST_URI"]);
 curl_setopt($call, CURLOPT_RETURNTRANSFER, true);
 $body = curl_exec($call) . strlen(file_get_contents("php://input"));
@@ -110,10 +112,15 @@ def gunicorn(
 
 
 def sent(
-    traced: Traced, port: int, *, requests: int = REQUESTS, concurrent: int = CONCURRENT
+    traced: Traced,
+    port: int,
+    *,
+    prefix: str = "x",
+    requests: int = REQUESTS,
+    concurrent: int = CONCURRENT,
 ) -> list[Span]:
     """Sends requests to the front end; returns all spans."""
-    asyncio.run(load(port, "x", requests=requests, concurrent=concurrent))
+    asyncio.run(load(port, prefix, requests=requests, concurrent=concurrent))
     return traced.wait_spans(len(HOPS) * requests, seconds=20)
 
 
@@ -168,6 +175,31 @@ def test_nginx_and_php_fpm(onward: int, more: str, concurrent: int) -> None:
     with Traced() as traced:
         spans = sent(traced, php(traced, onward, more), requests=requests, concurrent=concurrent)
         check(unix.judge(spans, HOPS), requests)
+
+
+@pytest.fixture(scope="module")
+def slow_objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The BPF objects, but what a client sends is parsed half a millisecond after it is queued."""
+    objects = tmp_path_factory.mktemp("slow")
+    for file in (CHECKOUT / "build" / "bpf").glob("*.bpf.o"):
+        (objects / file.name).symlink_to(file)
+    slow = objects / "unix.bpf.o"
+    slow.unlink()
+    flags = ("-O2", "-g", "-target", "bpf", "-mcpu=v3", "-D__TARGET_ARCH_x86", "-std=gnu11")
+    where = ("-isystem", "build", "-Ibpf", "-c", "bpf/io/unix.bpf.c", "-o", str(slow))
+    subprocess.run(["clang", *flags, "-DTL_TEST_SLOW=600", *where], cwd=CHECKOUT, check=True)
+    return objects
+
+
+def test_requests_that_are_read_before_they_are_parsed(onward: int, slow_objects: Path) -> None:
+    """PHP-FPM reads at once, and calls when the request has been parsed on the other processor."""
+    with Traced(objects=slow_objects) as traced:
+        port = php(traced, onward, "fastcgi_keep_conn on;")
+        spans = sent(traced, port, prefix="slow")
+        counters = traced.counters()
+    check(unix.judge(spans, HOPS))
+    assert counters["unix_raced"] >= FEW, counters
+    assert not counters.get("unix_unread"), counters
 
 
 def post(port: int, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
