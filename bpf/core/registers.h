@@ -87,25 +87,6 @@ static __always_inline bool tl_read_user(struct tl_user *user)
 	return true;
 }
 
-/* The descriptor that the current thread reads, or -1: it is in no system call that reads one. */
-static __always_inline int tl_read_descriptor(void)
-{
-#if defined(__TARGET_ARCH_x86)
-	struct pt_regs regs = {};
-
-	if (!tl_stack_registers(&regs) || regs.cs != TL_USER_CS || tl_is_compat())
-		return -1;
-	switch (regs.orig_ax) {
-	case 0: /* read */
-	case 19: /* readv */
-	case 45: /* recvfrom */
-	case 47: /* recvmsg */
-		return regs.di;
-	}
-#endif
-	return -1;
-}
-
 /* Is the current thread in a system call that sends? False where that is not known. */
 static __always_inline bool tl_in_send(void)
 {

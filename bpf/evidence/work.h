@@ -44,7 +44,7 @@ __noinline int tl_work_reads(__u64 key, __u64 socket)
 		return false;
 #endif
 	case TL_RUNTIME_NODE:
-		return tl_node_reads(key);
+		return tl_node_reads(key, socket);
 	}
 	return false;
 }
@@ -65,6 +65,36 @@ __noinline int tl_work_writes(void)
 		tl_node_writes();
 	else if (runtime->kind == TL_RUNTIME_RUBY)
 		tl_ruby_writes(runtime);
+	return 0;
+}
+
+/*
+ * The current thread hands bytes over to a TLS library, which may not be able to send them yet. Returns
+ * the request that the thread shows for them, or 0. A global function, as above.
+ */
+__noinline __u64 tl_work_offers(void)
+{
+	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
+
+	return runtime && runtime->kind == TL_RUNTIME_NODE ? tl_node_offers() : 0;
+}
+
+/* Does the current process show its requests? A global function, as above. */
+__noinline int tl_work_shows(void)
+{
+	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
+
+	return runtime && runtime->kind == TL_RUNTIME_NODE;
+}
+
+/* The current thread writes such bytes, after tl_work_writes(). A global function, as above. */
+__noinline int tl_work_recalls(__u64 request)
+{
+	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
+
+	asm volatile("" ::"r"(request));
+	if (runtime && runtime->kind == TL_RUNTIME_NODE)
+		tl_node_recalls(request);
 	return 0;
 }
 

@@ -6,16 +6,16 @@
  *
  * Each thread of such a process has 32 bytes of its own. It tells their address by a pwrite64() to
  * /dev/null at TL_NODE_POSITION, which no file has. What the bytes say is the process's own word: it
- * chooses among the requests that this process has read on its connections. A request is known by
- * the descriptor that it was read from and the time at which the process began to serve it: what is
- * read there later is served when that one was answered, also where the descriptor is another
+ * chooses among the requests that were read on the connections behind its descriptors. A request is
+ * known by the descriptor of its connection and the time at which the process began to serve it: what
+ * is read there later is served when that one was answered, also where the descriptor is another
  * connection's by then.
  */
 #ifndef THROUGHLINE_RUNTIMES_NODE_H
 #define THROUGHLINE_RUNTIMES_NODE_H
 
-#include "core/registers.h"
 #include "core/settings.h"
+#include "runtimes/descriptor.h"
 #include "runtimes/runtime.h"
 #include "trace/request.h"
 
@@ -41,13 +41,13 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_node_threads SEC(".maps");
 
-/* What was read last from a descriptor. */
+/* What was read last from a connection. */
 struct tl_node_served {
 	__u64 request; /* key of tl_requests */
 	__u64 read_ns; /* when its first bytes were read */
 };
 
-/* By tl_process_key() of the descriptor. */
+/* By socket cookie: a connection has another descriptor in each process. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
@@ -91,27 +91,21 @@ static __always_inline void tl_node_tells(__u64 address)
 		bpf_map_update_elem(&tl_runtimes, &pid, &runtime, BPF_ANY);
 }
 
-/* See tl_read_descriptor(). A global function, to have a stack of its own. */
-__noinline int tl_node_descriptor(void)
-{
-	return tl_read_descriptor();
-}
-
-/* The current thread has read the request `request`. Returns true: nothing else is evidence. */
-static __always_inline bool tl_node_reads(__u64 request)
+/*
+ * The current thread has read the request `request` on `socket` (cookie; 0: inside of TLS, on a
+ * connection that is not known). Returns true: nothing else is evidence.
+ */
+static __always_inline bool tl_node_reads(__u64 request, __u64 socket)
 {
 	struct tl_node_served *known, served = { .request = request };
-	int descriptor = tl_node_descriptor();
-	__u64 key;
 
-	if (descriptor < 0)
+	if (!socket)
 		return true;
-	key = tl_process_key(descriptor);
-	known = bpf_map_lookup_elem(&tl_node_serving, &key);
+	known = bpf_map_lookup_elem(&tl_node_serving, &socket);
 	if (known && known->request == request)
 		return true;
 	served.read_ns = bpf_ktime_get_ns();
-	bpf_map_update_elem(&tl_node_serving, &key, &served, BPF_ANY);
+	bpf_map_update_elem(&tl_node_serving, &socket, &served, BPF_ANY);
 	return true;
 }
 
@@ -131,7 +125,9 @@ static __always_inline __u64 tl_node_shown(const struct tl_node_thread *thread)
 	word = tl_user_word(thread->address + 8);
 	if (!(__u32)word)
 		return TL_ROOT_NODE_TASK;
-	key = tl_process_key((__u32)word - 1);
+	key = tl_descriptor_socket((__u32)word - 1);
+	if (!key) /* its connection is closed */
+		return TL_ROOT_PARENT_ENDED;
 	found = bpf_map_lookup_elem(&tl_node_serving, &key);
 	if (!found)
 		return TL_ROOT_NODE_UNKNOWN;
@@ -151,6 +147,27 @@ static __always_inline void tl_node_writes(void)
 
 	if (thread)
 		thread->shown = tl_node_shown(thread);
+}
+
+/*
+ * The request that the current thread shows, or 0: it hands over the bytes of a call which the TLS
+ * library cannot send yet.
+ */
+static __always_inline __u64 tl_node_offers(void)
+{
+	const struct tl_node_thread *thread = tl_node_thread_now();
+	__u64 shown = thread ? tl_node_shown(thread) : 0;
+
+	return shown < TL_COUNTERS ? 0 : shown;
+}
+
+/* The current thread writes such bytes: they are of `request`. */
+static __always_inline void tl_node_recalls(__u64 request)
+{
+	struct tl_node_thread *thread = tl_node_thread_now();
+
+	if (thread)
+		thread->shown = request;
 }
 
 /* What the current thread has shown when it began to write: once. See tl_node_shown(). */

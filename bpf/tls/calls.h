@@ -11,6 +11,7 @@
 
 #include "core/registers.h"
 #include "core/settings.h"
+#include "evidence/work.h"
 #include "tls/connection.h"
 
 /*
@@ -28,7 +29,8 @@ struct tl_tls_call {
 	__u64 length; /* of the buffer */
 	__u32 parsed; /* bytes of the buffer that were parsed, now or in an earlier call that did not write them */
 	__u8 deferred; /* the bytes are parsed when the call has succeeded */
-	__u8 _pad[3];
+	__u8 late; /* the first one that was seen for its connection, after the thread has read a socket */
+	__u8 _pad[2];
 };
 
 /* A thread: its calls for TLS connections, and the socket that it read last. */
@@ -137,10 +139,11 @@ static __always_inline void tl_tls_handed_over(struct tl_flow *flow, struct tl_t
 {
 	bool first = !(flow->flags & TL_FLOW_CALLED);
 
+	/* an answer is written when the handshake is done */
+	if (!first && !takes && (flow->endpoints.socket || flow->role == TL_ROLE_SERVER))
+		return;
 	if (!first && !flow->endpoints.socket) {
 		tl_tls_on(flow, thread);
-	} else if (!first && !takes) {
-		return;
 	} else if (!first && flow->endpoints.socket != thread->endpoints.socket &&
 		   !(flow->flags & TL_FLOW_USED)) {
 		/* one of the two sockets was read by chance, and it is not known which one */
@@ -148,6 +151,22 @@ static __always_inline void tl_tls_handed_over(struct tl_flow *flow, struct tl_t
 		flow->connect = 0;
 		flow->flags |= TL_FLOW_CONNECTED;
 	}
+	thread->endpoints.socket = 0;
+}
+
+/*
+ * The first call that was seen for a connection has got `length` decrypted bytes. Where there are
+ * any, the connection is older than the probes. Node.js hands over what it has read at once, so the
+ * bytes are of the socket that the thread has read last.
+ */
+static __always_inline void tl_tls_took(struct tl_flow *flow, __u64 length)
+{
+	struct tl_tls_thread *thread = tl_tls_thread_now(false);
+
+	if (!thread || !thread->endpoints.socket)
+		return;
+	if (length && !flow->endpoints.socket && tl_work_shows())
+		tl_tls_on(flow, thread);
 	thread->endpoints.socket = 0;
 }
 
@@ -215,12 +234,15 @@ static __always_inline struct tl_tls_call *tl_tls_enter(struct pt_regs *ctx,
 	call->length_at = given->length_at;
 	call->parsed = 0;
 	call->deferred = 0;
+	call->late = 0;
 	flow = tl_tls_make(call->key);
 	if (!flow) {
 		call->key = 0;
 		return NULL;
 	}
-	if (thread->endpoints.socket)
+	if (thread->endpoints.socket && takes && !(flow->flags & TL_FLOW_CALLED))
+		call->late = 1; /* see tl_tls_took() */
+	else if (thread->endpoints.socket)
 		tl_tls_handed_over(flow, thread, takes);
 	flow->flags |= TL_FLOW_CALLED;
 	*of = flow;

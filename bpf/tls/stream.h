@@ -113,10 +113,14 @@ __noinline int tl_tls_sends(TL_FLOW, __u64 address, __u64 length)
 {
 	TL_TAKE_FLOW(flow, text);
 	struct tl_outgoing *out;
-	__u64 span;
+	__u64 span, shown;
 	__u32 tid;
 
-	if (!flow || !tl_tls_concerns(flow, text, address, length, TL_OUT))
+	if (!flow)
+		return 0;
+	shown = flow->writer;
+	flow->writer = 0;
+	if (!tl_tls_concerns(flow, text, address, length, TL_OUT))
 		return 0;
 	span = tl_key(flow->exchange.context.span_id);
 	if (flow->role == TL_ROLE_SERVER) {
@@ -125,6 +129,8 @@ __noinline int tl_tls_sends(TL_FLOW, __u64 address, __u64 length)
 		flow->out.flags |= TL_HTTP_RESPONSE;
 	} else {
 		tl_work_writes();
+		if (shown)
+			tl_work_recalls(shown);
 	}
 	tl_tls_stream(flow, text, address, length, TL_OUT);
 	if (flow->role != TL_ROLE_CLIENT || !(flow->exchange.flags & TL_EXCHANGE_ACTIVE) ||

@@ -27,9 +27,13 @@ static __always_inline int tl_tls_has_read(struct pt_regs *ctx, int result)
 	if (!call)
 		return 0;
 	length = tl_tls_length(call, result);
-	if (!length)
+	if (!length && !call->late)
 		return 0;
 	flow = tl_tls_find(key);
+	if (flow && call->late)
+		tl_tls_took(flow, length);
+	if (!length)
+		return 0;
 	if (flow)
 		tl_tls_read(flow, call->buffer, length);
 	else
@@ -41,14 +45,19 @@ static __always_inline int tl_tls_writes(struct pt_regs *ctx, const struct tl_tl
 {
 	struct tl_tls_call *call;
 	struct tl_flow *flow;
+	__u64 shown;
 
 	call = tl_tls_enter(ctx, given, false, &flow);
 	if (!call || !given->length)
 		return 0;
-	if (tl_tls_defer(flow))
+	if (tl_tls_defer(flow)) {
 		call->deferred = 1;
-	else
+		shown = tl_work_offers();
+		if (shown)
+			flow->writer = shown;
+	} else {
 		tl_tls_write(flow, call, given->length);
+	}
 	return 0;
 }
 

@@ -64,7 +64,11 @@ struct tl_flow {
 	__u64 cgroup_id;
 	__u64 connect; /* client: the request during which the connection was made */
 	__u64 caller; /* client: the request that the last call was made for, kept until the next call */
-	__u64 writer; /* opaque: the request that wrote last, or 0 when that is not known */
+	/*
+	 * opaque: the request that wrote last, or 0 when that is not known. Inside: the request that
+	 * a process of Node.js has shown for bytes that could not be sent yet, or 0
+	 */
+	__u64 writer;
 	__u32 pid; /* client: the process that made the connection, or its last call */
 	__u32 born; /* when that process began: see tl_born() */
 	__u32 tid; /* client: the thread that made the connection, or its last call */

@@ -12,15 +12,17 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPSConnection
+from queue import Queue
 
 import pytest
 
 from tests.fixtures import needs
 from tests.fixtures.paths import SERVICES
 from tests.fixtures.ports import free_port, wait_port
-from tests.fixtures.secure import Secure
+from tests.fixtures.secure import Secure, get
 from tests.fixtures.spans import Span
 from tests.fixtures.traced import Traced
 from tests.parents import apps
@@ -54,6 +56,7 @@ def results(running: Bench, app: App, *behaviours: Behaviour) -> dict[Behaviour,
     ("name", "behaviours"),
     [
         ("express-4-preload", (AT_ONCE, SLEEP, DATABASE, TWO, AFTER, BODY, POLLER)),
+        ("express-https-preload", (AT_ONCE, SLEEP, DATABASE, TWO, AFTER, BODY, POLLER)),
         ("express-otel-preload", (SLEEP, AFTER)),
         ("express-cluster-preload", (SLEEP,)),
         ("express-thread-preload", (SLEEP,)),
@@ -80,14 +83,17 @@ def test_without_the_preload_nothing_is_proven(running: Bench) -> None:
         assert (result.right, result.wrong) == (0, 0), result
 
 
-def test_an_agent_that_begins_later_learns_where_the_request_is_shown(running: Bench) -> None:
+@pytest.mark.parametrize("name", ["express-preload", "express-https-preload"])
+def test_an_agent_that_begins_later_learns_where_the_request_is_shown(
+    running: Bench, name: str
+) -> None:
     """Also one that has lost all maps: the process tells again every five seconds."""
-    app = apps.named("express-preload")
-    steps = running.run(app, (SLEEP,), {1: 23, 8: 101, 32: 211})
+    steps = running.run(apps.named(name), (SLEEP,), {1: 23, 8: 101, 32: 211})
     _, before = next(steps)
     assert (before.right, before.calls) == (23, 23)
     running.traced.stop_agent(signal.SIGKILL)
     running.traced.start_agent()
+    time.sleep(2)  # probes of TLS libraries are attached again
     _, killed = next(steps)
     assert (killed.wrong, killed.right, killed.failures) == (0, killed.calls, []), killed
     running.traced.stop_agent()
@@ -117,36 +123,89 @@ def number(span: Span) -> str:
     return found[1]
 
 
-def test_calls_by_https_have_their_request_or_none() -> None:
-    """What is written during a handshake is sent inside of it: then nothing is shown."""
-    needs.any_uprobes()
-    with Traced({"propagation": {"parents": "proven"}}) as traced:
-        secure = Secure(traced)
-        back, port = secure.python("back"), free_port()
-        environment = {"PATH": os.environ["PATH"], "PORT": str(port), "BACK": str(back)}
+class Calls:
+    """tests/services/callhttps.js with the preload, and what its calls have as parents."""
+
+    def __init__(self, traced: Traced) -> None:
+        self.traced = traced
+        self.secure = Secure(traced)
+        self.plain, self.tls = free_port(), free_port()
+        environment = {"PATH": os.environ["PATH"], "PORT": str(self.plain)}
+        environment |= {"BACK": str(self.secure.python("back")), "PORT_TLS": str(self.tls)}
+        environment["CERTIFICATE"] = str(self.secure.certificate)
         environment["NODE_OPTIONS"] = f"--require={PRELOAD}"
         traced.spawn("front", ["node", str(SERVICES / "callhttps.js")], env=environment)
-        wait_port(port)
-        secure.wait_found("node")
+        wait_port(self.plain)
+        wait_port(self.tls)
+        self.secure.wait_found("node")
 
-        def ask(path: str, requests: range) -> Counter[str]:
-            def one(which: int) -> None:
-                url = f"http://127.0.0.1:{port}/{path}?id={which}"
-                with urllib.request.urlopen(url, timeout=30) as answer:
-                    answer.read()
+    def over_plain(self, target: str) -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.plain}{target}", timeout=30) as answer:
+            answer.read()
 
-            traced.receiver.forget_spans()
-            with ThreadPoolExecutor(32) as pool:
-                list(pool.map(one, requests))
-            spans = traced.wait_spans(2 * len(requests), where=lambda s: s.service == "front")
-            servers = {span.span_id: span for span in spans if span.kind == "SERVER"}
-            found: Counter[str] = Counter()
-            for call in (span for span in spans if span.kind == "CLIENT"):
-                parent = servers.get(call.parent_span_id)
-                right = parent is not None and number(parent) == number(call)
-                found["right" if right else "wrong" if call.parent_span_id else "none"] += 1
-            return found
+    def over_tls(self, target: str) -> None:
+        get(self.tls, self.secure.trust(), target, {})
 
-        ask("kept", range(23))  # the connections are made
-        assert ask("kept", range(100, 311)) == {"right": 211}
-        assert ask("own", range(400, 611)) == {"none": 211}
+    def ask(self, path: str, requests: range, send: Callable[[str], None]) -> Counter[str]:
+        def one(which: int) -> None:
+            send(f"/{path}?id={which}")
+
+        self.traced.receiver.forget_spans()
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(one, requests))
+        count = 2 * len(requests)
+        spans = self.traced.wait_spans(count, where=lambda span: span.service == "front")
+        servers = {span.span_id: span for span in spans if span.kind == "SERVER"}
+        found: Counter[str] = Counter()
+        for call in (span for span in spans if span.kind == "CLIENT"):
+            parent = servers.get(call.parent_span_id)
+            right = parent is not None and number(parent) == number(call)
+            found["right" if right else "wrong" if call.parent_span_id else "none"] += 1
+        return found
+
+
+def test_calls_by_https_have_their_request() -> None:
+    """Also what is written during a handshake, and sent at the end of it."""
+    needs.any_uprobes()
+    with Traced({"propagation": {"parents": "proven"}}) as traced:
+        calls = Calls(traced)
+        assert calls.ask("kept", range(23), calls.over_plain) == {"right": 23}
+        assert calls.ask("kept", range(100, 311), calls.over_plain) == {"right": 211}
+        assert calls.ask("own", range(400, 611), calls.over_plain) == {"right": 211}
+
+
+def test_calls_of_requests_by_https_have_their_request() -> None:
+    """Over connections of their own: 32 handshakes at a time."""
+    needs.any_uprobes()
+    with Traced({"propagation": {"parents": "proven"}}) as traced:
+        calls = Calls(traced)
+        calls.ask("kept", range(2), calls.over_tls)
+        assert calls.ask("kept", range(100, 311), calls.over_tls) == {"right": 211}
+        assert calls.ask("own", range(400, 611), calls.over_tls) == {"right": 211}
+
+
+def test_connections_by_https_that_are_older_than_the_agent() -> None:
+    """The programs of TLS libraries and what they know end with the agent."""
+    needs.any_uprobes()
+    with Traced({"propagation": {"parents": "proven"}}) as traced:
+        calls = Calls(traced)
+        kept: Queue[HTTPSConnection] = Queue()
+        for _ in range(32):
+            kept.put(HTTPSConnection("127.0.0.1", calls.tls, context=calls.secure.trust()))
+
+        def send(target: str) -> None:
+            connection = kept.get()
+            try:
+                connection.request("GET", target)
+                connection.getresponse().read()
+            finally:
+                kept.put(connection)
+
+        calls.ask("kept", range(100, 203), send)
+        traced.stop_agent()
+        traced.start_agent()
+        calls.secure.wait_found("node")
+        time.sleep(6)  # until the process has told again
+        # reads are followed once the process was seen to call OpenSSL
+        calls.ask("kept", range(300, 301), send)
+        assert calls.ask("kept", range(400, 611), send) == {"right": 211}

@@ -94,6 +94,7 @@ def test_a_call_over_tls_belongs_to_the_request_that_made_it(
 ) -> None:
     back = secure.python("back")
     front = getattr(secure, kind)("front", onward=back)
+    secure.wait_found(SERVERS["python"])
     secure.wait_found(SERVERS[kind])
     for number in range(COUNT):
         get(front, secure.trust(), f"/order/{number}", {})

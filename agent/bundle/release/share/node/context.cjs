@@ -133,10 +133,9 @@
       if (request === NONE) return write.call(this, chunk, second, third);
       if (request === undefined) request = storage.getStore();
       if (request === undefined) return write.call(this, chunk, second, third);
-      // TLS: the bytes leave in the handshake's last step, where no listener runs in between
-      if (this.encrypted && this.secureConnecting) return write.call(this, chunk, second, third);
       if (this.connecting) {
-        // the bytes wait, and leave before other listeners run
+        // The bytes wait, and leave before other listeners run. TLS: they are given to OpenSSL then,
+        // which keeps them until the handshake is done, and the programs keep what is shown.
         this.once('connect', () => show(request));
         const result = write.call(this, chunk, second, third);
         this.once('connect', hide);
