@@ -73,8 +73,8 @@ class App:
     row. `install` brings what is missing, pinned and cached, says nothing when there is nothing to
     do, and raises MissingError. `start` writes configuration files and returns the application's
     services in the order in which a request passes them; the last one makes the calls.
-    `protocol` is what the driver speaks: "http" or "grpc". `follows` is the group by which the
-    agent follows such processes, as `status` names it; nothing is sent before it does.
+    `protocol` is what the driver speaks: "http", "https" or "grpc". `follows` is the group by which
+    the agent follows such processes, as `status` names it; nothing is sent before it does.
     """
 
     name: str

@@ -162,9 +162,12 @@ class Bench:
         self.traced.receiver.forget_spans()
         self.take()
         before = self._counters
-        send = grpc_driver.drive if app.protocol == "grpc" else drive
         port, behaviour = instance.place.port, instance.behaviour
-        result.failures = send(port, behaviour, numbers, concurrent=concurrent)
+        if app.protocol == "grpc":
+            result.failures = grpc_driver.drive(port, behaviour, numbers, concurrent=concurrent)
+        else:
+            secure = app.protocol == "https"
+            result.failures = drive(port, behaviour, numbers, concurrent=concurrent, secure=secure)
         calls = self._calls(behaviour, numbers)
         of_last = {target for target, _ in calls}
         self._wait_spans(count * len(instance.services), of_last)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 
 from tests.fixtures.waiting import START_SECONDS
 from tests.parents.app import Behaviour
@@ -65,8 +66,12 @@ class _Failed(Exception):  # noqa: N818 (it never leaves this file)
 class _Client:
     """One connection, opened again where the server closes it."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, secure: bool) -> None:
         self._port = port
+        self._secure = ssl.create_default_context() if secure else None
+        if self._secure is not None:  # the certificate is the application's own
+            self._secure.check_hostname = False
+            self._secure.verify_mode = ssl.CERT_NONE
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, pieces: list[bytes]) -> None:
@@ -87,7 +92,7 @@ class _Client:
 
     async def _ask(self, pieces: list[bytes]) -> None:
         if self._stream is None:
-            self._stream = await asyncio.open_connection("127.0.0.1", self._port)
+            self._stream = await asyncio.open_connection("127.0.0.1", self._port, ssl=self._secure)
         reader, writer = self._stream
         for place, piece in enumerate(pieces):
             if place:
@@ -116,12 +121,14 @@ class _Client:
             self._stream = None
 
 
-async def _drive(port: int, behaviour: Behaviour, numbers: range, concurrent: int) -> list[str]:
+async def _drive(
+    port: int, behaviour: Behaviour, numbers: range, concurrent: int, *, secure: bool
+) -> list[str]:
     failures: list[str] = []
     remaining = iter(numbers)
 
     async def client() -> None:
-        connection = _Client(port)
+        connection = _Client(port, secure=secure)
         for number in remaining:
             try:
                 await asyncio.wait_for(connection.ask(parts(behaviour, number)), START_SECONDS)
@@ -136,6 +143,8 @@ async def _drive(port: int, behaviour: Behaviour, numbers: range, concurrent: in
     return failures
 
 
-def drive(port: int, behaviour: Behaviour, numbers: range, *, concurrent: int) -> list[str]:
-    """Sends a request for each number. Returns what failed."""
-    return asyncio.run(_drive(port, behaviour, numbers, concurrent))
+def drive(
+    port: int, behaviour: Behaviour, numbers: range, *, concurrent: int, secure: bool = False
+) -> list[str]:
+    """Sends a request for each number, by HTTPS where `secure`. Returns what failed."""
+    return asyncio.run(_drive(port, behaviour, numbers, concurrent, secure=secure))

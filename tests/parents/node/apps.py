@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from tests.fixtures.certificate import make_certificate
 from tests.fixtures.paths import CHECKOUT
 from tests.parents import pinned
 from tests.parents.app import SERVICE, App, Behaviour, Place, Process
@@ -130,6 +131,22 @@ def _nest_app(*, preload: bool = False) -> App:
     )
 
 
+def _start_https(place: Place) -> Sequence[Process]:
+    (process,) = _node("express.js", preload=True, sockets=0, others="")(place)
+    certificate = {"CERTIFICATE": str(make_certificate(place.folder))}
+    return [Process(process.command, environment={**process.environment, **certificate})]
+
+
+_HTTPS = App(
+    name="express-https-preload",
+    runtime="Node.js",
+    title="Express by HTTPS, axios, with the preload",
+    start=_start_https,
+    behaviours=SERVICE,
+    install=_install,
+    protocol="https",
+    follows="tls",
+)
 _TELEMETRY = f"--require={_FOLDER / 'telemetry.js'}"
 APPS = (
     _app("node-http", "http, `http.Agent`", "http.js", _NO_DATABASE),
@@ -140,6 +157,7 @@ APPS = (
     _app("express", "Express, axios", "express.js", _EVERY),
     _preloaded("express", "Express, axios", "express.js"),
     _preloaded("express-4", "Express, axios with 4 connections", "express.js", sockets=4),
+    _HTTPS,
     _preloaded("express-otel", "Express, OpenTelemetry SDK", "express.js", others=_TELEMETRY),
     _preloaded("express-cluster", "Express, cluster", "cluster.js", _NO_POLLER),
     _preloaded("express-thread", "Express, worker thread", "thread.js"),

@@ -1,12 +1,15 @@
-// Express with axios, and Redis through a pool of clients. SOCKETS bounds the connections to the backend.
+// Express with axios, and Redis through a pool of clients. SOCKETS bounds the connections to the backend. By HTTPS where
+// CERTIFICATE is set.
+const fs = require('node:fs');
 const http = require('node:http');
+const https = require('node:https');
 const { setTimeout: sleep } = require('node:timers/promises');
 const axios = require('axios');
 const express = require('express');
 const fastq = require('fastq');
 const { createClientPool } = require('redis');
 
-const { PORT, BACKEND, REDIS_PORT, POLLER, SOCKETS } = process.env;
+const { PORT, BACKEND, REDIS_PORT, POLLER, SOCKETS, CERTIFICATE } = process.env;
 
 const client = axios.create({
   baseURL: BACKEND,
@@ -62,7 +65,9 @@ async function main() {
     let polls = 0;
     setInterval(() => call(`/poll?id=${polls++}`).catch(console.error), 20);
   }
-  app.listen(Number(PORT), '127.0.0.1');
+  const pem = CERTIFICATE && fs.readFileSync(CERTIFICATE);
+  const server = pem ? https.createServer({ key: pem, cert: pem }, app) : http.createServer(app);
+  server.listen(Number(PORT), '127.0.0.1');
 }
 
 main();
