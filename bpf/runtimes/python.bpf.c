@@ -134,14 +134,15 @@ int BPF_KRETPROBE(tl_py_copied, __u64 child)
 	if (!runtime)
 		return 0;
 	state = tl_py_thread_state(binary, runtime->base);
+	/* before 3.12 a thread's slot keeps the first interpreter's, whichever runs */
+	if (state && binary->current_at &&
+	    tl_user_word(runtime->base + binary->runtime_at + binary->current_at) != state) {
+		tl_count(TL_PYTHON_INTERPRETERS);
+		return 0;
+	}
 	context = state ? tl_user_word(state + binary->context_at) : 0;
 	if (!context || !tl_py_is_context(binary, runtime->base, context)) {
 		tl_count(TL_PYTHON_UNREADABLE);
-		return 0;
-	}
-	if (binary->current_at &&
-	    tl_user_word(runtime->base + binary->runtime_at + binary->current_at) != state) {
-		tl_count(TL_PYTHON_INTERPRETERS);
 		return 0;
 	}
 	thread = tl_py_thread_now(true);

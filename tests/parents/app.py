@@ -34,15 +34,18 @@ class Place:
     spare: int  # free, for a second service
     backend: int  # it calls here, and names the host as 127.0.0.1
     redis: int
+    postgres: int  # 0: the application does not use it
     folder: Path  # its own, empty, writable for every user; gone afterwards
 
     @property
     def environment(self) -> dict[str, str]:
         """What every process of an application gets."""
+        postgres = {"POSTGRES_PORT": str(self.postgres)} if self.postgres else {}
         return {
             "PORT": str(self.port),
             "BACKEND": f"http://127.0.0.1:{self.backend}",
             "REDIS_PORT": str(self.redis),
+            **postgres,
         }
 
 
@@ -75,6 +78,7 @@ class App:
     services in the order in which a request passes them; the last one makes the calls.
     `protocol` is what the driver speaks: "http", "https" or "grpc". `follows` is the group by which
     the agent follows such processes, as `status` names it; nothing is sent before it does.
+    `postgres`: its database is PostgreSQL instead of Redis.
     """
 
     name: str
@@ -85,3 +89,4 @@ class App:
     install: Callable[[], None] = lambda: None
     protocol: str = "http"
     follows: str = ""
+    postgres: bool = False

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fixtures import cgroup, process
+from tests.fixtures import cgroup, postgres, process
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.traced import Traced
 from tests.fixtures.waiting import START_SECONDS, poll, until
@@ -51,8 +51,12 @@ class Instance:
 class Bench:
     """The agent, the backend and the Redis that all applications share."""
 
-    def __init__(self, traced: Traced, backend: int, redis: int) -> None:
+    def __init__(
+        self, traced: Traced, backend: int, redis: int, stack: contextlib.ExitStack
+    ) -> None:
         self.traced = traced
+        self._stack = stack
+        self._postgres = 0  # its port, once an application has needed it
         self._backend = backend
         self._redis = redis
         self._counters: dict[str, int] = {}  # at the end of the last cell
@@ -98,6 +102,7 @@ class Bench:
             spare=free_port(),
             backend=self._backend,
             redis=self._redis,
+            postgres=self._started_postgres() if app.postgres else 0,
             folder=folder,
         )
         described = app.start(place)
@@ -140,6 +145,11 @@ class Bench:
                 cgroup.kill(traced.cgroup / name)
                 cgroup.remove(traced.cgroup / name)
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _started_postgres(self) -> int:
+        if not self._postgres:
+            self._postgres = self._stack.enter_context(postgres.running())
+        return self._postgres
 
     def _wait_followed(self, app: App, services: Sequence[str]) -> None:
         """Waits until a provider follows a process of the application, if the group is on."""
@@ -255,4 +265,5 @@ def bench(parents: str = "proven", **config: object) -> Iterator[Bench]:
         with process.running(kept, **options):
             wait_port(backend)
             wait_port(redis)
-            yield Bench(traced, backend, redis)
+            with contextlib.ExitStack() as stack:
+                yield Bench(traced, backend, redis, stack)

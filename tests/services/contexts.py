@@ -67,7 +67,9 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def main() -> None:
-    server = await asyncio.start_server(serve, "127.0.0.1", PORT, backlog=512)
+    shared = bool(os.environ.get("SHARED_PORT"))
+    options = {"backlog": 512, "reuse_port": shared}
+    server = await asyncio.start_server(serve, "127.0.0.1", PORT, **options)
     if os.environ.get("POLLER"):
         tasks.add(asyncio.create_task(poll()))
     await server.serve_forever()

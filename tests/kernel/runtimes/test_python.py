@@ -55,15 +55,23 @@ def in_asyncio(command: list[str], python: Path) -> App:
     )
 
 
-def newest() -> App:
+def newest(program: str = "contexts.py", *words: str) -> App:
     """The same on a CPython that this Debian lacks."""
     try:
         root = debian_root.PYTHON_314.make()
     except debian_root.MissingError as error:
         pytest.skip(str(error))
-    shutil.copy(SERVICES / "contexts.py", root / "tmp")
+    for name in ("contexts.py", program):
+        shutil.copy(SERVICES / name, root / "tmp")
     python = Path("/usr/bin/python3.14")
-    return in_asyncio(debian_root.inside(root, [str(python), "/tmp/contexts.py"]), python)
+    command = [str(python), f"/tmp/{program}", *words]
+    return in_asyncio(debian_root.inside(root, command), python)
+
+
+def in_interpreters(python: Path, *words: str) -> App:
+    """The same in sub-interpreters."""
+    command = ["env", "SHARED_PORT=1", str(python), str(SERVICES / "interpreters.py"), *words]
+    return in_asyncio(command, python)
 
 
 def results(
@@ -100,6 +108,36 @@ def all_right(running: Bench, app: App) -> None:
         # every second request of `after` is an ordinary one
         expected = {TWO: (422,), AFTER: (105, 106)}.get(behaviour, (211,))
         assert called in expected, (behaviour, result)
+
+
+@pytest.mark.parametrize(
+    ("minor", "lock"),
+    # with locks of their own two interpreters of 3.12 crash, also without an agent
+    [(12, "shared"), (13, "shared"), (13, "own")],
+)
+def test_two_interpreters_in_a_process(running: Bench, minor: int, lock: str) -> None:
+    """Each has its own contexts, which are followed since 3.12."""
+    for python in FOLLOWED:
+        if python.name == f"python3.{minor}":
+            all_right(running, in_interpreters(python, lock, "2"))
+            return
+    pytest.skip(f"there is no Python 3.{minor}")
+
+
+def test_interpreters_of_the_newest_python(running: Bench) -> None:
+    app = newest("interpreters.py", "own", "1")
+    for behaviour, result in results(running, app, AT_ONCE, TWO, POLLER).items():
+        assert result.right == result.calls, (behaviour, result)
+
+
+def test_an_interpreter_of_an_older_python(running: Bench) -> None:
+    """Before 3.12 it is not known which interpreter a thread runs: off, and counted."""
+    older = [path for path in FOLLOWED if int(path.name.removeprefix("python3.")) < 12]
+    before = running.traced.counters().get("python_interpreters", 0)
+    app = in_interpreters(older[-1], "shared", "1")
+    for result in results(running, app, AT_ONCE, TWO).values():
+        assert result.right == 0, result
+    assert running.traced.counters()["python_interpreters"] - before >= 211
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests.parents.apps import named
 from tests.parents.cell import Bench, bench
 from tests.parents.judge import Result
 from tests.parents.python import environment
+from tests.parents.python.apps import RQ
 
 REQUESTS, CONCURRENT = 211, 32
 AT_ONCE, DATABASE, AFTER = Behaviour.AT_ONCE, Behaviour.DATABASE, Behaviour.AFTER
@@ -61,6 +62,15 @@ def test_a_known_server_of_threads(proven: Bench, name: str, behaviour: Behaviou
 
 def test_work_that_is_handed_over_has_no_parent(proven: Bench) -> None:
     assert run(proven, named("flask-gthread"), POOL).right == 0
+
+
+@pytest.mark.parametrize("app", [named("celery"), RQ], ids=lambda app: app.name)
+def test_a_job_of_a_queue_has_no_parent(proven: Bench, app: App) -> None:
+    """Nothing on the host says which request has queued it: each call begins a trace."""
+    ((_, result),) = proven.run(app, (POOL,), {4: 23})
+    assert not result.failures
+    assert (result.wrong, result.right, result.none) == (0, 0, 23), result
+    assert result.reasons["root_no_context"] == 23
 
 
 @pytest.mark.parametrize("name", ["flask-app-run", "flask-waitress"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from tests.fixtures import postgres
 from tests.fixtures.certificate import make_certificate
 from tests.fixtures.paths import CHECKOUT
-from tests.parents import pinned
+from tests.parents import debian, pinned
 from tests.parents.app import SERVICE, App, Behaviour, Place, Process
 
 _FOLDER = Path(__file__).parent
@@ -18,6 +20,7 @@ _NEST = _FOLDER / "nest"
 _NEST_SOURCES = (*_PINNED, "tsconfig.json", "main.ts")
 _NPM_CI = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
 _EVERY = tuple(Behaviour)
+_DATABASE = (Behaviour.DATABASE,)
 _NO_DATABASE = tuple(one for one in Behaviour if one is not Behaviour.DATABASE)
 _SIMPLE = tuple(one for one in SERVICE if one is not Behaviour.DATABASE)
 _NO_POLLER = tuple(one for one in SERVICE if one is not Behaviour.POLLER)  # each worker would poll
@@ -54,6 +57,12 @@ def _copy(names: Sequence[str], source: Path, target: Path) -> None:
 
 def _install() -> None:
     _packages()
+
+
+def _install_all() -> None:
+    """Brings PostgreSQL, too."""
+    _packages()
+    debian.installs_all(postgres.PACKAGE)()
 
 
 def _install_nest() -> None:
@@ -156,6 +165,11 @@ APPS = (
     _preloaded("node-fetch-4", "http, `fetch` with 4 connections", "fetch.js", _SIMPLE, sockets=4),
     _app("express", "Express, axios", "express.js", _EVERY),
     _preloaded("express", "Express, axios", "express.js"),
+    replace(
+        _preloaded("express-postgres", "Express, pg with a pool, axios", "express.js", _DATABASE),
+        install=_install_all,
+        postgres=True,
+    ),
     _preloaded("express-4", "Express, axios with 4 connections", "express.js", sockets=4),
     _HTTPS,
     _preloaded("express-otel", "Express, OpenTelemetry SDK", "express.js", others=_TELEMETRY),

@@ -1,4 +1,4 @@
-// Express with axios, and Redis through a pool of clients. SOCKETS bounds the connections to the backend. By HTTPS where
+// Express with axios, and a database. SOCKETS bounds the connections to the backend. By HTTPS where
 // CERTIFICATE is set.
 const fs = require('node:fs');
 const http = require('node:http');
@@ -7,9 +7,9 @@ const { setTimeout: sleep } = require('node:timers/promises');
 const axios = require('axios');
 const express = require('express');
 const fastq = require('fastq');
-const { createClientPool } = require('redis');
+const { database } = require('./databases.js');
 
-const { PORT, BACKEND, REDIS_PORT, POLLER, SOCKETS, CERTIFICATE } = process.env;
+const { PORT, BACKEND, POLLER, SOCKETS, CERTIFICATE } = process.env;
 
 const client = axios.create({
   baseURL: BACKEND,
@@ -18,10 +18,7 @@ const client = axios.create({
 });
 const call = async (path) => (await client.get(path)).data;
 const queue = fastq.promise(call, 4);
-const redis = createClientPool(
-  { socket: { host: '127.0.0.1', port: Number(REDIS_PORT) } },
-  { minimum: 4, maximum: 4 },
-);
+let ask;
 
 const app = express();
 
@@ -35,7 +32,7 @@ app.get('/sleep', async (req, res) => {
 });
 
 app.get('/database', async (req, res) => {
-  await redis.get('visits');
+  await ask();
   res.send(await call(`/call?id=${req.query.id}`));
 });
 
@@ -60,7 +57,7 @@ app.post('/body', express.raw({ type: () => true, limit: '1mb' }), async (req, r
 });
 
 async function main() {
-  await redis.connect();
+  ask = await database();
   if (POLLER) {
     let polls = 0;
     setInterval(() => call(`/poll?id=${polls++}`).catch(console.error), 20);

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tests.parents.app import SERVICE, App, Behaviour, Place, Process
+from tests.fixtures import postgres
+from tests.parents import debian
+from tests.parents.app import SERVICE, App, Behaviour, MissingError, Place, Process
 from tests.parents.python import environment
 
 _EVERY = tuple(Behaviour)
+_DATABASE = (Behaviour.DATABASE,)
 _DJANGO = (Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.DATABASE, Behaviour.BODY)
 
 
@@ -51,11 +54,76 @@ def _uwsgi(*words: str) -> Callable[[Place], Sequence[Process]]:
     return start
 
 
+def _install_all() -> None:
+    """Brings PostgreSQL, too."""
+    environment.install()
+    debian.installs_all(postgres.PACKAGE)()
+
+
+_APACHE = """\
+ServerRoot {folder}
+ServerName test
+PidFile apache.pid
+ErrorLog apache.log
+Listen 127.0.0.1:{port}
+User nobody
+Group nogroup
+LoadModule mpm_event_module {modules}/mod_mpm_event.so
+LoadModule authz_core_module {modules}/mod_authz_core.so
+LoadModule wsgi_module {modules}/mod_wsgi.so
+KeepAliveTimeout 30
+MaxKeepAliveRequests 0
+WSGISocketPrefix {folder}/wsgi
+WSGIScriptAlias / {folder}/site.wsgi
+{process}
+"""
+_EMBEDDED = "WSGIPythonPath {path}"
+_DAEMON = "WSGIDaemonProcess app processes=2 threads=16 python-path={path}\nWSGIProcessGroup app"
+
+
+def _mod_wsgi(process: str) -> Callable[[Place], Sequence[Process]]:
+    """Apache with mod_wsgi, which runs this Debian's Python with the environment's packages."""
+
+    def start(place: Place) -> Sequence[Process]:
+        (place.folder / "site.wsgi").write_text("from wsgi import app as application\n")
+        path = f"{environment.packages()}:{environment.FOLDER}"
+        file = place.folder / "apache.conf"
+        file.write_text(
+            _APACHE.format(
+                folder=place.folder,
+                port=place.port,
+                modules="/usr/lib/apache2/modules",
+                process=process.format(path=path),
+            )
+        )
+        variables = environment.environment()
+        return [Process(["apache2", "-D", "FOREGROUND", "-f", str(file)], environment=variables)]
+
+    return start
+
+
+def _install_mod_wsgi() -> None:
+    debian.installs_all("apache2-bin", "libapache2-mod-wsgi-py3")()
+    packages = environment.packages().parent.name
+    if not Path("/usr/lib", packages).is_dir():
+        raise MissingError(f"mod_wsgi has not {packages}, for which the packages are")
+
+
 def _celery(place: Place) -> Sequence[Process]:
     """Flask, and the workers that make its calls."""
     (web,) = _gunicorn("tasks:app", "--worker-class", "gthread", "--threads", "32")(place)
     words = ("--app", "tasks:celery", "worker", "--concurrency", "4", "--loglevel", "ERROR")
     (worker,) = _python("-m", "celery", *words)(place)
+    return [replace(web, name="web"), replace(worker, name="worker")]
+
+
+def _rq(place: Place) -> Sequence[Process]:
+    """Flask, and a worker that forks a process for each job."""
+    (web,) = _gunicorn("jobs:app", "--worker-class", "gthread", "--threads", "32")(place)
+    rq = str(environment.directory() / "bin/rq")
+    address = f"redis://127.0.0.1:{place.redis}/2"
+    pool = ("worker-pool", "--num-workers", "4", "--url", address, "--quiet")
+    (worker,) = _python(rq, *pool)(place)
     return [replace(web, name="web"), replace(worker, name="worker")]
 
 
@@ -78,6 +146,12 @@ def _app(
     )
 
 
+def _on_postgres(name: str, title: str, start: Callable[[Place], Sequence[Process]]) -> App:
+    return replace(_app(name, title, start, _DATABASE), install=_install_all, postgres=True)
+
+
+# Not in the grid: a process for each job takes too long for all its requests.
+RQ = _app("rq", "Flask, RQ, requests", _rq, (Behaviour.POOL,))
 APPS = (
     _app(
         "fastapi-asyncio",
@@ -93,6 +167,16 @@ APPS = (
     ),
     _app(
         "fastapi-threads", "FastAPI with `def` handlers, requests", _uvicorn("threads:app"), _EVERY
+    ),
+    _on_postgres(
+        "fastapi-postgres",
+        "FastAPI, uvicorn with uvloop, asyncpg with a pool, httpx",
+        _uvicorn("asgi:app", "--loop", "uvloop"),
+    ),
+    _on_postgres(
+        "fastapi-threads-postgres",
+        "FastAPI with `def` handlers, psycopg with a pool, requests",
+        _uvicorn("threads:app"),
     ),
     _app(
         "fastapi-hypercorn",
@@ -124,6 +208,11 @@ APPS = (
         "Flask, gunicorn gthread, requests",
         _gunicorn("wsgi:app", "--worker-class", "gthread", "--threads", "32"),
         _EVERY,
+    ),
+    _on_postgres(
+        "flask-postgres",
+        "Flask, gunicorn gthread, psycopg with a pool, requests",
+        _gunicorn("wsgi:app", "--worker-class", "gthread", "--threads", "32"),
     ),
     _app(
         "flask-run",
@@ -162,6 +251,15 @@ APPS = (
         "Flask, gunicorn gevent, requests",
         _gunicorn("wsgi:app", "--worker-class", "gevent"),
         _EVERY,
+    ),
+    replace(
+        _app("mod-wsgi", "Flask, mod_wsgi in Apache, requests", _mod_wsgi(_EMBEDDED)),
+        install=_install_mod_wsgi,
+    ),
+    # Apache hands requests over in mod_wsgi's own protocol: its calls have no parent
+    replace(
+        _app("mod-wsgi-daemon", "Flask, mod_wsgi as a daemon, requests", _mod_wsgi(_DAEMON)),
+        install=_install_mod_wsgi,
     ),
     # nothing says for which request a task was queued: its calls have no parent
     _app("celery", "Flask, Celery, requests", _celery, (Behaviour.POOL,)),

@@ -7,17 +7,12 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 
+import databases
 import httpx
-import redis.asyncio as redis
 from fastapi import BackgroundTasks, FastAPI, Request
 
 BACKEND = os.environ["BACKEND"]
 client = httpx.AsyncClient(timeout=20, limits=httpx.Limits(max_connections=None))
-cache = redis.Redis(
-    connection_pool=redis.BlockingConnectionPool(
-        port=int(os.environ["REDIS_PORT"]), max_connections=4
-    )
-)
 
 
 async def poll() -> None:
@@ -29,9 +24,10 @@ async def poll() -> None:
 
 
 @contextlib.asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     task = asyncio.create_task(poll()) if os.environ.get("POLLER") else None
-    yield
+    async with databases.for_tasks() as app.state.ask:
+        yield
     if task:
         task.cancel()
 
@@ -57,7 +53,7 @@ async def sleep(id: int) -> str:  # noqa: A002
 
 @app.get("/database")
 async def database(id: int) -> str:  # noqa: A002
-    await cache.get("key")
+    await app.state.ask()
     return await call(id)
 
 

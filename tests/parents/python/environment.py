@@ -12,8 +12,8 @@ from pathlib import Path
 from tests.fixtures import cache as kept
 from tests.parents.app import MissingError
 
-_FOLDER = Path(__file__).parent
-_PINNED = _FOLDER / "requirements.txt"
+FOLDER = Path(__file__).parent  # the applications
+_PINNED = FOLDER / "requirements.txt"
 
 
 @cache
@@ -43,6 +43,12 @@ def python() -> str:
     return str(directory() / "bin/python")
 
 
+def packages() -> Path:
+    """The directory with the packages."""
+    (found,) = (directory() / "lib").glob("python3.*/site-packages")
+    return found
+
+
 def environment() -> dict[str, str]:
     """The variables with which the programs of this folder are found."""
-    return {"PYTHONPATH": str(_FOLDER), "PYTHONDONTWRITEBYTECODE": "1"}
+    return {"PYTHONPATH": str(FOLDER), "PYTHONDONTWRITEBYTECODE": "1"}

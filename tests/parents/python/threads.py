@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
-import redis
+import databases
 import requests
 from fastapi import BackgroundTasks, Body, FastAPI
 from requests.adapters import HTTPAdapter
@@ -17,11 +17,7 @@ from requests.adapters import HTTPAdapter
 BACKEND = os.environ["BACKEND"]
 session = requests.Session()
 session.mount("http://", HTTPAdapter(pool_maxsize=40))
-cache = redis.Redis(
-    connection_pool=redis.BlockingConnectionPool(
-        port=int(os.environ["REDIS_PORT"]), max_connections=4
-    )
-)
+ask = databases.for_threads()
 workers = ThreadPoolExecutor(16)
 
 
@@ -60,7 +56,7 @@ def sleep(id: int) -> str:  # noqa: A002
 
 @app.get("/database")
 def database(id: int) -> str:  # noqa: A002
-    cache.get("key")
+    ask()
     return call(id)
 
 

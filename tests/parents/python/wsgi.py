@@ -7,7 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import redis
+import databases
 import requests
 from flask import Flask, Response, request
 from requests.adapters import HTTPAdapter
@@ -16,11 +16,7 @@ BACKEND = os.environ["BACKEND"]
 app = Flask(__name__)
 session = requests.Session()
 session.mount("http://", HTTPAdapter(pool_maxsize=40))
-cache = redis.Redis(
-    connection_pool=redis.BlockingConnectionPool(
-        port=int(os.environ["REDIS_PORT"]), max_connections=4
-    )
-)
+ask = databases.for_threads()
 workers = ThreadPoolExecutor(16)
 
 
@@ -53,7 +49,7 @@ def sleep() -> str:
 
 @app.get("/database")
 def database() -> str:
-    cache.get("key")
+    ask()
     return call(request.args["id"])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tests.fixtures import nginx
+from tests.fixtures import debian_root, nginx
 from tests.parents.app import SERVICE, App, Behaviour, Place, Process
 from tests.parents.debian import installs_all
 from tests.parents.ruby import releases
@@ -78,6 +78,60 @@ def _unicorn_behind(place: Place, _: str) -> Process:
     inner = f"{releases.LIBRARY}/{place.port}.socket"
     listens = releases.directory("unicorn") / inner.lstrip("/")
     return replace(_unicorn(place, inner), listens=listens)
+
+
+_APACHE = """\
+ServerRoot {library}
+ServerName test
+PidFile {library}/apache-{port}.pid
+ErrorLog {library}/apache-{port}.log
+Listen 127.0.0.1:{port}
+User nobody
+Group nogroup
+LoadModule mpm_event_module {modules}/mod_mpm_event.so
+LoadModule authz_core_module {modules}/mod_authz_core.so
+LoadModule env_module {modules}/mod_env.so
+LoadModule passenger_module {modules}/mod_passenger.so
+KeepAliveTimeout 30
+MaxKeepAliveRequests 0
+PassengerRoot /usr/lib/ruby/vendor_ruby/phusion_passenger/locations.ini
+PassengerRuby /usr/bin/ruby
+PassengerUserSwitching off
+PassengerDefaultUser nobody
+PassengerMaxPoolSize 8
+PassengerInstanceRegistryDir /tmp
+PassengerAppRoot {library}
+PassengerAppEnv production
+PassengerDisableSecurityUpdateCheck on
+PassengerDisableAnonymousTelemetry on
+DocumentRoot {library}/public
+{variables}
+"""
+
+
+def _passenger(place: Place) -> Sequence[Process]:
+    """Apache with Passenger, which starts the application."""
+    root = releases.directory("passenger")
+    inner = root / releases.LIBRARY.lstrip("/")
+    (inner / "public").mkdir(exist_ok=True)
+    # its packages are not configured
+    (root / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
+    (root / "tmp").chmod(0o1777)
+    if not (root / "bin/sh").is_symlink():
+        (root / "bin/sh").symlink_to("dash")
+    variables = {**place.environment, "FOLDER": releases.LIBRARY}
+    (inner / f"apache-{place.port}.conf").write_text(
+        _APACHE.format(
+            library=releases.LIBRARY,
+            port=place.port,
+            modules="/usr/lib/apache2/modules",
+            variables="\n".join(f'SetEnv {name} "{value}"' for name, value in variables.items()),
+        )
+    )
+    words = ["-D", "FOREGROUND", "-f", f"{releases.LIBRARY}/apache-{place.port}.conf"]
+    # it reads the environment of process 1
+    return [Process(debian_root.alone(root, ["apache2", *words]))]
 
 
 def _app(
@@ -154,6 +208,18 @@ APPS = (
         lambda place: [_unicorn(place, f"127.0.0.1:{place.port}", "")],
         _PROCESSES,
         releases.installs("unicorn"),
+    ),
+    # Passenger hands requests over in a protocol of its own: its calls have no parent. It starts
+    # the application with the first request: there is nothing to follow before.
+    replace(
+        _app(
+            "passenger",
+            "Sinatra on Passenger in Apache, Net::HTTP",
+            _passenger,
+            (Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.BODY),
+            releases.installs("passenger"),
+        ),
+        follows="",
     ),
     _app(
         "nginx-unicorn",

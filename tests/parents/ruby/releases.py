@@ -16,6 +16,7 @@ ROOTS: Mapping[str, Root] = {
     "4.3": debian_root.PUMA_4,
     "6.6": debian_root.PUMA_6,
     "8.0": debian_root.PUMA_8,
+    "passenger": debian_root.PASSENGER,
     "unicorn": debian_root.UNICORN,
 }
 LIBRARY = str(_INNER)  # where the programs of this folder are, in each root
