@@ -1,19 +1,16 @@
 """The provider for proxies: HAProxy, Varnish and nginx.
 
-proxies.bpf.o finds what it reads of a file in tl_proxy_bins, by the index in the cookies of its
-probes. An index is never given twice in a run: what the programs know of streams holds only while
-the same probes are there. Each process of the file gets an entry in tl_runtimes once its file is
-probed: from then on only the probes say which request a call is for.
+proxies.bpf.o finds what it reads of a file in tl_proxy_bins (binaries.py). Each process of the file
+gets an entry in tl_runtimes once its file is probed: from then on only the probes say which request
+a call is for.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from throughline.bpf import libbpf, maps
@@ -23,14 +20,14 @@ from throughline.host import executed
 from throughline.probes import arch
 from throughline.probes.provider import Answer, Found, Probed, Process
 from throughline.probes.site import Site
+from throughline.runtimes.binaries import KEY_BYTES, Binaries, FullError
 from throughline.runtimes.proxies import haproxy, nginx, varnish
 from throughline.runtimes.proxies.proxy import Proxy, UnsupportedError
 from throughline.steps import Turns
 
 log = logging.getLogger(__name__)
 
-_MAX_INDEX = (1 << 16) - 1  # tl_runtime.binary
-_KEY_BYTES = 8  # tl_process_key() in bpf/core/process.h
+_OTHERS = {"tl_proxy_threads": maps.U32.size, "tl_hap_streams": KEY_BYTES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +53,15 @@ class ProxyProvider:
     ) -> None:
         """`without`: programs that this kernel refuses."""
         self.failures: Counter[str] = Counter()
-        self._binaries = loaded.map_fd("tl_proxy_bins")
-        self._agent = loaded.map_fd("tl_proxy_agent")
         self._runtimes = Runtimes(loaded.map_fd("tl_runtimes"))
         self._without = frozenset(without)
         self._proc = proc
-        self._found: dict[int, Proxy] = {}  # by index
         self._known: dict[int, _Known] = {}  # by process id
-        self._indices = itertools.count(1)
-        _forget(loaded, self._runtimes)
-        self._tell(os.getpid())
+        for kind in KINDS["proxies"]:
+            self._runtimes.clear(kind)
+        self._binaries = Binaries[Proxy](
+            loaded, table="tl_proxy_bins", agent="tl_proxy_agent", others=_OTHERS
+        )
 
     @classmethod
     def make(cls, loaded: Mapping[str, libbpf.Object], without: Collection[str]) -> ProxyProvider:
@@ -83,16 +79,11 @@ class ProxyProvider:
             return Answer.NOT_MINE
         if found is None or not self._without.isdisjoint(site.program for site in found.sites):
             return Answer.NOT_MINE
-        index = next(self._indices)
         try:
-            if index > _MAX_INDEX:
-                raise OverflowError
-            maps.update(self._binaries, maps.U32.pack(index), found.packed)
-        except (OSError, OverflowError):
+            return self._binaries.add(found, packed=found.packed, sites=found.sites)
+        except FullError:
             self.failures["too_many_programs"] += 1
             return Answer.NOT_MINE
-        self._found[index] = found
-        return Found(tuple(replace(site, cookie=index) for site in found.sites))
 
     def tick(self, probed: Sequence[Probed]) -> Turns[None]:
         """Tells the programs of processes that have come."""
@@ -113,17 +104,15 @@ class ProxyProvider:
 
     def describe(self, found: Probed) -> Mapping[str, str]:
         """Which proxy it is."""
-        return {"version": self._found[found.sites[0].cookie].name}
+        return {"version": self._binaries.of(found).name}
 
     def leaving(self, sites: Sequence[Site]) -> None:
         """From now on nothing is known of its processes' streams."""
-        index = sites[0].cookie
-        maps.delete(self._binaries, maps.U32.pack(index))
-        self._found.pop(index, None)
+        self._binaries.remove(sites)
 
     def close(self) -> None:
         """The probes are gone."""
-        self._tell(0)
+        self._binaries.close()
 
     def _look(self, process: Process, index: int) -> bool:
         """Returns whether the programs have been told of a process."""
@@ -133,24 +122,8 @@ class ProxyProvider:
             if (self._proc / str(process.pid)).exists():  # else it has ended
                 self.failures["process_unreadable"] += 1
             return False
-        entry = Entry(self._found[index].kind, index, 0, process.born, word.address, word.value)
+        entry = Entry(
+            self._binaries.at(index).kind, index, 0, process.born, word.address, word.value
+        )
         self._runtimes.tell(process.pid, entry)
         return True
-
-    def _tell(self, pid: int) -> None:
-        maps.update(self._agent, maps.U32.pack(0), maps.U32.pack(pid))
-
-
-def _forget(loaded: libbpf.Object, runtimes: Runtimes) -> None:
-    """Removes what an earlier run has found: streams have come and gone unseen since."""
-    tables = (
-        ("tl_proxy_bins", maps.U32.size),
-        ("tl_proxy_threads", maps.U32.size),
-        ("tl_hap_streams", _KEY_BYTES),
-    )
-    for name, size in tables:
-        table = loaded.map_fd(name)
-        for key in list(maps.keys(table, size)):
-            maps.delete(table, key)
-    for kind in KINDS["proxies"]:
-        runtimes.clear(kind)

@@ -1,24 +1,21 @@
 """The provider for CPython: where contexts are copied and freed, and greenlets made and run.
 
-python.bpf.o finds the layout of an interpreter in tl_python_bins, by the index in the cookies of
-its probes. An index is never given twice in a run: what the programs know of contexts holds only
-while the same probes are there.
+python.bpf.o finds the layout of an interpreter in tl_python_bins (binaries.py).
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from throughline.bpf import abi, libbpf, maps
+from throughline.bpf import abi, libbpf
 from throughline.bpf.runtimes import Runtimes
 from throughline.probes.provider import Answer, Found, Probed
 from throughline.probes.site import Site
+from throughline.runtimes.binaries import KEY_BYTES, Binaries, FullError
 from throughline.runtimes.python import greenlets, interpreter
 from throughline.runtimes.python.workers import Workers
 from throughline.steps import Turns
@@ -26,10 +23,7 @@ from throughline.steps import Turns
 log = logging.getLogger(__name__)
 
 _GREENLET = "greenlet"  # instead of a version
-_PID_BYTES = _INDEX_BYTES = 4
-_KEY_BYTES = 8  # tl_process_key() in bpf/core/process.h
 _GREENLETS = {"tl_py_spawned", "tl_py_switched"}  # the programs for greenlets
-_MAX_INDEX = (1 << 16) - 1  # tl_runtime.binary
 
 
 class PythonProvider:
@@ -46,15 +40,16 @@ class PythonProvider:
     ) -> None:
         """`without`: programs that this kernel refuses."""
         self.failures: Counter[str] = Counter()
-        self._binaries = loaded.map_fd("tl_python_bins")
-        self._agent = loaded.map_fd("tl_py_agent")
         self._without = frozenset(without)
-        self._versions: dict[int, str] = {}  # by index
-        self._indices = itertools.count(1)
         runtimes = Runtimes(loaded.map_fd("tl_runtimes"))
         self._workers = Workers(runtimes, self.failures, proc)
-        _forget(loaded, runtimes)
-        self._tell(os.getpid())
+        _forget(runtimes)
+        self._binaries = Binaries[str](
+            loaded,
+            table="tl_python_bins",
+            agent="tl_py_agent",
+            others={"tl_py_contexts": KEY_BYTES},
+        )
 
     @classmethod
     def make(cls, loaded: Mapping[str, libbpf.Object], without: Collection[str]) -> PythonProvider:
@@ -75,16 +70,11 @@ class PythonProvider:
         return self._found(sites, greenlets.PACKED, _GREENLET) if sites else Answer.NOT_MINE
 
     def _found(self, sites: Sequence[Site], packed: bytes, version: str) -> Found | Answer:
-        index = next(self._indices)
         try:
-            if index > _MAX_INDEX:
-                raise OverflowError
-            maps.update(self._binaries, index.to_bytes(_INDEX_BYTES, "little"), packed)
-        except (OSError, OverflowError):
+            return self._binaries.add(version, packed=packed, sites=sites)
+        except FullError:
             self.failures["too_many_programs"] += 1
             return Answer.NOT_MINE
-        self._versions[index] = version
-        return Found(tuple(replace(site, cookie=index) for site in sites))
 
     def tick(self, probed: Sequence[Probed]) -> Turns[None]:
         """Tells the programs which processes run a server of threads."""
@@ -92,37 +82,28 @@ class PythonProvider:
         switching: list[Probed] = []
         for file in probed:
             if file.sites and not file.refused:
-                of = switching if self._versions[file.sites[0].cookie] == _GREENLET else pythons
+                of = switching if self._binaries.of(file) == _GREENLET else pythons
                 of.append(file)
         yield from self._workers.tick(pythons, switching)
 
     def describe(self, found: Probed) -> Mapping[str, str]:
         """The version of Python."""
-        return {"version": self._versions[found.sites[0].cookie]}
+        return {"version": self._binaries.of(found)}
 
     def leaving(self, sites: Sequence[Site]) -> None:
         """From now on nothing is known of the contexts of its processes."""
-        index = sites[0].cookie
-        maps.delete(self._binaries, index.to_bytes(_INDEX_BYTES, "little"))
-        self._versions.pop(index, None)
+        self._binaries.remove(sites)
 
     def close(self) -> None:
         """The probes are gone."""
-        self._tell(0)
-
-    def _tell(self, pid: int) -> None:
-        maps.update(self._agent, bytes(_INDEX_BYTES), pid.to_bytes(_PID_BYTES, "little"))
+        self._binaries.close()
 
 
-def _forget(loaded: libbpf.Object, runtimes: Runtimes) -> None:
+def _forget(runtimes: Runtimes) -> None:
     """Removes what an earlier run has found: contexts have come and gone unseen since.
 
     Which processes run a server of threads stays known, under no index.
     """
-    for name, size in (("tl_python_bins", _INDEX_BYTES), ("tl_py_contexts", _KEY_BYTES)):
-        table = loaded.map_fd(name)
-        for key in list(maps.keys(table, size)):
-            maps.delete(table, key)
     for pid, entry in runtimes.of_kind(abi.RuntimeKind.RUNTIME_PYTHON):
         if entry.flags & abi.RuntimeFlags.RUNTIME_WORKERS:
             runtimes.tell(pid, replace(entry, binary=0))
