@@ -54,7 +54,8 @@ __noinline int tl_memory_chunk(TL_FLOW, __u64 address, __u32 left, __u32 directi
 /*
  * Parses up to TL_CHUNKS_MAX chunks, and acts on them. Returns how many bytes it has parsed, 0 when
  * the rest need not be parsed, -1 when it is not HTTP. A global function: a call may write more
- * chunks than the verifier would walk in one loop.
+ * chunks than the verifier would walk in one loop. tl_packet_chunks() in io/stream.h is the same for
+ * packets: a global function cannot be given the one that reads.
  */
 __noinline int tl_memory_chunks(TL_FLOW, __u64 address, __u32 left, __u32 direction)
 {

@@ -28,6 +28,7 @@ PAGES = sorted(
         ROOT / "tests/README.md",
     ]
 )
+GENERATED = (DOCS / "reference/bench.md", DOCS / "reference/bench-go.md")  # with long lines
 CONFIGURATION = DOCS / "operator/configure.md"
 # Variables that are no setting: where the file is, what the launcher does, what is ignored.
 OTHER_VARIABLES = {
@@ -62,6 +63,18 @@ def rows(path: Path) -> Iterator[list[str]]:
     for line in prose(path).splitlines():
         if line.startswith("|"):
             yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+# -- form ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", [one for one in PAGES if one not in GENERATED], ids=lambda path: path.stem
+)
+def test_lines_have_at_most_120_columns(path: Path) -> None:
+    """Rows of tables, pictures and code blocks cannot be wrapped."""
+    for line in prose(path).splitlines():
+        assert len(line) <= 120 or line.startswith(("|", "![")), f"{path}: {line}"
 
 
 # -- links -----------------------------------------------------------------------------------------
