@@ -73,6 +73,12 @@ def test_a_job_of_a_queue_has_no_parent(proven: Bench, app: App) -> None:
     assert result.reasons["root_no_context"] == 23
 
 
+@pytest.mark.parametrize(("name", "right"), [("mod-wsgi", REQUESTS), ("mod-wsgi-daemon", 0)])
+def test_mod_wsgi(proven: Bench, name: str, right: int) -> None:
+    """Apache's threads run the application, or hand requests over in a protocol of mod_wsgi's."""
+    assert run(proven, named(name), AT_ONCE).right == right
+
+
 @pytest.mark.parametrize("name", ["flask-app-run", "flask-waitress"])
 def test_other_servers_prove_nothing(proven: Bench, name: str) -> None:
     """`python app.py` may do anything with its threads. waitress reads in one, calls in others."""
