@@ -200,6 +200,7 @@ enum tl_counter {
 	TL_PARENT_NODE,
 	TL_ROOT_NODE_TASK, /* Node.js: a call that no request has made */
 	TL_ROOT_NODE_UNKNOWN, /* Node.js: a call of a request whose read was not seen, or of another thread */
+	TL_ROOT_RUNTIME_UNREADABLE, /* the process may run a known runtime: its memory could not be read */
 	TL_COUNTERS,
 };
 

@@ -32,6 +32,8 @@ struct tl_runtime {
 	__u16 binary; /* in the table of the runtime: where its files keep what is read */
 	__u8 kind; /* enum tl_runtime_kind */
 	__u8 flags; /* enum tl_runtime_flags */
+	__u32 executed; /* how many programs it had executed, and 1, when it had the word; 0: not known */
+	__u8 _pad[4];
 };
 
 /*

@@ -20,12 +20,13 @@
  */
 __noinline int tl_work_reads(__u64 key, __u64 socket)
 {
-	struct tl_runtime *runtime = tl_runtime_of_reader(tl_process_id());
+	__u32 pid = tl_process_id();
+	struct tl_runtime *runtime = tl_runtime_of_reader(pid);
 
 	/* clang passes nothing for an argument that is not used: verifiers refuse that */
 	asm volatile("" ::"r"(key), "r"(socket));
 	if (!runtime)
-		return false;
+		return tl_runtime_is_unreadable(pid);
 	switch (runtime->kind) {
 	case TL_RUNTIME_PYTHON:
 		return tl_python_reads(runtime, key, socket);
@@ -120,10 +121,10 @@ __noinline int tl_work_answers(__u64 key, __u64 socket)
  */
 __noinline __u64 tl_work_request(__u32 pid)
 {
-	const struct tl_runtime *runtime = tl_runtime_here(pid);
+	const struct tl_runtime *runtime = tl_runtime_of(pid);
 
 	if (!runtime)
-		return 0;
+		return tl_runtime_is_unreadable(pid) ? TL_ROOT_RUNTIME_UNREADABLE : 0;
 	switch (runtime->kind) {
 	case TL_RUNTIME_PYTHON:
 		return tl_python_request(runtime);
@@ -141,7 +142,7 @@ __noinline __u64 tl_work_request(__u32 pid)
 __noinline __u64 tl_work_passes_on(__u32 pid, __u64 socket)
 {
 #ifndef TL_LEGACY
-	const struct tl_runtime *runtime = tl_runtime_here(pid);
+	const struct tl_runtime *runtime = tl_runtime_of(pid);
 
 	asm volatile("" ::"r"(socket));
 	if (runtime && tl_is_proxy(runtime))

@@ -26,31 +26,63 @@ static __always_inline bool tl_runs_workers(const struct tl_runtime *runtime)
 	return (runtime->flags & both) == both;
 }
 
-/* Does the word that the entry names have its value? */
-static __always_inline bool tl_runtime_fits(const struct tl_runtime *runtime)
+enum tl_fits {
+	TL_FITS_NOT = 0, /* the process executes another program */
+	TL_FITS,
+	TL_FITS_UNREADABLE, /* its word is in no page that is in memory now */
+};
+
+/*
+ * Does the process, which began when the entry says, still execute what the entry was made for? Its
+ * word tells that. A program cannot wait for the page of the word: it may be swapped out, since
+ * nothing else uses it. So the word is read once, and then the number of programs tells.
+ */
+static __always_inline enum tl_fits tl_runtime_fits(struct tl_runtime *runtime)
 {
-	return !runtime->check_at || tl_user_word(runtime->check_at) == runtime->check;
+	__u32 executed = TL_READ(tl_current_task(), self_exec_id) + 1;
+	__u64 word = 0;
+
+	if (!runtime->check_at || runtime->executed == executed)
+		return TL_FITS;
+	if (runtime->executed)
+		return TL_FITS_NOT;
+	if (bpf_probe_read_user(&word, sizeof(word), (void *)runtime->check_at))
+		return TL_FITS_UNREADABLE;
+	if (word != runtime->check)
+		return TL_FITS_NOT;
+	runtime->executed = executed;
+	return TL_FITS;
 }
 
-/* What is known of the runtime of the current process, whose id is `pid`, or NULL. */
-static __always_inline struct tl_runtime *tl_runtime_of(__u32 pid)
-{
-	struct tl_runtime *runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
-
-	if (!runtime || tl_process_born() != runtime->born)
-		return NULL;
-	return tl_runtime_fits(runtime) ? runtime : NULL;
-}
-
-/* The same, in a global function that has no stack left for another one. */
-static __always_inline struct tl_runtime *tl_runtime_here(__u32 pid)
+/*
+ * Does an entry hold for the current process, whose id is `pid`? enum tl_fits. A global function,
+ * which verifiers walk once.
+ */
+__noinline int tl_runtime_state(__u32 pid)
 {
 	struct task_struct *leader = TL_READ(tl_current_task(), group_leader);
 	struct tl_runtime *runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
 
 	if (!runtime || !tl_is_born(leader, runtime->born))
+		return TL_FITS_NOT;
+	return tl_runtime_fits(runtime);
+}
+
+/* What is known of the runtime of the current process, or NULL. */
+static __always_inline struct tl_runtime *tl_runtime_of(__u32 pid)
+{
+	if (tl_runtime_state(pid) != TL_FITS)
 		return NULL;
-	return tl_runtime_fits(runtime) ? runtime : NULL;
+	return bpf_map_lookup_elem(&tl_runtimes, &pid);
+}
+
+/*
+ * There is no tl_runtime_of(): may the entry hold nevertheless? Then nothing is evidence, as where
+ * it holds.
+ */
+static __always_inline bool tl_runtime_is_unreadable(__u32 pid)
+{
+	return tl_runtime_state(pid) == TL_FITS_UNREADABLE;
 }
 
 #ifndef TL_LEGACY
@@ -73,7 +105,7 @@ static __always_inline struct tl_runtime *tl_runtime_of_reader(__u32 pid)
 	struct tl_runtime *runtime = tl_runtime_of(pid);
 #ifndef TL_LEGACY
 	struct tl_runtime *known, fresh;
-	__u64 parent;
+	__u64 parent, word = 0;
 	__u32 parent_pid;
 
 	if (runtime && (runtime->kind != TL_RUNTIME_PYTHON || runtime->check_at))
@@ -81,15 +113,22 @@ static __always_inline struct tl_runtime *tl_runtime_of_reader(__u32 pid)
 	parent = tl_parent_process();
 	parent_pid = parent >> 32;
 	known = bpf_map_lookup_elem(&tl_runtimes, &parent_pid);
-	if (!known || !(known->flags & TL_RUNTIME_SETTLED) || (__u32)parent != known->born ||
-	    tl_user_word(known->check_at) != known->check)
+	if (!known || !(known->flags & TL_RUNTIME_SETTLED) || (__u32)parent != known->born)
 		return runtime;
+	if (bpf_probe_read_user(&word, sizeof(word), (void *)known->check_at)) {
+		/* an entry of its own tells that it may be such a server */
+		if (runtime)
+			return runtime;
+	} else if (word != known->check) {
+		return runtime;
+	}
 	fresh = *known;
 	fresh.born = tl_process_born();
+	fresh.executed = 0;
 	fresh.flags = TL_RUNTIME_SETTLED | (runtime ? runtime->flags : 0);
 	fresh.flags |= known->kind == TL_RUNTIME_RUBY ? known->flags : TL_RUNTIME_WORKERS;
 	bpf_map_update_elem(&tl_runtimes, &pid, &fresh, BPF_ANY);
-	runtime = bpf_map_lookup_elem(&tl_runtimes, &pid);
+	runtime = tl_runtime_of(pid);
 #endif
 	return runtime;
 }

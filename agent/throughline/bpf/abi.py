@@ -191,7 +191,8 @@ class Counter(IntEnum):
     PARENT_NODE = 115
     ROOT_NODE_TASK = 116
     ROOT_NODE_UNKNOWN = 117
-    COUNTERS = 118
+    ROOT_RUNTIME_UNREADABLE = 118
+    COUNTERS = 119
 
 
 class Go(IntEnum):
@@ -512,9 +513,10 @@ class Runtime(NamedTuple):
     binary: int
     kind: int
     flags: int
+    executed: int
 
 
-RUNTIME = Struct("<3QIH2B")
+RUNTIME = Struct("<3QIH2BI4x")
 
 
 class JavaBinary(NamedTuple):

@@ -52,6 +52,7 @@ class Runtimes:
                 binary=entry.binary,
                 kind=entry.kind,
                 flags=entry.flags,
+                executed=0,  # the programs look at the word
             )
         )
         maps.update(self._fd, maps.U32.pack(pid), value)
