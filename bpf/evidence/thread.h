@@ -305,6 +305,7 @@ static __always_inline void tl_thread_answers(struct tl_flow *flow)
 
 	if (flow->exchange.flags & TL_EXCHANGE_RESPONDING || !key)
 		return;
+	tl_work_answers(key, flow->endpoints.socket);
 	request = bpf_map_lookup_elem(&tl_requests, &key);
 	reader = request ? request->reader : 0;
 	if (!reader || !tl_is_request(request, key))

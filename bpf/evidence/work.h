@@ -114,6 +114,17 @@ __noinline int tl_work_answers(__u64 key, __u64 socket)
 	return 0;
 }
 
+/* The connection `socket`, or the request that was served there, has ended. A global function, as above. */
+__noinline int tl_work_ends(__u64 socket)
+{
+	asm volatile("" ::"r"(socket));
+#ifndef TL_LEGACY
+	tl_serves_no_more(&tl_serving, socket);
+#endif
+	tl_serves_no_more(&tl_ruby_served, socket);
+	return 0;
+}
+
 /*
  * The key of the request that the current unit of work works for, or the reason why that is not
  * known (enum tl_counter). 0: units cannot be told in this process. A key is never as small as a

@@ -95,13 +95,8 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	http = direction == TL_IN ? &flow->in : &flow->out;
 	if (flow->role == TL_ROLE_SERVER) {
 		if (direction == TL_OUT) {
-			if (tl_by_writer(sk)) {
-				if (!(flow->exchange.flags & TL_EXCHANGE_RESPONDING) &&
-				    flow->exchange.request)
-					tl_work_answers(flow->exchange.request,
-							flow->endpoints.socket);
+			if (tl_by_writer(sk))
 				tl_thread_answers(flow);
-			}
 			tl_responds(flow);
 			http->flags |= TL_HTTP_RESPONSE;
 		}
@@ -287,8 +282,10 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 	if (newstate != BPF_TCP_CLOSE && oldstate != BPF_TCP_ESTABLISHED)
 		return 0;
 	tl_closes(TL_FLOW_FIND(sk, cookie), TL_TEXT_FIND(sk, cookie), newstate);
-	if (newstate == BPF_TCP_CLOSE)
+	if (newstate == BPF_TCP_CLOSE) {
 		tl_socket_ends(cookie);
+		tl_work_ends(cookie);
+	}
 	return 0;
 }
 

@@ -278,6 +278,9 @@ static __always_inline void tl_unix_ends_exchange(struct tl_unix *server, struct
 {
 	if (server && server->flow.exchange.flags & TL_EXCHANGE_ACTIVE)
 		tl_flow_ends(&server->flow, text, status, end);
+	/* no program sees when a Unix socket ends */
+	if (server)
+		tl_work_ends(server->flow.endpoints.socket);
 	if (client->flow.exchange.flags & TL_EXCHANGE_ACTIVE)
 		tl_flow_ends(&client->flow, text, status, end);
 	client->arrived = 0;

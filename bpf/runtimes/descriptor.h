@@ -11,13 +11,14 @@
 
 #include "core/maps.h"
 #include "core/process.h"
+#include "trace/request.h"
 
 #define TL_S_IFMT 00170000
 #define TL_S_IFSOCK 0140000
 
 /*
  * By socket cookie: the request that was read on it last. Kept for processes whose runtime asks by
- * connection (evidence/work.h). An entry has no effect once its request has ended.
+ * connection (evidence/work.h). Where there is no entry, the request has ended.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -32,6 +33,19 @@ static __always_inline void tl_serves(__u64 socket, __u64 key)
 {
 	if (socket)
 		bpf_map_update_elem(&tl_serving, &socket, &key, BPF_ANY);
+}
+
+/*
+ * The connection `socket`, or its request, has ended: removes its entry from `map`, of whose values a
+ * request is the first part. Inside of TLS the request may outlast the connection.
+ */
+static __always_inline void tl_serves_no_more(void *map, __u64 socket)
+{
+	const __u64 *served = bpf_map_lookup_elem(map, &socket);
+	__u64 key = served ? *served : 0;
+
+	if (key && !bpf_map_lookup_elem(&tl_requests, &key))
+		bpf_map_delete_elem(map, &socket);
 }
 
 /* The socket behind a descriptor of the current process, or 0. */

@@ -34,7 +34,7 @@ enum tl_py_flags {
 struct tl_py_node {
 	__u64 parent; /* the node that it is a copy of, or 0 */
 	__u64 owner; /* the server connection (cookie) that is read in it or below it, or 0 */
-	__u64 request; /* key of the request that it was copied for, or 0 */
+	__u64 request; /* that it was copied for: see tl_py_request_of() */
 	__u32 binary; /* index of the file whose probes have seen it begin */
 	__u8 flags; /* enum tl_py_flags */
 	__u8 learnt; /* copies right after a read */
@@ -174,7 +174,8 @@ static __always_inline void tl_py_find_place(__u64 context, const struct tl_py_t
 }
 
 /*
- * The key of the request that a node belongs to; 0 where there is none. `depth` bounds the way up.
+ * The key of the request that a node belongs to; TL_ROOT_PARENT_ENDED where it has ended, 0 where there
+ * is none. TL_PY_DEPTH bounds the way up.
  */
 static __always_inline __u64 tl_py_request_of(__u64 number)
 {
@@ -191,7 +192,7 @@ static __always_inline __u64 tl_py_request_of(__u64 number)
 		owner = node->owner;
 		if (owner && !(node->flags & (TL_PY_SHARED | TL_PY_ACCEPTS))) {
 			key = bpf_map_lookup_elem(&tl_serving, &owner);
-			return key ? *key : 0;
+			return key ? *key : TL_ROOT_PARENT_ENDED;
 		}
 		number = node->parent;
 	}

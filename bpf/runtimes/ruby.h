@@ -26,7 +26,7 @@ struct tl_ruby_served {
 	__u64 thread; /* that has taken it over: tl_ruby_thread(), or 0 */
 };
 
-/* By socket cookie. The oldest give way: their requests are taken over by nobody. */
+/* By socket cookie. The oldest give way: calls for their requests have no parent then. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 32768);

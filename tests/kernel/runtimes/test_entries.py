@@ -130,3 +130,63 @@ def test_the_word_cannot_be_read_any_more(world: World, page: Page) -> None:
         world[1].serve([REQUEST], "/before")
         page.protect(0)
         assert counted(world, world[1]) == {HOLDS: 1}
+
+
+# -- what connections serve ------------------------------------------------------------------------
+
+
+def test_a_connection_that_has_ended_takes_no_room(world: World) -> None:
+    """A client with many short connections does not push out the entries of others."""
+    service = world[1]
+    with told(world, abi.RuntimeKind.RUNTIME_HAPROXY), pinned(world, "tl_serving") as table:
+        with service.outside.connect(service.front) as client, accept(service.front) as server:
+            service.exchange(client, server, [REQUEST], "/kept")
+            assert len(list(maps.keys(table, 8))) == 1
+            for number in range(23):
+                service.serve([REQUEST], f"/short/{number}")
+            service.exchange(client, server, [REQUEST], "/again")
+        poll(lambda: not list(maps.keys(table, 8)), seconds=5, every=0.02)
+        assert not list(maps.keys(table, 8))
+
+
+def test_a_unix_connection_takes_no_room_once_it_is_answered(world: World) -> None:
+    needs.program("tl_unix_sends")
+    with told(world, abi.RuntimeKind.RUNTIME_HAPROXY), pinned(world, "tl_serving") as table:
+        client, server = socket.socketpair(socket.AF_UNIX)
+        with client, server:
+            client.sendall(REQUEST)
+            assert read_exactly(server, len(REQUEST)) == REQUEST
+            assert len(list(maps.keys(table, 8))) == 1
+            server.sendall(OK)
+            assert read_exactly(client, len(OK)) == OK
+            assert not list(maps.keys(table, 8))
+
+
+def test_puma_works_no_more_for_a_request_that_another_thread_answers(world: World) -> None:
+    """rack.hijack, on a Unix socket: Puma's thread goes on with something else."""
+    needs.program("tl_unix_sends")
+    takes = abi.RuntimeFlags.RUNTIME_TAKES
+    client, server = socket.socketpair(socket.AF_UNIX)
+    taken, answered = threading.Event(), threading.Event()
+    traces: list[str] = []
+
+    def work() -> None:
+        read_exactly(server, len(REQUEST))
+        with contextlib.suppress(OSError):  # the kernel tells no such state of a Unix socket
+            server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO)
+        traces.append(world[1].call("/taken").trace_id)
+        taken.set()
+        answered.wait(20)
+        traces.append(world[1].call("/later").trace_id)
+
+    with told(world, abi.RuntimeKind.RUNTIME_RUBY, flags=takes), client, server:
+        client.sendall(REQUEST)
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert taken.wait(20)
+        server.sendall(OK[:-1])
+        answered.set()
+        thread.join(20)
+        server.sendall(OK[-1:])
+    assert traces[0] == TRACE
+    assert traces[1] != TRACE
