@@ -108,7 +108,8 @@ def test_what_the_programs_have_seen_is_kept(proc: Proc, file: int) -> None:
     assert proc.entry
     seen = FLAGS.RUNTIME_WORKERS | FLAGS.RUNTIME_TASKS
     key = maps.U32.pack(PID)
-    proc.table[key] = proc.table[key][:-1] + bytes([seen])
+    known = abi.Runtime(*abi.RUNTIME.unpack(proc.table[key]))
+    proc.table[key] = abi.RUNTIME.pack(*known._replace(flags=seen))
     proc.tick(file, ONE, times=3)
     assert proc.flags == seen
     # by now it has loaded what it runs: what it forks is the same
