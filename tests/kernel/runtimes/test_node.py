@@ -29,7 +29,7 @@ from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
 from tests.parents.cell import Bench, bench
 from tests.parents.judge import Result
-from tests.parents.node.apps import PRELOAD
+from tests.parents.node.apps import PRELOAD, REUSED
 
 AT_ONCE, SLEEP, TWO = Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.TWO
 DATABASE, AFTER = Behaviour.DATABASE, Behaviour.AFTER
@@ -75,6 +75,12 @@ def test_each_call_has_its_request(
         # every second request of `after` is an ordinary one
         expected = {TWO: (422,), AFTER: (105, 106)}.get(behaviour, (211,))
         assert called in expected, (name, behaviour, result)
+
+
+def test_a_handler_that_is_used_again_is_for_another_request(running: Bench) -> None:
+    for behaviour, result in results(running, REUSED, AT_ONCE, SLEEP).items():
+        assert not result.failures
+        assert (result.wrong, result.right) == (0, result.calls), (behaviour, result)
 
 
 def test_without_the_preload_nothing_is_proven(running: Bench) -> None:

@@ -156,6 +156,10 @@ _HTTPS = App(
     protocol="https",
     follows="tls",
 )
+# Not in the grid: the same handler for all calls.
+REUSED = _preloaded(
+    "undici-handler", "undici, one handler", "handler.js", (Behaviour.AT_ONCE, Behaviour.SLEEP)
+)
 _TELEMETRY = f"--require={_FOLDER / 'telemetry.js'}"
 APPS = (
     _app("node-http", "http, `http.Agent`", "http.js", _NO_DATABASE),

@@ -152,7 +152,8 @@
 
   // -- undici: fetch, and its own package ------------------------------------------------------
 
-  const handlers = new WeakMap(); // of dispatched calls: for which request
+  const handlers = new WeakMap(); // of dispatched calls: their dispatches, by options
+  const owners = new WeakMap(); // by options: for which request, NONE where for several
   const patched = new WeakSet();
   let depth = 0;
 
@@ -162,11 +163,8 @@
     prototype.dispatch = function (options, handler) {
       let request = storage.getStore();
       const current = request;
-      if (handler !== null && typeof handler === 'object') {
-        const known = handlers.get(handler);
-        if (known !== undefined) request = known || undefined;
-        else if (!depth && isWrapped(handler)) request = undefined;
-        if (known === undefined) handlers.set(handler, request || NONE);
+      if (isObject(handler) && isObject(options)) {
+        request = ownerOf(this, options, handler, current) || undefined;
       }
       depth++;
       try {
@@ -178,9 +176,44 @@
     };
   }
 
-  /** Has undici put the caller's handler into one of its own? The caller is not known then. */
-  function isWrapped(handler) {
-    return handler.constructor && handler.constructor.name === 'UnwrapHandler';
+  function isObject(value) {
+    return value !== null && typeof value === 'object';
+  }
+
+  /** Is the handler one of undici's own, of this kind? */
+  function isKind(handler, kind) {
+    return handler.constructor && handler.constructor.name === kind;
+  }
+
+  /**
+   * For which request a call is dispatched, now or again. An application may use a handler for many
+   * calls, and even its options: where the same are dispatched for another request, it is not known
+   * which of them waits.
+   */
+  function ownerOf(dispatcher, options, handler, current) {
+    let dispatches = handlers.get(handler);
+    const known = dispatches && dispatches.byOptions.get(options);
+    const isAgain = isKind(handler, 'RedirectHandler') || isKind(handler, 'RetryHandler');
+    if (known !== undefined) {
+      // one dispatcher hands the call to another, at once or when that is free
+      if (!depth && known.dispatcher === dispatcher && known.owner !== (current || NONE) && !isAgain) {
+        known.owner = NONE;
+        owners.set(options, NONE);
+      }
+      return known.owner;
+    }
+    let owner = current || NONE;
+    // undici has put the caller's handler into one of its own
+    if (!depth && isKind(handler, 'UnwrapHandler')) owner = owners.get(options) || NONE;
+    if (!depth && isAgain && dispatches) owner = dispatches.first;
+    if (!dispatches) {
+      dispatches = { byOptions: new WeakMap(), first: owner };
+      handlers.set(handler, dispatches);
+    }
+    const before = owners.get(options);
+    owners.set(options, before === undefined || before === owner ? owner : NONE);
+    dispatches.byOptions.set(options, { dispatcher: dispatcher, owner: owner });
+    return owner;
   }
 
   function findDispatchers() {
