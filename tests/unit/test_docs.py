@@ -281,7 +281,7 @@ def counters() -> set[str]:
     text = (ROOT / "agent/throughline/runtimes/java/provider.py").read_text(encoding="utf-8")
     reasons = re.findall(r'failures\["(\w+)"\]|\._fail\("(\w+)"', text)
     own |= {f"java_{reason}" for pair in reasons for reason in pair if reason}
-    for name in ("python", "proxies", "ruby"):
+    for name in ("node", "python", "proxies", "ruby"):
         for path in (ROOT / "agent/throughline/runtimes" / name).glob("*.py"):
             text = path.read_text(encoding="utf-8")
             own |= {f"{name}_{reason}" for reason in re.findall(r'failures\["(\w+)"\]', text)}

@@ -34,7 +34,8 @@ class NodeProvider:
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self.failures: Counter[str] = Counter()
         self._proc = proc
-        self._preloaded: dict[tuple[int, int], bool] = {}  # by process id, and when it began
+        # by process id, and when it began; None: it could not be read, and is looked at again
+        self._preloaded: dict[tuple[int, int], bool | None] = {}
 
     @classmethod
     def make(cls, _loaded: Mapping[str, libbpf.Object], _without: Collection[str]) -> NodeProvider:
@@ -52,24 +53,28 @@ class NodeProvider:
         keys = {(process.pid, process.born) for process in current}
         self._preloaded = {key: had for key, had in self._preloaded.items() if key in keys}
         for process in current:
-            if (process.pid, process.born) not in self._preloaded:
-                self._preloaded[process.pid, process.born] = self._look(process)
+            key = (process.pid, process.born)
+            if self._preloaded.get(key) is None:
+                found = self._look(process)
+                if found is None and key not in self._preloaded:
+                    self.failures["process_unreadable"] += 1
+                self._preloaded[key] = found
                 yield
 
-    def _look(self, process: Process) -> bool:
+    def _look(self, process: Process) -> bool | None:
         """/proc/PID/environ is for its owner alone: the environment is read in the memory."""
         try:
             start, end = map(int, executed.stat(process.pid, proc=self._proc)[_ENVIRONMENT])
             with Memory(process.pid, proc=self._proc) as memory:
                 environment = memory.read(start, min(max(end - start, 0), _MAX_BYTES))
             return _OPTION.search(environment) is not None
-        except (OSError, ValueError):  # it has ended, or hides its environment
-            return False
+        except (OSError, ValueError):  # it hides its environment, or has ended: then it goes soon
+            return None if (self._proc / str(process.pid)).exists() else False
 
     def describe(self, found: Probed) -> Mapping[str, int]:
         """How many of its processes were started with the preload."""
         keys = [(process.pid, process.born) for process in found.processes]
-        return {"preloaded": sum(self._preloaded.get(key, False) for key in keys)}
+        return {"preloaded": sum(self._preloaded.get(key) or False for key in keys)}
 
     def leaving(self, _sites: Sequence[Site]) -> None:
         """It has no sites."""

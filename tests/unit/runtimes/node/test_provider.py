@@ -51,6 +51,7 @@ def test_processes_with_the_preload_are_counted(tmp_path: Path) -> None:
     assert provider.describe(probed) == {"preloaded": 0}
     finish(provider.tick([probed]))
     assert provider.describe(probed) == {"preloaded": 2}
+    assert provider.failures == {}  # processes 6 and 7 have ended
     # another process of that id has another environment
     write(tmp_path / "1", b"")
     finish(provider.tick([probed]))
@@ -58,3 +59,18 @@ def test_processes_with_the_preload_are_counted(tmp_path: Path) -> None:
     again = Probed(0, (), (Process(1, 8, 0, 0), Process(2, 7, 0, 0)))
     finish(provider.tick([again]))
     assert provider.describe(again) == {"preloaded": 1}
+
+
+def test_a_process_that_cannot_be_read_is_counted_and_looked_at_again(tmp_path: Path) -> None:
+    write(tmp_path / "1", OPTION)
+    (tmp_path / "1" / "mem").rename(tmp_path / "away")
+    provider = NodeProvider(tmp_path)
+    probed = Probed(0, (), (Process(1, 7, 0, 0),))
+    for _ in range(3):
+        finish(provider.tick([probed]))
+    assert provider.failures == {"process_unreadable": 1}
+    assert provider.describe(probed) == {"preloaded": 0}
+    (tmp_path / "away").rename(tmp_path / "1" / "mem")
+    finish(provider.tick([probed]))
+    assert provider.describe(probed) == {"preloaded": 1}
+    assert provider.failures == {"process_unreadable": 1}
