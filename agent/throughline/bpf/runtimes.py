@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from throughline.bpf import abi, maps
@@ -72,6 +72,15 @@ class Runtimes:
     def forget(self, pid: int) -> None:
         """Removes the entry of a process, where there is one."""
         maps.delete(self._fd, maps.U32.pack(pid))
+
+    def forget_own(self, pid: int, born: int, kinds: Collection[abi.RuntimeKind]) -> None:
+        """Removes the entry of a process that began then, if it is of one of these kinds.
+
+        Another provider, or a probe, may have told of a process that has got the same id since.
+        """
+        entry = self.find(pid)
+        if entry is not None and entry.kind in kinds and entry.born == born & _BORN_MAX:
+            self.forget(pid)
 
     def clear(self, kind: abi.RuntimeKind) -> None:
         """Removes all entries of a kind."""

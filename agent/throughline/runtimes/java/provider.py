@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from throughline.bpf import abi, libbpf, maps
-from throughline.bpf.runtimes import Entry, Runtimes
+from throughline.bpf.runtimes import KINDS, Entry, Runtimes
 from throughline.elf.elf import Elf, MalformedError
 from throughline.host.memory import Memory
 from throughline.probes import arch
@@ -75,12 +75,12 @@ class JavaProvider:
         for pid, known in list(self._known.items()):
             if current.get(pid) != known.process:
                 del self._known[pid]
-                self._runtimes.forget(pid)
+                self._runtimes.forget_own(pid, known.process.born, KINDS["java"])
         for each in probed:
             elf: Elf | None = None
             for process in each.processes:
                 known = self._known.setdefault(process.pid, _Known(process))
-                if known.is_done or not process.born:
+                if not process.born or (known.is_done and not self._is_gone(known)):
                     continue
                 elf = elf or arch.open_elf(each.file)
                 self._look(elf, known)
@@ -101,6 +101,10 @@ class JavaProvider:
 
     def close(self) -> None:
         """Entries stay: pinned programs go on without the agent."""
+
+    def _is_gone(self, known: _Known) -> bool:
+        """The map is LRU: the entry of a process that has long been idle may have given way."""
+        return bool(known.index) and self._runtimes.find(known.process.pid) is None
 
     def _look(self, elf: Elf | None, known: _Known) -> None:
         """Looks into a process, once or until its JVM is up."""

@@ -96,9 +96,9 @@ class ProxyProvider:
         for pid, known in list(self._known.items()):
             if current.get(pid) != (known.process, known.index):
                 del self._known[pid]
-                self._runtimes.forget(pid)
+                self._runtimes.forget_own(pid, known.process.born, KINDS["proxies"])
         for pid, (process, index) in current.items():
-            if (pid not in self._known or not self._known[pid].is_told) and process.born:
+            if not self._is_told(pid) and process.born:
                 self._known[pid] = _Known(process, index, self._look(process, index))
                 yield
 
@@ -113,6 +113,11 @@ class ProxyProvider:
     def close(self) -> None:
         """The probes are gone."""
         self._binaries.close()
+
+    def _is_told(self, pid: int) -> bool:
+        """The map is LRU: the entry of a process that has long been idle may have given way."""
+        known = self._known.get(pid)
+        return known is not None and known.is_told and self._runtimes.find(pid) is not None
 
     def _look(self, process: Process, index: int) -> bool:
         """Returns whether the programs have been told of a process."""

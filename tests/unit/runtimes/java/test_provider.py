@@ -97,6 +97,31 @@ def test_a_process_is_told_and_forgotten(kernel: Maps, tmp_path: Path, file: int
     assert java.describe(mapped(file)[0]) == {}
 
 
+def test_an_entry_that_gave_way_is_told_again(kernel: Maps, tmp_path: Path, file: int) -> None:
+    HotSpot().write(tmp_path)
+    java = provider(kernel, tmp_path)
+    finish(java.tick(mapped(file, ONE)))
+    told = dict(kernel.tables[RUNTIMES])
+    kernel.tables[RUNTIMES].clear()
+    finish(java.tick(mapped(file, ONE)))
+    assert kernel.tables[RUNTIMES] == told
+
+
+@pytest.mark.parametrize(
+    "other", [{"kind": abi.RuntimeKind.RUNTIME_NODE}, {"born": BORN + 1}], ids=["kind", "born"]
+)
+def test_an_entry_of_another_process_stays(
+    kernel: Maps, tmp_path: Path, file: int, other: dict[str, int]
+) -> None:
+    HotSpot().write(tmp_path)
+    java = provider(kernel, tmp_path)
+    finish(java.tick(mapped(file, ONE)))
+    changed = abi.RUNTIME.pack(*kernel.runtimes[PID]._replace(**other))
+    kernel.tables[RUNTIMES][maps.U32.pack(PID)] = changed
+    finish(java.tick(mapped(file)))
+    assert kernel.tables[RUNTIMES] == {maps.U32.pack(PID): changed}
+
+
 def test_processes_that_say_the_same_share_an_index(
     kernel: Maps, tmp_path: Path, file: int
 ) -> None:
