@@ -118,11 +118,15 @@ def demo(name: str, release: Path) -> bool:
             playbook.run(running, playbook.SERVICES)
         with step("ansible-playbook playbooks/site.yml rolls throughline out"):
             otlp = {"endpoint": receiver.endpoint, "protocol": "http/protobuf"}
-            # threads of http.server, and Node.js behind HTTPS, have no proven parents
-            config = {"export": {"otlp": otlp}, "propagation": {"parents": "likely"}}
             playbook.run(
-                running, playbook.SITE, throughline_bundle=str(release), throughline_config=config
+                running,
+                playbook.SITE,
+                throughline_bundle=str(release),
+                throughline_config={"export": {"otlp": otlp}, **shop.CONFIG},
+                **shop.VARIABLES,
             )
+        with step("shop-stock (Node.js) is restarted, to load the preload"):
+            shop.restart_stock(running)
         hops, reason = shop.traces(running)
         if reason:
             say(f"nginx to PHP-FPM by a Unix socket has no spans, and ends a trace: {reason}")

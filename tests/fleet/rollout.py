@@ -37,8 +37,9 @@ class Shop:
             "throughline_bundle": str(self.bundle),
             "throughline_config": {
                 "export": {"otlp": otlp, "metrics": {"interval": interval}},
-                "propagation": {"parents": "likely"},  # http.server and HTTPS in Node.js
+                **shop.CONFIG,
             },
+            **shop.VARIABLES,
             "throughline_serial": ["100%"],
         }
         return playbook.run(self.fleet, playbook.SITE, quiet=True, **{**defaults, **variables})
@@ -93,6 +94,7 @@ def rolled_out(name: str, bundle: Path, *, secure: bool = True) -> Iterator[Shop
         playbook.run(fleet, playbook.SERVICES, quiet=True, shop_secure=secure)
         running = Shop(fleet, receiver, bundle, secure)
         running.rollout()
+        shop.restart_stock(fleet)
         yield replace(running, traces=shop.traces(fleet)[0])
 
 
