@@ -122,6 +122,7 @@ __noinline int tl_work_ends(__u64 socket)
 	tl_serves_no_more(&tl_serving, socket);
 #endif
 	tl_serves_no_more(&tl_ruby_served, socket);
+	tl_serves_no_more(&tl_node_serving, socket);
 	return 0;
 }
 

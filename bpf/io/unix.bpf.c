@@ -157,6 +157,9 @@ int BPF_PROG(tl_unix_sends, struct sock *peer)
 	if (!sk)
 		return 0;
 	if (!tl_unix_pair(sk, peer, &end, &other, &text)) {
+		/* the server answers, and the other end has not parsed any request */
+		if (end && end->ahead)
+			tl_unix_gives_up(end);
 		if (!end || end->flow.role != TL_ROLE_OFF)
 			protocol = tl_unix_starts();
 		if (!protocol)
@@ -176,7 +179,7 @@ int BPF_PROG(tl_unix_sends, struct sock *peer)
 	if (end->flow.role == TL_ROLE_CLIENT)
 		tl_unix_caller_now(end);
 #ifdef TL_TEST_SLOW /* as if the thread was preempted */
-	for (int i = 0; i < TL_TEST_SLOW; i++)
+	for (int i = 0; end->flow.role == TL_ROLE_CLIENT && i < TL_TEST_SLOW; i++)
 		tl_unix_pauses();
 #endif
 	tl_unix_end_writes(end, other, text, -1);
@@ -195,8 +198,14 @@ int BPF_PROG(tl_unix_sent, struct sock *sk, int sent, int flags)
 	if (!tl_is_unix_stream(sk))
 		return 0;
 	peer = tl_unix_peer(sk);
-	if (!peer || !tl_unix_pair(sk, peer, &end, &other, &text))
+	if (!peer)
 		return 0;
+	if (!tl_unix_pair(sk, peer, &end, &other, &text)) {
+		/* what it sent looked like a request: the other end may have read it as one */
+		if (end && other && end->flow.role != TL_ROLE_SERVER)
+			tl_unix_parsed(other, end, NULL);
+		return 0;
+	}
 	if (sent == -TL_EPIPE || sent == -TL_ECONNRESET) {
 		end->parsed = 0;
 		if (end->flow.role == TL_ROLE_CLIENT)
@@ -240,6 +249,14 @@ static __always_inline struct tl_unix *tl_unix_awaited(struct sock *peer)
 	return NULL;
 }
 
+static __always_inline bool tl_unix_is_idle(struct sock *peer)
+{
+	struct tl_unix *end = tl_unix_find(peer);
+
+	return end && end->flow.role != TL_ROLE_CLIENT &&
+	       !*(volatile __u32 *)&end->flow.busy[TL_OUT];
+}
+
 /*
  * The current thread has read what is not parsed yet: the other end's thread was preempted, or is
  * slower. If it looks like a request, a key for it is made now, so that the thread or task is known
@@ -251,8 +268,8 @@ static __always_inline void tl_unix_reads_ahead(struct tl_unix *server)
 	    !tl_unix_starts() || !tl_unix_reader_now(server))
 		return;
 	tl_count(TL_UNIX_RACED);
-	if (tl_begin_unparsed(&server->flow.exchange))
-		tl_unix_tell(&server->ahead);
+	tl_begin_unparsed(&server->flow.exchange);
+	tl_unix_tell(&server->ahead); /* TL_AHEAD_READ */
 }
 
 /* The current thread has read what the client has sent. `client`: its entry, or NULL. */
@@ -324,6 +341,9 @@ int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
 		starts = tl_unix_starts();
 		if (starts)
 			other = tl_unix_awaited(peer);
+		/* an entry that nobody works at: the bytes were parsed, and are no request */
+		if (starts && !other && tl_unix_is_idle(peer))
+			starts = 0;
 	}
 	if (starts || (end && end->ahead) || (other && other->flow.role == TL_ROLE_CLIENT))
 		tl_unix_reads_request(sk, peer, other, thread, bytes);

@@ -27,6 +27,17 @@ enum tl_unix_protocol {
 	TL_UNIX_FASTCGI,
 };
 
+/*
+ * The server has read a request before the other end has parsed it, and has made a key for it. One of
+ * them completes its entry: the other end when it has parsed, or the server when it reads on.
+ */
+enum tl_unix_ahead {
+	TL_AHEAD_NOT = 0,
+	TL_AHEAD_READ, /* the key is made */
+	TL_AHEAD_PARSED, /* the other end completes the entry */
+	TL_AHEAD_ANSWERED, /* and meanwhile the server has answered */
+};
+
 struct tl_unix {
 	struct tl_flow flow;
 	__u32 parsed; /* bytes of the present system call that were parsed before they were sent */
@@ -35,14 +46,10 @@ struct tl_unix {
 	__u32 read; /* bytes that were read */
 	__u64 began; /* client: when its request had begun that was the last before the present call */
 	__u32 arrived; /* client: it has sent a request that the other end has not begun to read */
-	/*
-	 * Server: it has read a request before the other end has parsed it, and its entry is made.
-	 * Whoever takes this completes it: the other end when it has parsed, or this one when it
-	 * reads on or answers.
-	 */
-	__u32 ahead;
+	__u32 ahead; /* server: enum tl_unix_ahead */
+	__u32 gone; /* server: it has answered a request that the other end had not parsed */
 	__u8 protocol; /* enum tl_unix_protocol */
-	__u8 _pad[7];
+	__u8 _pad[3];
 	struct tl_fastcgi fastcgi; /* of what it sends */
 	__u8 _pad2[4];
 };
@@ -146,7 +153,7 @@ static __always_inline struct tl_unix *tl_unix_make(struct sock *sk, __u8 role)
 	return end;
 }
 
-/* Sets one of `arrived` and `ahead`, before the other one is looked at. */
+/* Sets `arrived`, `ahead` or `gone`, before another one of them is looked at. */
 static __always_inline void tl_unix_tell(__u32 *what)
 {
 	__sync_lock_test_and_set(what, 1);
@@ -156,6 +163,12 @@ static __always_inline void tl_unix_tell(__u32 *what)
 static __always_inline bool tl_unix_take(__u32 *what)
 {
 	return *(volatile __u32 *)what && __sync_lock_test_and_set(what, 0);
+}
+
+/* Moves `ahead` from one state to another, unless another thread has done so. */
+static __always_inline bool tl_unix_moves(__u32 *ahead, __u32 from, __u32 to)
+{
+	return __sync_val_compare_and_swap(ahead, from, to) == from;
 }
 
 /* Reads the path that the socket is bound to. An accepted one has that of its listener. */

@@ -9,15 +9,39 @@
 #include "io/unix.h"
 #include "trace/begin.h"
 
-/* The server has read a request ahead of the parser, which will not come, or comes too late. */
-static __always_inline void tl_unix_gives_up(struct tl_unix *server)
+/* Ends what the server has read ahead of the parser: it is no request, or none of its own. */
+static __always_inline bool tl_unix_forgets(struct tl_unix *server)
 {
-	if (!tl_unix_take(&server->ahead))
-		return;
-	tl_count(TL_UNIX_UNREAD);
+	if (!tl_unix_moves(&server->ahead, TL_AHEAD_READ, TL_AHEAD_NOT))
+		return false;
 	tl_request_end(server->flow.exchange.request);
 	server->flow.exchange.request = 0;
 	server->flow.exchange.flags &= ~TL_EXCHANGE_READ;
+	return true;
+}
+
+/*
+ * The server answers or closes. What it has read ahead of the parser is given up; the other end is
+ * told, which may be about to parse it. A global function, which the verifier walks once.
+ */
+__noinline int tl_unix_gives_up(struct tl_unix *server)
+{
+	__u32 i;
+
+	if (!server)
+		return 0;
+	for (i = 0; i < TL_LOOKS; i++) {
+		if (*(volatile __u32 *)&server->ahead == TL_AHEAD_NOT)
+			return 0;
+		if (tl_unix_forgets(server)) {
+			tl_count(TL_UNIX_UNREAD);
+			tl_unix_tell(&server->gone);
+			return 0;
+		}
+	}
+	if (tl_unix_moves(&server->ahead, TL_AHEAD_PARSED, TL_AHEAD_ANSWERED))
+		tl_count(TL_UNIX_UNREAD);
+	return 0;
 }
 
 /* The current thread serves what it has read or answers here. False: it is not traced. */
@@ -97,19 +121,44 @@ __noinline int tl_unix_answers(struct tl_unix *server, struct tl_unix *client, s
 	return 0;
 }
 
+/* The client's end completes the entry of what the server has read. */
+static __always_inline void tl_unix_completes(struct tl_unix *server, struct tl_unix *client,
+					      struct tl_text *text)
+{
+	struct tl_exchange *exchange = &server->flow.exchange;
+
+	tl_unix_serves(server, client, text);
+	if (tl_unix_moves(&server->ahead, TL_AHEAD_PARSED, TL_AHEAD_NOT))
+		return;
+	/* the server has answered, and has found no request that is served */
+	exchange->flags &= ~TL_EXCHANGE_ACTIVE;
+	tl_request_end(exchange->request);
+	exchange->request = 0;
+	tl_unix_take(&server->ahead);
+}
+
 /*
  * The client's end has parsed what it has sent. Has the server read the request already? It has
- * made a key for it then: see tl_unix_reads_ahead(). A global function, to have a stack of its own.
+ * made a key for it then: see tl_unix_reads_ahead(). `text`: NULL where the client's end sends no
+ * requests. A global function, to have a stack of its own.
  */
 __noinline int tl_unix_parsed(struct tl_unix *server, struct tl_unix *client, struct tl_text *text)
 {
-	if (!server || !client || !text || !*(volatile __u32 *)&server->ahead)
+	if (!server || !client)
 		return 0;
-	if (client->flow.role == TL_ROLE_OFF) {
-		tl_unix_gives_up(server);
+	if (*(volatile __u32 *)&client->arrived && tl_unix_take(&server->gone)) {
+		tl_unix_take(&client->arrived);
+		client->flow.exchange.flags &= ~TL_EXCHANGE_ACTIVE;
+		return 0;
+	}
+	if (*(volatile __u32 *)&server->ahead != TL_AHEAD_READ)
+		return 0;
+	if (!text || client->flow.role != TL_ROLE_CLIENT ||
+	    client->flow.flags & TL_FLOW_PIPELINED) {
+		tl_unix_forgets(server);
 	} else if (tl_unix_take(&client->arrived)) {
-		if (tl_unix_take(&server->ahead))
-			tl_unix_serves(server, client, text);
+		if (tl_unix_moves(&server->ahead, TL_AHEAD_READ, TL_AHEAD_PARSED))
+			tl_unix_completes(server, client, text);
 		else
 			tl_unix_tell(&client->arrived);
 	}

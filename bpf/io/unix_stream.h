@@ -356,10 +356,13 @@ static __always_inline void tl_unix_begins_again(struct tl_unix *server, struct 
 static __always_inline void tl_unix_has_asked(struct tl_unix *server, struct tl_unix *client,
 					      __u64 before)
 {
-	if (server && client->flow.flags & TL_FLOW_PIPELINED && server->flow.exchange.request &&
-	    !server->ahead) {
-		tl_request_end(server->flow.exchange.request);
-		server->flow.exchange.request = 0;
+	if (client->flow.flags & TL_FLOW_PIPELINED) {
+		/* which of its requests the server reads next is not known */
+		tl_unix_take(&client->arrived);
+		if (server && server->flow.exchange.request && !server->ahead) {
+			tl_request_end(server->flow.exchange.request);
+			server->flow.exchange.request = 0;
+		}
 	}
 	if (client->flow.exchange.start_ns == before)
 		return;

@@ -110,6 +110,9 @@ static __always_inline struct tl_runtime *tl_runtime_of_reader(__u32 pid)
 
 	if (runtime && (runtime->kind != TL_RUNTIME_PYTHON || runtime->check_at))
 		return runtime;
+	/* it executes another program than the one that has forked it */
+	if (TL_READ(tl_current_task(), self_exec_id) != TL_READ(tl_current_task(), parent_exec_id))
+		return runtime;
 	parent = tl_parent_process();
 	parent_pid = parent >> 32;
 	known = bpf_map_lookup_elem(&tl_runtimes, &parent_pid);

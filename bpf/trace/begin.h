@@ -67,9 +67,9 @@ static __always_inline void tl_begin(struct tl_exchange *exchange, struct tl_tex
 /*
  * The current thread has read a request on a server connection, and its text is not parsed yet: makes
  * its entry, which other code may bind to a thread or task. tl_begin() and tl_keep_request() complete
- * it. False: there is no room.
+ * it. Where there is no room, the exchange has no request yet.
  */
-static __always_inline bool tl_begin_unparsed(struct tl_exchange *exchange)
+static __always_inline void tl_begin_unparsed(struct tl_exchange *exchange)
 {
 	struct tl_request *request;
 	__u64 key;
@@ -80,14 +80,13 @@ static __always_inline bool tl_begin_unparsed(struct tl_exchange *exchange)
 	request = bpf_map_lookup_elem(&tl_requests, &key);
 	if (!request) {
 		tl_count(TL_FULL_REQUESTS);
-		return false;
+		return;
 	}
 	request->start_ns = bpf_ktime_get_ns() | TL_UNPARSED;
 	asm volatile("" ::: "memory");
 	*(volatile __u64 *)request->span_id = key;
 	exchange->flags |= TL_EXCHANGE_READ;
 	exchange->request = key;
-	return true;
 }
 
 /* Keeps what the calls of a request inherit from it. */

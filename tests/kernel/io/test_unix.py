@@ -23,7 +23,7 @@ from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.spans import Span
 from tests.fixtures.traced import Traced
 from tests.fixtures.waiting import poll
-from throughline.bpf import abi
+from throughline.bpf import abi, libbpf, maps
 from throughline.bpf.counters import read_counters
 from throughline.features.programs import Programs, Settings
 from throughline.host import facts
@@ -34,6 +34,7 @@ FEW = 23
 APPLICATION = SERVICES / "wsgi.py"
 PHP = """<?php
 if (str_contains($_SERVER["REQUEST_URI"], "slow")) usleep(5000);
+if (preg_match("#^/quick/.*[02468]$#", $_SERVER["REQUEST_URI"])) die("ok");
 $call = curl_init("http://127.0.0.1:{onward}" . $_SERVER["REQUEST_URI"]);
 curl_setopt($call, CURLOPT_RETURNTRANSFER, true);
 $body = curl_exec($call) . strlen(file_get_contents("php://input"));
@@ -152,8 +153,8 @@ def test_nginx_and_gunicorn(
     assert counters["parent_unix"] >= 0.999 * requests
 
 
-def php(traced: Traced, onward: int, more: str) -> int:
-    """PHP-FPM behind nginx; returns nginx's port."""
+def php(traced: Traced, onward: int, more: str, *, apart: bool = False) -> int:
+    """PHP-FPM behind nginx; returns nginx's port. `apart`: each has a processor of its own."""
     path, directory, port = traced.directory / "app.sock", traced.directory, free_port()
     (directory / "index.php").write_text(PHP.format(onward=onward))
     # a kept connection occupies a child
@@ -161,10 +162,12 @@ def php(traced: Traced, onward: int, more: str) -> int:
     config = directory / "fpm.conf"
     config.write_text(FPM.format(directory=directory, path=path, children=children))
     program = max(Path("/usr/sbin").glob("php-fpm*"))
-    traced.spawn("app", [str(program), "--fpm-config", str(config), "--nodaemonize"])
+    own = ("taskset", "--cpu-list", "1") if apart else ()
+    traced.spawn("app", [*own, str(program), "--fpm-config", str(config), "--nodaemonize"])
     wait_socket(path)
     block = FASTCGI.format(path=path, port=port, directory=directory, more=more)
-    nginx.start(traced, "front", block, port=port)
+    own = ("taskset", "--cpu-list", "0") if apart else ()
+    nginx.start(traced, "front", block, port=port, prefix=own)
     return port
 
 
@@ -177,29 +180,74 @@ def test_nginx_and_php_fpm(onward: int, more: str, concurrent: int) -> None:
         check(unix.judge(spans, HOPS), requests)
 
 
-@pytest.fixture(scope="module")
-def slow_objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The BPF objects, but what a client sends is parsed half a millisecond after it is queued."""
-    objects = tmp_path_factory.mktemp("slow")
+def slow_objects(objects: Path, pauses: int) -> Path:
+    """The BPF objects, but requests are parsed late: 600 `pauses` are half a millisecond."""
     for file in (CHECKOUT / "build" / "bpf").glob("*.bpf.o"):
         (objects / file.name).symlink_to(file)
     slow = objects / "unix.bpf.o"
     slow.unlink()
     flags = ("-O2", "-g", "-target", "bpf", "-mcpu=v3", "-D__TARGET_ARCH_x86", "-std=gnu11")
     where = ("-isystem", "build", "-Ibpf", "-c", "bpf/io/unix.bpf.c", "-o", str(slow))
-    subprocess.run(["clang", *flags, "-DTL_TEST_SLOW=600", *where], cwd=CHECKOUT, check=True)
+    subprocess.run(["clang", *flags, f"-DTL_TEST_SLOW={pauses}", *where], cwd=CHECKOUT, check=True)
     return objects
 
 
-def test_requests_that_are_read_before_they_are_parsed(onward: int, slow_objects: Path) -> None:
+def test_requests_that_are_read_before_they_are_parsed(onward: int, tmp_path: Path) -> None:
     """PHP-FPM reads at once, and calls when the request has been parsed on the other processor."""
-    with Traced(objects=slow_objects) as traced:
-        port = php(traced, onward, "fastcgi_keep_conn on;")
+    with Traced(objects=slow_objects(tmp_path, 600)) as traced:
+        port = php(traced, onward, "fastcgi_keep_conn on;", apart=True)
         spans = sent(traced, port, prefix="slow")
         counters = traced.counters()
     check(unix.judge(spans, HOPS))
     assert counters["unix_raced"] >= FEW, counters
     assert not counters.get("unix_unread"), counters
+
+
+def test_requests_that_are_answered_before_they_are_parsed(onward: int, tmp_path: Path) -> None:
+    """The next request on the connection is not taken for the one that was answered."""
+    with Traced(objects=slow_objects(tmp_path, 6000)) as traced:
+        port = php(traced, onward, "fastcgi_keep_conn on;", apart=True)
+        asyncio.run(load(port, "quick", requests=REQUESTS, concurrent=CONCURRENT))
+        spans = traced.wait_spans(2 * REQUESTS, settle=1, seconds=20)
+        counters = traced.counters()
+    path_of = {span.span_id: span.path for span in spans}
+    calls = [span for span in spans if (span.service, span.kind) == ("app", "CLIENT")]
+    known = [span for span in calls if span.parent_span_id in path_of]
+    print(len(calls), len(known), counters)
+    assert not [span for span in known if path_of[span.parent_span_id] != span.path]
+    assert known
+    assert counters["unix_unread"] >= FEW, counters
+
+
+def test_what_looks_like_a_request_takes_no_room(tmp_path: Path) -> None:
+    """Other protocols begin with capitals, too: a D-Bus client begins with AUTH."""
+    path = tmp_path / "other.sock"
+    connections = 101
+    code = (
+        "import os, socket, sys\n"
+        "listener = socket.socket(socket.AF_UNIX); listener.bind(sys.argv[1] + '.new')\n"
+        "listener.listen(); os.rename(sys.argv[1] + '.new', sys.argv[1])\n"
+        f"for n in range({connections}):\n"
+        "    peer, _ = listener.accept()\n"
+        "    assert peer.recv(100) == b'AUTH EXTERNAL 3030\\r\\n'; peer.sendall(b'OK 12\\r\\n')\n"
+        "    assert peer.recv(100) == b'BEGIN\\r\\n'\n"
+    )
+    with Traced() as traced:
+        server = traced.spawn("server", [sys.executable, "-c", code, str(path)])
+        wait_socket(path)
+        for _ in range(connections):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                client.sendall(b"AUTH EXTERNAL 3030\r\n")
+                assert client.recv(100) == b"OK 12\r\n"
+                client.sendall(b"BEGIN\r\n")
+        assert server.wait(20) == 0
+        table = libbpf.get_pinned(next(traced.bpffs.glob("abi*/tl_requests")))
+        try:
+            left = sum(1 for _ in maps.keys(table, 8))
+        finally:
+            os.close(table)
+    assert not left
 
 
 def post(port: int, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:

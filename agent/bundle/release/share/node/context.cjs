@@ -25,6 +25,7 @@
 
   const OWNER = Symbol('throughline.owner'); // on sockets, requests: for which request they write
   const NONE = null; // for no request
+  const CLOSED = 0xffffffff; // in place of a descriptor: its connection has ended
 
   let fs;
   let storage;
@@ -52,7 +53,8 @@
   function show(request) {
     shown[3] = request.seconds;
     shown[4] = request.nanoseconds;
-    shown[2] = request.descriptor;
+    // another connection may have got the number since
+    shown[2] = request.handle.fd === request.descriptor - 1 ? request.descriptor : CLOSED;
   }
 
   function hide() {
@@ -88,7 +90,7 @@
       return;
     }
     const now = process.hrtime();
-    const request = { descriptor: descriptor + 1, seconds: now[0], nanoseconds: now[1] };
+    const request = { handle: handle, descriptor: descriptor + 1, seconds: now[0], nanoseconds: now[1] };
     message.socket[OWNER] = NONE; // answers need no parent
     message.request[OWNER] = request;
     storage.enterWith(request);
