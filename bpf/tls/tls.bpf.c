@@ -166,17 +166,10 @@ int BPF_KPROBE(tl_ssl_shake, __u64 ssl)
 SEC("uretprobe")
 int BPF_KRETPROBE(tl_ssl_shaken, int result)
 {
-	struct tl_tls_call *call;
-	struct tl_flow *flow;
 	__u64 key;
 
 	tl_own_stack(ctx);
-	call = tl_tls_leave(ctx, &key);
-	if (!call || !call->late)
-		return 0;
-	flow = tl_tls_find(key);
-	if (flow)
-		tl_tls_took(flow, 0);
+	tl_tls_leave(ctx, &key);
 	return 0;
 }
 
