@@ -64,6 +64,18 @@ static __always_inline void tl_begin(struct tl_exchange *exchange, struct tl_tex
 	exchange->flags &= ~TL_EXCHANGE_READ;
 }
 
+/* The entry of the request `key`, made where there is none. NULL: there is no room. */
+static __always_inline struct tl_request *tl_make_request(__u64 key)
+{
+	struct tl_request *request;
+
+	tl_insert_zeros(&tl_requests, &key, BPF_NOEXIST);
+	request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (!request)
+		tl_count(TL_FULL_REQUESTS);
+	return request;
+}
+
 /*
  * The current thread has read a request on a server connection, and its text is not parsed yet: makes
  * its entry, which other code may bind to a thread or task. tl_begin() and tl_keep_request() complete
@@ -76,12 +88,9 @@ static __always_inline void tl_begin_unparsed(struct tl_exchange *exchange)
 
 	tl_random_id(exchange->context.span_id, 2);
 	key = tl_key(exchange->context.span_id);
-	tl_insert_zeros(&tl_requests, &key, BPF_NOEXIST);
-	request = bpf_map_lookup_elem(&tl_requests, &key);
-	if (!request) {
-		tl_count(TL_FULL_REQUESTS);
+	request = tl_make_request(key);
+	if (!request)
 		return;
-	}
 	request->start_ns = bpf_ktime_get_ns() | TL_UNPARSED;
 	asm volatile("" ::: "memory");
 	*(volatile __u64 *)request->span_id = key;
@@ -96,12 +105,9 @@ static __always_inline void tl_keep_request(struct tl_exchange *exchange, struct
 	struct tl_request *request;
 
 	/* there is one if the request was read before it was parsed: tl_begin_unparsed() */
-	tl_insert_zeros(&tl_requests, &key, BPF_NOEXIST);
-	request = bpf_map_lookup_elem(&tl_requests, &key);
-	if (!request) {
-		tl_count(TL_FULL_REQUESTS);
+	request = tl_make_request(key);
+	if (!request)
 		return;
-	}
 	__builtin_memcpy(request->trace_id, exchange->context.trace_id, 16);
 	__builtin_memcpy(request->parent_span_id, exchange->parent_span_id, 8);
 	request->trace_flags = exchange->context.trace_flags;

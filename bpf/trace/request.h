@@ -159,7 +159,6 @@ struct tl_parent {
 static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_parent *parent)
 {
 	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
-
 	__u64 start;
 
 	if (!request)

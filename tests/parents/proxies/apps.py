@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from tests.fixtures import nginx
+from tests.parents import apache
 from tests.parents.app import PROXY, SERVICE, App, Behaviour, Place, Process
 from tests.parents.debian import installs
 from tests.parents.python import environment as python
 
 Start = Callable[[Place], Sequence[Process]]
-_MODULES = Path("/usr/lib/apache2/modules")
 _KEPT = 'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_pass http://kept;'
 
 
@@ -62,30 +61,13 @@ def _haproxy(option: str, to: str = "127.0.0.1:{backend}") -> Start:
     return start
 
 
-_APACHE = """\
-ServerRoot {folder}
-ServerName test
-PidFile apache.pid
-ErrorLog apache.log
-Listen 127.0.0.1:{port}
-User nobody
-Group nogroup
-{modules}
-KeepAliveTimeout 30
-MaxKeepAliveRequests 0
-ProxyPass / {to}
-"""
-
-
 def _apache(worker: str, to: str = "http://127.0.0.1:{backend}/") -> Start:
-    names = (f"mpm_{worker}", "authz_core", "proxy", "proxy_http")
-    modules = "\n".join(f"LoadModule {name}_module {_MODULES}/mod_{name}.so" for name in names)
+    modules = (f"mpm_{worker}", "proxy", "proxy_http")
 
     def start(place: Place) -> Sequence[Process]:
         file = place.folder / "apache.conf"
-        file.write_text(
-            _APACHE.format(folder=place.folder, port=place.port, to=_to(place, to), modules=modules)
-        )
+        more = f"ProxyPass / {_to(place, to)}"
+        file.write_text(apache.configuration(place.folder, place.port, modules, more))
         return [Process(["apache2", "-D", "FOREGROUND", "-f", str(file)])]
 
     return start

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.fixtures import postgres
-from tests.parents import debian
+from tests.parents import apache, debian
 from tests.parents.app import SERVICE, App, Behaviour, MissingError, Place, Process
 from tests.parents.python import environment
 
@@ -60,23 +60,7 @@ def _install_all() -> None:
     debian.installs_all(postgres.PACKAGE)()
 
 
-_APACHE = """\
-ServerRoot {folder}
-ServerName test
-PidFile apache.pid
-ErrorLog apache.log
-Listen 127.0.0.1:{port}
-User nobody
-Group nogroup
-LoadModule mpm_event_module {modules}/mod_mpm_event.so
-LoadModule authz_core_module {modules}/mod_authz_core.so
-LoadModule wsgi_module {modules}/mod_wsgi.so
-KeepAliveTimeout 30
-MaxKeepAliveRequests 0
-WSGISocketPrefix {folder}/wsgi
-WSGIScriptAlias / {folder}/site.wsgi
-{process}
-"""
+_SCRIPT = "WSGISocketPrefix {folder}/wsgi\nWSGIScriptAlias / {folder}/site.wsgi\n"
 _EMBEDDED = "WSGIPythonPath {path}"
 _DAEMON = "WSGIDaemonProcess app processes=2 threads=16 python-path={path}\nWSGIProcessGroup app"
 
@@ -88,14 +72,9 @@ def _mod_wsgi(process: str) -> Callable[[Place], Sequence[Process]]:
         (place.folder / "site.wsgi").write_text("from wsgi import app as application\n")
         path = f"{environment.packages()}:{environment.FOLDER}"
         file = place.folder / "apache.conf"
-        file.write_text(
-            _APACHE.format(
-                folder=place.folder,
-                port=place.port,
-                modules="/usr/lib/apache2/modules",
-                process=process.format(path=path),
-            )
-        )
+        more = _SCRIPT.format(folder=place.folder) + process.format(path=path)
+        modules = ("mpm_event", "wsgi")
+        file.write_text(apache.configuration(place.folder, place.port, modules, more))
         variables = environment.environment()
         return [Process(["apache2", "-D", "FOREGROUND", "-f", str(file)], environment=variables)]
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.fixtures import debian_root, nginx
+from tests.parents import apache
 from tests.parents.app import SERVICE, App, Behaviour, Place, Process
 from tests.parents.debian import installs_all
 from tests.parents.ruby import releases
@@ -80,20 +81,7 @@ def _unicorn_behind(place: Place, _: str) -> Process:
     return replace(_unicorn(place, inner), listens=listens)
 
 
-_APACHE = """\
-ServerRoot {library}
-ServerName test
-PidFile {library}/apache-{port}.pid
-ErrorLog {library}/apache-{port}.log
-Listen 127.0.0.1:{port}
-User nobody
-Group nogroup
-LoadModule mpm_event_module {modules}/mod_mpm_event.so
-LoadModule authz_core_module {modules}/mod_authz_core.so
-LoadModule env_module {modules}/mod_env.so
-LoadModule passenger_module {modules}/mod_passenger.so
-KeepAliveTimeout 30
-MaxKeepAliveRequests 0
+_PASSENGER = """\
 PassengerRoot /usr/lib/ruby/vendor_ruby/phusion_passenger/locations.ini
 PassengerRuby /usr/bin/ruby
 PassengerUserSwitching off
@@ -121,15 +109,17 @@ def _passenger(place: Place) -> Sequence[Process]:
     if not (root / "bin/sh").is_symlink():
         (root / "bin/sh").symlink_to("dash")
     variables = {**place.environment, "FOLDER": releases.LIBRARY}
-    (inner / f"apache-{place.port}.conf").write_text(
-        _APACHE.format(
-            library=releases.LIBRARY,
-            port=place.port,
-            modules="/usr/lib/apache2/modules",
-            variables="\n".join(f'SetEnv {name} "{value}"' for name, value in variables.items()),
+    name = f"apache-{place.port}"
+    more = _PASSENGER.format(
+        library=releases.LIBRARY,
+        variables="\n".join(f'SetEnv {key} "{value}"' for key, value in variables.items()),
+    )
+    (inner / f"{name}.conf").write_text(
+        apache.configuration(
+            releases.LIBRARY, place.port, ("mpm_event", "env", "passenger"), more, name=name
         )
     )
-    words = ["-D", "FOREGROUND", "-f", f"{releases.LIBRARY}/apache-{place.port}.conf"]
+    words = ["-D", "FOREGROUND", "-f", f"{releases.LIBRARY}/{name}.conf"]
     # it reads the environment of process 1
     return [Process(debian_root.alone(root, ["apache2", *words]))]
 
