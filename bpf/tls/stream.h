@@ -167,6 +167,18 @@ static __always_inline void tl_tls_write(struct tl_flow *flow, struct tl_tls_cal
 			     length - before);
 }
 
+/*
+ * The connection has an answer, and no call of it is under way: the call was not seen. That is so
+ * while the kernel detaches the probes of an agent that was killed, one after the other. What is
+ * known of the connection's last call says nothing about this one: by now another thread may use the
+ * connection for another request, or another connection has its SSL.
+ */
+static __always_inline void tl_tls_missed_call(struct tl_flow *flow)
+{
+	flow->caller = 0;
+	flow->tid = 0;
+}
+
 /* The thread has got `length` decrypted bytes. */
 static __always_inline void tl_tls_read(struct tl_flow *flow, __u64 address, __u64 length)
 {
@@ -183,6 +195,8 @@ static __always_inline void tl_tls_read(struct tl_flow *flow, __u64 address, __u
 		if (!(flow->flags & TL_FLOW_USED))
 			return;
 		flow->in.flags |= TL_HTTP_RESPONSE;
+		if (!(flow->exchange.flags & TL_EXCHANGE_ACTIVE))
+			tl_tls_missed_call(flow);
 	}
 	tl_tls_stream(flow, text, address, length, TL_IN);
 	thread = tl_thread_now();

@@ -35,12 +35,13 @@ enum tl_flow_flags {
 	TL_FLOW_INSIDE = 1 << 10, /* inside a TLS connection: its socket may not be known */
 	TL_FLOW_CALLED = 1 << 11, /* inside: the TLS library has been called for it */
 	TL_FLOW_UNTRACED = 1 << 12, /* on a Unix socket: only the other end may be traced */
-	TL_FLOW_ASKS = 1 << 14, /* a call has begun whose parent is not asked for yet */
 	TL_FLOW_BY_WRITER =
 		1
 		<< 13, /* client: the packet leaves in the system call of the thread that writes */
 	TL_FLOW_ASKED =
 		1 << 14, /* client: whose the last call is was asked, whatever the answer was */
+	TL_FLOW_ASKS =
+		1 << 15, /* on a Unix socket: a call has begun, whose parent is not asked for yet */
 };
 
 /* What each packet reads is in front, in few cache lines. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import select
 import socket
@@ -17,7 +18,7 @@ from tests.fixtures.operated import Operated
 from tests.fixtures.paths import SERVICES
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.secure import LIBRARY, Secure
-from tests.fixtures.sockets import read_exactly
+from tests.fixtures.sockets import accept, listen, read_exactly
 from tests.fixtures.tls_pair import exchange, secured, wait_probed
 from tests.fixtures.wire import OK, head
 
@@ -107,3 +108,34 @@ def test_tls_inside_of_tls(traced: Operated) -> None:
         if span.kind == "CLIENT" and span.path.startswith("/nested/")
     ]
     assert sorted(calls) == [(f"/nested/{number}", 200, False) for number in range(COUNT)]
+
+
+def test_an_answer_to_a_call_that_was_not_seen_contradicts_nothing(traced: Operated) -> None:
+    """While an agent's probes are detached, the one of SSL_write may go before that of SSL_read."""
+    secure = Secure(traced)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(secure.certificate)
+    port = free_port()
+    environment = {**os.environ, "CERTIFICATE": str(secure.certificate)}
+    with listen() as listener:
+        command = [sys.executable, str(SERVICES / "kept_tls.py"), str(port)]
+        traced.spawn("kept", [*command, str(listener.getsockname()[1])], env=environment)
+        with accept(listener) as plain, context.wrap_socket(plain, server_side=True) as far:
+            wait_port(port)
+            secure.wait_found(LIBRARY)
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            for number in range(2 * COUNT):
+                path = f"/{'read' if number % 2 else 'call'}/{number}"
+                client.request("GET", path)
+                if number % 2 == 0:
+                    far.recv(65536)
+                far.sendall(OK)
+                answer = client.getresponse()
+                assert answer.read() == b"" and answer.status == 204
+            client.close()
+            spans = traced.wait_spans(3 * COUNT, seconds=5)
+    served = {span.path: span.span_id for span in spans if span.kind == "SERVER"}
+    calls = [span for span in spans if span.kind == "CLIENT"]
+    assert [span.parent_span_id for span in calls] == [served[span.path] for span in calls]
+    assert len(calls) == COUNT
+    assert not [name for name, value in traced.counters().items() if value and "contradict" in name]
