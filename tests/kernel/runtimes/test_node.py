@@ -29,7 +29,7 @@ from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
 from tests.parents.cell import Bench, bench
 from tests.parents.judge import Result
-from tests.parents.node.apps import PRELOAD, REUSED
+from tests.parents.node.apps import PRELOAD, REUSED, SECOND_COPY, constant
 
 AT_ONCE, SLEEP, TWO = Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.TWO
 DATABASE, AFTER = Behaviour.DATABASE, Behaviour.AFTER
@@ -81,6 +81,34 @@ def test_a_handler_that_is_used_again_is_for_another_request(running: Bench) -> 
     for behaviour, result in results(running, REUSED, AT_ONCE, SLEEP).items():
         assert not result.failures
         assert (result.wrong, result.right) == (0, result.calls), (behaviour, result)
+
+
+@pytest.mark.parametrize(
+    "dispatchers", [("client", "client"), ("pipelined", "agent"), ("agent", "retried", "composed")]
+)
+def test_options_and_a_handler_that_are_used_again_are_for_another_request(
+    running: Bench, dispatchers: tuple[str, ...]
+) -> None:
+    for behaviour, result in results(running, constant(*dispatchers), AT_ONCE, SLEEP).items():
+        assert not result.failures
+        assert (result.wrong, result.right) == (0, result.calls), (behaviour, result)
+
+
+def test_of_calls_that_wait_with_the_same_options_and_handler_no_request_is_known(
+    running: Bench,
+) -> None:
+    for behaviour, result in results(running, constant("pool", "client"), AT_ONCE, SLEEP).items():
+        assert not result.failures
+        assert (result.wrong, result.unexplained) == (0, 0), (behaviour, result)
+        assert result.none and result.right > 0, (behaviour, result)
+
+
+def test_a_second_copy_of_undici_is_followed(running: Bench) -> None:
+    """From its first connection on: what has waited before has no parent."""
+    for behaviour, result in results(running, SECOND_COPY, AT_ONCE, SLEEP).items():
+        assert not result.failures
+        assert (result.wrong, result.unexplained) == (0, 0), (behaviour, result)
+        assert result.none <= 32, (behaviour, result)
 
 
 def test_without_the_preload_nothing_is_proven(running: Bench) -> None:

@@ -157,9 +157,28 @@ _HTTPS = App(
     follows="tls",
 )
 # Not in the grid: the same handler for all calls.
-REUSED = _preloaded(
-    "undici-handler", "undici, one handler", "handler.js", (Behaviour.AT_ONCE, Behaviour.SLEEP)
-)
+_REUSED = (Behaviour.AT_ONCE, Behaviour.SLEEP)
+REUSED = _preloaded("undici-handler", "undici, one handler", "handler.js", _REUSED)
+
+
+def _with(app: App, name: str, variables: dict[str, str]) -> App:
+    def start(place: Place) -> Sequence[Process]:
+        (process,) = app.start(place)
+        return [Process(process.command, environment={**process.environment, **variables})]
+
+    return replace(app, name=name, start=start)
+
+
+SECOND_COPY = _with(REUSED, "undici-copy-preload", {"COPY": "1"})
+
+
+def constant(*dispatchers: str) -> App:
+    """The same options, too. `dispatchers`: names in constant.js."""
+    app = _preloaded("undici-constant", "undici, constant options", "constant.js", _REUSED)
+    name = "-".join(("undici", *dispatchers))
+    return _with(app, name, {"DISPATCHERS": " ".join(dispatchers)})
+
+
 _TELEMETRY = f"--require={_FOLDER / 'telemetry.js'}"
 APPS = (
     _app("node-http", "http, `http.Agent`", "http.js", _NO_DATABASE),

@@ -1,9 +1,15 @@
 // One handler of undici for all calls, as a sender of logs has it. It calls while the request is open, and waits for no answer.
+// COPY: by a second copy of undici, as packages bring it.
 const http = require('node:http');
 const { setTimeout: sleep } = require('node:timers/promises');
+
+const { PORT, BACKEND, COPY } = process.env;
+if (COPY) {
+  require('undici');
+  for (const file of Object.keys(require.cache)) delete require.cache[file];
+}
 const { Pool } = require('undici');
 
-const { PORT, BACKEND } = process.env;
 const pool = new Pool(BACKEND, { connections: 4 });
 const handler = {
   onRequestStart() {},

@@ -154,26 +154,44 @@
 
   // -- undici: fetch, and its own package ------------------------------------------------------
 
-  const handlers = new WeakMap(); // of dispatched calls: their dispatches, by options
-  const owners = new WeakMap(); // by options: for which request, NONE where for several
-  const patched = new WeakSet();
-  let depth = 0;
+  const handlers = new WeakMap(); // of dispatched calls: the owner of the first, and calls by options
+  const waiting = new WeakMap(); // by options: of calls with any handler
+  const patched = new WeakSet(); // prototypes, what replaces their methods, and copies of undici
+  let handedOn = 0; // how often a call went to a dispatcher, or to a connection
+  let free; // the dispatcher that says now that it is free
 
-  /** A call that waits for a connection is dispatched again, in the context of another one. */
   function followDispatches(prototype) {
     const dispatch = method(prototype, 'dispatch');
     prototype.dispatch = function (options, handler) {
-      let request = storage.getStore();
-      const current = request;
-      if (isObject(handler) && isObject(options)) {
-        request = ownerOf(this, options, handler, current) || undefined;
-      }
-      depth++;
+      handedOn++;
+      if (!isObject(handler) || !isObject(options)) return dispatch.call(this, options, handler);
+      const current = storage.getStore();
+      let owner = NONE;
+      attempt(() => {
+        owner = ownerOf(this, options, handler, current || NONE);
+      })();
+      const request = owner || undefined;
+      const before = handedOn;
+      const result =
+        request === current
+          ? dispatch.call(this, options, handler)
+          : storage.run(request, () => dispatch.call(this, options, handler));
+      if (handedOn === before) attempt(() => waits(options, handler, owner))();
+      return result;
+    };
+  }
+
+  /** A pool hands a call that waits to a connection while that says that it is free. */
+  function followDrains(prototype) {
+    const emit = method(prototype, 'emit');
+    prototype.emit = function (name) {
+      if (name !== 'drain') return emit.apply(this, arguments);
+      const before = free;
+      free = this;
       try {
-        if (request === current) return dispatch.call(this, options, handler);
-        return storage.run(request, () => dispatch.call(this, options, handler));
+        return emit.apply(this, arguments);
       } finally {
-        depth--;
+        free = before;
       }
     };
   }
@@ -187,57 +205,98 @@
     return handler.constructor && handler.constructor.name === kind;
   }
 
+  /** Is it a handler that undici has made for one call, and that dispatches this call again? */
+  function isAgain(handler) {
+    const isOne = isKind(handler, 'RedirectHandler') || isKind(handler, 'RetryHandler');
+    return isOne && typeof handler.dispatch === 'function' && isObject(handler.handler);
+  }
+
+  /** Calls with the same options, or the same handler too: how many wait, and for which request. */
+  function entry(map, options) {
+    let calls = map.get(options);
+    if (!calls) {
+      calls = { count: 0, owner: NONE };
+      map.set(options, calls);
+    }
+    return calls;
+  }
+
+  /** The call is kept by a dispatcher, which has no connection free. */
+  function waits(options, handler, owner) {
+    for (const calls of [entry(handlers.get(handler).calls, options), entry(waiting, options)]) {
+      calls.owner = calls.count && calls.owner !== owner ? NONE : owner;
+      calls.count++;
+    }
+  }
+
   /**
-   * For which request a call is dispatched, now or again. An application may use a handler for many
-   * calls, and even its options: where the same are dispatched for another request, it is not known
-   * which of them waits.
+   * For which request a call is dispatched: `current`, or, where it has waited, the one that it was
+   * dispatched for first. An application may use a handler for many calls, and even its options: where
+   * such calls wait for several requests, it is not known which of them goes on.
    */
   function ownerOf(dispatcher, options, handler, current) {
-    let dispatches = handlers.get(handler);
-    const known = dispatches && dispatches.byOptions.get(options);
-    const isAgain = isKind(handler, 'RedirectHandler') || isKind(handler, 'RetryHandler');
-    if (known !== undefined) {
-      // one dispatcher hands the call to another, at once or when that is free
-      if (!depth && known.dispatcher === dispatcher && known.owner !== (current || NONE) && !isAgain) {
-        known.owner = NONE;
-        owners.set(options, NONE);
-      }
-      return known.owner;
+    let known = handlers.get(handler);
+    const all = waiting.get(options);
+    let calls = known && known.calls.get(options);
+    // undici may have put the caller's handler into one of its own
+    if (!calls && isKind(handler, 'UnwrapHandler')) calls = all;
+    const isWaiting = Boolean(all && all.count && calls && calls.count);
+    let owner = current;
+    if (free === dispatcher) owner = isWaiting ? calls.owner : NONE;
+    else if (known && isAgain(handler)) owner = known.first;
+    // a call that goes on, or another one
+    else if (isWaiting && calls.owner !== current) owner = NONE;
+    if (!known) {
+      known = { first: owner, calls: new WeakMap() };
+      handlers.set(handler, known);
     }
-    let owner = current || NONE;
-    // undici has put the caller's handler into one of its own
-    if (!depth && isKind(handler, 'UnwrapHandler')) owner = owners.get(options) || NONE;
-    if (!depth && isAgain && dispatches) owner = dispatches.first;
-    if (!dispatches) {
-      dispatches = { byOptions: new WeakMap(), first: owner };
-      handlers.set(handler, dispatches);
+    if (free === dispatcher && isWaiting) {
+      all.count--;
+      if (calls !== all) calls.count--;
     }
-    const before = owners.get(options);
-    owners.set(options, before === undefined || before === owner ? owner : NONE);
-    dispatches.byOptions.set(options, { dispatcher: dispatcher, owner: owner });
     return owner;
   }
 
-  function findDispatchers() {
-    for (const name of DISPATCHERS) {
-      let found = globalThis[Symbol.for(name)];
-      while (found && found !== Object.prototype) {
-        if (Object.prototype.hasOwnProperty.call(found, 'dispatch') && !patched.has(found)) {
-          patched.add(found);
-          followDispatches(found);
-        }
-        found = Object.getPrototypeOf(found);
-      }
+  /** Follows all dispatchers of the copy of undici that `dispatcher` is of. */
+  function followCopy(dispatcher) {
+    let found = dispatcher;
+    let last;
+    for (; found && found !== Object.prototype; found = Object.getPrototypeOf(found)) {
+      if (!Object.prototype.hasOwnProperty.call(found, 'dispatch')) continue;
+      last = found;
+      if (patched.has(found)) continue;
+      patched.add(found);
+      followDispatches(found);
     }
+    if (!last || patched.has(last.emit)) return;
+    followDrains(last);
+    patched.add(last.emit);
+  }
+
+  function findDispatchers() {
+    for (const name of DISPATCHERS) followCopy(globalThis[Symbol.for(name)]);
   }
 
   function created(message) {
+    handedOn++;
     findDispatchers();
     message.request[OWNER] = storage.getStore() || NONE;
   }
 
+  /** Node.js and packages may each have a copy of undici. The socket of a call refers to its client. */
+  function findCopy(message) {
+    const copy = message.request.constructor;
+    if (patched.has(copy)) return;
+    patched.add(copy);
+    for (const symbol of Object.getOwnPropertySymbols(message.socket)) {
+      const value = message.socket[symbol];
+      if (isObject(value) && typeof value.dispatch === 'function') followCopy(value);
+    }
+  }
+
   function sending(message) {
     message.socket[OWNER] = message.request[OWNER] || NONE;
+    findCopy(message);
   }
 
   // -- the start -------------------------------------------------------------------------------
