@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
-import lzma
 import tarfile
 from collections.abc import Mapping
 
 # 1980-01-01 00:00 UTC: the same for every build, and a valid time in every archive format.
 MTIME = 315532800
-
-# The extensions of one package for several Python versions differ little. A dictionary larger than
-# the distance from one to the next (17 MB) stores the common parts once: five take 11 MB, not 26.
-# Unpacking needs that much memory.
-DICTIONARY_BYTES = 32 << 20
 
 
 def tar(files: Mapping[str, bytes], *, executable: frozenset[str] = frozenset()) -> bytes:
@@ -41,8 +35,3 @@ def tar(files: Mapping[str, bytes], *, executable: frozenset[str] = frozenset())
 
 def compress_gzip(content: bytes) -> bytes:
     return gzip.compress(content, compresslevel=9, mtime=0)
-
-
-def compress_xz(content: bytes) -> bytes:
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": DICTIONARY_BYTES}]
-    return lzma.compress(content, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC64, filters=filters)

@@ -1,30 +1,42 @@
-"""Pins the agent's Python dependencies: writes agent/bundle/requirements.lock.
+"""Pins what a bundle takes from others: writes agent/bundle/requirements.lock and debian.lock.
 
     PYTHONPATH=agent .venv/bin/python -m bundle.lock
 
-Resolves the dependencies of pyproject.toml once for each Python minor version that a bundle serves.
-All must agree on the versions, since a bundle has one copy of the pure Python packages.
+The agent's Python dependencies are those of pyproject.toml, resolved for the interpreter of the
+release. That one and its libraries are those of Debian's stable release, as its last point release
+has them; gpgv checks what Debian has signed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import lzma
+import re
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
+from pathlib import Path
 
-from bundle.wheels import LOCK, PYTHON_MINORS, TARGET_OPTIONS
+from bundle import debian, interpreter
+from bundle.wheels import LOCK, TARGET_OPTIONS
 
 HEADER = """\
 # The agent's Python dependencies, exact and with the SHA-256 of every wheel that the bundle uses.
 # Written by: PYTHONPATH=agent .venv/bin/python -m bundle.lock
 """
+DEBIAN_HEADER = """\
+# The release's own interpreter and libraries: architecture, package, version, path, SHA-256.
+# Written by: PYTHONPATH=agent .venv/bin/python -m bundle.lock
+"""
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
-def resolve(requirements: list[str], minor: int) -> dict[str, tuple[str, str]]:
-    """Name to (version, SHA-256 of the wheel) for one minor version of Python 3 on Linux x86_64."""
+def resolve(requirements: list[str]) -> dict[str, tuple[str, str]]:
+    """Name to (version, SHA-256 of the wheel) for the release's Python on Linux x86_64."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-    command += [*TARGET_OPTIONS, "--python-version", f"3.{minor}", "--target", "unused"]
+    command += [*TARGET_OPTIONS, "--target", "unused"]
     output = subprocess.run(
         [*command, "--report", "-", *requirements], check=True, stdout=subprocess.PIPE
     ).stdout
@@ -42,24 +54,58 @@ def project_requirements() -> list[str]:
     return [line for line in metadata.requires("throughline") or [] if "extra ==" not in line]
 
 
+def signed_index(suite: str, architecture: str) -> str:
+    """The list of a suite's packages. Raises LookupError where it is not what Debian has signed."""
+    base = f"{debian.mirror()}/dists/{suite}"
+    release = debian.download(f"{base}/InRelease")
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(release)
+        file.flush()
+        checked = subprocess.run(
+            ["gpgv", "--quiet", "--keyring", KEYRING, "--output", "-", file.name],
+            stdout=subprocess.PIPE,
+        )
+    if checked.returncode:
+        raise LookupError(f"{base}/InRelease: gpgv refuses its signature")
+    name = f"main/binary-{architecture}/Packages.xz"
+    wanted = re.search(
+        rf"^ ([0-9a-f]{{64}}) +\d+ {re.escape(name)}$", checked.stdout.decode(), re.M
+    )
+    index = debian.download(f"{base}/{name}")
+    if not wanted or hashlib.sha256(index).hexdigest() != wanted[1]:
+        raise LookupError(f"{base}/{name}: its SHA-256 is not the one that Debian has signed")
+    return lzma.decompress(index).decode()
+
+
+def packages(architecture: str) -> list[debian.Package]:
+    """The packages that a release needs. Raises LookupError where Debian lacks one."""
+    found: dict[str, debian.Package] = {}
+    for stanza in signed_index(interpreter.SUITE, architecture).split("\n\n"):
+        fields = dict(re.findall(r"^(Package|Version|Filename|SHA256): (.*)$", stanza, re.M))
+        if fields.get("Package") in interpreter.PACKAGES:
+            found[fields["Package"]] = debian.Package(
+                architecture, *(fields[key] for key in ("Package", "Version", "Filename", "SHA256"))
+            )
+    if missing := sorted(set(interpreter.PACKAGES) - found.keys()):
+        raise LookupError(f"{interpreter.SUITE} has no {', '.join(missing)} for {architecture}")
+    return [found[name] for name in sorted(found)]
+
+
 def main() -> int:
-    requirements = project_requirements()
-    versions: dict[str, str] = {}
-    hashes: dict[str, set[str]] = {}
-    for minor in PYTHON_MINORS:
-        print(f"lock: Resolving for Python 3.{minor}")
-        for name, (version, digest) in resolve(requirements, minor).items():
-            if versions.setdefault(name, version) != version:
-                print(f"lock: {name}: {versions[name]} and {version}", file=sys.stderr)
-                return 1
-            hashes.setdefault(name, set()).add(digest)
+    resolved = resolve(project_requirements())
     lines = [
-        f"{name}=={versions[name]}"
-        + "".join(f" \\\n    --hash=sha256:{digest}" for digest in sorted(hashes[name]))
-        for name in sorted(versions)
+        f"{name}=={version} \\\n    --hash=sha256:{digest}"
+        for name, (version, digest) in sorted(resolved.items())
     ]
     LOCK.write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"lock: {len(lines)} packages in {LOCK}")
+    rows = [
+        f"{one.architecture} {one.name} {one.version} {one.path} {one.sha256}"
+        for architecture in interpreter.ARCHITECTURES.values()
+        for one in packages(architecture)
+    ]
+    debian.LOCK.write_text(DEBIAN_HEADER + "\n".join(rows) + "\n", encoding="utf-8")
+    print(f"lock: {len(rows)} packages in {debian.LOCK}")
     return 0
 
 

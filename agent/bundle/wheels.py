@@ -10,15 +10,15 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bundle import interpreter
+
 LOCK = Path(__file__).with_name("requirements.lock")
 
-# A bundle serves these minor versions of Python 3 with gRPC, and newer ones without.
-PYTHON_MINORS = (10, 11, 12, 13, 14)
-
-# Wheels for glibc 2.34 and older: the oldest distribution with Python 3.10 or newer has 2.34.
+# Wheels for the release's own interpreter and C library.
 TARGET_OPTIONS = (
     "--only-binary=:all:",
     "--implementation=cp",
+    f"--python-version={'.'.join(map(str, interpreter.VERSION))}",
     "--platform=manylinux_2_34_x86_64",
     "--platform=manylinux_2_28_x86_64",
     "--platform=manylinux_2_17_x86_64",
@@ -41,20 +41,18 @@ def fetch(lock: Path, folder: Path) -> list[Path]:
     """The wheels of the lock, sorted by name; those that `folder` lacks are downloaded into it.
 
     Raises subprocess.CalledProcessError when pip fails or refuses a hash, LookupError when the
-    lock names a wheel that no supported Python version selects.
+    lock names a wheel that the interpreter does not select.
     """
     entries = read_lock(lock)
     wanted = {digest: requirement for requirement, digests in entries.items() for digest in digests}
     folder.mkdir(parents=True, exist_ok=True)
     found = _by_digest(folder)
-    for minor in PYTHON_MINORS:
-        lacking = sorted({wanted[digest] for digest in wanted.keys() - found.keys()})
-        if lacking:
-            print(f"bundle: Downloading {len(lacking)} package(s) for Python 3.{minor}", flush=True)
-            _download(lacking, entries, folder, minor)
-            found = _by_digest(folder)
+    if lacking := sorted({wanted[digest] for digest in wanted.keys() - found.keys()}):
+        print(f"bundle: Downloading {len(lacking)} Python package(s)", flush=True)
+        _download(lacking, entries, folder)
+        found = _by_digest(folder)
     if missing := wanted.keys() - found.keys():
-        raise LookupError(f"no Python version uses these wheels of {lock}: {sorted(missing)}")
+        raise LookupError(f"the interpreter uses none of these wheels of {lock}: {sorted(missing)}")
     return sorted(found[digest] for digest in wanted)
 
 
@@ -62,9 +60,7 @@ def _by_digest(folder: Path) -> dict[str, Path]:
     return {hashlib.sha256(wheel.read_bytes()).hexdigest(): wheel for wheel in folder.glob("*.whl")}
 
 
-def _download(
-    requirements: Sequence[str], entries: dict[str, set[str]], folder: Path, minor: int
-) -> None:
+def _download(requirements: Sequence[str], entries: dict[str, set[str]], folder: Path) -> None:
     lines = [
         requirement + "".join(f" --hash=sha256:{digest}" for digest in sorted(entries[requirement]))
         for requirement in requirements
@@ -72,7 +68,7 @@ def _download(
     listing = folder / "wanted.txt"
     listing.write_text("\n".join(lines) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    command += [*TARGET_OPTIONS, "--python-version", f"3.{minor}", "--dest", str(folder)]
+    command += [*TARGET_OPTIONS, "--dest", str(folder)]
     subprocess.run([*command, "--requirement", str(listing)], check=True)
 
 

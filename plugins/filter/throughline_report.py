@@ -10,7 +10,7 @@ from typing import Any
 from ansible_collections.throughline.fleet.plugins.module_utils.groups import GROUPS, MODES
 from ansible_collections.throughline.fleet.plugins.module_utils.printable import printable
 
-HOST = ("kernel", "arch", "python", "systemd", "lockdown", "cgroup_layout", "btf")
+HOST = ("kernel", "arch", "systemd", "lockdown", "cgroup_layout", "btf")
 LONGEST = 4000  # characters of one text
 
 

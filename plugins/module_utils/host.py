@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""The facts about a host: kernel, mounts, lockdown, Python, systemd. Reading changes nothing.
+"""The facts about a host: kernel, mounts, lockdown, systemd. Reading changes nothing.
 
 `root` stands for / in tests with a recorded tree; `run` is AnsibleModule.run_command.
 """
@@ -11,10 +11,8 @@ import errno
 import gzip
 import os
 import re
-import shutil
 from pathlib import Path
 
-OLDEST_PYTHON = (3, 10)
 BPFFS = "/run/throughline-bpf"
 UNIT = "throughline.service"
 CAPABILITY_BITS = {  # linux/capability.h
@@ -125,32 +123,6 @@ def version_tuple(text):
     return tuple(int(part) for part in match.group().split(".")) if match else ()
 
 
-def find_python(run):
-    """(version that the agent would use or None, [versions found]), in the launcher's order."""
-    found = []
-    minors = [f"python3.{minor}" for minor in range(10, 15)]
-    for name in [os.environ.get("THROUGHLINE_PYTHON"), "python3", *minors]:
-        path = shutil.which(name) if name else None
-        if path is None:
-            continue
-        _code, out, err = run([path, "--version"])
-        version = (out or err).replace("Python", "").strip()
-        if version_tuple(version) >= OLDEST_PYTHON:
-            return version, [*found, version]
-        if version and version not in found:
-            found.append(version)
-    return None, found
-
-
-def glibc_version():
-    """glibc's version, or None for another C library."""
-    try:
-        text = os.confstr("CS_GNU_LIBC_VERSION")
-    except (ValueError, OSError):
-        return None
-    return text.split()[-1] if text else None
-
-
 def systemd_version(root, run):
     """systemd's major version where it is PID 1, else None."""
     if not (Path(root) / "run/systemd/system").is_dir():
@@ -161,12 +133,11 @@ def systemd_version(root, run):
 
 
 def describe_host(root, run):
-    """The facts that a verdict follows from: those of doctor --json, systemd, glibc, pythons."""
+    """The facts that a verdict follows from: those of doctor --json, and systemd."""
     uname = os.uname()
     release = (read_text(root, "/proc/sys/kernel/osrelease") or uname.release).strip()
     mounts = read_mounts(root)
     layout, cgroup2 = cgroup_layout(mounts)
-    python, pythons = find_python(run)
     return {
         "kernel": release,
         "arch": uname.machine,
@@ -176,10 +147,7 @@ def describe_host(root, run):
         "cgroup2": cgroup2,
         "cgroup_layout": layout,
         "bpffs": BPFFS if (BPFFS, "bpf") in mounts else None,
-        "python": python,
-        "pythons": pythons,
         "systemd": systemd_version(root, run),
-        "glibc": glibc_version(),
         "capabilities": read_bounding_capabilities(root),
     }
 

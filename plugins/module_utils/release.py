@@ -38,18 +38,18 @@ def read_manifest(directory):
 
 
 def make_ready(directory, run, *, check=False):
-    """Runs the release's own unpack.py, which verifies the files and compiles them for this Python.
+    """Runs the release's own unpack.py, which verifies the files and compiles the modules.
 
     Returns (changed, problem): problem is None or its message. `run` is AnsibleModule.run_command.
     """
     directory = Path(directory)
-    marks = sorted(directory.glob("UNPACKED-*"))
+    marks = sorted(directory.glob("UNPACKED*"))
     command = [str(directory / "bin/python"), str(directory / "unpack.py")]
     if not all(Path(path).is_file() for path in command):
         return False, "bin/python or unpack.py is missing"
     code, out, err = run([*command, "--check"] if check else command)
     problem = (err or out).strip() or f"exit code {code}" if code else None
-    return sorted(directory.glob("UNPACKED-*")) != marks, problem
+    return sorted(directory.glob("UNPACKED*")) != marks, problem
 
 
 def checked_members(archive):

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 from .groups import GROUPS, MODES, NETWORK_CAPABILITIES, granted_capabilities
-from .host import OLDEST_PYTHON, version_tuple
+from .host import version_tuple
 
-OLDEST_GLIBC = (2, 33)  # what the bundle's compiled parts need
 OLDEST_SYSTEMD = 247  # the first that knows CAP_BPF and CAP_PERFMON by name on every build
 ARCHITECTURES = ("x86_64",)
 UPGRADE = "upgrade the distribution (Debian 12, Ubuntu 22.04, RHEL 9 or later have it)"
@@ -37,22 +36,6 @@ def common_obstacles(host):
                 f"architecture is {host['arch']}, but this release has"
                 f" bundles for {', '.join(ARCHITECTURES)} only",
                 "leave the host out of the inventory group",
-            )
-        )
-    if version_tuple(host["glibc"]) < OLDEST_GLIBC:
-        obstacles.append(
-            (
-                f"glibc is {host['glibc'] or 'missing'}, but {dotted(OLDEST_GLIBC)}"
-                " or newer is required",
-                UPGRADE,
-            )
-        )
-    if host["python"] is None:
-        obstacles.append(
-            (
-                f"no Python {dotted(OLDEST_PYTHON)} or newer is on PATH"
-                f" (found: {', '.join(host['pythons']) or 'none'})",
-                "install python3.11 (or any from 3.10 to 3.14) beside the system's own Python",
             )
         )
     oldest = GROUPS["observe"].kernel

@@ -179,7 +179,14 @@ def _write_state(fleet: Fleet, *, owned: bool) -> None:
     (fleet.state / "fleet.json").write_text(json.dumps(described) + "\n")
 
 
-def up(name: str, *, count: int, keep: bool = False, say: Say = say) -> Fleet:
+def up(
+    name: str,
+    *,
+    count: int,
+    keep: bool = False,
+    say: Say = say,
+    recipe: root.Recipe = root.DEBIAN_12,
+) -> Fleet:
     """Boots `count` hosts called NAME1, NAME2, … and returns when all are running.
 
     With `keep` they may outlive this process. Whatever goes wrong, nothing is left behind.
@@ -188,7 +195,7 @@ def up(name: str, *, count: int, keep: bool = False, say: Say = say) -> Fleet:
     _check_machine()
     if not NAME.fullmatch(name):
         raise ValueError(f"fleet name {name!r}: at most 9 of a-z, 0-9 and -, a letter first")
-    lower = root.build()
+    lower = root.build(recipe)
     if name in orphans():
         say(f"removing fleet {name} of a killed run")
         down(name)
@@ -289,13 +296,15 @@ def orphans() -> list[str]:
 
 
 @contextmanager
-def fleet(name: str, *, count: int, say: Say = say) -> Iterator[Fleet]:
+def fleet(
+    name: str, *, count: int, say: Say = say, recipe: root.Recipe = root.DEBIAN_12
+) -> Iterator[Fleet]:
     """A fleet that ends with the block: at its end, after an exception, Ctrl-C or SIGTERM.
 
     To be entered from the main thread only, since it sets signal handlers.
     """
     with interruptible():
-        running = up(name, count=count, say=say)
+        running = up(name, count=count, say=say, recipe=recipe)
         try:
             yield running
         finally:

@@ -33,7 +33,6 @@ CONFIGURATION = DOCS / "operator/configure.md"
 # Variables that are no setting: where the file is, what the launcher does, what is ignored.
 OTHER_VARIABLES = {
     "THROUGHLINE_CONFIG",
-    "THROUGHLINE_PYTHON",
     "THROUGHLINE_BPF_OBJECTS",
     "OTEL_SERVICE_NAME",
 }

@@ -86,9 +86,12 @@ def try_returns(kind: Kind) -> None:
         return
     with _loaded(kind) as program, _page() as path:
         page = path.rpartition("/")[2]
+        # a release starts its interpreter by a launcher; the folder of another one may be closed to
+        # the agent's user
+        python = sys.executable if "THROUGHLINE_LAUNCHER" in os.environ else "/proc/self/exe"
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _FILTERED, page, *map(str, denied)],
-            executable="/proc/self/exe",  # its folder may be closed to the agent's user
+            executable=python,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

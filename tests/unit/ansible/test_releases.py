@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path
 
@@ -16,14 +17,14 @@ from tests.fixtures.plugins import plugin, run_program
 
 def bundle(folder: Path, content: str, extra: tarfile.TarInfo | None = None) -> tuple[Path, str]:
     """A small bundle with the real unpack.py, and its SHA-256."""
-    source = CHECKOUT / "agent/bundle/release"
+    unpack = CHECKOUT / "agent/bundle/release/unpack.py"
     files = {
-        "bin/python": (source / "bin/python").read_bytes(),
-        "unpack.py": (source / "unpack.py").read_bytes(),
+        "bin/python": f'#!/bin/sh\nexec {sys.executable} -I -S -B "$@"\n'.encode(),
+        "unpack.py": unpack.read_bytes(),
         "lib/python/content.py": content.encode(),
     }
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    manifest = {"version": "1.0", "python": [3, 10], "files": hashes, "extensions": {}}
+    manifest = {"version": "1.0", "files": hashes}
     files["MANIFEST.json"] = json.dumps(manifest).encode()
     path = folder / f"bundle-{hashlib.sha256(content.encode()).hexdigest()[:8]}.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
@@ -47,7 +48,7 @@ def test_a_release_is_unpacked_verified_and_made_ready(tmp_path: Path) -> None:
     install(base, path, sha256)
     final = base / "releases" / sha256
     assert [entry.name for entry in final.parent.iterdir()] == [sha256]
-    assert list(final.glob("UNPACKED-*"))
+    assert list(final.glob("UNPACKED*"))
     assert release.make_ready(final, run_program) == (False, None)
     (final / "lib/python/content.py").write_text("x = 2\n", encoding="utf-8")
     changed, problem = release.make_ready(final, run_program)
