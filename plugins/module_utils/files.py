@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+DIRECTORY_MODE = 0o755
+
 
 def read_file(path):
     """A file's text, or None where there is no such file. Bytes that are not UTF-8 are kept."""
@@ -13,6 +15,23 @@ def read_file(path):
         return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:
         return None
+
+
+def make_directory(path):
+    """Makes a directory and its missing parents. Returns whether anything changed.
+
+    All can pass through the new directories and the last one, whatever umask root has.
+    """
+    path = Path(path)
+    changed = not path.is_dir()
+    if changed:
+        if not path.parent.is_dir():
+            make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+    if path.stat().st_mode & 0o7777 != DIRECTORY_MODE:
+        path.chmod(DIRECTORY_MODE)
+        changed = True
+    return changed
 
 
 def write_file(path, text, *, mode=0o644):
@@ -26,7 +45,8 @@ def write_file(path, text, *, mode=0o644):
     if text is None:
         path.unlink()
         return True
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        make_directory(path.parent)
     uid, gid = -1, -1
     if path.exists():
         found = path.stat()

@@ -18,7 +18,7 @@ from .host import UNIT
 from .printable import printable
 from .release import linked_release, name_release
 from .served import config_text, serving_entry, wanted_previous
-from .unit import UNIT_FILE, ask, read_properties, read_status, running_release
+from .unit import UNIT_FILE, check_config, read_properties, read_status, running_release
 
 
 class PlanError(Exception):
@@ -115,7 +115,7 @@ def refusal(run, request, release):
     config = request.config
     if not Path(config).is_file():
         return None
-    code, out, err = ask(run, request.base / "releases" / release, "config", "check", config)
+    code, out, err = check_config(run, request.base / "releases" / release, config)
     said = printable(scrub((err or out).strip(), read_file(config)), keep="\n")
     return said or f"exit code {code}" if code else None
 

@@ -14,6 +14,8 @@ import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 
+from .files import DIRECTORY_MODE, make_directory
+
 MANIFEST = "MANIFEST.json"
 
 
@@ -52,6 +54,19 @@ def make_ready(directory, run, *, check=False):
     return sorted(directory.glob("UNPACKED*")) != marks, problem
 
 
+def open_directories(base, release, *, check):
+    """Lets the agent's user reach a release, whatever umask root has or had. Makes BASE/releases.
+
+    Returns whether anything changed, or would change with `check`.
+    """
+    releases = Path(base) / "releases"
+    own = (Path(base), releases, releases / release)
+    if check:
+        return any(path.is_dir() and path.stat().st_mode & 0o7777 != DIRECTORY_MODE for path in own)
+    changed = [make_directory(path) for path in own if path != own[-1] or path.is_dir()]
+    return any(changed)
+
+
 def checked_members(archive):
     """The archive's members. Raises ValueError for one that could be outside of the release."""
     members = archive.getmembers()
@@ -81,11 +96,11 @@ def unpack(bundle, run, *, sha256, base, for_trial=False):
             " Remedy: run again; the copy is damaged, or the bundle has been rebuilt meanwhile"
         )
     releases = Path(base) / "releases"
-    releases.mkdir(mode=0o755, parents=True, exist_ok=True)
+    open_directories(base, sha256, check=False)
     work = releases / f".{sha256}.{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)  # a killed run left it
     try:
-        work.mkdir(mode=0o755)
+        make_directory(work)
         with tarfile.open(bundle, "r:gz") as archive:
             for member in checked_members(archive):
                 member.uid = member.gid = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import re
 import signal
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from .health import ailment, delay, lacking
 from .host import UNIT
 
+USER = "throughline"
 UNIT_FILE = Path("/etc/systemd/system") / UNIT
 DROP_IN = UNIT_FILE.with_name(f"{UNIT}.d") / "capabilities.conf"
 POLL_SECONDS = 0.25
@@ -54,10 +56,35 @@ def read_properties(run):
     return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
 
 
-def ask(run, directory, *arguments):
-    """Runs the command line of a release. Returns (exit code, output, errors)."""
+def ask(run, directory, *arguments, become=()):
+    """Runs the command line of a release. Returns (exit code, output, errors).
+
+    `become` are the words in front of it that make it run as another user.
+    """
     launcher = str(Path(directory) / "bin/throughline")
-    return run(["timeout", "--kill-after=1", COMMAND_SECONDS, launcher, *arguments])
+    return run(["timeout", "--kill-after=1", COMMAND_SECONDS, *become, launcher, *arguments])
+
+
+def check_config(run, directory, config):
+    """Lets a release check a configuration. Returns (exit code, output, errors).
+
+    It runs as the agent's user, without any capability, since root can read every file that the
+    configuration names. Where there is no such user yet, it runs as root.
+    """
+    return ask(run, directory, "config", "check", str(config), become=become_agent())
+
+
+def become_agent():
+    """The words in front of a command that make it run as the agent's user and its groups."""
+    try:
+        found = pwd.getpwnam(USER)
+    except KeyError:
+        return []
+    groups = ",".join(map(str, os.getgrouplist(USER, found.pw_gid)))
+    return [
+        *("setpriv", f"--reuid={found.pw_uid}", f"--regid={found.pw_gid}", f"--groups={groups}"),
+        *("--inh-caps=-all", "--no-new-privs"),
+    ]
 
 
 def read_status(run, directory):

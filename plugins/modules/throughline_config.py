@@ -12,7 +12,8 @@ version_added: "0.1.0"
 author: throughline authors (@throughline)
 description:
   - Lets O(release) check the text before it replaces the configuration. A text that the release
-    refuses changes nothing.
+    refuses changes nothing. The check runs as the agent's user, so it also finds a certificate that
+    only root can read.
   - Only root and the agent's group can read the directory and the file.
   - Neither the diff nor a message shows the value of a header or another credential, of the new
     text or of the present file, whoever wrote that.
@@ -76,7 +77,7 @@ from ansible_collections.throughline.fleet.plugins.module_utils.served import (
     keep_replaced,
     read_served,
 )
-from ansible_collections.throughline.fleet.plugins.module_utils.unit import ask
+from ansible_collections.throughline.fleet.plugins.module_utils.unit import check_config
 
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o640
@@ -111,9 +112,7 @@ def put_in_place(module, path, content, *, gid):
     base, release = Path(module.params["base"]), module.params["release"]
     draft = write_draft(path, content, uid=0, gid=gid, mode=FILE_MODE)
     try:
-        code, out, err = ask(
-            module.run_command, base / "releases" / release, "config", "check", str(draft)
-        )
+        code, out, err = check_config(module.run_command, base / "releases" / release, draft)
         if code:
             said = scrub((err or out).strip(), content) or f"exit code {code}"
             said = printable(said.replace(str(draft), str(path)), keep="\n")

@@ -74,7 +74,7 @@ import re
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.throughline.fleet.plugins.module_utils.files import read_file
+from ansible_collections.throughline.fleet.plugins.module_utils.files import read_file, write_file
 from ansible_collections.throughline.fleet.plugins.module_utils.host import read_mounts
 
 MOUNT = """\
@@ -161,8 +161,7 @@ def mounted(module, path, fstype, file, text):
     changed = before != text or not is_mounted or not enabled
     if changed and not module.check_mode:
         if before != text:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            write_file(file, text)
             systemctl(module, "daemon-reload")
         systemctl(module, "enable", "--quiet", file.name)
         if not is_mounted:

@@ -14,6 +14,7 @@ description:
   - Finds the bundle on the controller, and copies it only to hosts without the release.
   - The name of the release's directory is the bundle's SHA-256. The archive is verified when it is
     unpacked, and the files at each run. A damaged release is unpacked again.
+  - Every user can read the release, whatever umask root has.
   - The running agent is not touched. M(throughline.fleet.throughline_service) starts the release.
 options:
   bundle:
@@ -64,6 +65,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.throughline.fleet.plugins.module_utils.release import (
     make_ready,
+    open_directories,
     read_manifest,
     unpack,
 )
@@ -86,8 +88,9 @@ def main():
     if path.is_dir() and src is None:
         changed, problem = make_ready(path, module.run_command, check=module.check_mode)
         if problem is None:
+            opened = open_directories(base, sha256, check=module.check_mode)
             result["version"] = read_manifest(path)["version"]
-            module.exit_json(changed=changed, **result)
+            module.exit_json(changed=changed or opened, **result)
         result["damage"] = problem
     if src is None:  # the action plugin copies the bundle and runs the module again
         module.exit_json(changed=True, missing=True, **result)

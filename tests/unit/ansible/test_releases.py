@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import pwd
 import sys
 import tarfile
 from pathlib import Path
@@ -169,3 +171,58 @@ def test_what_a_killed_run_left_is_in_nobodys_way(
     served.note_served(base, sha256, {"previous": None})
     assert sorted(entry.name for entry in base.iterdir()) == ["current", "releases", "served.json"]
     assert [entry.name for entry in (base / "releases").iterdir()] == [sha256]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_every_user_can_reach_a_release_whatever_umask_root_has(tmp_path: Path, umask: int) -> None:
+    files, release = plugin("module_utils.files"), plugin("module_utils.release")
+    base = tmp_path / "opt/throughline"
+    own = [base.parent, base, base / "releases", base / "releases/abc"]
+    before = os.umask(umask)
+    try:
+        assert release.open_directories(base, "abc", check=False)
+        files.make_directory(own[-1])
+        assert [path.stat().st_mode & 0o777 for path in own] == [0o755] * 4
+        assert not release.open_directories(base, "abc", check=True)
+        for path in own[1:]:  # as versions before this one left them
+            path.chmod(0o777 & ~umask | 0o700)
+        is_closed = umask != 0o022
+        assert release.open_directories(base, "abc", check=True) == is_closed
+        assert release.open_directories(base, "abc", check=False) == is_closed
+        assert [path.stat().st_mode & 0o777 for path in own] == [0o755] * 4
+        assert files.write_file(tmp_path / "etc/unit.d/file.conf", "text")
+        assert (tmp_path / "etc/unit.d").stat().st_mode & 0o777 == 0o755
+        assert (tmp_path / "etc/unit.d/file.conf").stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(before)
+
+
+def test_a_configuration_is_checked_as_the_agents_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root can read every file that it names, and the agent cannot."""
+    unit, ran = plugin("module_utils.unit"), []
+
+    def run(command: list[str]) -> tuple[int, str, str]:
+        ran.append(command)
+        return 0, "", ""
+
+    monkeypatch.setattr(unit, "USER", "nobody")
+    unit.check_config(run, tmp_path, "/etc/throughline/config.yaml")
+    found = pwd.getpwnam("nobody")
+    words = ran[0][3:]
+    assert words[:4] == [
+        "setpriv",
+        f"--reuid={found.pw_uid}",
+        f"--regid={found.pw_gid}",
+        f"--groups={found.pw_gid}",
+    ]
+    assert words[-4:] == [
+        f"{tmp_path}/bin/throughline",
+        "config",
+        "check",
+        "/etc/throughline/config.yaml",
+    ]
+    monkeypatch.setattr(unit, "USER", "no-such-user")
+    unit.check_config(run, tmp_path, "x")
+    assert ran[1][3] == f"{tmp_path}/bin/throughline"
