@@ -12,6 +12,7 @@ from ansible_collections.throughline.fleet.plugins.plugin_utils.bundle import (
     find_bundle,
     hash_once,
 )
+from ansible_collections.throughline.fleet.plugins.plugin_utils.run import this_run
 
 
 class ActionModule(BundleAction):
@@ -29,7 +30,7 @@ class ActionModule(BundleAction):
             raise AnsibleActionFail("missing required arguments: bundle") from error
         except FileNotFoundError as error:
             raise AnsibleActionFail(str(error)) from error
-        arguments.update(bundle=str(bundle), sha256=hash_once(bundle))
+        arguments.update(bundle=str(bundle), sha256=hash_once(bundle), run=this_run()["run"])
         result = self.run_module(arguments, task_vars)
         if result.get("failed") or not result.pop("missing", False) or self._task.check_mode:
             return result

@@ -15,6 +15,7 @@ description:
   - The name of the release's directory is the bundle's SHA-256. The archive is verified when it is
     unpacked, and the files at each run. A damaged release is unpacked again.
   - Every user can read the release, whatever umask root has.
+  - Fails while another run has the lock of the host (M(throughline.fleet.throughline_lock)).
   - The running agent is not touched. M(throughline.fleet.throughline_service) starts the release.
 options:
   bundle:
@@ -22,6 +23,9 @@ options:
       - Bundle on the controller, or a directory whose newest bundle is taken.
     type: path
     required: true
+  run:
+    description: Name of this run. The action plugin says it.
+    type: str
 extends_documentation_fragment:
   - throughline.fleet.bundle
   - throughline.fleet.releases
@@ -63,6 +67,7 @@ damage:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.throughline.fleet.plugins.module_utils.lock import describe, other_run
 from ansible_collections.throughline.fleet.plugins.module_utils.release import (
     make_ready,
     open_directories,
@@ -79,12 +84,16 @@ def main():
             "base": {"type": "path", "default": "/opt/throughline"},
             "sha256": {"type": "str"},
             "src": {"type": "path"},
+            "run": {"type": "str"},
         },
         supports_check_mode=True,
     )
     base, sha256, src = (module.params[name] for name in ("base", "sha256", "src"))
     path = Path(base) / "releases" / sha256
     result = {"release": sha256, "path": str(path), "version": None}
+    other = None if module.check_mode else other_run(module.params["run"])
+    if other:
+        module.fail_json(msg=describe(other), **result)
     if path.is_dir() and src is None:
         changed, problem = make_ready(path, module.run_command, check=module.check_mode)
         if problem is None:

@@ -29,10 +29,10 @@ class PlaybookError(Exception):
     output = ""
 
 
-def run(fleet: Fleet, file: Path, *options: str, quiet: bool = False, **variables: object) -> str:
-    """Runs a playbook on all hosts of a fleet; `variables` are extra variables.
+def command(fleet: Fleet, file: Path, *options: str, **variables: object) -> list[str]:
+    """The words that run a playbook on all hosts of a fleet, from REPOSITORY.
 
-    Its output goes to the terminal, or with `quiet` is returned. Raises PlaybookError.
+    Raises PlaybookError where it cannot be run.
     """
     beside = str(Path(sys.executable).parent)
     program = shutil.which("ansible-playbook", path=beside) or shutil.which("ansible-playbook")
@@ -40,8 +40,17 @@ def run(fleet: Fleet, file: Path, *options: str, quiet: bool = False, **variable
         raise PlaybookError("ansible-playbook is not installed: run make setup")
     if not file.exists():
         raise PlaybookError(f"{file} does not exist")
+    inventory = str(fleet.inventory)
+    return [program, "-i", inventory, str(file), "-e", json.dumps(variables), *options]
+
+
+def run(fleet: Fleet, file: Path, *options: str, quiet: bool = False, **variables: object) -> str:
+    """Runs a playbook on all hosts of a fleet; `variables` are extra variables.
+
+    Its output goes to the terminal, or with `quiet` is returned. Raises PlaybookError.
+    """
     answer = subprocess.run(
-        [program, "-i", fleet.inventory, file, "-e", json.dumps(variables), *options],
+        command(fleet, file, *options, **variables),
         cwd=REPOSITORY,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if quiet else None,
