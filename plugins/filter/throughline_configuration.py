@@ -14,6 +14,11 @@ from ansible_collections.throughline.fleet.plugins.module_utils.groups import (
     switch,
 )
 
+try:
+    from ansible.parsing.vault import EncryptedString as Encrypted
+except ImportError:  # ansible-core before 2.19
+    from ansible.parsing.yaml.objects import AnsibleVaultEncryptedUnicode as Encrypted
+
 
 def throughline_switched_on(groups: Sequence[str], config: Mapping[str, Any]) -> list[str]:
     """Those of throughline_groups that throughline_config does not switch off."""
@@ -39,7 +44,23 @@ def throughline_configuration(
     for group in sorted(TABLE, key=lambda group: group.name):
         if group.switch and group.name not in wanted:
             found = merge_hash(found, switch(group, "off"))
-    return found
+    plain: dict[str, Any] = decrypted(found)
+    return plain
+
+
+def decrypted(value: Any) -> Any:
+    """A value whose inline vaults (`!vault`) are plain text, also inside of dicts and lists.
+
+    The filter to_nice_yaml would write their ciphertext, which the agent cannot read. Since
+    ansible-core 2.19 a decrypted text still has its ciphertext as a tag, and loses it here.
+    """
+    if isinstance(value, (str, Encrypted)):
+        return str.__str__(str(value))
+    if isinstance(value, Mapping):
+        return {key: decrypted(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [decrypted(item) for item in value]
+    return value
 
 
 class FilterModule:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.fleet import hosts, playbook, releases
 from tests.fleet.hosts import Fleet
@@ -23,6 +27,7 @@ pytestmark = [
 NAME = "creds"
 FIRST, SECOND, THIRD = (f"Bearer {word}-0123456789" for word in ("first", "second", "third"))
 NUMBER = 987654321012
+VAULTED = ("inline-0123456789", "in-a-file-0123456789", "composed-0123456789")
 CONFIG = "/etc/throughline/config.yaml"
 SEARCH = """
 grep -rl '{0}' /etc /opt /root /home /run /tmp /var 2>/dev/null
@@ -55,9 +60,21 @@ def site(
     )
 
 
+def encrypt(folder: Path, *words: str, content: str = "") -> str:
+    """The output of ansible-vault with the password of `folder`."""
+    program = Path(sys.executable).with_name("ansible-vault")
+    return subprocess.run(
+        [program, *words, f"--vault-password-file={folder / 'password'}"],
+        check=True,
+        input=content,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
 def told(output: str) -> list[str]:
     """The lines with a credential, in plain text or in base64, as Ansible reads files."""
-    words = [token.split()[-1] for token in (FIRST, SECOND, THIRD)]
+    words = [token.split()[-1] for token in (FIRST, SECOND, THIRD, *VAULTED)]
     encoded = [
         base64.b64encode(b"x" * skipped + word.encode()).decode()[4:-4]
         for word in words
@@ -113,6 +130,37 @@ def test_a_credential_that_is_refused_is_not_shown(fleet: Fleet, bundle: Path) -
     assert "headers.authorization: found " in failed.value.output
     assert told(failed.value.output) == []
     assert left(fleet, SECOND) == CONFIG
+
+
+def test_secrets_may_come_from_a_vault(fleet: Fleet, bundle: Path, tmp_path: Path) -> None:
+    """A value that is encrypted itself, one of an encrypted file, and one in other strings."""
+    inline, filed, composed = VAULTED
+    (tmp_path / "password").write_text("password of the vault\n")
+    (tmp_path / "vault.yml").write_text(f"vault_filed: {filed}\n")
+    encrypt(tmp_path, "encrypt", str(tmp_path / "vault.yml"))
+    (tmp_path / "variables.yml").write_text(
+        encrypt(tmp_path, "encrypt_string", "--stdin-name=vault_composed", content=composed)
+        + "throughline_config:\n  export:\n    otlp:\n      endpoint: http://127.0.0.1:4318\n"
+        + "      headers:\n        x-composed: Bearer {{ vault_composed }}\n"
+        + "        x-alone: '{{ vault_composed }}'\n        x-filed: '{{ vault_filed }}'\n"
+        + textwrap.indent(
+            encrypt(tmp_path, "encrypt_string", "--stdin-name=x-inline", content=inline), " " * 8
+        )
+    )
+    options = ["-vvv", "--diff", f"--vault-password-file={tmp_path / 'password'}"]
+    options += [f"-e@{tmp_path / name}" for name in ("vault.yml", "variables.yml")]
+    output = playbook.run(
+        fleet, playbook.SITE, *options, quiet=True, throughline_bundle=str(bundle)
+    )
+    written = yaml.safe_load(fleet.run(fleet.hosts[0], f"cat {CONFIG}").stdout)
+    shown = written["export"]["otlp"]["headers"]
+    assert shown == {
+        "x-composed": f"Bearer {composed}",
+        "x-alone": composed,
+        "x-filed": filed,
+        "x-inline": inline,
+    }
+    assert told(output) == []
 
 
 @pytest.mark.long

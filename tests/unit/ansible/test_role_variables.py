@@ -119,3 +119,22 @@ def test_names_of_services_are_judged_as_the_module_does(name: str) -> None:
     found = computed("agent", "__throughline_misnamed", throughline_node_services=[name])
     unit_name = plugin("module_utils.node").unit_name
     assert list(found) == ([] if unit_name(name.strip()) else [name.strip()])
+
+
+class Tagged(str):
+    """A decrypted text as ansible-core 2.19 has it; to_nice_yaml would write its ciphertext."""
+
+    def __str__(self) -> str:
+        return self
+
+
+def test_texts_of_an_inline_vault_are_written_as_plain_text() -> None:
+    config = {
+        "services": [{"name": Tagged("shop")}],
+        "export": {"otlp": {"headers": {"authorization": Tagged("token")}, "timeout": 2}},
+    }
+    configuration = plugin("filter.throughline_configuration").throughline_configuration
+    written = configuration(config, ["observe"], [])
+    assert written["export"] == {"otlp": {"headers": {"authorization": "token"}, "timeout": 2}}
+    assert type(written["export"]["otlp"]["headers"]["authorization"]) is str
+    assert type(written["services"][0]["name"]) is str
