@@ -50,10 +50,12 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 			tl_settle(request, false);
 		return;
 	}
+	flow->tid = TL_READ(task, pid);
 	thread = tl_thread_now();
+	if (!thread || tl_work_is_told())
+		return;
 	trust = tl_trust_now();
 	refused = tl_thread_parent(thread, trust, 0, &parent);
-	flow->tid = TL_READ(task, pid);
 	if (refused < 0) {
 		flow->connect = parent.key;
 		flow->likely = parent.likely;

@@ -223,6 +223,35 @@ __noinline __u64 tl_work_connects(void)
 }
 
 /*
+ * The current thread connects: does its runtime tell for which request, or that this is not known? Then
+ * the thread is no evidence, and contradicts nothing. What a JVM tells may change until the call.
+ * `shared`: the program has tl_work_request() anyway. Else verifiers would walk all runtimes for this.
+ */
+static __always_inline bool tl_is_told(bool shared)
+{
+	__u32 pid = tl_process_id();
+	const struct tl_runtime *runtime = tl_runtime_of(pid);
+
+	if (!runtime)
+		return tl_runtime_is_unreadable(pid);
+	switch (runtime->kind) {
+	case TL_RUNTIME_PYTHON:
+		return shared ? tl_work_request(pid) != 0 : tl_python_request(runtime) != 0;
+	case TL_RUNTIME_RUBY:
+		return runtime->flags & TL_RUNTIME_TAKES;
+	case TL_RUNTIME_NODE:
+		return true;
+	}
+	return false;
+}
+
+/* The same. A global function, as above. */
+__noinline int tl_work_is_told(void)
+{
+	return tl_is_told(false);
+}
+
+/*
  * The current thread begins something else: it waits for several descriptors, or it accepts a
  * connection. A global function, to have a stack of its own.
  */

@@ -109,18 +109,17 @@ __noinline int tl_unix_connects_now(void)
 			made.request = request;
 			tl_settle(request, false);
 		}
-		bpf_map_update_elem(&tl_unix_made, &key, &made, BPF_ANY);
-		return 0;
-	}
-	trust = tl_trust_now();
-	refused = tl_thread_parent(thread, trust, 0, &parent);
-	if (refused < 0) {
-		made.request = parent.key;
-		made.likely = parent.likely;
-		thread->unsure = 1;
-		tl_settle(parent.key, false);
-	} else {
-		tl_unattributed(thread, trust, refused);
+	} else if (!tl_is_told(true)) {
+		trust = tl_trust_now();
+		refused = tl_thread_parent(thread, trust, 0, &parent);
+		if (refused < 0) {
+			made.request = parent.key;
+			made.likely = parent.likely;
+			thread->unsure = 1;
+			tl_settle(parent.key, false);
+		} else {
+			tl_unattributed(thread, trust, refused);
+		}
 	}
 	bpf_map_update_elem(&tl_unix_made, &key, &made, BPF_ANY);
 	return 0;

@@ -1,6 +1,6 @@
 """A service by asyncio alone, for any Python: the paths of tests/parents/README.md.
 
-`/pool` calls in a thread of `asyncio.to_thread`.
+`/pool` calls in a thread of `asyncio.to_thread`. `/nothing` makes no call.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 task = asyncio.create_task(call_later(query, seconds))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-            else:
+            elif path != "/nothing":
                 await call(query)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
     except (asyncio.IncompleteReadError, ConnectionError):

@@ -6,16 +6,21 @@ that is installed.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures import debian_root, needs
-from tests.fixtures.paths import SERVICES
+from tests.fixtures.paths import CHECKOUT, SERVICES
+from tests.fixtures.ports import free_port, wait_port
 from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
 from tests.parents.cell import Bench, bench
@@ -205,6 +210,36 @@ def test_the_interpreters_are_those_that_are_meant() -> None:
     for path in FOLLOWED:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
         assert said.stdout.startswith(f"Python {path.name.removeprefix('python')}"), path
+
+
+def test_a_connection_that_a_task_makes_contradicts_nothing(running: Bench) -> None:
+    """Also where the thread had served requests before the agent knew the runtime."""
+    traced, app, python = running.traced, "contradicts-nothing", FOLLOWED[0]
+    port, far = free_port(), free_port()
+    environment = {"PATH": os.environ["PATH"], "PORT": str(port)}
+    environment["BACKEND"] = f"http://127.0.0.1:{far}"
+    backend = [sys.executable, "-m", "tests.parents.backend", str(far)]
+    traced.spawn("far", backend, cwd=CHECKOUT)
+    traced.spawn(app, ["sleep", "1000"])  # the kernel knows the cgroup
+    wait_port(far)
+    traced.stop_agent(signal.SIGKILL)  # its programs go on
+    traced.spawn(app, [str(python), str(SERVICES / "contexts.py")], env=environment)
+    wait_port(port)
+
+    def ask(path: str, count: int) -> None:
+        for number in range(count):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}?id={number}") as answer:
+                answer.read()
+
+    ask("nothing", 23)
+    traced.start_agent()
+    time.sleep(10)  # before, while programs take over, nothing is a contradiction
+    before = traced.counters()
+    ask("sleep", 101)
+    after = traced.counters()
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    assert grown["parent_python"] >= 90, grown
+    assert not [name for name in grown if name.startswith("contradicted_") and grown[name]], grown
 
 
 def test_a_killed_agent(running: Bench) -> None:
