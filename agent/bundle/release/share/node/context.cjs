@@ -20,6 +20,7 @@
   // An agent may begin after this process, or not know its cgroup yet.
   const FIRST_MS = 250;
   const LAST_MS = 5000;
+  const BUSY_NS = 100e6;
   const OLDEST = 18;
   const DISPATCHERS = ['undici.globalDispatcher.1', 'undici.globalDispatcher.2'];
 
@@ -31,6 +32,7 @@
   let storage;
   let shown; // Uint32Array: what BPF programs read
   let bytes;
+  let told = [0, 0]; // process.hrtime() when it was told last where they are
 
   function attempt(action) {
     return function attempted(message) {
@@ -79,6 +81,13 @@
     setTimeout(again, wait).unref();
   }
 
+  /** The same, while connections and requests come: a request that is read afterwards is known. */
+  function announceBusy(now) {
+    if ((now[0] - told[0]) * 1e9 + now[1] - told[1] < BUSY_NS) return;
+    told = now;
+    announce();
+  }
+
   // -- requests that are served ----------------------------------------------------------------
 
   /** A connection and the time tell a request: on a connection one is served at a time. */
@@ -94,6 +103,7 @@
     message.socket[OWNER] = NONE; // answers need no parent
     message.request[OWNER] = request;
     storage.enterWith(request);
+    announceBusy(now);
   }
 
   /** The body of a request is read in the context of its connection: its events are the request's. */
@@ -359,9 +369,13 @@
       kept.push(channel); // a channel that nothing refers to loses its listeners in Node.js 18.6
       channel.subscribe(listener);
     };
+    const connected = attempt(() => announceBusy(process.hrtime()));
     let begun = false;
     subscribe('net.server.socket', function accepted() {
-      if (begun) return;
+      if (begun) {
+        connected();
+        return;
+      }
       begun = true;
       attempt(() => begin(subscribe))();
     });
