@@ -15,7 +15,7 @@
 #include "vmlinux.h"
 
 enum tl_abi {
-	TL_ABI_VERSION = 13,
+	TL_ABI_VERSION = 14,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
@@ -447,6 +447,10 @@ struct tl_request {
 	__u8 trace_flags;
 	__u8 flags; /* enum tl_request_flags */
 	__u16 tracestate_len;
+	__u64 sock; /* address in the kernel of the TCP socket that it was read from, or 0 */
+	__u64 socket; /* the cookie of that socket: its memory may be another one's by now */
+	__u32 java; /* a JVM's thread that has read it: its id, or TL_JAVA_VIRTUAL; 0: none was seen */
+	__u8 _pad[4];
 };
 
 #endif

@@ -59,6 +59,7 @@ enum tl_java {
 	TL_JAVA_UNKNOWN = 0xffff,
 	TL_JAVA_BINARIES = 256, /* indices, of which 0 is none */
 	TL_JAVA_IN_NATIVE = 4, /* JavaThread::_thread_state in a system call */
+	TL_JAVA_VIRTUAL = 0xffffffff, /* for the id of a thread: it is a virtual one */
 };
 
 /*

@@ -281,10 +281,14 @@ static __noinline void tl_judge_read(struct tl_thread *thread, struct tl_trust *
 	thread->serial = trust && tl_is_serial(trust);
 	if (thread->serial)
 		thread->loop = 0;
-	if (thread->serves && trust && !trust->seen[TL_SEEN_OVERLAP] &&
-	    tl_is_unanswered(thread->serves)) {
-		thread->several = 1;
-		tl_saw(trust, TL_SEEN_OVERLAP);
+	if (thread->serves && trust && !trust->seen[TL_SEEN_OVERLAP]) {
+		if (tl_is_unanswered(thread->serves)) {
+			thread->several = 1;
+			tl_saw(trust, TL_SEEN_OVERLAP);
+		} else {
+			/* its answer may be written, and wait in the socket: see tl_responds() */
+			tl_settle(thread->serves, false);
+		}
 	}
 	thread->serves = key;
 	thread->called = 0;
@@ -371,16 +375,24 @@ static __noinline void tl_judge_response(const struct tl_flow *flow, struct tl_t
 
 /*
  * The current thread has read bytes of `flow` that belong to the request `key`. `thread` is its
- * entry, or NULL. `whole`: the bytes were the end of a message.
+ * entry, or NULL. `whole`: the bytes were the end of a message. `sk`: the TCP socket that it has read;
+ * NULL where each write of the application is seen, as in a TLS library.
  */
 static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thread *thread,
-					    __u64 key, __u8 evidence, bool whole)
+					    __u64 key, __u8 evidence, bool whole,
+					    const struct sock *sk)
 {
 	bool server = flow->role == TL_ROLE_SERVER;
 	struct tl_request *request = NULL;
 	struct tl_trust *trust;
 	int refused;
 
+	if (key)
+		request = bpf_map_lookup_elem(&tl_requests, &key);
+	if (server && sk && request && !request->sock && tl_is_request(request, key)) {
+		request->socket = flow->endpoints.socket;
+		request->sock = (__u64)sk;
+	}
 	if (key && server && tl_work_reads(key, flow->endpoints.socket)) {
 		if (!flow->pid)
 			flow->pid = bpf_get_current_pid_tgid() >> 32;
@@ -392,8 +404,6 @@ static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thre
 			return;
 		tl_judge_response(flow, thread, key);
 	}
-	if (key)
-		request = bpf_map_lookup_elem(&tl_requests, &key);
 	if (!request) {
 		if (thread && (thread->loop || server))
 			tl_leave(thread);

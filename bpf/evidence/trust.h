@@ -317,12 +317,4 @@ static __always_inline void tl_found(struct tl_trust *trust, int refused, bool l
 	__sync_fetch_and_add(&trust->found[found], 1);
 }
 
-/* Is the request `key` being served, and has not begun to answer? */
-static __always_inline bool tl_is_unanswered(__u64 key)
-{
-	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
-
-	return request && request->answering != key && tl_is_request(request, key);
-}
-
 #endif

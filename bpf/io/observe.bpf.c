@@ -212,7 +212,7 @@ int BPF_PROG(tl_read, struct sock *sk)
 		evidence = TL_EVIDENCE_RESTORE;
 	}
 	whole = flow->flags & TL_FLOW_OPAQUE || tl_read_whole(sk, flow);
-	tl_thread_reads(flow, thread, key, evidence, whole);
+	tl_thread_reads(flow, thread, key, evidence, whole, sk);
 	return 0;
 }
 

@@ -296,7 +296,7 @@ static __always_inline void tl_unix_reads_request(struct sock *sk, struct sock *
 		whole = client->flow.out.state == TL_HTTP_START && !sk->sk_receive_queue.qlen;
 	}
 	tl_thread_reads(&server->flow, thread, server->flow.exchange.request, TL_EVIDENCE_THREAD,
-			whole && !server->ahead);
+			whole && !server->ahead, NULL);
 }
 
 SEC("tp_btf/sock_recv_length")
@@ -333,7 +333,8 @@ int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
 		/* behind the answer of FastCGI the front end awaits the end of the connection */
 		whole = end->protocol == TL_UNIX_HTTP &&
 			(!other || other->flow.out.state == TL_HTTP_START);
-		tl_thread_reads(&end->flow, thread, end->flow.caller, TL_EVIDENCE_RESTORE, whole);
+		tl_thread_reads(&end->flow, thread, end->flow.caller, TL_EVIDENCE_RESTORE, whole,
+				NULL);
 		return 0;
 	}
 	if (!end && (!other || other->flow.role == TL_ROLE_UNKNOWN)) {

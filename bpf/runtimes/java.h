@@ -53,14 +53,6 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_java_units SEC(".maps");
 
-/* Has the request not begun to be answered? */
-static __always_inline bool tl_java_is_open(__u64 key)
-{
-	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
-
-	return request && request->answering != key && tl_is_request(request, key);
-}
-
 static __always_inline struct tl_java_pool *tl_java_pool_now(void)
 {
 	__u64 key = tl_process_key(0);
@@ -91,6 +83,30 @@ static __always_inline const struct tl_java_unit *tl_java_platform(void)
 	return unit && tl_is_born(tl_current_task(), unit->born) ? unit : NULL;
 }
 
+/* The thread `reader` has read the request: its id, or TL_JAVA_VIRTUAL. */
+static __always_inline void tl_java_note_reader(__u64 key, __u32 reader)
+{
+	struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
+	if (request && tl_is_request(request, key))
+		request->java = reader;
+}
+
+/*
+ * The current thread begins to answer the request `key`, and `unit` is for another one, or NULL. Does
+ * that say that it does the work of several requests? Not where no read of the request was seen, as of
+ * one that was being served when the JVM became known. But then its own request has to be answered.
+ */
+static __always_inline bool tl_java_shares(__u64 key, const struct tl_java_unit *unit)
+{
+	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+	__u32 reader = request ? request->java : 0;
+
+	if (unit && tl_is_unanswered(unit->request))
+		return true;
+	return reader && (unit || reader != tl_current_tid());
+}
+
 /*
  * The current thread has read the request `request`. Returns whether it is a virtual thread: nothing
  * else is evidence then.
@@ -110,7 +126,8 @@ static __always_inline bool tl_java_reads(const struct tl_runtime *runtime, __u6
 	known = bpf_map_lookup_elem(&tl_java_units, &key);
 	if (known && known->request == request)
 		return id;
-	other = known && (id || known->born == unit.born) && tl_java_is_open(known->request);
+	tl_java_note_reader(request, id ? TL_JAVA_VIRTUAL : tl_current_tid());
+	other = known && (id || known->born == unit.born) && tl_is_unanswered(known->request);
 	if (id)
 		unit.shared = other || (known && known->shared);
 	else if (other)
@@ -137,7 +154,7 @@ static __always_inline void tl_java_answers(const struct tl_runtime *runtime, __
 		return;
 	key = tl_process_key(0);
 	pool = bpf_map_lookup_elem(&tl_java_pools, &key);
-	if (unit || (pool && pool->earned))
+	if ((unit || (pool && pool->earned)) && tl_java_shares(request, unit))
 		tl_java_contradicted(tl_java_pool_now());
 }
 
@@ -149,7 +166,7 @@ static __always_inline void tl_java_turns(void)
 {
 	const struct tl_java_unit *unit = tl_java_platform();
 
-	if (unit && tl_java_is_open(unit->request))
+	if (unit && tl_is_unanswered(unit->request))
 		tl_java_contradicted(tl_java_pool_now());
 }
 

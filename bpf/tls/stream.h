@@ -211,7 +211,7 @@ static __always_inline void tl_tls_read(struct tl_flow *flow, __u64 address, __u
 		key = flow->caller;
 		evidence = TL_EVIDENCE_RESTORE;
 	}
-	tl_thread_reads(flow, thread, key, evidence, flow->in.state == TL_HTTP_START);
+	tl_thread_reads(flow, thread, key, evidence, flow->in.state == TL_HTTP_START, NULL);
 }
 
 /*

@@ -57,6 +57,44 @@ static __always_inline bool tl_is_request(const struct tl_request *request, __u6
 }
 
 /*
+ * Has the service written to the request's socket what has not left yet, or closed its side? A send
+ * returns when the bytes are in the socket. Where TCP cannot send them at that moment, as when the peer
+ * takes no more, they leave later, in an interrupt. True also where the socket has gone, unseen.
+ */
+static __always_inline bool tl_has_written(const struct tl_request *request)
+{
+	const struct tcp_sock *tcp = (const struct tcp_sock *)request->sock;
+	const struct sock *sk = (const struct sock *)tcp;
+	__u8 state;
+	__u32 left;
+
+	if (!tcp)
+		return false;
+	if ((__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) != request->socket)
+		return true;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state != BPF_TCP_ESTABLISHED && state != BPF_TCP_CLOSE_WAIT)
+		return true;
+	left = BPF_CORE_READ(tcp, snd_nxt);
+	return BPF_CORE_READ(tcp, write_seq) != left;
+}
+
+/*
+ * Is the request `key` being served, and the service has not begun to answer? A global function, to
+ * have a stack of its own.
+ */
+__noinline int tl_is_unanswered(__u64 key)
+{
+	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
+	if (!request || tl_has_written(request))
+		return false;
+	/* read last: the socket says that bytes have left after the program has seen them */
+	asm volatile("" ::: "memory");
+	return *(const volatile __u64 *)&request->answering != key && tl_is_request(request, key);
+}
+
+/*
  * The request is not open any more: it has made a call, or begun to answer, or ended. For a request
  * that has ended meanwhile there is no entry in tl_open, whatever the element holds now.
  */

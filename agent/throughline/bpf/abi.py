@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 13
+    ABI_VERSION = 14
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
@@ -234,6 +234,7 @@ class Java(IntEnum):
     UNKNOWN = 65535
     BINARIES = 256
     IN_NATIVE = 4
+    VIRTUAL = 18446744073709551615
 
 
 class Parents(IntEnum):
@@ -397,9 +398,12 @@ class Request(NamedTuple):
     trace_flags: int
     flags: int
     tracestate_len: int
+    sock: int
+    socket: int
+    java: int
 
 
-REQUEST = Struct("<Q16s8s8s2QI2BH")
+REQUEST = Struct("<Q16s8s8s2QI2BH2QI4x")
 
 
 class GoBinary(NamedTuple):

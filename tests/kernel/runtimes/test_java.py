@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures import java
+from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.traced import Traced
 
 RELEASES = pytest.mark.parametrize("major", [21, 25])
@@ -126,8 +129,59 @@ def test_a_pool_that_also_runs_what_is_handed_over(traced: Traced, built: Path, 
     found = java.run(traced, java.need(major), built, "handed", "pool")
     after = traced.counters()
     assert after["java_contradicted"] - before.get("java_contradicted", 0) == 1
-    assert after["parent_java"] == before["parent_java"], "no wrong one is said to be proven"
+    assert after.get("parent_java") == before.get("parent_java"), (
+        "no wrong one is said to be proven"
+    )
     assert found["none"] > found["wrong"]
+
+
+class _Gate(BaseHTTPRequestHandler):
+    """The next service. It answers GET /now/held once `opened` is set."""
+
+    opened = threading.Event()
+    came = threading.Event()
+
+    def do_GET(self) -> None:
+        if self.path == "/now/held":
+            self.came.set()
+            assert self.opened.wait(60)
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_request_that_is_open_when_the_jvm_becomes_known(built: Path) -> None:
+    """That its read was not seen is no contradiction when it is answered.
+
+    The programs of a killed agent go on. So they know of the request, and the next agent tells the
+    JVM while it is served.
+    """
+    jvm = java.need(17)
+    port = free_port()
+    with Traced() as traced, ThreadingHTTPServer(("127.0.0.1", 0), _Gate) as gate:
+        threading.Thread(target=gate.serve_forever, daemon=True).start()
+        traced.spawn("web", ["true"])  # from now on its cgroup is traced
+        traced.stop_agent(signal.SIGKILL)
+        words = jvm.words(built, ["-Xmx256m", "-XX:+UseSerialGC"])
+        traced.spawn("web", [*words, str(port), str(gate.server_port), "pool"])
+        wait_port(port, seconds=60)
+        held = http.client.HTTPConnection("127.0.0.1", port, timeout=90)
+        held.request("GET", "/now/held")
+        assert _Gate.came.wait(30)
+        traced.start_agent()
+        java.wait_followed(traced, jvm)
+        asyncio.run(java.load(port, "now", requests=23, concurrent=1))
+        _Gate.opened.set()
+        assert held.getresponse().status == 200
+        asyncio.run(java.load(port, "now", requests=97, concurrent=8))
+        counters = traced.counters()
+        assert counters.get("java_contradicted", 0) == 0
+        assert counters["parent_java"] >= 97
+        gate.shutdown()
 
 
 def test_two_releases_in_one_cgroup(traced: Traced, built: Path) -> None:
