@@ -157,7 +157,7 @@ bench-parents: bundle ## How often parents are right: all applications, or ONLY=
 		$(if $(ONLY),--only $(ONLY))
 
 .PHONY: clean
-clean: ## Remove what was built, but neither .venv nor the downloaded wheels
-	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name wheels -exec rm -rf {} +
+clean: ## Remove what was built, but neither .venv nor what was downloaded
+	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name wheels ! -name debian -exec rm -rf {} +
 	@rm -rf dist agent/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 	@find agent tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -50,12 +50,12 @@ BPF_LIBRARIES = {"libz.so.1": "zlib1g", "libelf.so.1": "libelf1t64", "libbpf.so.
 _PYTHON = (f"python{_DOTTED}-minimal", f"libpython{_DOTTED}-minimal", f"libpython{_DOTTED}-stdlib")
 PACKAGES = tuple(sorted({*_PYTHON, *RUNTIME_LIBRARIES.values(), *BPF_LIBRARIES.values()}))
 
-# Of the standard library what an agent never imports: tools, tests, windows, other databases.
+# Of the standard library what an agent never imports: tools, tests, windows, databases.
 _UNUSED = re.compile(
     r"(test|idlelib|tkinter|turtledemo|ensurepip|venv|lib2to3|pydoc_data|unittest|sqlite3|curses|dbm"
-    r"|wsgiref|_pyrepl|__phello__|xmlrpc|config-[^/]+)/"
+    r"|wsgiref|_pyrepl|__phello__|xmlrpc)/"
     r"|(turtle|pydoc|doctest|pdb|cProfile|profile|pstats|mailbox|this|antigravity)\.py$"
-    r"|(sitecustomize|_sysconfigdata_[^/]*)\.py$|.*\.(pickle|txt)$"
+    r"|(sitecustomize|_sysconfigdata_[^/]*)\.py$"
 )
 # Compiled modules that are used, apart from those in the interpreter itself.
 _MODULES = (
@@ -91,12 +91,8 @@ def _standard_library(package: bytes) -> Iterator[tuple[str, bytes]]:
         if not path.startswith(_STANDARD):
             continue
         name = path.removeprefix(_STANDARD)
-        compiled = name.startswith("lib-dynload/")
-        if (
-            _MODULE.fullmatch(name)
-            if compiled
-            else name.endswith(".py") and not _UNUSED.match(name)
-        ):
+        used = name.endswith(".py") and not _UNUSED.match(name)
+        if used or _MODULE.fullmatch(name):
             yield f"lib/python{_DOTTED}/{name}", content
 
 
