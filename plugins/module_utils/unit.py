@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import json
 import os
 import pwd
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -69,22 +71,36 @@ def check_config(run, directory, config):
     """Lets a release check a configuration. Returns (exit code, output, errors).
 
     It runs as the agent's user, without any capability, since root can read every file that the
-    configuration names. Where there is no such user yet, it runs as root.
+    configuration names. Where there is no such user yet, or no setpriv, it runs as root.
     """
-    return ask(run, directory, "config", "check", str(config), become=become_agent())
+    return ask(run, directory, "config", "check", str(config), become=become_agent(run))
 
 
-def become_agent():
-    """The words in front of a command that make it run as the agent's user and its groups."""
+def become_agent(run):
+    """The words in front of a command that make it run as the agent's user, with its groups."""
     try:
         found = pwd.getpwnam(USER)
     except KeyError:
         return []
-    groups = ",".join(map(str, os.getgrouplist(USER, found.pw_gid)))
+    if shutil.which("setpriv") is None:
+        return []
+    groups = {*os.getgrouplist(USER, found.pw_gid), *supplementary_groups(run)}
     return [
-        *("setpriv", f"--reuid={found.pw_uid}", f"--regid={found.pw_gid}", f"--groups={groups}"),
+        *("setpriv", f"--reuid={found.pw_uid}", f"--regid={found.pw_gid}"),
+        f"--groups={','.join(map(str, sorted(groups)))}",
         *("--inh-caps=-all", "--no-new-privs"),
     ]
+
+
+def supplementary_groups(run):
+    """The ids of the groups that an operator's drop-in gives to the unit. systemd shows names."""
+    code, out, _err = run(["systemctl", "show", UNIT, "--property=SupplementaryGroups"])
+    names = out.partition("=")[2].split() if code == 0 else []
+    found = []
+    for name in names:
+        with contextlib.suppress(KeyError):
+            found.append(int(name) if name.isdigit() else grp.getgrnam(name).gr_gid)
+    return found
 
 
 def read_status(run, directory):

@@ -21,11 +21,19 @@ def this_run() -> dict[str, Any]:
     pid = os.getppid()
     return {
         "run": f"{platform.node()} {Path(constants.DEFAULT_LOCAL_TMP).name}",
-        "holder": f"{getpass.getuser()} on {platform.node()} (process {pid})",
+        "holder": f"{user()} on {platform.node()} (process {pid})",
         "controller": controller(),
         "pid": pid,
         "started": start_time(pid),
     }
+
+
+def user() -> str:
+    """Who runs Ansible, for people. In a container it may have a number only."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def controller() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -128,3 +129,14 @@ def test_of_this_machine_it_is_known_that_a_process_has_ended() -> None:
     assert run.has_ended(found)
     assert not run.has_ended({**found, "controller": "another"}), "that cannot be known"
     assert not run.has_ended({**found, "controller": None})
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run Ansible as any uid, without an entry of it."""
+    run = plugin("plugin_utils.run")
+
+    def getuser() -> str:
+        raise KeyError("getpwuid(): uid not found: 1000650000")
+
+    monkeypatch.setattr(run.getpass, "getuser", getuser)
+    assert f"uid {os.getuid()} on " in run.this_run()["holder"]

@@ -200,10 +200,12 @@ def test_every_user_can_reach_a_release_whatever_umask_root_has(tmp_path: Path, 
 def test_a_configuration_is_checked_as_the_agents_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Root can read every file that it names, and the agent cannot."""
+    """Root can read every file that it names, and the agent cannot. A drop-in may add groups."""
     unit, ran = plugin("module_utils.unit"), []
 
     def run(command: list[str]) -> tuple[int, str, str]:
+        if command[0] == "systemctl":
+            return 0, "SupplementaryGroups=root 4242 no-such-group\n", ""
         ran.append(command)
         return 0, "", ""
 
@@ -215,7 +217,7 @@ def test_a_configuration_is_checked_as_the_agents_user(
         "setpriv",
         f"--reuid={found.pw_uid}",
         f"--regid={found.pw_gid}",
-        f"--groups={found.pw_gid}",
+        f"--groups=0,4242,{found.pw_gid}",
     ]
     assert words[-4:] == [
         f"{tmp_path}/bin/throughline",
@@ -223,6 +225,9 @@ def test_a_configuration_is_checked_as_the_agents_user(
         "check",
         "/etc/throughline/config.yaml",
     ]
+    monkeypatch.setattr(unit.shutil, "which", lambda name: None)
+    unit.check_config(run, tmp_path, "x")
+    monkeypatch.undo()
     monkeypatch.setattr(unit, "USER", "no-such-user")
     unit.check_config(run, tmp_path, "x")
-    assert ran[1][3] == f"{tmp_path}/bin/throughline"
+    assert [one[3] for one in ran[1:]] == [f"{tmp_path}/bin/throughline"] * 2
