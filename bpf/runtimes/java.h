@@ -83,7 +83,7 @@ static __always_inline const struct tl_java_unit *tl_java_platform(void)
 	return unit && tl_is_born(tl_current_task(), unit->born) ? unit : NULL;
 }
 
-/* The thread `reader` has read the request: its id, or TL_JAVA_VIRTUAL. */
+/* The thread `reader` has read the request: the kernel's id, or TL_JAVA_VIRTUAL. */
 static __always_inline void tl_java_note_reader(__u64 key, __u32 reader)
 {
 	struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
@@ -104,7 +104,7 @@ static __always_inline bool tl_java_shares(__u64 key, const struct tl_java_unit 
 
 	if (unit && tl_is_unanswered(unit->request))
 		return true;
-	return reader && (unit || reader != tl_current_tid());
+	return reader && reader != tl_current_tid();
 }
 
 /*
@@ -119,8 +119,10 @@ static __always_inline bool tl_java_reads(const struct tl_runtime *runtime, __u6
 
 	tl_java_find(runtime->binary, runtime->base);
 	id = tl_java_virtual(runtime);
-	if (id == TL_JAVA_ID_MAX)
+	if (id == TL_JAVA_ID_MAX) {
+		tl_java_note_reader(request, tl_current_tid());
 		return true;
+	}
 	key = tl_process_key(id ? id : TL_JAVA_PLATFORM | tl_current_tid());
 	unit.born = tl_born(tl_current_task());
 	known = bpf_map_lookup_elem(&tl_java_units, &key);
