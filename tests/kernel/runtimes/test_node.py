@@ -5,9 +5,11 @@ The stacks are those of the bench (tests/parents).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import urllib.request
@@ -29,7 +31,7 @@ from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
 from tests.parents.cell import Bench, bench
 from tests.parents.judge import Result
-from tests.parents.node.apps import PRELOAD, REUSED, SECOND_COPY, constant
+from tests.parents.node.apps import PRELOAD, REUSED, SECOND_COPY, constant, packages
 
 AT_ONCE, SLEEP, TWO = Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.TWO
 DATABASE, AFTER = Behaviour.DATABASE, Behaviour.AFTER
@@ -84,23 +86,54 @@ def test_a_handler_that_is_used_again_is_for_another_request(running: Bench) -> 
 
 
 @pytest.mark.parametrize(
-    "dispatchers", [("client", "client"), ("pipelined", "agent"), ("agent", "retried", "composed")]
+    "dispatchers",
+    [
+        ("client", "client"),
+        ("pipelined", "agent"),
+        ("agent", "retried", "composed"),
+        ("pool", "client"),
+    ],
 )
 def test_options_and_a_handler_that_are_used_again_are_for_another_request(
     running: Bench, dispatchers: tuple[str, ...]
 ) -> None:
+    """Also where such calls wait for a connection: `pool` has one."""
     for behaviour, result in results(running, constant(*dispatchers), AT_ONCE, SLEEP).items():
         assert not result.failures
         assert (result.wrong, result.right) == (0, result.calls), (behaviour, result)
 
 
-def test_of_calls_that_wait_with_the_same_options_and_handler_no_request_is_known(
-    running: Bench,
+@pytest.mark.parametrize(
+    ("scenario", "expected"),
+    [
+        ("waiting", [1, 2, 3, 4]),
+        ("late", [1, None, None, 4]),
+        ("bound", [1, 2, 3, 4]),
+        ("plain", [1, 2, 3]),
+        ("destroyed", [1, 2, 4, 5]),
+        ("closed", [1, 3, 4]),
+        ("frozen", [None, None, 3, 4]),
+        ("subclass", [1, 2, 3, "third of 1", "third of 2", "third of 3"]),
+    ],
+)
+def test_calls_of_the_package_undici_are_shown_for_their_requests(
+    scenario: str, expected: list[int | str | None]
 ) -> None:
-    for behaviour, result in results(running, constant("pool", "client"), AT_ONCE, SLEEP).items():
-        assert not result.failures
-        assert (result.wrong, result.unexplained) == (0, 0), (behaviour, result)
-        assert result.none and result.right > 0, (behaviour, result)
+    """Without an agent, and in an order that load does not change."""
+    try:
+        folder = packages()
+    except MissingError as error:
+        pytest.skip(str(error))
+    loaded = [f"--require={path}" for path in (SERVICES / "shown.cjs", PRELOAD)]
+    done = subprocess.run(
+        ["node", *loaded, str(SERVICES / "dispatches.cjs"), scenario],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "UNDICI": str(folder / "undici")},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == expected
 
 
 def test_a_second_copy_of_undici_is_followed(running: Bench) -> None:

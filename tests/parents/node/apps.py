@@ -27,7 +27,9 @@ _NO_POLLER = tuple(one for one in SERVICE if one is not Behaviour.POLLER)  # eac
 
 
 @cache
-def _packages() -> Path:
+def packages() -> Path:
+    """The folder node_modules. Raises MissingError where it cannot be made."""
+
     def build(folder: Path) -> None:
         _copy(_PINNED, _FOLDER, folder)
         pinned.run(_NPM_CI, cwd=folder)
@@ -56,12 +58,12 @@ def _copy(names: Sequence[str], source: Path, target: Path) -> None:
 
 
 def _install() -> None:
-    _packages()
+    packages()
 
 
 def _install_all() -> None:
     """Brings PostgreSQL, too."""
-    _packages()
+    packages()
     debian.installs_all(postgres.PACKAGE)()
 
 
@@ -79,7 +81,7 @@ def _node(
     program: str, *, preload: bool, sockets: int, others: str
 ) -> Callable[[Place], Sequence[Process]]:
     def start(place: Place) -> Sequence[Process]:
-        variables = {"NODE_PATH": str(_packages()), "NODE_ENV": "production"}
+        variables = {"NODE_PATH": str(packages()), "NODE_ENV": "production"}
         if sockets:
             variables["SOCKETS"] = str(sockets)
         variables |= _options(preload=preload, others=others)

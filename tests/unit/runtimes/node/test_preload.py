@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,19 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.paths import CHECKOUT
+from tests.fixtures.paths import CHECKOUT, SERVICES
 
 PRELOAD = CHECKOUT / "agent/bundle/release/share/node/context.cjs"
 HEADER = CHECKOUT / "bpf/runtimes/node.h"
+SHOWN = SERVICES / "shown.cjs"  # sees what the preload shows and tells
+DISPATCHES = SERVICES / "dispatches.cjs"
 NODE = shutil.which("node")
 
 needs_node = pytest.mark.skipif(NODE is None, reason="Node.js is not installed")
 
 
 def run(
-    *words: str, preload: Path = PRELOAD, **options: object
+    *words: str, preload: Path = PRELOAD, first: Path | None = None, **options: object
 ) -> subprocess.CompletedProcess[str]:
-    command = [str(NODE), f"--require={preload}", *words]
+    """`first`: what is loaded in front of the preload."""
+    loaded = [path for path in (first, preload) if path]
+    command = [str(NODE), *(f"--require={path}" for path in loaded), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
 
 
@@ -80,6 +86,79 @@ server.listen(0, '127.0.0.1', () => {
 def test_a_server_answers(before: str) -> None:
     done = run("-e", f"const http = require('http'); {before}{SERVER}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+def told(before: str) -> list[int]:
+    """How often a server tells during three connections, and the flags with which it opens."""
+    code = f"""
+const net = require('net');
+const {{ opened, told }} = require({str(SHOWN)!r});
+{before}
+const server = net.createServer((socket) => socket.end());
+function connect(count) {{
+  if (count) {{
+    const socket = net.connect(server.address().port, '127.0.0.1');
+    socket.resume().on('close', () => setTimeout(connect, 150, count - 1));
+    return;
+  }}
+  console.log(JSON.stringify([told(), ...new Set(opened)]));
+  process.exit();
+}}
+server.listen(0, '127.0.0.1', () => connect(3));
+"""
+    done = run("-e", code, first=SHOWN)
+    assert (done.returncode, done.stderr) == (0, "")
+    found: list[int] = json.loads(done.stdout)
+    return found
+
+
+@needs_node
+def test_a_process_tells_with_its_connections_and_creates_no_file() -> None:
+    count, *flags = told("")
+    assert count >= 3
+    assert flags == [os.O_WRONLY]
+
+
+@needs_node
+def test_a_process_that_cannot_be_followed_tells_nothing() -> None:
+    assert told("delete net.Socket.prototype._writev;") == [0]
+
+
+@needs_node
+def test_what_an_application_makes_of_fs_is_not_called() -> None:
+    """Libraries for tracing and for tests replace its functions."""
+    names = "'openSync', 'writeSync', 'closeSync'"
+    count, *_ = told(f"for (const name of [{names}]) require('fs')[name] = () => 0;")
+    assert count >= 3
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("scenario", "expected"),
+    [
+        ("waiting", [1, 2, 3, 4]),
+        ("bound", [1, 2, 3, 4]),
+        ("plain", [1, 2, 3]),
+        ("destroyed", [1, 2, 4, 5]),
+        ("closed", [1, 3, 4]),
+        ("subclass", [1, 2, 3, "third of 1", "third of 2", "third of 3"]),
+    ],
+)
+def test_calls_of_undici_are_shown_for_their_requests(
+    scenario: str, expected: list[int | str]
+) -> None:
+    """The copy of Node.js itself. Those of packages: tests/kernel/runtimes/test_node.py."""
+    done = run(str(DISPATCHES), scenario, first=SHOWN)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == expected
+
+
+@needs_node
+def test_a_process_that_cannot_tell_at_first_is_followed() -> None:
+    """It may have no descriptor free when the first connection comes."""
+    environment = {**os.environ, "FIRST_FAILS": "1"}
+    done = run(str(DISPATCHES), "waiting", first=SHOWN, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[1,2,3,4]\n", "")
 
 
 @needs_node

@@ -28,10 +28,11 @@
   const NONE = null; // for no request
   const CLOSED = 0xffffffff; // in place of a descriptor: its connection has ended
 
-  let fs;
+  let files; // functions of `fs`: an application may replace them later, to trace or to test
   let storage;
   let shown; // Uint32Array: what BPF programs read
   let bytes;
+  let isFollowing = false; // did begin() succeed?
   let told = [0, 0]; // process.hrtime() when it was told last where they are
 
   function attempt(action) {
@@ -65,18 +66,18 @@
 
   /** Tells where the bytes are: programs see the address in the arguments of this system call. */
   function announce() {
-    const file = fs.openSync('/dev/null', 'w');
+    const file = files.open('/dev/null', files.flags); // never creates it, as 'w' would
     try {
-      fs.writeSync(file, bytes, 0, bytes.length, POSITION);
+      files.write(file, bytes, 0, bytes.length, POSITION);
     } finally {
-      fs.closeSync(file);
+      files.close(file);
     }
   }
 
   function announceAgain(wait) {
     const again = attempt(() => {
+      announceAgain(Math.min(wait * 2, LAST_MS)); // first: announce() fails without a free descriptor
       announce();
-      announceAgain(Math.min(wait * 2, LAST_MS));
     });
     setTimeout(again, wait).unref();
   }
@@ -163,38 +164,41 @@
   }
 
   // -- undici: fetch, and its own package ------------------------------------------------------
+  //
+  // A pool without a free connection keeps a call as an entry of its queue: { opts, handler }. It
+  // takes the entry out and dispatches the call while a connection says that it is free (event
+  // `drain`), in the context of another call. So the request is kept by the entry. Options and
+  // handlers do not tell it: many calls may have the same, and undici replaces handlers. What a free
+  // connection gets without a known entry is for no request.
 
-  const handlers = new WeakMap(); // of dispatched calls: the owner of the first, and calls by options
-  const waiting = new WeakMap(); // by options: of calls with any handler
-  const patched = new WeakSet(); // prototypes, what replaces their methods, and copies of undici
-  let handedOn = 0; // how often a call went to a dispatcher, or to a connection
+  const firsts = new WeakMap(); // by handlers that dispatch their call again: for which request
+  const waiting = new WeakMap(); // by entries of queues: for which request
+  const searched = new WeakSet(); // dispatchers whose queue was looked for
+  const patched = new WeakSet(); // prototypes, and what replaces `emit`
+  const copies = new WeakMap(); // by undici's class of requests: is this copy of undici followed?
+  let taken; // the entry that has left its queue last
   let free; // the dispatcher that says now that it is free
 
   function followDispatches(prototype) {
     const dispatch = method(prototype, 'dispatch');
     prototype.dispatch = function (options, handler) {
-      handedOn++;
-      if (!isObject(handler) || !isObject(options)) return dispatch.call(this, options, handler);
+      findQueue(this);
       const current = storage.getStore();
-      let owner = NONE;
+      let request;
       attempt(() => {
-        owner = ownerOf(this, options, handler, current || NONE);
+        request = ownerOf(this, options, handler, current || NONE) || undefined;
       })();
-      const request = owner || undefined;
-      const before = handedOn;
-      const result =
-        request === current
-          ? dispatch.call(this, options, handler)
-          : storage.run(request, () => dispatch.call(this, options, handler));
-      if (handedOn === before) attempt(() => waits(options, handler, owner))();
-      return result;
+      if (request === current) return dispatch.apply(this, arguments);
+      const given = arguments;
+      return storage.run(request, () => dispatch.apply(this, given));
     };
   }
 
-  /** A pool hands a call that waits to a connection while that says that it is free. */
+  /** A dispatcher is `free` while it emits `drain`. */
   function followDrains(prototype) {
     const emit = method(prototype, 'emit');
     prototype.emit = function (name) {
+      findQueue(this); // a pool whose `dispatch` was bound before is seen here only
       if (name !== 'drain') return emit.apply(this, arguments);
       const before = free;
       free = this;
@@ -206,107 +210,115 @@
     };
   }
 
+  /** A call enters the queue in the context of its request, and is dispatched as soon as it is taken. */
+  function followQueue(prototype) {
+    const push = method(prototype, 'push');
+    const shift = method(prototype, 'shift');
+    prototype.push = function (entry) {
+      attempt(() => waiting.set(entry, firstOf(entry.handler, storage.getStore() || NONE)))();
+      return push.apply(this, arguments);
+    };
+    prototype.shift = function () {
+      taken = shift.apply(this, arguments);
+      return taken;
+    };
+  }
+
   function isObject(value) {
     return value !== null && typeof value === 'object';
   }
 
-  /** Is the handler one of undici's own, of this kind? */
-  function isKind(handler, kind) {
-    return handler.constructor && handler.constructor.name === kind;
+  function has(target, name) {
+    return Object.prototype.hasOwnProperty.call(target, name);
   }
 
   /** Is it a handler that undici has made for one call, and that dispatches this call again? */
   function isAgain(handler) {
-    const isOne = isKind(handler, 'RedirectHandler') || isKind(handler, 'RetryHandler');
+    const kind = handler.constructor && handler.constructor.name;
+    const isOne = kind === 'RedirectHandler' || kind === 'RetryHandler';
     return isOne && typeof handler.dispatch === 'function' && isObject(handler.handler);
   }
 
-  /** Calls with the same options, or the same handler too: how many wait, and for which request. */
-  function entry(map, options) {
-    let calls = map.get(options);
-    if (!calls) {
-      calls = { count: 0, owner: NONE };
-      map.set(options, calls);
-    }
-    return calls;
+  /** Such a handler may be called in any context: its call is for the request of the first time. */
+  function firstOf(handler, current) {
+    return firsts.has(handler) ? firsts.get(handler) : current;
   }
 
-  /** The call is kept by a dispatcher, which has no connection free. */
-  function waits(options, handler, owner) {
-    for (const calls of [entry(handlers.get(handler).calls, options), entry(waiting, options)]) {
-      calls.owner = calls.count && calls.owner !== owner ? NONE : owner;
-      calls.count++;
-    }
-  }
-
-  /**
-   * For which request a call is dispatched: `current`, or, where it has waited, the one that it was
-   * dispatched for first. An application may use a handler for many calls, and even its options: where
-   * such calls wait for several requests, it is not known which of them goes on.
-   */
+  /** For which request a call is dispatched. `current`: that of the context. */
   function ownerOf(dispatcher, options, handler, current) {
-    let known = handlers.get(handler);
-    const all = waiting.get(options);
-    let calls = known && known.calls.get(options);
-    // undici may have put the caller's handler into one of its own
-    if (!calls && isKind(handler, 'UnwrapHandler')) calls = all;
-    const isWaiting = Boolean(all && all.count && calls && calls.count);
-    let owner = current;
-    if (free === dispatcher) owner = isWaiting ? calls.owner : NONE;
-    else if (known && isAgain(handler)) owner = known.first;
-    // a call that goes on, or another one
-    else if (isWaiting && calls.owner !== current) owner = NONE;
-    if (!known) {
-      known = { first: owner, calls: new WeakMap() };
-      handlers.set(handler, known);
-    }
-    if (free === dispatcher && isWaiting) {
-      all.count--;
-      if (calls !== all) calls.count--;
-    }
+    const entry = taken;
+    taken = undefined;
+    if (!isObject(handler)) return current;
+    const isTaken = isObject(entry) && entry.opts === options && entry.handler === handler;
+    let owner = firstOf(handler, current);
+    if (free === dispatcher) owner = (isTaken && waiting.get(entry)) || NONE;
+    // taken for a new connection; or dropped by a pool that is destroyed, and this is another call
+    else if (isTaken) owner = NONE;
+    if (isAgain(handler) && !firsts.has(handler)) firsts.set(handler, owner);
     return owner;
+  }
+
+  /** Follows the queues of all pools of this copy of undici, where the dispatcher is a pool. */
+  function findQueue(dispatcher) {
+    if (searched.has(dispatcher)) return;
+    attempt(() => {
+      searched.add(dispatcher);
+      for (const symbol of Object.getOwnPropertySymbols(dispatcher)) {
+        const prototype = isObject(dispatcher[symbol]) && Object.getPrototypeOf(dispatcher[symbol]);
+        if (!prototype || patched.has(prototype)) continue;
+        if (!['push', 'shift', 'isEmpty'].every((name) => has(prototype, name))) continue;
+        followQueue(prototype);
+        patched.add(prototype);
+      }
+    })();
   }
 
   /** Follows all dispatchers of the copy of undici that `dispatcher` is of. */
   function followCopy(dispatcher) {
-    let found = dispatcher;
+    // without events it is an application's own, and its calls pass undici's dispatchers later
+    if (!dispatcher || typeof dispatcher.emit !== 'function') return;
     let last;
-    for (; found && found !== Object.prototype; found = Object.getPrototypeOf(found)) {
-      if (!Object.prototype.hasOwnProperty.call(found, 'dispatch')) continue;
+    for (
+      let found = dispatcher;
+      found && found !== Object.prototype;
+      found = Object.getPrototypeOf(found)
+    ) {
+      if (!has(found, 'dispatch')) continue;
       last = found;
       if (patched.has(found)) continue;
-      patched.add(found);
       followDispatches(found);
+      patched.add(found);
     }
     if (!last || patched.has(last.emit)) return;
     followDrains(last);
     patched.add(last.emit);
   }
 
-  function findDispatchers() {
-    for (const name of DISPATCHERS) followCopy(globalThis[Symbol.for(name)]);
-  }
-
   function created(message) {
-    handedOn++;
-    findDispatchers();
     message.request[OWNER] = storage.getStore() || NONE;
+    for (const name of DISPATCHERS) attempt(() => followCopy(globalThis[Symbol.for(name)]))();
   }
 
-  /** Node.js and packages may each have a copy of undici. The socket of a call refers to its client. */
-  function findCopy(message) {
+  /**
+   * Node.js and packages may each have a copy of undici. The socket of a call refers to its client.
+   * Where a method cannot be replaced, calls that have waited could not be told from others.
+   */
+  function isFollowed(message) {
     const copy = message.request.constructor;
-    if (patched.has(copy)) return;
-    patched.add(copy);
-    for (const symbol of Object.getOwnPropertySymbols(message.socket)) {
-      const value = message.socket[symbol];
-      if (isObject(value) && typeof value.dispatch === 'function') followCopy(value);
+    if (!copies.has(copy)) {
+      copies.set(copy, false); // if an exception ends this
+      for (const symbol of Object.getOwnPropertySymbols(message.socket)) {
+        const value = message.socket[symbol];
+        if (isObject(value) && typeof value.dispatch === 'function') followCopy(value);
+      }
+      copies.set(copy, true);
     }
+    return copies.get(copy);
   }
 
   function sending(message) {
-    message.socket[OWNER] = message.request[OWNER] || NONE;
-    findCopy(message);
+    message.socket[OWNER] = NONE;
+    if (isFollowed(message)) message.socket[OWNER] = message.request[OWNER] || NONE;
   }
 
   // -- the start -------------------------------------------------------------------------------
@@ -321,7 +333,6 @@
     shown = new Uint32Array(memory);
     bytes = Buffer.from(memory);
     shown.set(MAGIC);
-    announce();
     if (parseInt(process.versions.node, 10) >= 22) followEvents(http.IncomingMessage);
     followSockets(http.ClientRequest);
     followWrites(net.Socket, '_write');
@@ -331,7 +342,10 @@
     subscribe('undici:request:create', attempt(created));
     subscribe('undici:client:sendHeaders', attempt(sending));
     subscribe('http.server.request.start', attempt(served)); // last: before, nothing is shown
+    isFollowing = true;
+    // Only now: where something above fails, nothing tells that this is Node.js with the preload.
     announceAgain(FIRST_MS);
+    announce();
   }
 
   /**
@@ -363,7 +377,9 @@
     if (process.platform !== 'linux' || !(parseInt(process.versions.node, 10) >= OLDEST)) return;
     const channels = require('diagnostics_channel');
     const kept = [];
-    fs = require('fs');
+    const fs = require('fs');
+    const flags = fs.constants.O_WRONLY;
+    files = { open: fs.openSync, write: fs.writeSync, close: fs.closeSync, flags: flags };
     const subscribe = function (name, listener) {
       const channel = channels.channel(name);
       kept.push(channel); // a channel that nothing refers to loses its listeners in Node.js 18.6
@@ -373,7 +389,7 @@
     let begun = false;
     subscribe('net.server.socket', function accepted() {
       if (begun) {
-        connected();
+        if (isFollowing) connected();
         return;
       }
       begun = true;
