@@ -243,6 +243,9 @@ def test_requests_that_nobody_ends_are_swept(monkeypatch: pytest.MonkeyPatch, re
                     trace_flags=1,
                     flags=flags,
                     tracestate_len=3,
+                    sock=0,
+                    socket=0,
+                    java=0,
                 )
                 maps.update(table, struct.pack("<Q", key), abi.REQUEST.pack(*request))
                 state = struct.pack("<Q512s", key, b"a=b")
