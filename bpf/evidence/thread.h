@@ -281,7 +281,8 @@ static __noinline void tl_judge_read(struct tl_thread *thread, struct tl_trust *
 	thread->serial = trust && tl_is_serial(trust);
 	if (thread->serial)
 		thread->loop = 0;
-	if (thread->serves && trust && !trust->seen[TL_SEEN_OVERLAP]) {
+	/* an event loop that is known reads one request after the other, and calls for any of them later */
+	if (thread->serves && trust && !tl_is_known_loop(trust) && !trust->seen[TL_SEEN_OVERLAP]) {
 		if (tl_is_unanswered(thread->serves)) {
 			thread->several = 1;
 			tl_saw(trust, TL_SEEN_OVERLAP);

@@ -240,11 +240,17 @@ static __always_inline bool tl_is_serial(const struct tl_trust *trust)
 	return trust->kind == TL_PROGRAM_THREADS || trust->kind == TL_PROGRAM_WORKERS;
 }
 
+/* Is the program known to serve several requests at a time on each thread? */
+static __always_inline bool tl_is_known_loop(const struct tl_trust *trust)
+{
+	return trust->kind == TL_PROGRAM_EVENTS || trust->kind == TL_PROGRAM_TIMERS;
+}
+
 /* Do the program's threads serve several requests at a time? */
 static __always_inline bool tl_is_loop(const struct tl_trust *trust)
 {
 	if (trust->kind != TL_PROGRAM_UNKNOWN)
-		return trust->kind == TL_PROGRAM_EVENTS || trust->kind == TL_PROGRAM_TIMERS;
+		return tl_is_known_loop(trust);
 	return trust->seen[TL_SEEN_WAITS] || trust->seen[TL_SEEN_OVERLAP];
 }
 
@@ -280,7 +286,7 @@ static __always_inline enum tl_sure tl_how_sure(const struct tl_trust *trust, bo
 		return TL_SURE_NOT;
 	if (tl_is_serial(trust))
 		return TL_SURE_PROVEN;
-	if (trust->kind == TL_PROGRAM_EVENTS || trust->kind == TL_PROGRAM_TIMERS)
+	if (tl_is_known_loop(trust))
 		return unsure ? TL_SURE_LIKELY : TL_SURE_PROVEN;
 	if (seen[TL_SEEN_RESPONSE] || seen[TL_SEEN_IDLE] || seen[TL_SEEN_LATE] ||
 	    seen[TL_SEEN_CONNECTION])
