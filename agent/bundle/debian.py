@@ -8,6 +8,7 @@ writes the lock. No address of a mirror is written down: $THROUGHLINE_DEBIAN_MIR
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import lzma
@@ -37,18 +38,23 @@ class Package:
     sha256: str
 
 
+def repositories() -> list[tuple[str, str]]:
+    """Debian's repositories that apt knows here, as (label, address), such as `Debian-Security`."""
+    ask = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"]
+    answer = subprocess.run(ask, check=True, capture_output=True, text=True).stdout
+    rows = (line.split("|") for line in answer.splitlines())
+    return [(label, address) for origin, label, address in rows if origin == "Debian"]
+
+
 def mirror() -> str:
     """The address of a Debian mirror. Raises LookupError where none is known."""
     if address := os.environ.get(MIRROR):
         return address.rstrip("/")
-    ask = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"]
-    try:
-        answer = subprocess.run(ask, check=True, capture_output=True, text=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        answer = ""
-    for line in answer.splitlines():
-        origin, label, address = line.split("|")
-        if origin == label == "Debian" and address.startswith("http"):
+    known: list[tuple[str, str]] = []
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        known = repositories()
+    for label, address in known:
+        if label == "Debian" and address.startswith("http"):
             return address.rstrip("/")
     raise LookupError(f"apt knows no Debian mirror here: set ${MIRROR} to the address of one")
 
