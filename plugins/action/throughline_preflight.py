@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
-from ansible_collections.throughline.fleet.plugins.plugin_utils.bundle import (
-    BundleAction,
-    find_bundle,
-    hash_once,
+from ansible_collections.throughline.fleet.plugins.plugin_utils.bundle import BundleAction
+from ansible_collections.throughline.fleet.plugins.plugin_utils.source import (
+    OPTIONS,
+    SourceError,
+    find_source,
 )
 
 
@@ -27,30 +27,31 @@ class ActionModule(BundleAction):
         """See throughline_preflight."""
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        wanted = arguments.pop("bundle", None)
-        if not wanted:
+        options = {name: arguments.pop(name, None) for name in OPTIONS}
+        if not options["bundle"] and not options["bundle_url"]:
             return self.run_module(arguments, task_vars)
-        try:
-            bundle = find_bundle(Path(wanted).expanduser())
-            arguments.update(bundle=str(bundle), sha256=hash_once(bundle))
-        except OSError as error:
-            return _untried(self.run_module(arguments, task_vars), str(error))
-        result = self.run_module(arguments, task_vars)
+        result = self.run_module({**arguments, "ask": True}, task_vars)
         if not result.pop("missing", False):
             return result
+        host = result["ansible_facts"]["throughline_preflight"]["host"]
         try:
-            return self.run_with_bundle(bundle, arguments, task_vars)
+            source = find_source(options, host["arch"])
+        except (OSError, SourceError) as error:
+            return self._untried(arguments, task_vars, str(error))
+        wanted = {"bundle": source.name, "sha256": source.sha256, "url": source.url}
+        try:
+            return self.run_with_bundle(source.path, {**arguments, **wanted}, task_vars)
         except AnsibleConnectionFailure:
             raise
         except AnsibleError as error:
-            del arguments["sha256"]
-            reason = f"the bundle could not be copied: {error}"
-            return _untried(self.run_module(arguments, task_vars), reason)
+            return self._untried(arguments, task_vars, f"the bundle could not be copied: {error}")
 
-
-def _untried(result: dict[str, Any], reason: str) -> dict[str, Any]:
-    """The module's result; where nothing was tried, with this reason."""
-    verdict = result.get("ansible_facts", {}).get("throughline_preflight", {})
-    if "untried" in verdict and "doctor_error" not in verdict:
-        verdict["untried"] = reason
-    return result
+    def _untried(
+        self, arguments: dict[str, Any], task_vars: dict[str, Any] | None, reason: str
+    ) -> dict[str, Any]:
+        """The module's result without a bundle, with the reason why nothing was tried."""
+        result = self.run_module(arguments, task_vars)
+        verdict = result.get("ansible_facts", {}).get("throughline_preflight", {})
+        if "untried" in verdict and "doctor_error" not in verdict:
+            verdict["untried"] = reason
+        return result

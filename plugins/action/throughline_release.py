@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible_collections.throughline.fleet.plugins.plugin_utils.bundle import (
-    BundleAction,
-    find_bundle,
-    hash_once,
-)
+from ansible_collections.throughline.fleet.plugins.plugin_utils.bundle import BundleAction
 from ansible_collections.throughline.fleet.plugins.plugin_utils.run import this_run
+from ansible_collections.throughline.fleet.plugins.plugin_utils.source import (
+    OPTIONS,
+    SourceError,
+    find_source,
+)
 
 
 class ActionModule(BundleAction):
@@ -24,14 +24,16 @@ class ActionModule(BundleAction):
         """See throughline_release."""
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
+        options = {name: arguments.pop(name, None) for name in OPTIONS}
+        facts = (task_vars or {}).get("ansible_facts", {}).get("throughline_preflight", {})
         try:
-            bundle = find_bundle(Path(arguments["bundle"]).expanduser())
-        except KeyError as error:
-            raise AnsibleActionFail("missing required arguments: bundle") from error
-        except FileNotFoundError as error:
+            source = find_source(options, facts.get("host", {}).get("arch"))
+        except SourceError as error:
             raise AnsibleActionFail(str(error)) from error
-        arguments.update(bundle=str(bundle), sha256=hash_once(bundle), run=this_run()["run"])
+        arguments.update(
+            bundle=source.name, sha256=source.sha256, url=source.url, run=this_run()["run"]
+        )
         result = self.run_module(arguments, task_vars)
         if result.get("failed") or not result.pop("missing", False) or self._task.check_mode:
             return result
-        return self.run_with_bundle(bundle, arguments, task_vars)
+        return self.run_with_bundle(source.path, arguments, task_vars)

@@ -7,16 +7,20 @@ BASE/current, BASE/previous             links to directories in releases/
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tarfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from .files import DIRECTORY_MODE, make_directory
 
 MANIFEST = "MANIFEST.json"
+ROOM = "A release needs 80 MB there. Remedy: make room, and run again"
 
 
 def file_sha256(path):
@@ -49,9 +53,38 @@ def make_ready(directory, run, *, check=False):
     command = [str(directory / "bin/python"), str(directory / "unpack.py")]
     if not all(Path(path).is_file() for path in command):
         return False, "bin/python or unpack.py is missing"
+    if is_noexec(directory):
+        return False, (
+            f"{directory.parent} is on a file system that is mounted noexec, required one from"
+            " which programs may run. Remedy: mount it with exec, or mount a file system of its"
+            " own at /opt/throughline"
+        )
     code, out, err = run([*command, "--check"] if check else command)
     problem = (err or out).strip() or f"exit code {code}" if code else None
     return sorted(directory.glob("UNPACKED*")) != marks, problem
+
+
+def is_noexec(directory):
+    """Whether no program below a directory can be executed."""
+    return bool(os.statvfs(directory).f_flag & os.ST_NOEXEC)
+
+
+def check_architecture(archive):
+    """Raises ValueError for a bundle of another architecture than this host's."""
+    try:
+        member = archive.extractfile(MANIFEST)
+    except KeyError:
+        raise ValueError(f"no bundle of throughline: it has no {MANIFEST}") from None
+    try:
+        found = json.loads(member.read().decode()).get("arch")
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read: {error}") from error
+    if found not in (None, os.uname().machine):
+        raise ValueError(
+            f"found a bundle for {found}, required one for {os.uname().machine}. Remedy: set"
+            " throughline_bundle to a directory with the bundles of all architectures, or write"
+            " {arch} in throughline_bundle_url"
+        )
 
 
 def open_directories(base, release, *, check):
@@ -96,28 +129,39 @@ def unpack(bundle, run, *, sha256, base, for_trial=False):
             " Remedy: run again; the copy is damaged, or the bundle has been rebuilt meanwhile"
         )
     releases = Path(base) / "releases"
+    made = [path for path in (releases, releases.parent) if not path.exists()]
     open_directories(base, sha256, check=False)
     work = releases / f".{sha256}.{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)  # a killed run left it
     try:
         make_directory(work)
         with tarfile.open(bundle, "r:gz") as archive:
-            for member in checked_members(archive):
+            members = checked_members(archive)
+            check_architecture(archive)
+            for member in members:
                 member.uid = member.gid = 0
                 member.uname = member.gname = "root"
                 member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
                 archive.extract(member, work, **extraction_filter())
         _changed, problem = make_ready(work, run, check=for_trial)
         if problem:
-            raise ValueError(problem)
+            full = os.strerror(errno.ENOSPC) in problem
+            raise ValueError(f"{problem}. {ROOM}" if full else problem)
         final = releases / sha256
         if final.exists():  # the caller has found it damaged
             shutil.rmtree(final)
         work.rename(final)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"not a readable bundle: {error}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(f"{releases}: {error.strerror}. {ROOM}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        for path in made:  # a host without a release stays as it was
+            with contextlib.suppress(OSError):  # there is something in it
+                path.rmdir()
     return read_manifest(final)
 
 

@@ -48,15 +48,10 @@ options:
         the capabilities of its unit.
     type: bool
     default: false
-  bundle:
-    description:
-      - Bundle on the controller, or a directory whose newest bundle is taken. Where no agent is
-        installed, the bundle is copied to the host, and its C(throughline doctor --json) runs there
-        without root, with the capabilities that the agent would have.
-      - Release, BPF file system and programs are in a separate mount namespace, which ends with the
-        doctor. Nothing of them stays on the host.
-      - Without a bundle nothing is tried, and the result says so in C(untried).
-    type: path
+  ask:
+    description: Whether the module ends where it wants the bundle. The action plugin sets it.
+    type: bool
+    default: false
   timeout:
     description: Seconds that the doctor has. It loads every program that is wanted.
     type: int
@@ -105,12 +100,15 @@ ansible_facts:
           observe: {state: "on", wanted: true, possible: true, reason: "", fix: ""}
 """
 
+from pathlib import Path
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.throughline.fleet.plugins.module_utils.doctor import (
     ask_doctor,
     merge,
     try_bundle,
 )
+from ansible_collections.throughline.fleet.plugins.module_utils.fetch import FetchError, fetch
 from ansible_collections.throughline.fleet.plugins.module_utils.groups import (
     DEFAULT_GROUPS,
     GROUPS,
@@ -146,9 +144,20 @@ def main():
             "allow_sys_admin": {"type": "bool", "default": False},
             "doctor": {"type": "bool", "default": False},
             "bundle": {"type": "path"},
+            "bundle_url": {"type": "str"},
+            "bundle_sha256": {"type": "raw"},
+            "bundle_fetched_by": {
+                "type": "str",
+                "choices": ["controller", "host"],
+                "default": "controller",
+            },
+            "bundle_keyring": {"type": "path"},
             "timeout": {"type": "int", "default": 300},
             "sha256": {"type": "str"},
             "src": {"type": "path"},
+            "url": {"type": "str"},
+            "fetch": {"type": "bool", "default": False},
+            "ask": {"type": "bool", "default": False},
             "root": {"type": "path", "default": "/"},
         },
         supports_check_mode=True,
@@ -162,7 +171,7 @@ def main():
         allow_sys_admin=module.params["allow_sys_admin"],
     )
     verdict["agent"] = installed_agent(root)
-    answer, problem = None, None
+    answer, problem, reason = None, None, NO_BUNDLE
     if module.params["doctor"]:
         answer, problem = ask_doctor(module.run_command, timeout)
     if answer:
@@ -171,11 +180,17 @@ def main():
         verdict.update(doctor_error=problem, untried="the installed agent's doctor gave no answer")
     elif not common_obstacles(host):
         src, sha256 = module.params["src"], module.params["sha256"]
+        if module.params["fetch"]:
+            src = str(Path(module.tmpdir) / "bundle.tar.gz")
+            try:
+                fetch(module.params["url"], src, sha256=sha256)
+            except FetchError as error:
+                src, reason = None, str(error)
         if src:
             verdict.update(try_bundle(verdict, src, sha256=sha256, wanted=wanted, timeout=timeout))
         else:
-            verdict["untried"] = NO_BUNDLE
-            if sha256:  # the action plugin copies the bundle and runs the module again
+            verdict["untried"] = reason
+            if module.params["ask"]:  # the action plugin runs the module again, with a bundle
                 module.exit_json(changed=False, missing=True, ansible_facts={FACT: verdict})
     message = shortfall(verdict, module.params["required_mode"])
     if message:

@@ -11,18 +11,14 @@ short_description: A release of the agent is unpacked and verified
 version_added: "0.1.0"
 author: throughline authors (@throughline)
 description:
-  - Finds the bundle on the controller, and copies it only to hosts without the release.
+  - Finds the bundle on the controller, or at an address, and copies it only to hosts without the
+    release; or lets these fetch it.
   - The name of the release's directory is the bundle's SHA-256. The archive is verified when it is
     unpacked, and the files at each run. A damaged release is unpacked again.
   - Every user can read the release, whatever umask root has.
   - Fails while another run has the lock of the host (M(throughline.fleet.throughline_lock)).
   - The running agent is not touched. M(throughline.fleet.throughline_service) starts the release.
 options:
-  bundle:
-    description:
-      - Bundle on the controller, or a directory whose newest bundle is taken.
-    type: path
-    required: true
   run:
     description: Name of this run. The action plugin says it.
     type: str
@@ -67,6 +63,7 @@ damage:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.throughline.fleet.plugins.module_utils.fetch import FetchError, fetch
 from ansible_collections.throughline.fleet.plugins.module_utils.lock import describe, other_run
 from ansible_collections.throughline.fleet.plugins.module_utils.release import (
     make_ready,
@@ -80,10 +77,20 @@ def main():
     """Entry point of the module; its action plugin calls it once, or again with the bundle."""
     module = AnsibleModule(
         argument_spec={
-            "bundle": {"type": "path", "required": True},
+            "bundle": {"type": "path"},
+            "bundle_url": {"type": "str"},
+            "bundle_sha256": {"type": "raw"},
+            "bundle_fetched_by": {
+                "type": "str",
+                "choices": ["controller", "host"],
+                "default": "controller",
+            },
+            "bundle_keyring": {"type": "path"},
             "base": {"type": "path", "default": "/opt/throughline"},
             "sha256": {"type": "str"},
             "src": {"type": "path"},
+            "url": {"type": "str"},
+            "fetch": {"type": "bool", "default": False},
             "run": {"type": "str"},
         },
         supports_check_mode=True,
@@ -101,10 +108,15 @@ def main():
             result["version"] = read_manifest(path)["version"]
             module.exit_json(changed=changed or opened, **result)
         result["damage"] = problem
-    if src is None:  # the action plugin copies the bundle and runs the module again
+    if src is None and not module.params["fetch"]:  # the action plugin runs the module again
         module.exit_json(changed=True, missing=True, **result)
     try:
+        if src is None:
+            src = str(Path(module.tmpdir) / "bundle.tar.gz")
+            fetch(module.params["url"], src, sha256=sha256)
         result["version"] = unpack(src, module.run_command, sha256=sha256, base=base)["version"]
+    except FetchError as error:
+        module.fail_json(msg=str(error), **result)
     except (ValueError, OSError) as error:
         module.fail_json(msg=f"Bundle {Path(module.params['bundle']).name}: {error}", **result)
     module.exit_json(changed=True, **result)

@@ -1,5 +1,5 @@
 # Copyright the throughline authors. SPDX-License-Identifier: Apache-2.0
-"""The bundle on the controller: its path, its SHA-256, and its copy to a host."""
+"""The bundle on the controller: its SHA-256, and its copy to a host."""
 
 from __future__ import annotations
 
@@ -11,21 +11,6 @@ from typing import Any
 from ansible import constants
 from ansible.plugins.action import ActionBase
 from ansible_collections.throughline.fleet.plugins.module_utils.release import file_sha256
-
-PATTERN = "throughline-*-linux-*.tar.gz"
-
-
-def find_bundle(path: Path) -> Path:
-    """A bundle, or the newest bundle of a directory. Raises FileNotFoundError with the remedy."""
-    if path.is_file():
-        return path
-    bundles = sorted(path.glob(PATTERN), key=lambda bundle: bundle.stat().st_mtime)
-    if not bundles:
-        raise FileNotFoundError(
-            f"Found no bundle at {path}, required a file or a directory with {PATTERN}."
-            " Remedy: run `make bundle`, or set throughline_bundle."
-        )
-    return bundles[-1]
 
 
 def hash_once(bundle: Path) -> str:
@@ -63,9 +48,14 @@ class BundleAction(ActionBase):  # type: ignore[misc]
         return result
 
     def run_with_bundle(
-        self, bundle: Path, arguments: dict[str, Any], task_vars: dict[str, Any] | None
+        self, bundle: Path | None, arguments: dict[str, Any], task_vars: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """Copies the bundle to the host, and runs the module with its path there as `src`."""
+        """Copies the bundle to the host, and runs the module with its path there as `src`.
+
+        Without a file on the controller the module fetches it from its `url`.
+        """
+        if bundle is None:
+            return self.run_module({**arguments, "fetch": True}, task_vars)
         try:
             # Without pipelining the first run has made a directory. A second one would orphan it.
             directory = self._connection._shell.tmpdir or self._make_tmp_path()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -40,8 +41,27 @@ def command(fleet: Fleet, file: Path, *options: str, **variables: object) -> lis
         raise PlaybookError("ansible-playbook is not installed: run make setup")
     if not file.exists():
         raise PlaybookError(f"{file} does not exist")
+    return _words(program, fleet, str(file), *options, **variables)
+
+
+def _words(program: str, fleet: Fleet, name: str, *options: str, **variables: object) -> list[str]:
     inventory = str(fleet.inventory)
-    return [program, "-i", inventory, str(file), "-e", json.dumps(variables), *options]
+    return [program, "-i", inventory, name, "-e", json.dumps(variables), *options]
+
+
+def run_installed(fleet: Fleet, folder: Path, name: str, **variables: object) -> str:
+    """Runs a playbook of the collection that is installed in `folder`/collections, from there.
+
+    Returns its output. Raises PlaybookError.
+    """
+    program = str(Path(sys.executable).with_name("ansible-playbook"))
+    return _run(
+        _words(program, fleet, f"throughline.fleet.{name}", **variables),
+        name,
+        cwd=folder,
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(folder / "collections")},
+        quiet=True,
+    )
 
 
 def run(fleet: Fleet, file: Path, *options: str, quiet: bool = False, **variables: object) -> str:
@@ -49,9 +69,15 @@ def run(fleet: Fleet, file: Path, *options: str, quiet: bool = False, **variable
 
     Its output goes to the terminal, or with `quiet` is returned. Raises PlaybookError.
     """
+    words = command(fleet, file, *options, **variables)
+    return _run(words, file.name, cwd=REPOSITORY, env=None, quiet=quiet)
+
+
+def _run(words: list[str], name: str, *, cwd: Path, env: dict[str, str] | None, quiet: bool) -> str:
     answer = subprocess.run(
-        command(fleet, file, *options, **variables),
-        cwd=REPOSITORY,
+        words,
+        cwd=cwd,
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if quiet else None,
         stderr=subprocess.STDOUT if quiet else None,
@@ -59,9 +85,7 @@ def run(fleet: Fleet, file: Path, *options: str, quiet: bool = False, **variable
     )
     if answer.returncode:
         end = "\n".join((answer.stdout or "").splitlines()[-40:])
-        error = PlaybookError(
-            f"{file.name} failed with exit code {answer.returncode}\n{end}".strip()
-        )
+        error = PlaybookError(f"{name} failed with exit code {answer.returncode}\n{end}".strip())
         error.output = answer.stdout or ""
         raise error
     return answer.stdout or ""

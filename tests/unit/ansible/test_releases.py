@@ -7,6 +7,8 @@ import io
 import json
 import os
 import pwd
+import random
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -17,7 +19,9 @@ from tests.fixtures.paths import CHECKOUT
 from tests.fixtures.plugins import plugin, run_program
 
 
-def bundle(folder: Path, content: str, extra: tarfile.TarInfo | None = None) -> tuple[Path, str]:
+def bundle(
+    folder: Path, content: str, extra: tarfile.TarInfo | None = None, *, arch: str | None = None
+) -> tuple[Path, str]:
     """A small bundle with the real unpack.py, and its SHA-256."""
     unpack = CHECKOUT / "agent/bundle/release/unpack.py"
     files = {
@@ -26,7 +30,7 @@ def bundle(folder: Path, content: str, extra: tarfile.TarInfo | None = None) -> 
         "lib/python/content.py": content.encode(),
     }
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    manifest = {"version": "1.0", "files": hashes}
+    manifest = {"version": "1.0", "files": hashes, **({"arch": arch} if arch else {})}
     files["MANIFEST.json"] = json.dumps(manifest).encode()
     path = folder / f"bundle-{hashlib.sha256(content.encode()).hexdigest()[:8]}.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
@@ -82,7 +86,46 @@ def test_a_hostile_archive_is_refused(tmp_path: Path, name: str, kind: bytes, li
     path, sha256 = bundle(tmp_path, "x = 1\n", extra)
     with pytest.raises(ValueError, match=f"{name}: "):
         install(tmp_path / "opt", path, sha256)
-    assert not list((tmp_path / "opt/releases").iterdir())
+    assert not (tmp_path / "opt").exists(), "a host without a release stays as it was"
+
+
+def test_a_bundle_for_another_architecture_is_named(tmp_path: Path) -> None:
+    other = "aarch64" if os.uname().machine == "x86_64" else "x86_64"
+    path, sha256 = bundle(tmp_path, "x = 1\n", arch=other)
+    with pytest.raises(ValueError, match=f"found a bundle for {other}, required .*Remedy: "):
+        install(tmp_path / "opt", path, sha256)
+    assert not (tmp_path / "opt").exists()
+
+
+def test_a_cut_bundle_is_refused(tmp_path: Path) -> None:
+    path, _ = bundle(tmp_path, f"x = {random.Random(1).randbytes(20000).hex()!r}\n")
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(ValueError, match="not a readable bundle: "):
+        install(tmp_path / "opt", path, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert not (tmp_path / "opt").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("size=64k", "No space left on device. A release needs 80 MB there. Remedy: make room"),
+        ("noexec", "mounted noexec, required .*Remedy: mount it with exec"),
+    ],
+)
+def test_a_file_system_that_cannot_hold_a_release_is_named(
+    tmp_path: Path, options: str, says: str
+) -> None:
+    path, sha256 = bundle(tmp_path, f"x = {random.Random(1).randbytes(99000).hex()!r}\n")
+    opt = tmp_path / "opt"
+    opt.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(opt)], check=True)
+    try:
+        with pytest.raises(ValueError, match=says):
+            install(opt / "throughline", path, sha256)
+        assert not list(opt.iterdir())
+    finally:
+        subprocess.run(["umount", str(opt)], check=True)
 
 
 def serve(base: Path, sha256: str, *, going_back: bool = False) -> None:
