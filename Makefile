@@ -25,7 +25,10 @@ ABI_GENERATOR := bpf/generate_abi.py
 ABI_OBJECT := build/bpf/observe.bpf.o
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# What `make release` has bundles and packages for.
+ARCHITECTURES := x86_64
 BUNDLE := dist/throughline-$(VERSION)-linux-x86_64.tar.gz
+BUNDLES := $(ARCHITECTURES:%=dist/throughline-$(VERSION)-linux-%.tar.gz)
 # Everything that ends in the bundle, so that a second `make bundle` has nothing to do.
 BUNDLE_INPUTS := pyproject.toml LICENSE bpf/LICENSE \
 	$(shell find agent -name '*.egg-info' -prune -o -name __pycache__ -prune -o -type f -print)
@@ -46,8 +49,12 @@ help: ## List the targets
 setup: ## Install what is missing: Debian packages and the Python environment .venv (root)
 	@.ci/setup
 
+.PHONY: setup-build
+setup-build:
+	@.ci/setup build
+
 .PHONY: bpf
-bpf: setup $(BPF_OBJECTS) build/abi.stamp ## Compile bpf/*/*.bpf.c to build/bpf/*.bpf.o
+bpf: setup-build $(BPF_OBJECTS) build/abi.stamp ## Compile bpf/*/*.bpf.c to build/bpf/*.bpf.o
 	@$(if $(BPF_OBJECTS),,echo 'make bpf: there is no bpf/*/*.bpf.c' >&2; exit 1)
 	@echo "bpf: $(words $(BPF_OBJECTS)) object(s) in build/bpf"
 
@@ -82,7 +89,7 @@ build/abi.stamp: $(BPF_OBJECTS) $(ABI_GENERATOR)
 	@touch $@
 
 .PHONY: bundle
-bundle: setup $(BUNDLE) ## Build dist/throughline-<version>-linux-x86_64.tar.gz
+bundle: setup-build $(BUNDLE) ## Build dist/throughline-<version>-linux-x86_64.tar.gz
 	@echo "bundle: $(BUNDLE) $$(stat -c %s $(BUNDLE)) bytes, sha256 $$(sha256sum < $(BUNDLE) | cut -c1-64)"
 
 # Changes when an input comes or goes; its content changes through the inputs' own times.
@@ -97,8 +104,18 @@ FORCE:
 $(BUNDLE): $(BUNDLE_INPUTS) $(BPF_OBJECTS) build/abi.stamp build/bundle.inputs
 	@PYTHONPATH=agent $(or $(wildcard $(PYTHON)),python3) -m bundle.build --version $(VERSION) --output $@
 
+# Everything that a release has, for ARCHITECTURES. SIGNING_KEY=KEY signs it, by that key of gpg's.
+SIGNING_KEY ?=
+.PHONY: release
+release: setup bundle ## Build a release: collection, bundle, .deb, .rpm, SHA256SUMS; SIGNING_KEY= signs it
+	@PYTHONPATH=agent $(PYTHON) -m packages.build --output dist/release --key '$(SIGNING_KEY)' $(BUNDLES)
+
+.PHONY: sanity
+sanity: setup ## Check the collection with ansible-test sanity
+	@.ci/sanity
+
 .PHONY: demo
-demo: bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the joined trace (root)
+demo: setup bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the joined trace (root)
 	@$(PYTHON) -m tests.fleet.demo
 
 # Tests wait for the kernel and for each other's processes more than they compute, so that two run at
@@ -107,22 +124,22 @@ demo: bundle ## Boot a fleet of systemd hosts, roll out, send requests, show the
 NO_GO := --ignore=tests/kernel/go
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: test
-test: bundle ## Run the unit, kernel and fleet tests (root)
+test: setup bundle ## Run the unit, kernel and fleet tests (root)
 	@failed=0; \
 	$(PYTHON) -m pytest -m 'not alone and not long' $(PARALLEL) $(NO_GO) tests/fleet tests/kernel tests/unit || failed=1; \
 	$(PYTHON) -m pytest -m 'alone and not long' $(NO_GO) tests/fleet tests/kernel tests/unit || failed=1; \
 	exit $$failed
 
 .PHONY: test-molecule
-test-molecule: bundle ## Run the Molecule scenario: the roles on two systemd hosts (root)
+test-molecule: setup bundle ## Run the Molecule scenario: the roles on two systemd hosts (root)
 	@molecule test --scenario-name default
 
 .PHONY: test-go
-test-go: bundle ## Run the tests with Go services that need few releases of Go (root)
+test-go: setup bundle ## Run the tests with Go services that need few releases of Go (root)
 	@$(PYTHON) -m pytest -m 'not long' tests/kernel/go
 
 .PHONY: test-all
-test-all: bundle ## Run every test: what is long, all releases of Go, the kernel matrix; hours (root)
+test-all: setup bundle ## Run every test: what is long, all releases of Go, the kernel matrix; hours (root)
 	@failed=0; \
 	$(PYTHON) -m pytest -m 'not alone' $(PARALLEL) $(NO_GO) tests/fleet tests/kernel tests/unit || failed=1; \
 	$(PYTHON) -m pytest -m alone $(NO_GO) tests/fleet tests/kernel tests/unit || failed=1; \
@@ -136,7 +153,7 @@ boxes: setup ## Build the Vagrant boxes with their kernels, where they are missi
 	@$(PYTHON) -m tests.vms.stock
 
 .PHONY: test-kernels
-test-kernels: bundle ## Run the kernel matrix on VMs, or ONLY=NAME,… of it; FORCE=1 repeats (root)
+test-kernels: setup bundle ## Run the kernel matrix on VMs, or ONLY=NAME,… of it; FORCE=1 repeats (root)
 	@$(PYTHON) -m tests.vms.matrix
 
 .PHONY: clean-vms
@@ -148,11 +165,11 @@ lint: setup build/vmlinux.h ## Check style, types, roles, scripts and BPF source
 	@.ci/lint
 
 .PHONY: bench
-bench: bpf ## Measure speed and memory with the agent off and on (root)
+bench: setup bpf ## Measure speed and memory with the agent off and on (root)
 	@$(PYTHON) -m tests.bench.run
 
 .PHONY: bench-parents
-bench-parents: bundle ## How often parents are right: all applications, or ONLY=NAME,…; KERNEL=6.12: in a VM (root)
+bench-parents: setup bundle ## How often parents are right: all applications, or ONLY=NAME,…; KERNEL=6.12: in a VM (root)
 	@$(if $(KERNEL),$(PYTHON) -m tests.parents.guest --kernel $(KERNEL),$(PYTHON) -m tests.parents.run) \
 		$(if $(ONLY),--only $(ONLY))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.throughline.fleet.plugins.plugin_utils.python import run_module
 from ansible_collections.throughline.fleet.plugins.plugin_utils.run import has_ended, this_run
 
 
@@ -26,9 +27,4 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _run_module(
         self, arguments: dict[str, Any], task_vars: dict[str, Any] | None
     ) -> dict[str, Any]:
-        result: dict[str, Any] = self._execute_module(
-            module_name="throughline.fleet.throughline_lock",
-            module_args=arguments,
-            task_vars=task_vars,
-        )
-        return result
+        return run_module(self, "throughline.fleet.throughline_lock", arguments, task_vars)

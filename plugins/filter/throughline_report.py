@@ -149,7 +149,7 @@ def throughline_table(report: Mapping[str, Any]) -> list[str]:
     for host in report["hosts"]:
         if "groups" not in host:
             state = "failed" if host["reachable"] else "unreachable"
-            rows.append([host["name"], state, "-", *("-" for _ in report["groups"])])
+            rows.append([host["name"], state, "-", *["-"] * len(report["groups"])])
             notes.append(f"{host['name']}: {state}: {host['error']}")
             continue
         words = [word_of(host, name) for name in report["groups"]]

@@ -17,6 +17,7 @@ description:
   - A lock ends with the boot of the host, after O(minutes), or once the process of its run is gone,
     where that was a process of this controller.
   - A lock is no change of the host.
+  - Fails on a host on which the agent is a package of its package manager.
 options:
   state:
     description: Whether this run has the lock.
@@ -72,6 +73,7 @@ from ansible_collections.throughline.fleet.plugins.module_utils.lock import (
     other_run,
     take,
 )
+from ansible_collections.throughline.fleet.plugins.module_utils.package import refusal
 
 
 def main():
@@ -86,6 +88,9 @@ def main():
         supports_check_mode=True,
     )
     claim, is_wanted = module.params["claim"], module.params["state"] == "taken"
+    reason = refusal() if is_wanted else None
+    if reason:
+        module.fail_json(msg=reason)
     if module.check_mode:
         other = other_run(claim["run"]) if is_wanted else None
         if other:

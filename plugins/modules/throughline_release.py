@@ -65,6 +65,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.throughline.fleet.plugins.module_utils.fetch import FetchError, fetch
 from ansible_collections.throughline.fleet.plugins.module_utils.lock import describe, other_run
+from ansible_collections.throughline.fleet.plugins.module_utils.package import refusal
 from ansible_collections.throughline.fleet.plugins.module_utils.release import (
     make_ready,
     open_directories,
@@ -98,6 +99,9 @@ def main():
     base, sha256, src = (module.params[name] for name in ("base", "sha256", "src"))
     path = Path(base) / "releases" / sha256
     result = {"release": sha256, "path": str(path), "version": None}
+    reason = refusal(base)
+    if reason:
+        module.fail_json(msg=reason, **result)
     other = None if module.check_mode else other_run(module.params["run"])
     if other:
         module.fail_json(msg=describe(other), **result)

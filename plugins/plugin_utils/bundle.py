@@ -11,6 +11,7 @@ from typing import Any
 from ansible import constants
 from ansible.plugins.action import ActionBase
 from ansible_collections.throughline.fleet.plugins.module_utils.release import file_sha256
+from ansible_collections.throughline.fleet.plugins.plugin_utils.python import run_module
 
 
 def hash_once(bundle: Path) -> str:
@@ -42,10 +43,7 @@ class BundleAction(ActionBase):  # type: ignore[misc]
         self, arguments: dict[str, Any], task_vars: dict[str, Any] | None
     ) -> dict[str, Any]:
         """Runs the module on the host once."""
-        result: dict[str, Any] = self._execute_module(
-            module_name=self.MODULE, module_args=arguments, task_vars=task_vars
-        )
-        return result
+        return run_module(self, self.MODULE, arguments, task_vars)
 
     def run_with_bundle(
         self, bundle: Path | None, arguments: dict[str, Any], task_vars: dict[str, Any] | None

@@ -14,7 +14,7 @@ from tests.fixtures.paths import CHECKOUT, FIXTURES, SERVICES
 
 TESTS = CHECKOUT / "tests"
 # Folders of tests that are no folder of bpf/ or agent/throughline.
-OTHER_FOLDERS = {"ansible", "bundle", "parents", "vms"}
+OTHER_FOLDERS = {"ansible", "bundle", "packages", "parents", "vms"}
 
 
 @cache

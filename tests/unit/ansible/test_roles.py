@@ -107,7 +107,7 @@ def test_playbooks_use_only_documented_variables() -> None:
             if path.suffix in (".yml", ".j2"):
                 text = path.read_text(encoding="utf-8")
                 # Names of modules, roles and facts are qualified or are not variables.
-                used.update(re.findall(r"(?<![\w.])throughline_[a-z_]+", text))
+                used.update(re.findall(r"(?<![\w.])throughline_[a-z0-9_]+", text))
     assert used - documented == set()
 
 

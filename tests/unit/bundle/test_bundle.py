@@ -257,3 +257,20 @@ def test_unit_is_well_formed(release: Path, tmp_path: Path) -> None:
     unit.write_text(text.replace("/opt/throughline/current/bin/throughline", "/bin/true"))
     verified = run("systemd-analyze", "verify", "--man=no", unit)
     assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root")
+@pytest.mark.skipif(not Path("/bin/busybox").exists(), reason="busybox is not installed")
+def test_a_host_needs_no_c_library_of_its_own(release: Path, tmp_path: Path) -> None:
+    """As with musl: a root with one static program, which has no glibc and no loader."""
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin/busybox")
+    for name in ("sh", "readlink"):
+        (root / "bin" / name).symlink_to("busybox")
+    release.rename(root / "release")
+    environment = {"PATH": "/bin"}
+    ready = run("/usr/sbin/chroot", root, "/release/bin/python", "/release/unpack.py")
+    assert ready.returncode == 0, ready.stderr
+    said = run("/usr/sbin/chroot", root, "/release/bin/throughline", "--version", env=environment)
+    assert said.stdout.startswith("throughline "), said.stderr
