@@ -19,6 +19,8 @@ SITE = REPOSITORY / "playbooks" / "site.yml"
 UPGRADE = REPOSITORY / "playbooks" / "upgrade.yml"
 ROLLBACK = REPOSITORY / "playbooks" / "rollback.yml"
 UNINSTALL = REPOSITORY / "playbooks" / "uninstall.yml"
+ANSIBLE = "THROUGHLINE_TEST_ANSIBLE"
+COLLECTION = "THROUGHLINE_TEST_COLLECTION"
 
 
 class PlaybookError(Exception):
@@ -30,45 +32,52 @@ class PlaybookError(Exception):
     output = ""
 
 
+def _program() -> str:
+    """ansible-playbook: of $THROUGHLINE_TEST_ANSIBLE, else beside this Python, else on PATH."""
+    beside = os.environ.get(ANSIBLE) or str(Path(sys.executable).parent)
+    program = shutil.which("ansible-playbook", path=beside) or shutil.which("ansible-playbook")
+    if program is None:
+        raise PlaybookError("ansible-playbook is not installed: run make setup")
+    return program
+
+
+def _words(fleet: Fleet, name: str, *options: str, **variables: object) -> list[str]:
+    inventory = str(fleet.inventory)
+    return [_program(), "-i", inventory, name, "-e", json.dumps(variables), *options]
+
+
 def command(fleet: Fleet, file: Path, *options: str, **variables: object) -> list[str]:
     """The words that run a playbook on all hosts of a fleet, from REPOSITORY.
 
     Raises PlaybookError where it cannot be run.
     """
-    beside = str(Path(sys.executable).parent)
-    program = shutil.which("ansible-playbook", path=beside) or shutil.which("ansible-playbook")
-    if program is None:
-        raise PlaybookError("ansible-playbook is not installed: run make setup")
     if not file.exists():
         raise PlaybookError(f"{file} does not exist")
-    return _words(program, fleet, str(file), *options, **variables)
+    return _words(fleet, str(file), *options, **variables)
 
 
-def _words(program: str, fleet: Fleet, name: str, *options: str, **variables: object) -> list[str]:
-    inventory = str(fleet.inventory)
-    return [program, "-i", inventory, name, "-e", json.dumps(variables), *options]
-
-
-def run_installed(fleet: Fleet, folder: Path, name: str, **variables: object) -> str:
+def run_installed(
+    fleet: Fleet, folder: Path, name: str, *options: str, quiet: bool = True, **variables: object
+) -> str:
     """Runs a playbook of the collection that is installed in `folder`/collections, from there.
 
-    Returns its output. Raises PlaybookError.
+    Its output goes to the terminal, or with `quiet` is returned. Raises PlaybookError.
     """
-    program = str(Path(sys.executable).with_name("ansible-playbook"))
-    return _run(
-        _words(program, fleet, f"throughline.fleet.{name}", **variables),
-        name,
-        cwd=folder,
-        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(folder / "collections")},
-        quiet=True,
-    )
+    words = _words(fleet, f"throughline.fleet.{name}", *options, **variables)
+    env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(folder / "collections")}
+    return _run(words, name, cwd=folder, env=env, quiet=quiet)
 
 
 def run(fleet: Fleet, file: Path, *options: str, quiet: bool = False, **variables: object) -> str:
     """Runs a playbook on all hosts of a fleet; `variables` are extra variables.
 
-    Its output goes to the terminal, or with `quiet` is returned. Raises PlaybookError.
+    Its output goes to the terminal, or with `quiet` is returned. Raises PlaybookError. With
+    $THROUGHLINE_TEST_COLLECTION it is the one of the collection that is installed there.
     """
+    installed = os.environ.get(COLLECTION)
+    if installed and file.parent == SITE.parent:
+        folder = Path(installed)
+        return run_installed(fleet, folder, file.stem, *options, quiet=quiet, **variables)
     words = command(fleet, file, *options, **variables)
     return _run(words, file.name, cwd=REPOSITORY, env=None, quiet=quiet)
 
