@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import gzip
+import json
 import os
 import re
 from pathlib import Path
@@ -152,15 +153,28 @@ def describe_host(root, run):
     }
 
 
+def refused_services(root):
+    """The units to which throughline_node has refused the preload; ["?"] for a damaged file."""
+    try:
+        return list(json.loads(read_text(root, "/etc/throughline/node-refused.json") or "{}"))
+    except (ValueError, TypeError):
+        return ["?"]
+
+
 def installed_agent(root):
-    """The release, whether the unit has a directory for drop-ins, units with our preload."""
+    """The release, whether the unit has a directory for drop-ins, units of Node.js to look at."""
     current = Path(root) / "opt/throughline/current"
     drop_ins = Path(root) / f"etc/systemd/system/{UNIT}.d"
     return {
         "release": Path(os.readlink(current)).name if current.is_symlink() else None,
         "drop_in_directory": drop_ins.is_dir(),
         "node_services": sorted(
-            path.parent.name[: -len(".d")]
-            for path in drop_ins.parent.glob("*.service.d/throughline-node.conf")
+            {
+                *(
+                    path.parent.name[: -len(".d")]
+                    for path in drop_ins.parent.glob("*.service.d/throughline-node.conf")
+                ),
+                *refused_services(root),
+            }
         ),
     }

@@ -29,6 +29,8 @@ from .commands import (
 DROP_IN = "throughline-node.conf"
 CREDENTIAL = "throughline-context.cjs"
 SOURCE = "/opt/throughline/current/share/node/context.cjs"
+# What `throughline status` and `doctor` read: {unit: why it has no drop-in}.
+REFUSED = "/etc/throughline/node-refused.json"
 OPTION = f"--require=/run/credentials/%n/{CREDENTIAL}"
 # In the environment of a process; the name of the unit is in between.
 MARK = f"/{CREDENTIAL}"
@@ -327,6 +329,11 @@ def judge(blocks, *, version):
             return None, reason
         options = found
     return drop_in(options), None
+
+
+def refusals(refused):
+    """The text of the file with what was refused, or None where nothing was."""
+    return json.dumps(refused, indent=2, sort_keys=True) + "\n" if refused else None
 
 
 def process_options(pid):

@@ -15,7 +15,8 @@ description:
     others. Options that a unit has in C(NODE_OPTIONS) stay.
   - Never restarts a unit. RV(restart) names those that run without it, or still with it.
   - A unit that could fail to start with it, or whose C(NODE_OPTIONS) would win, gets no drop-in.
-    RV(refused) says why.
+    RV(refused) says why, and C(/etc/throughline/node-refused.json) for C(throughline status) and
+    C(throughline doctor).
   - A service with the drop-in starts also where the agent has gone, or serves a release without the
     preload.
   - A template is judged by itself and by each of its instances that systemd has loaded.
@@ -71,11 +72,13 @@ from ansible_collections.throughline.fleet.plugins.module_utils.node import (
     DROP_IN,
     MARK,
     PROPERTIES,
+    REFUSED,
     SOURCE,
     first,
     judge,
     parse_properties,
     process_options,
+    refusals,
     shown_name,
     unit_name,
 )
@@ -126,7 +129,7 @@ def running(module, unit):
 
 
 def put(module, texts):
-    """Writes or removes drop-ins. Returns the diff of each that changes, by its path."""
+    """Writes or removes files. Returns the diff of each that changes, by its path."""
     diffs = {}
     for path, text in texts.items():
         before = read_file(path)
@@ -228,6 +231,7 @@ def main():
                 late[paths[unit]] = texts[paths[unit]] = None
         if put(module, late):
             systemctl(module, "daemon-reload")
+    diffs.update(put(module, {root / REFUSED.lstrip("/"): refusals(refused)}))
     units = {}
     for unit, path in paths.items():
         for name, pid in running(module, unit).items():

@@ -181,6 +181,31 @@ def status(fleet: Fleet) -> Any:
     return json.loads(on(fleet, "/opt/throughline/current/bin/throughline status --json"))
 
 
+def preload(fleet: Fleet, unit: str) -> tuple[str, str]:
+    """What `throughline status` says of a unit, and why."""
+    for file in status(fleet)["node"]["files"]:
+        if unit in file["units"]:
+            found = file["units"][unit]
+            return found["preload"], found["reason"]
+    return "", ""
+
+
+def says(fleet: Fleet, unit: str, expected: str) -> str:
+    """The reason, once the agent says what is expected of a unit."""
+    found = until(
+        lambda: preload(fleet, unit),
+        enough=lambda found: found[0] == expected,
+        seconds=30,
+        every=0.5,
+        otherwise=lambda: str(status(fleet)["node"]),
+    )
+    return found[1]
+
+
+def doctor(fleet: Fleet) -> str:
+    return on(fleet, "/opt/throughline/current/bin/throughline doctor", check=False)
+
+
 def option(fleet: Fleet) -> str:
     """NODE_OPTIONS of the running service."""
     return on(fleet, f"tr '\\0' '\\n' < /proc/{pid(fleet)}/environ | grep NODE_OPTIONS=")
@@ -216,6 +241,21 @@ def test_units_that_are_named_get_it_and_none_is_restarted(fleet: Fleet) -> None
     assert "changed=0 " in again and "api.service runs without the preload" in again
 
 
+def test_the_agent_says_which_services_have_it(fleet: Fleet) -> None:
+    """As its own user, which may not read what belongs to the services."""
+    on(fleet, f"sed -i 's/api.js/idle.js/' {UNITS}/filed.service {UNITS}/signalled.service")
+    on(fleet, "systemctl daemon-reload && systemctl start filed signalled")
+    assert says(fleet, "api.service", "not_restarted") == ""
+    assert "EnvironmentFile=/etc/default/filed sets" in says(fleet, "filed.service", "refused")
+    assert says(fleet, "signalled.service", "not_configured") == ""
+    said = on(fleet, "/opt/throughline/current/bin/throughline status")
+    assert "configured, but the service runs without it: restart it" in said
+    said = doctor(fleet)
+    assert "note: api.service runs without the preload: restart it when it suits you." in said
+    assert "note: absent.service gets no preload: systemd does not know the unit" in said
+    on(fleet, "systemctl stop filed signalled")
+
+
 def test_after_a_restart_its_calls_have_parents(fleet: Fleet) -> None:
     on(fleet, "systemctl restart api")
     answers(fleet)
@@ -235,7 +275,10 @@ def test_after_a_restart_its_calls_have_parents(fleet: Fleet) -> None:
     )
     (file,) = status(fleet)["node"]["files"]
     assert file["preloaded"] == file["processes"] == 2, file
+    says(fleet, "api.service", "active")
     assert "restart" not in site(fleet, services=["api"])
+    said = doctor(fleet)
+    assert "the preload" not in said and "no preload" not in said
 
 
 @pytest.mark.parametrize(
@@ -332,6 +375,7 @@ def test_a_unit_that_is_not_named_any_more(fleet: Fleet) -> None:
     output = site(fleet, services=[])
     assert "api.service still runs with the preload, until it is restarted." in output
     assert not exists(fleet)
+    says(fleet, "api.service", "removed")
     assert "api.service" not in site(fleet, services=[])
     assert pid(fleet) == before
     on(fleet, "systemctl restart api")

@@ -15,7 +15,7 @@ from typing import Any
 
 from throughline import __version__
 from throughline.bpf import abi
-from throughline.commands import status
+from throughline.commands import node, status
 from throughline.commands.output import print_json, table, text
 from throughline.config.model import Config, load
 from throughline.features import obstacles, pins
@@ -24,6 +24,7 @@ from throughline.features.programs import Programs, Settings
 from throughline.features.state import GroupState, State
 from throughline.features.table import GROUPS, MODES
 from throughline.host import facts
+from throughline.runtimes.node.units import refused
 from throughline.services.rules import attach_roots
 
 FAILED = 1
@@ -133,7 +134,18 @@ def _notes(
             "(nginx, java and those that were seen to call it) get a header in the first request "
             "of each connection only (docs/decisions/0002-fionread.md)."
         )
-    return notes
+    return notes + _notes_of_node(running)
+
+
+def _notes_of_node(running: Mapping[str, Any] | None) -> list[str]:
+    """What an operator has to do for services of Node.js."""
+    restart = node.to_restart(running or {})
+    notes = [f"{unit} runs without the preload: restart it when it suits you." for unit in restart]
+    try:
+        found = refused()
+    except (OSError, ValueError) as error:
+        return [*notes, f"What site.yml has refused to services of Node.js is not known: {error}"]
+    return notes + [f"{unit} gets no preload: {why}." for unit, why in sorted(found.items())]
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from throughline.commands import node
 from throughline.commands.output import few, hint, print_json, table, text
 from throughline.commands.parents import parents_of_calls
 from throughline.config.model import ConfigError, default_status_path, load
@@ -99,6 +100,9 @@ def lines(status: Mapping[str, Any]) -> list[str]:
     for group in GROUPS.values():
         if group.files and status.get(group.name):
             found += _section(group.files, "", _files(status[group.name]["files"]))
+    preloads = node.preloads(status)
+    if preloads:
+        found += _section("Service of Node.js", "Preload", preloads)
     found += ["", *_services(status.get("services", {}))]
     parents = parents_of_calls(status.get("services", {}))
     if parents:
@@ -173,8 +177,6 @@ def _files(files: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
             text = f"{file['version']}, {text}"
         if "preloaded" in file:
             text += f", preload in {file['preloaded']}"
-            if file["preloaded"] < file["processes"]:
-                text += " (the others: throughline_node_services)"
         if file.get("single_stepped"):  # the status may be that of an earlier release
             text += ", single-stepped"
         if file["refused"]:

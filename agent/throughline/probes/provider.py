@@ -81,7 +81,7 @@ class Provider(Protocol):
         Yields after each millisecond of work, so that spans are read in between.
         """
 
-    def describe(self, found: Probed) -> Mapping[str, str | int]:
+    def describe(self, found: Probed) -> Mapping[str, object]:
         """What the status shows of a file, beside its path and programs."""
 
     def leaving(self, sites: Sequence[Site]) -> None:

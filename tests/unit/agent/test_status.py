@@ -131,6 +131,11 @@ def test_the_page_has_the_same_keys() -> None:
     page = (CHECKOUT / "docs/reference/json.md").read_text(encoding="utf-8")
     section = page.partition("## throughline status --json")[2].partition("\n## ")[0]
     section, _, of_parents = section.partition("| of `parents` |")
+    of_parents, _, of_units = of_parents.partition("| of `units` |")
+    unit = ["processes", "preloaded", "preload", "reason"]  # see runtimes/node/provider.py
+    assert (
+        re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", of_units, re.MULTILINE))) == unit
+    )
     assert set(re.findall(r"^\| `(\w+)`", of_parents, re.MULTILINE)) == set(
         ParentCounts("").as_json()
     )

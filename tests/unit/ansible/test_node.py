@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from tests.fixtures.plugins import plugin
+from throughline.runtimes.node.units import refused
 
 commands = plugin("module_utils.commands")
 node = plugin("module_utils.node")
 module = plugin("modules.throughline_node")
+installed_agent = plugin("module_utils.host").installed_agent
 
 SHOP = "[Service]\nUser=shop\nExecStart=/usr/bin/node /srv/shop.js\n"
 
@@ -461,7 +463,7 @@ def test_a_group_that_is_off_is_said(tmp_path: Path, judged: Judged) -> None:
 def test_an_unknown_unit_is_a_warning(tmp_path: Path, judged: Judged) -> None:
     host = Host(tmp_path, masked=shown(LoadState="masked"))
     found = judged(host, "absent", "masked")
-    assert not found["changed"] and not list(tmp_path.glob("etc/**/*.conf"))
+    assert not list(tmp_path.glob("etc/**/*.conf"))
     assert (
         host.warnings
         == found["report"]
@@ -470,6 +472,28 @@ def test_an_unknown_unit_is_a_warning(tmp_path: Path, judged: Judged) -> None:
             "masked.service gets no preload: it is masked.",
         ]
     )
+
+
+def test_what_is_refused_can_be_read_on_the_host(tmp_path: Path, judged: Judged) -> None:
+    """By the agent, which shows it."""
+    host = Host(tmp_path, shop=shown(), rooted=shown(User="root", ExecStart=starts("/bin/sh", "a")))
+    path = tmp_path / node.REFUSED.lstrip("/")
+    assert judged(host, "shop", "rooted", check=True)["changed"] and not path.exists()
+    found = judged(host, "shop", "rooted")
+    assert found["changed"] and found["refused"].keys() == {"rooted.service"}
+    assert refused(etc=tmp_path / "etc") == found["refused"]
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert installed_agent(tmp_path)["node_services"] == ["rooted.service", "shop.service"]
+    assert not judged(host, "shop", "rooted")["changed"]
+    # to be looked at once more, where none is named any more
+    judged(host, "rooted")
+    assert installed_agent(tmp_path)["node_services"] == ["rooted.service"]
+    assert judged(host)["changed"] and not path.exists()
+    assert installed_agent(tmp_path)["node_services"] == []
+    path.parent.mkdir(exist_ok=True)
+    for text in ("{", "3", ""):
+        path.write_text(text)
+        assert installed_agent(tmp_path)["node_services"] == (["?"] if text else [])
 
 
 def test_a_drop_in_that_loses_only_after_the_reload_is_taken_back(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from throughline.agent.status import StatusWriter
-from throughline.commands import status
+from throughline.commands import node, status
 from throughline.commands.output import text as printed
 
 
@@ -187,3 +187,42 @@ def test_text_of_go_programs() -> None:
     text = shown(running(go={"files": [file]}))
     assert "\n\nGo program\n/usr/bin/shop  go1.22.10, 2 processes, 9 sites\n" in text
     assert "TLS in file" not in text
+
+
+def test_text_of_services_of_node() -> None:
+    def unit(preload: str, reason: str = "") -> dict[str, Any]:
+        return {"processes": 2, "preloaded": 1, "preload": preload, "reason": reason}
+
+    file = {
+        "path": "/usr/bin/node",
+        "programs": [],
+        "single_stepped": False,
+        "processes": 8,
+        "refused": "",
+        "preloaded": 1,
+        "units": {
+            "a.service": unit("active"),
+            "b.service": unit("not_restarted"),
+            "c.service": unit("refused", "it runs as root"),
+            "d.service": unit("not_configured"),
+            "": unit("no_service"),
+            "e.service": unit("of a later release"),
+        },
+    }
+    found = running(node={"files": [file]})
+    text = shown(found)
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    start = rows.index("Service of Node.js Preload")
+    assert rows[start + 1 : start + 7] == [
+        "(no unit) none: it is no service of the host's systemd",
+        "a.service active",
+        "b.service configured, but the service runs without it: restart it when it suits you",
+        "c.service none: it runs as root",
+        "d.service none: name it in throughline_node_services, and its calls would have the request"
+        " that made them as parent",
+        "e.service of a later release",
+    ]
+    assert node.to_restart(found) == ["b.service"]
+    del file["units"]
+    assert "Service of Node.js" not in shown(running(node={"files": [file]}))
+    assert "Service of Node.js" not in shown(running(node=None))
