@@ -201,6 +201,7 @@ enum tl_counter {
 	TL_ROOT_NODE_TASK, /* Node.js: a call that no request has made */
 	TL_ROOT_NODE_UNKNOWN, /* Node.js: a call of a request whose read was not seen, or of another thread */
 	TL_ROOT_RUNTIME_UNREADABLE, /* the process may run a known runtime: its memory could not be read */
+	TL_ROOT_NODE_HTTP2, /* Node.js: a call of a request that came by HTTP/2 */
 	TL_COUNTERS,
 };
 

@@ -21,6 +21,7 @@
 
 #define TL_NODE_POSITION 0x746c6e6f6465ULL
 #define TL_NODE_MAGIC 0x65646f6e6e6c7401ULL
+#define TL_NODE_HTTP2 0xfffffffeU /* in place of the descriptor + 1: the request came by HTTP/2 */
 #define TL_NODE_NS (1000ULL * 1000 * 1000)
 
 /* Where a thread shows its request. */
@@ -125,6 +126,8 @@ static __always_inline __u64 tl_node_shown(const struct tl_node_thread *thread)
 	word = tl_user_word(thread->address + 8);
 	if (!(__u32)word)
 		return TL_ROOT_NODE_TASK;
+	if ((__u32)word == TL_NODE_HTTP2)
+		return TL_ROOT_NODE_HTTP2;
 	key = tl_descriptor_socket((__u32)word - 1);
 	if (!key) /* its connection is closed */
 		return TL_ROOT_PARENT_ENDED;

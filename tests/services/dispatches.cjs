@@ -134,6 +134,29 @@ const scenarios = {
   },
 };
 
+// An application's own class, which keeps calls and dispatches them while it serves another request.
+scenarios.kept = async () => {
+  const { Dispatcher, Pool, request } = require(UNDICI);
+  const real = new Pool(origin, { connections: 4 });
+  const kept = [];
+  class Mine extends Dispatcher {
+    dispatch(given, other) {
+      kept.push(() => real.dispatch(given, other));
+      return true;
+    }
+  }
+  const call = (dispatcher) => {
+    request(`${origin}/call`, { dispatcher }).catch(ignore);
+  };
+  const mine = new Mine();
+  await ask(1, () => call(real));
+  await callers(1);
+  await each([2, 3], () => call(mine));
+  await ask(4, () => kept.forEach((dispatch) => dispatch()));
+  await ask(5, () => call(real));
+  return callers(4);
+};
+
 async function main() {
   ({ origin, ask } = await begin());
   options = { origin, path: '/call', method: 'GET' };

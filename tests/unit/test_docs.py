@@ -259,7 +259,7 @@ def counters() -> set[str]:
     header = (ROOT / "bpf/core/abi.h").read_text(encoding="utf-8")
     enum = re.search(r"enum tl_counter \{(.*?)\};", header, re.DOTALL)
     assert enum is not None
-    kernel = {name.lower() for name in re.findall(r"^\tTL_([A-Z_]+)\b", enum[1], re.MULTILINE)}
+    kernel = {name.lower() for name in re.findall(r"^\tTL_([A-Z0-9_]+)\b", enum[1], re.MULTILINE)}
     modules = sorted((ROOT / "agent/throughline/agent").glob("*.py"))
     agent = "".join(path.read_text(encoding="utf-8") for path in modules)
     own = set(re.findall(r'(?:counts|counters)\["(\w+)"\]', agent))

@@ -192,7 +192,8 @@ class Counter(IntEnum):
     ROOT_NODE_TASK = 116
     ROOT_NODE_UNKNOWN = 117
     ROOT_RUNTIME_UNREADABLE = 118
-    COUNTERS = 119
+    ROOT_NODE_HTTP2 = 119
+    COUNTERS = 120
 
 
 class Go(IntEnum):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from tests.fixtures import needs
 from tests.fixtures.paths import SERVICES
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.secure import Secure, get
-from tests.fixtures.spans import Span
+from tests.fixtures.spans import number
 from tests.fixtures.traced import Traced
 from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
@@ -113,6 +112,7 @@ def test_options_and_a_handler_that_are_used_again_are_for_another_request(
         ("destroyed", [1, 2, 4, 5]),
         ("closed", [1, 3, 4]),
         ("frozen", [None, None, 3, 4]),
+        ("kept", [1, None, None, 5]),
         ("subclass", [1, 2, 3, "third of 1", "third of 2", "third of 3"]),
     ],
 )
@@ -183,12 +183,6 @@ def test_what_a_process_says_is_about_itself(running: Bench) -> None:
         assert not result.failures
         assert (result.right, result.wrong) == (0, 0), result
         assert result.none == result.calls
-
-
-def number(span: Span) -> str:
-    found = re.search(r"\bid=(\d+)", str(span.attributes))
-    assert found is not None, span
-    return found[1]
 
 
 class Calls:

@@ -27,11 +27,16 @@
   const OWNER = Symbol('throughline.owner'); // on sockets, requests: for which request they write
   const NONE = null; // for no request
   const CLOSED = 0xffffffff; // in place of a descriptor: its connection has ended
+  const HTTP2 = 0xfffffffe; // the same: the request came by HTTP/2. TL_NODE_HTTP2
+  // No program sees such a request: its calls have no parent.
+  const BY_HTTP2 = { handle: { fd: HTTP2 - 1 }, descriptor: HTTP2, seconds: 0, nanoseconds: 0 };
 
   let files; // functions of `fs`: an application may replace them later, to trace or to test
   let storage;
+  let AsyncResource;
   let shown; // Uint32Array: what BPF programs read
   let bytes;
+  let isEmitFollowed = false; // see followEvents()
   let isFollowing = false; // did begin() succeed?
   let told = [0, 0]; // process.hrtime() when it was told last where they are
 
@@ -102,9 +107,24 @@
     const now = process.hrtime();
     const request = { handle: handle, descriptor: descriptor + 1, seconds: now[0], nanoseconds: now[1] };
     message.socket[OWNER] = NONE; // answers need no parent
-    message.request[OWNER] = request;
+    if (isEmitFollowed) message.request[OWNER] = request;
     storage.enterWith(request);
     announceBusy(now);
+  }
+
+  /** Requests by HTTP/2 are told from tasks of the application, by the event of their server. */
+  function followStreams(server) {
+    const name = server && server.constructor && server.constructor.name;
+    if (name !== 'Http2Server' && name !== 'Http2SecureServer') return;
+    const prototype = Object.getPrototypeOf(server);
+    if (patched.has(prototype)) return;
+    const emit = method(prototype, 'emit');
+    prototype.emit = function (event) {
+      if (event !== 'stream') return emit.apply(this, arguments);
+      const given = arguments;
+      return storage.run(BY_HTTP2, () => emit.apply(this, given));
+    };
+    patched.add(prototype);
   }
 
   /** The body of a request is read in the context of its connection: its events are the request's. */
@@ -116,11 +136,15 @@
       const given = arguments;
       return storage.run(request, () => emit.apply(this, given));
     };
+    isEmitFollowed = true;
   }
 
   // -- calls -----------------------------------------------------------------------------------
 
-  /** A connection that is kept serves many requests: its own events are for none of them. */
+  /**
+   * A connection that is kept serves many requests: its own events are for none of them. Nor are
+   * the connections of a server for the request that began to listen.
+   */
   function unbind(target, name) {
     const connect = method(target, name);
     target[name] = function () {
@@ -254,8 +278,18 @@
     if (free === dispatcher) owner = (isTaken && waiting.get(entry)) || NONE;
     // taken for a new connection; or dropped by a pool that is destroyed, and this is another call
     else if (isTaken) owner = NONE;
+    if (owner !== NONE && isElsewhere(handler, owner)) owner = NONE;
     if (isAgain(handler) && !firsts.has(handler)) firsts.set(handler, owner);
     return owner;
+  }
+
+  /**
+   * The handlers of undici's request(), stream() and so on keep the context of their call. A
+   * dispatcher of the application may have kept the call, and dispatch it in another context.
+   */
+  function isElsewhere(handler, owner) {
+    if (!(handler instanceof AsyncResource)) return false;
+    return handler.runInAsyncScope(() => storage.getStore() || NONE) !== owner;
   }
 
   /** Follows the queues of all pools of this copy of undici, where the dispatcher is a pool. */
@@ -327,9 +361,10 @@
     const http = require('http');
     const net = require('net');
     const tls = require('tls');
-    const AsyncLocalStorage = require('async_hooks').AsyncLocalStorage;
+    const hooks = require('async_hooks');
     const memory = new ArrayBuffer(32); // never inside of the heap
-    storage = new AsyncLocalStorage();
+    AsyncResource = hooks.AsyncResource;
+    storage = new hooks.AsyncLocalStorage();
     shown = new Uint32Array(memory);
     bytes = Buffer.from(memory);
     shown.set(MAGIC);
@@ -338,6 +373,7 @@
     followWrites(net.Socket, '_write');
     followWrites(net.Socket, '_writev');
     unbind(net.Socket.prototype, 'connect');
+    unbind(net.Server.prototype, 'listen');
     unbind(tls, 'connect');
     subscribe('undici:request:create', attempt(created));
     subscribe('undici:client:sendHeaders', attempt(sending));
@@ -385,15 +421,17 @@
       kept.push(channel); // a channel that nothing refers to loses its listeners in Node.js 18.6
       channel.subscribe(listener);
     };
-    const connected = attempt(() => announceBusy(process.hrtime()));
+    const connected = attempt((message) => {
+      announceBusy(process.hrtime());
+      followStreams(message.socket.server);
+    });
     let begun = false;
-    subscribe('net.server.socket', function accepted() {
-      if (begun) {
-        if (isFollowing) connected();
-        return;
+    subscribe('net.server.socket', function accepted(message) {
+      if (!begun) {
+        begun = true;
+        attempt(() => begin(subscribe))();
       }
-      begun = true;
-      attempt(() => begin(subscribe))();
+      if (isFollowing) connected(message);
     });
   }
 
