@@ -23,6 +23,9 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
+#define TL_AF_UNIX 1
+#define TL_SOCK_STREAM 1
+
 /*
  * Shows the verifier that `n` is between 1 and `max` (a power of two), for a helper that refuses 0.
  * `n` must be in that range already. Compilers turn `n < 1` into `n != 0`, from which verifiers

@@ -27,7 +27,7 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	flow = TL_FLOW_MAKE(sk, bpf_get_socket_cookie(ops));
 	if (!flow) {
 		tl_count(TL_FULL_STORAGE);
-		return;
+		goto acts;
 	}
 	if (tl_config.fionread_broken && tl_calls_fionread(task))
 		flow->flags |= TL_FLOW_LEAVES;
@@ -43,14 +43,13 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	flow->cgroup_id = cgroup_id;
 	flow->pid = TL_READ(task, tgid);
 	flow->born = tl_process_born();
+	flow->tid = TL_READ(task, pid);
 	request = tl_work_connects();
 	if (request) {
-		flow->tid = TL_READ(task, pid);
 		if (request != TL_PROXY_NOTHING)
 			tl_settle(request, false);
-		return;
+		goto acts;
 	}
-	flow->tid = TL_READ(task, pid);
 	thread = tl_thread_now();
 	if (!thread || tl_work_is_told())
 		return;
@@ -59,11 +58,12 @@ static __always_inline void tl_connect(struct bpf_sock_ops *ops, struct bpf_sock
 	if (refused < 0) {
 		flow->connect = parent.key;
 		flow->likely = parent.likely;
-		thread->unsure = 1;
 		tl_settle(parent.key, false);
 	} else {
 		tl_unattributed(thread, trust, refused);
 	}
+acts:
+	tl_acts_now();
 }
 
 #endif

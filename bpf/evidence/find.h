@@ -86,19 +86,18 @@ static __always_inline int tl_thread_calls(struct tl_flow *flow, struct tl_threa
 					   struct tl_trust *trust, bool first, int refused,
 					   const struct tl_parent *parent)
 {
-	if (thread && thread->serves)
+	if (thread) {
+		/* it means something only while the thread serves a request */
 		thread->called = 1;
+		thread->unsure = 1;
+	}
 	if (refused >= 0) {
 		/* else that was judged when the connection was made */
 		if (!first || !tl_loop_has_gone_on(flow, thread))
 			tl_unattributed(thread, trust, refused);
-	} else {
-		if (thread && thread->current == parent->key)
-			thread->unsure = 1;
-		if (parent->likely && !tl_likely_is_enough(flow->cgroup_id)) {
-			tl_settle(parent->key, false);
-			refused = TL_ROOT_NOT_PROVEN;
-		}
+	} else if (parent->likely && !tl_likely_is_enough(flow->cgroup_id)) {
+		tl_settle(parent->key, false);
+		refused = TL_ROOT_NOT_PROVEN;
 	}
 	tl_found(trust, refused, refused < 0 && parent->likely);
 	return refused;

@@ -173,6 +173,24 @@ static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_
 }
 
 /*
+ * The current thread has connected, or has sent something to where it has not read a request,
+ * whatever that was. The handler that has read a request does so at once. What comes next may be a
+ * timer's, also where no program could tell that this was a call.
+ */
+static __always_inline void tl_thread_acts(struct tl_thread *thread)
+{
+	if (thread)
+		thread->unsure = 1;
+}
+
+/* The same. A global function, which verifiers walk once. */
+__noinline int tl_acts_now(void)
+{
+	tl_thread_acts(tl_thread_now());
+	return 0;
+}
+
+/*
  * A call has no parent: what follows for the thread, and for its program?
  *
  * Where several requests were open, the one that was read last most likely made the call, so it is
@@ -286,8 +304,11 @@ static __noinline void tl_judge_read(struct tl_thread *thread, struct tl_trust *
 		if (tl_is_unanswered(thread->serves)) {
 			thread->several = 1;
 			tl_saw(trust, TL_SEEN_OVERLAP);
-		} else {
-			/* its answer may be written, and wait in the socket: see tl_responds() */
+		} else if (!thread->loop) {
+			/*
+			 * Its answer may be written, and wait in the socket: see tl_responds(). What an
+			 * event loop has written may be an interim answer.
+			 */
 			tl_settle(thread->serves, false);
 		}
 	}

@@ -35,7 +35,9 @@ static __always_inline void tl_enrol(struct bpf_sock_ops *ops, struct bpf_sock *
 			tl_count(TL_SKIP_NOT_ENROLLED);
 		return;
 	}
+	/* sk_msg parses what is sent up to here: what of that waits in the socket is not parsed again */
 	flow->sequence[TL_OUT].next = ops->snd_nxt;
+	flow->sequence[TL_OUT].known = 1;
 	cookie = bpf_get_socket_cookie(ops);
 	process.pid = flow->pid;
 	process.born = flow->born;

@@ -40,6 +40,8 @@ __noinline int tl_request_out(TL_FLOW)
 		return 0;
 	flow->pid = bpf_get_current_pid_tgid() >> 32;
 	flow->born = tl_process_born();
+	/* not again, by a later send outside of the sockhash */
+	flow->flags |= TL_FLOW_ASKED;
 	found = tl_find_parent(flow, &parent);
 	tl_flow_calls(flow, text, found ? &parent : NULL);
 	flow->in.flags |= TL_HTTP_RESPONSE;

@@ -19,8 +19,6 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-#define TL_SOCK_STREAM 1
-
 static __always_inline struct tl_flow *tl_new_conn(struct __sk_buff *skb, struct bpf_sock *sk,
 						   const struct tl_segment *segment, __u8 role)
 {
@@ -95,7 +93,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	http = direction == TL_IN ? &flow->in : &flow->out;
 	if (flow->role == TL_ROLE_SERVER) {
 		if (direction == TL_OUT) {
-			if (tl_by_writer(sk))
+			if (tl_by_writer(skb))
 				tl_thread_answers(flow);
 			tl_responds(flow);
 			http->flags |= TL_HTTP_RESPONSE;
@@ -149,7 +147,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	}
 	if (direction == TL_OUT && flow->role == TL_ROLE_CLIENT) {
 		flow->flags &= ~TL_FLOW_BY_WRITER;
-		if (tl_by_writer(sk)) {
+		if (tl_by_writer(skb)) {
 			flow->flags |= TL_FLOW_BY_WRITER;
 			tl_work_writes();
 		}
@@ -165,10 +163,37 @@ int tl_ingress(struct __sk_buff *skb)
 	return tl_packet(skb, TL_IN);
 }
 
+/*
+ * The current thread may have sent something that is no call that can be told, and no answer: see
+ * tl_thread_acts(). For Linux before 6.3: later kernels have sock_send_length (restore.bpf.c), which
+ * also sees what leaves in an interrupt. A global function, to have a stack of its own.
+ */
+__noinline int tl_goes_out(struct __sk_buff *skb)
+{
+	struct tl_thread *thread = tl_thread_now();
+	struct tl_segment segment = {};
+	struct bpf_sock *sk = skb->sk;
+	struct tl_flow *flow;
+
+	if (!thread || thread->unsure || !sk)
+		return 0;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->type != TL_SOCK_STREAM)
+		return 0;
+	flow = TL_FLOW_FIND(sk, bpf_get_socket_cookie(skb));
+	if (!(flow && flow->role == TL_ROLE_SERVER) && tl_payload(skb, &segment) &&
+	    tl_by_writer(skb))
+		tl_thread_acts(thread);
+	return 0;
+}
+
 SEC("cgroup_skb/egress")
 int tl_egress(struct __sk_buff *skb)
 {
-	return tl_packet(skb, TL_OUT);
+	tl_packet(skb, TL_OUT);
+	if (!bpf_core_type_exists(btf_trace_sock_send_length))
+		tl_goes_out(skb);
+	return 1;
 }
 
 /*

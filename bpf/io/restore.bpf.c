@@ -12,19 +12,22 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  * packet was seen without its thread; this program sees the thread. The call gets no header, but
  * its span gets a parent, and the request has made a call.
  */
-static __always_inline void tl_call_without_header(struct tl_flow *flow)
+static __always_inline void tl_call_without_header(struct tl_flow *flow, struct tl_thread *thread)
 {
-	struct tl_thread *thread;
 	struct tl_parent parent = {};
 	struct tl_trust *trust;
 	bool first = flow->flags & TL_FLOW_FIRST;
 	int refused;
 
+#if defined(__TARGET_ARCH_x86)
+	/* tl_by_writer() has told: the header has left before, and another thread may send the body */
+	if (!tl_is_compat())
+		return;
+#endif
 	if (!(flow->exchange.flags & TL_EXCHANGE_ACTIVE) || flow->caller ||
 	    flow->flags & TL_FLOW_ASKED)
 		return;
 	flow->flags |= TL_FLOW_ASKED;
-	thread = tl_thread_now();
 	trust = tl_trust_now();
 	refused = tl_ask(flow, thread, trust, first, &parent);
 	refused = tl_thread_calls(flow, thread, trust, first, refused, &parent);
@@ -45,32 +48,25 @@ static __always_inline void tl_call_without_header(struct tl_flow *flow)
 }
 
 /*
- * The current thread has written to `sk`. For a connection that does not speak HTTP (a database, a
- * cache) the thread's request is kept: when the answer is read, that request is the thread's again.
- * Whether an answer is complete is not known. So another request replaces the kept one only when
- * that has ended. The tracepoint exists since Linux 6.3.
+ * The thread has written to the connection of `flow`. For a connection that does not speak HTTP (a
+ * database, a cache) the thread's request is kept: when the answer is read, that request is the
+ * thread's again. Whether an answer is complete is not known. So another request replaces the kept
+ * one only when that has ended.
  */
-SEC("tp_btf/sock_send_length")
-int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
+static __always_inline void tl_thread_sends(struct tl_flow *flow, struct tl_thread *thread)
 {
 	struct tl_parent parent = {};
 	struct tl_trust *trust;
-	struct tl_flow *flow;
 	__u64 key = 0;
 
-	if (bytes <= 0)
-		return 0;
-	flow = TL_FLOW_FIND(sk, TL_COOKIE(sk));
-	if (!flow)
-		return 0;
 	if (!(flow->flags & TL_FLOW_OPAQUE)) {
 		if (flow->role == TL_ROLE_CLIENT && !(flow->flags & TL_FLOW_ENROLLED))
-			tl_call_without_header(flow);
-		return 0;
+			tl_call_without_header(flow, thread);
+		return;
 	}
 	trust = tl_trust_now();
 	/* in nginx a timer may have written: what follows the answer would be taken for proven */
-	if (tl_thread_parent(tl_thread_now(), trust, 0, &parent) < 0 &&
+	if (tl_thread_parent(thread, trust, 0, &parent) < 0 &&
 	    !(parent.likely && trust->kind != TL_PROGRAM_UNKNOWN))
 		key = parent.key;
 	flow->caller = key;
@@ -85,5 +81,24 @@ int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 	/* the request waits for an answer now, and is open again when that is read */
 	if (flow->caller)
 		tl_settle(flow->caller, false);
+}
+
+/* The current thread has written to `sk`. The tracepoint exists since Linux 6.3. */
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
+{
+	struct tl_thread *thread;
+	struct tl_flow *flow;
+
+	/* Unix sockets: tl_unix_sent() */
+	if (bytes <= 0 || sk->sk_type != TL_SOCK_STREAM || sk->__sk_common.skc_family == TL_AF_UNIX)
+		return 0;
+	flow = TL_FLOW_FIND(sk, TL_COOKIE(sk));
+	if (flow && flow->role == TL_ROLE_SERVER)
+		return 0;
+	thread = tl_thread_now();
+	if (flow)
+		tl_thread_sends(flow, thread);
+	tl_thread_acts(thread);
 	return 0;
 }

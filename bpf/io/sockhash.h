@@ -19,8 +19,6 @@ static __always_inline bool tl_is_enrolled(struct tl_flow *flow)
 	if (!tl_config.fionread_broken || bpf_map_lookup_elem(&tl_members, &socket))
 		return true;
 	flow->flags &= ~TL_FLOW_ENROLLED;
-	/* sk_msg has parsed what was sent until now, up to sequence.next */
-	flow->sequence[TL_OUT].known = 1;
 	return false;
 }
 

@@ -30,21 +30,17 @@ static __always_inline bool tl_looks_like_start(struct __sk_buff *skb,
 	return tl_begins_request(start, n < 4 ? n : 4) || tl_begins_proxy(start, n);
 }
 
-/* tl_in_send(), with a stack of its own. */
-__noinline int tl_sends_now(void)
-{
-	return tl_in_send();
-}
-
 /*
  * Does the packet leave in a system call of the thread that writes? A thread that sends owns the
- * socket meanwhile; no other thread and no interrupt sends for it then.
+ * socket meanwhile; no other thread and no interrupt sends for it then. A global function, which the
+ * verifier walks once.
  */
-static __always_inline bool tl_by_writer(struct bpf_sock *sk)
+__noinline int tl_by_writer(struct __sk_buff *skb)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct bpf_sock *sk = skb->sk;
+	struct tcp_sock *tcp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 
-	return tcp && BPF_CORE_READ(tcp, inet_conn.icsk_inet.sk.sk_lock.owned) && tl_sends_now();
+	return tcp && BPF_CORE_READ(tcp, inet_conn.icsk_inet.sk.sk_lock.owned) && tl_in_send();
 }
 
 /*

@@ -94,8 +94,10 @@ __noinline int tl_unix_connects_now(void)
 	__u64 request;
 	int refused;
 
-	if (!key)
+	if (!key) {
+		tl_thread_acts(thread);
 		return 0;
+	}
 	request = tl_work_connects();
 	if ((!thread && !request) || !tl_unix_traced(bpf_get_current_cgroup_id())) {
 		/* what an earlier socket at this address has left */
@@ -115,12 +117,12 @@ __noinline int tl_unix_connects_now(void)
 		if (refused < 0) {
 			made.request = parent.key;
 			made.likely = parent.likely;
-			thread->unsure = 1;
 			tl_settle(parent.key, false);
 		} else {
 			tl_unattributed(thread, trust, refused);
 		}
 	}
+	tl_thread_acts(thread);
 	bpf_map_update_elem(&tl_unix_made, &key, &made, BPF_ANY);
 	return 0;
 }
@@ -203,6 +205,7 @@ int BPF_PROG(tl_unix_sent, struct sock *sk, int sent, int flags)
 		/* what it sent looked like a request: the other end may have read it as one */
 		if (end && other && end->flow.role != TL_ROLE_SERVER)
 			tl_unix_parsed(other, end, NULL);
+		tl_acts_now();
 		return 0;
 	}
 	if (sent == -TL_EPIPE || sent == -TL_ECONNRESET) {
@@ -219,8 +222,10 @@ int BPF_PROG(tl_unix_sent, struct sock *sk, int sent, int flags)
 		tl_give_back(&end->flow.busy[TL_OUT]);
 	}
 	/* the other end's entry may be younger than the bytes that were sent */
-	if (end->flow.role != TL_ROLE_SERVER)
+	if (end->flow.role != TL_ROLE_SERVER) {
 		tl_unix_parsed(tl_unix_find(peer), end, text);
+		tl_acts_now();
+	}
 	if (sent < 0)
 		sent = 0;
 	end->sent += sent;

@@ -14,8 +14,6 @@
 #include "proto/fastcgi.h"
 #include "wire/detect.h"
 
-#define TL_AF_UNIX 1
-#define TL_SOCK_STREAM 1
 #define TL_PATH_AT 2 /* offset of sun_path in struct sockaddr_un */
 #define TL_LOOKS 64
 #define TL_WAITS 64

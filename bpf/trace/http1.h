@@ -153,13 +153,9 @@ static __always_inline void tl_message_ends(struct tl_flow *flow, struct tl_text
 		if (flow->flags & TL_FLOW_PIPELINED)
 			flow->role = TL_ROLE_OFF;
 	} else if (http->flags & TL_HTTP_RESPONSE && flow->role == TL_ROLE_SERVER) {
-		__u64 key = flow->exchange.request;
-		struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
-
 		/* 100 Continue is not the answer yet */
 		flow->exchange.flags &= ~TL_EXCHANGE_RESPONDING;
-		if (request)
-			request->answering = 0;
+		tl_request_goes_on(flow->exchange.request);
 	}
 	tl_http_restart(http);
 }

@@ -111,20 +111,14 @@ static __always_inline void tl_request_settle(const struct tl_request *request, 
 		__sync_fetch_and_add(&thread->open, -1);
 }
 
-/* The current thread works for the request again: it may make the next call. */
-static __always_inline void tl_request_open(struct tl_request *request, __u64 key,
-					    struct tl_thread *thread)
+/* `thread`, which has read the request, may make its next call. */
+static __always_inline void tl_request_opens(const struct tl_request *request, __u64 key,
+					     struct tl_thread *thread)
 {
 	struct tl_open_key open = { key, thread->id };
 	__u8 one = 1;
 	int error;
 
-	if (!tl_is_request(request, key))
-		return;
-	if (request->reader != thread->id) {
-		tl_request_settle(request, key);
-		*(volatile __u64 *)&request->reader = thread->id;
-	}
 	error = bpf_map_update_elem(&tl_open, &open, &one, BPF_NOEXIST);
 	if (error == -TL_ERRNO_EEXIST)
 		return;
@@ -138,6 +132,44 @@ static __always_inline void tl_request_open(struct tl_request *request, __u64 ke
 	/* if it has ended meanwhile, tl_request_end() may have come before the entry was made */
 	if (!tl_is_request(request, key) && !bpf_map_delete_elem(&tl_open, &open))
 		__sync_fetch_and_add(&thread->open, -1);
+}
+
+/* The current thread works for the request again: it may make the next call. */
+static __always_inline void tl_request_open(struct tl_request *request, __u64 key,
+					    struct tl_thread *thread)
+{
+	if (!tl_is_request(request, key))
+		return;
+	if (request->reader != thread->id) {
+		tl_request_settle(request, key);
+		*(volatile __u64 *)&request->reader = thread->id;
+	}
+	tl_request_opens(request, key, thread);
+}
+
+/*
+ * What has begun to answer the request was an interim answer. The thread that has read it serves it
+ * as before, and may make the next call, unless it has made one. A global function, which verifiers
+ * walk once.
+ */
+__noinline int tl_request_goes_on(__u64 key)
+{
+	struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+	struct tl_thread *thread;
+	__u32 tid;
+
+	if (!request)
+		return 0;
+	request->answering = 0;
+	tid = request->reader;
+	thread = bpf_map_lookup_elem(&tl_threads, &tid);
+	if (!thread || thread->id != request->reader || request->flags & TL_REQUEST_SETTLED)
+		return 0;
+	tl_request_opens(request, key, thread);
+	/* tl_thread_answers() */
+	if (!thread->serves)
+		thread->serves = key;
+	return 0;
 }
 
 static __always_inline void tl_request_end(__u64 key)

@@ -93,6 +93,16 @@ def test_never_wrong_where_it_does_not(traced: Traced, name: str, tmp_path: Path
     assert result["no header"] == 0
 
 
+@pytest.mark.parametrize("mode", ["timer", "mixed"])
+def test_never_wrong_after_an_interim_answer(traced: Traced, mode: str, tmp_path: Path) -> None:
+    """A request whose client was told to go on may still make a call."""
+    command = ["node", str(SERVICES / "onward.js"), "{port}", "{next}", mode]
+    fields = "Expect: 100-continue\r\n"
+    result = measure(traced, f"interim-{mode}", command, tmp_path, fields=fields)
+    assert result["wrong"] == 0
+    assert result["no header"] == 0
+
+
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     port = free_port()

@@ -6,8 +6,10 @@ what the call is for.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -91,3 +93,44 @@ def test_an_upstream_that_fails(proven: Bench, first: str, buffered: str) -> Non
         port = NOWHERE[first] or silent.getsockname()[1]
         upstream = f"server 127.0.0.1:{port} max_fails=0;"
         results(proven, app(f"retry-{first}-{len(buffered)}", buffered + RETRY + KEPT, upstream))
+
+
+async def _cache(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A cache that has every key, as memcached answers."""
+    with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+        while line := await reader.readline():
+            writer.write(b"VALUE %s 0 2\r\nok\r\nEND\r\n" % line.split()[1])
+
+
+@pytest.fixture
+def cache() -> Iterator[int]:
+    """The port of a cache."""
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(_cache, "127.0.0.1", 0, backlog=512))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield server.sockets[0].getsockname()[1]
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+def test_calls_that_cannot_be_told(proven: Bench, cache: int) -> None:
+    """One that is no HTTP, on a kept connection, and another request's second try behind it.
+
+    What has failed is told in the same turn in which the first one was read, and its call made.
+    """
+
+    def start(place: Place) -> Sequence[Process]:
+        http = (
+            f"upstream cached {{ server 127.0.0.1:{cache}; keepalive 32; }}"
+            f"upstream kept {{ server 127.0.0.1:{NOWHERE['refuses']} max_fails=0;"
+            f" server 127.0.0.1:{place.backend} max_fails=0; keepalive 16; }}"
+            f"server {{ listen 127.0.0.1:{place.port} backlog=512;"
+            f" location /at-once {{ set $memcached_key $request_uri; memcached_pass cached; }}"
+            f" location / {{ {RETRY} {KEPT} }} }}"
+        )
+        return [Process(nginx.prepare(place.folder, http, workers=1))]
+
+    title = "untold"
+    needed = installs("nginx", "nginx-light")
+    results(proven, App(title, "Proxies", title, start, (Behaviour.BODY,), needed))
