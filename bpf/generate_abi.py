@@ -46,6 +46,7 @@ _ENUMS = (
     "tl_go_writes",
     "tl_request_flags",
     "tl_runtime_kind",
+    "tl_jobs",
     "tl_java",
     "tl_parents",
     "tl_cgroup_flags",

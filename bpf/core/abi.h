@@ -29,6 +29,8 @@ enum tl_abi {
 enum tl_kind {
 	TL_KIND_SERVER = 1,
 	TL_KIND_CLIENT = 2,
+	TL_KIND_JOB =
+		3, /* a job of a queue: `status` is its enum tl_jobs, and there is no address */
 };
 
 enum tl_method {
@@ -202,6 +204,8 @@ enum tl_counter {
 	TL_ROOT_NODE_UNKNOWN, /* Node.js: a call of a request whose read was not seen, or of another thread */
 	TL_ROOT_RUNTIME_UNREADABLE, /* the process may run a known runtime: its memory could not be read */
 	TL_ROOT_NODE_HTTP2, /* Node.js: a call of a request that came by HTTP/2 */
+	TL_PARENT_JOB,
+	TL_JOBS_BEGUN, /* jobs of Celery and RQ */
 	TL_COUNTERS,
 };
 
@@ -244,6 +248,7 @@ enum tl_evidence {
 	TL_EVIDENCE_RUBY = 13, /* Ruby: Puma's thread has taken over the request */
 	TL_EVIDENCE_NODE =
 		14, /* Node.js: the call was made in the request's asynchronous context */
+	TL_EVIDENCE_JOB = 15, /* Celery, RQ: the process works at the job */
 };
 
 /* Why a span ended. */
@@ -431,6 +436,7 @@ enum tl_go_start {
 enum tl_request_flags {
 	TL_REQUEST_PROBED = 1 << 0, /* its end is seen only while there are probes in its process */
 	TL_REQUEST_SETTLED = 1 << 1, /* it has made a call or a connection, or could have */
+	TL_REQUEST_JOB = 1 << 2, /* a job of a queue: its start is in the future, see TL_JOB_NS */
 };
 
 /*

@@ -20,6 +20,13 @@ enum tl_runtime_kind {
 	TL_RUNTIME_NODE,
 };
 
+/* What is a worker for jobs of a queue. */
+enum tl_jobs {
+	TL_JOBS_NONE = 0,
+	TL_JOBS_CELERY,
+	TL_JOBS_RQ,
+};
+
 /*
  * What is known of a process whose runtime keeps the current unit of work in its memory. The memory
  * is the process's own: it may have executed another program since.
@@ -33,7 +40,8 @@ struct tl_runtime {
 	__u8 kind; /* enum tl_runtime_kind */
 	__u8 flags; /* enum tl_runtime_flags */
 	__u32 executed; /* how many programs it had executed, and 1, when it had the word; 0: not known */
-	__u8 _pad[4];
+	__u8 jobs; /* enum tl_jobs: its children work at jobs */
+	__u8 _pad[3];
 };
 
 /*

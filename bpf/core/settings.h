@@ -33,6 +33,7 @@ struct tl_abi_types {
 	enum tl_request_flags request_flags;
 	struct tl_runtime runtime;
 	enum tl_runtime_kind runtime_kind;
+	enum tl_jobs jobs;
 	struct tl_java_binary java_binary;
 	enum tl_java java;
 	struct tl_python_binary python_binary;

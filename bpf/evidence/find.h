@@ -15,6 +15,7 @@ const __u32 tl_parent_counters[16] = {
 	[TL_EVIDENCE_JAVA] = TL_PARENT_JAVA,       [TL_EVIDENCE_UNIX] = TL_PARENT_UNIX,
 	[TL_EVIDENCE_TICK] = TL_PARENT_TICK,       [TL_EVIDENCE_PROXY] = TL_PARENT_PROXY,
 	[TL_EVIDENCE_RUBY] = TL_PARENT_RUBY,       [TL_EVIDENCE_NODE] = TL_PARENT_NODE,
+	[TL_EVIDENCE_JOB] = TL_PARENT_JOB,
 };
 
 static __always_inline void tl_count_parent(__u8 evidence)

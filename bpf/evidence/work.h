@@ -9,6 +9,7 @@
 #define THROUGHLINE_EVIDENCE_WORK_H
 
 #include "runtimes/java.h"
+#include "runtimes/job.h"
 #include "runtimes/node.h"
 #include "runtimes/proxy.h"
 #include "runtimes/python.h"
@@ -133,8 +134,14 @@ __noinline int tl_work_ends(__u64 socket)
  */
 __noinline __u64 tl_work_request(__u32 pid)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(pid);
+	const struct tl_runtime *runtime;
+#ifndef TL_LEGACY
+	__u64 job = tl_job_request();
 
+	if (job)
+		return job;
+#endif
+	runtime = tl_runtime_of(pid);
 	if (!runtime)
 		return tl_runtime_is_unreadable(pid) ? TL_ROOT_RUNTIME_UNREADABLE : 0;
 	switch (runtime->kind) {

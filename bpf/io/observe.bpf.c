@@ -315,6 +315,30 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 }
 
 /*
+ * Is this what may begin or end a job of a queue? It asks each read() of the host, and so first what a
+ * few loads tell.
+ */
+static __always_inline bool tl_works_at_jobs(struct pt_regs *regs, long id)
+{
+#ifndef TL_LEGACY
+	if ((id != TL_NR_READ && id != TL_NR_SETPGID) || !tl_is_forked())
+		return false;
+#if defined(__TARGET_ARCH_x86)
+	/* other system calls have these numbers */
+	if (tl_is_compat())
+		return false;
+#endif
+	if (id == TL_NR_READ)
+		tl_job_reads(PT_REGS_PARM1_SYSCALL(regs), PT_REGS_PARM3_SYSCALL(regs));
+	else if (!PT_REGS_PARM1_SYSCALL(regs) && !PT_REGS_PARM2_SYSCALL(regs))
+		tl_job_groups();
+	return true;
+#else
+	return false;
+#endif
+}
+
+/*
  * The end of a tick: a thread waits for several descriptors. Waiting for one is no end: a client
  * library may wait for its answer. The tracepoint costs each system call of the host some
  * nanoseconds (docs/decisions/0003-end-of-tick.md).
@@ -326,6 +350,8 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 	struct tl_thread *thread;
 	enum tl_call call;
 
+	if (tl_works_at_jobs(regs, id))
+		return 0;
 #if defined(__TARGET_ARCH_x86)
 	enum tl_call call32 = tl_call32_of(id, regs->cx, regs->dx);
 
@@ -399,7 +425,7 @@ int tl_end_requests(struct bpf_raw_tracepoint_args *ctx)
 		keys[i] = ctx->args[i];
 	for (i = 0; i < TL_ENDED_AT_ONCE; i++) {
 		if (keys[i])
-			tl_request_end(keys[i]);
+			tl_end_request(keys[i]);
 	}
 	return 0;
 }

@@ -12,6 +12,8 @@
 
 #if defined(__TARGET_ARCH_x86)
 #define TL_NR_IOCTL 16
+#define TL_NR_READ 0
+#define TL_NR_SETPGID 109
 #define TL_NR_POLL 7
 #define TL_NR_ACCEPT 43
 #define TL_NR_ACCEPT4 288
@@ -30,6 +32,8 @@
 #define TL_NR_X32_IOCTL (TL_X32_BIT | 514)
 #elif defined(__TARGET_ARCH_arm64)
 #define TL_NR_IOCTL 29
+#define TL_NR_READ 63
+#define TL_NR_SETPGID 154
 #define TL_NR_POLL -1
 #define TL_NR_ACCEPT 202
 #define TL_NR_ACCEPT4 242

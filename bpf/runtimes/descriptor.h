@@ -48,18 +48,27 @@ static __always_inline void tl_serves_no_more(void *map, __u64 socket)
 		bpf_map_delete_elem(map, &socket);
 }
 
-/* The socket behind a descriptor of the current process, or 0. */
-static __always_inline struct sock *tl_descriptor_sock(__u32 number)
+/* The file behind a descriptor of the current process, or NULL. */
+static __always_inline struct file *tl_descriptor_file(__u32 number)
 {
 	struct files_struct *files = TL_READ(tl_current_task(), files);
 	struct fdtable *table = BPF_CORE_READ(files, fdt);
 	struct file **open, *file = NULL;
-	struct socket *socket;
 
 	if (number >= BPF_CORE_READ(table, max_fds))
 		return NULL;
 	open = BPF_CORE_READ(table, fd);
-	if (bpf_probe_read_kernel(&file, sizeof(file), open + number) || !file)
+	bpf_probe_read_kernel(&file, sizeof(file), open + number);
+	return file;
+}
+
+/* The socket behind a descriptor of the current process, or 0. */
+static __always_inline struct sock *tl_descriptor_sock(__u32 number)
+{
+	struct file *file = tl_descriptor_file(number);
+	struct socket *socket;
+
+	if (!file)
 		return NULL;
 	if ((BPF_CORE_READ(file, f_inode, i_mode) & TL_S_IFMT) != TL_S_IFSOCK)
 		return NULL;

@@ -15,6 +15,7 @@
  * The programs only read the memory of the process.
  */
 #include "core/settings.h"
+#include "runtimes/job.h"
 #include "runtimes/python.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -251,7 +252,10 @@ int BPF_PROG(tl_py_agent_end, struct task_struct *task)
 {
 	__u32 zero = 0, *agent = bpf_map_lookup_elem(&tl_py_agent, &zero);
 
-	if (agent && *agent == (__u32)tl_process_id() && !task->signal->live.counter)
+	if (task->signal->live.counter)
+		return 0;
+	if (agent && *agent == (__u32)tl_process_id())
 		*agent = 0;
+	tl_job_exits();
 	return 0;
 }

@@ -178,7 +178,7 @@ static __always_inline void tl_begin_client(struct tl_exchange *exchange, struct
 	tl_take_tracestate(text, header);
 	flags = tl_take_header(exchange, text, header);
 	if (parent)
-		tl_settle(parent->key, true);
+		tl_settle(parent->key, flags < 0);
 	if (flags >= 0) {
 		/*
 		 * The application's own header wins. But a proxy passes on the header that it has

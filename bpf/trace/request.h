@@ -192,6 +192,14 @@ static __always_inline void tl_request_end(__u64 key)
 	bpf_map_delete_elem(&tl_requests, &key);
 }
 
+/* The same. A global function, which verifiers walk once for each program. */
+__noinline int tl_end_request(__u64 key)
+{
+	asm volatile("" ::"r"(key));
+	tl_request_end(key);
+	return 0;
+}
+
 /* Settles the request with this key. `called`: it made a call. */
 static __always_inline void tl_settle(__u64 key, bool called)
 {
@@ -199,8 +207,9 @@ static __always_inline void tl_settle(__u64 key, bool called)
 
 	if (!request)
 		return;
-	if (called)
-		__sync_fetch_and_add(&request->fanout, 1);
+	/* what is not known when this is compiled is added without a branch */
+	if (!__builtin_constant_p(called) || called)
+		__sync_fetch_and_add(&request->fanout, called);
 	request->flags |= TL_REQUEST_SETTLED;
 	tl_request_settle(request, key);
 }
@@ -236,7 +245,8 @@ static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_pa
 	start = *(const volatile __u64 *)&request->start_ns;
 	if (start & TL_UNPARSED)
 		return tl_is_request(request, key) ? TL_ROOT_NOT_PARSED : TL_ROOT_PARENT_ENDED;
-	if (bpf_ktime_get_ns() - start > TL_AGE_MAX_NS)
+	/* a job starts in the future */
+	if ((__s64)(bpf_ktime_get_ns() - start) > (__s64)TL_AGE_MAX_NS)
 		return tl_is_request(request, key) ? TL_ROOT_TOO_OLD : TL_ROOT_PARENT_ENDED;
 	if (request->fanout >= TL_FANOUT_MAX)
 		return tl_is_request(request, key) ? TL_ROOT_FANOUT : TL_ROOT_PARENT_ENDED;
@@ -245,7 +255,9 @@ static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_pa
 	__builtin_memcpy(parent->parent_span_id, request->parent_span_id, 8);
 	parent->tracestate_len = request->tracestate_len;
 	parent->trace_flags = request->trace_flags;
-	parent->evidence = evidence;
+	/* all bits are TL_EVIDENCE_JOB; without a branch, each of which verifiers walk on */
+	parent->evidence = evidence |
+			   (request->flags & TL_REQUEST_JOB) / TL_REQUEST_JOB * TL_EVIDENCE_JOB;
 	parent->answering = request->answering == key;
 	parent->likely = 0;
 	return tl_is_request(request, key) ? -1 : TL_ROOT_PARENT_ENDED;

@@ -35,7 +35,7 @@ _SPANS_SECONDS = 10.0
 _AGENT_SECONDS = 120.0  # to start, on a machine that does much else
 _LOOK_SECONDS = 2.5  # the age of processes at which the agent has looked at them
 _QUIET_SECONDS = 1.0  # without a new span, after which none is awaited any more
-_REASONS = ("root_", "skip_", "lost_", "full_", "evicted", "enrol_", "spans_dropped")
+_REASONS = ("root_", "parent_job", "skip_", "lost_", "full_", "evicted", "enrol_", "spans_dropped")
 
 
 @dataclass(slots=True)

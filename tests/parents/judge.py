@@ -17,7 +17,8 @@ _NUMBER = re.compile(r"[?&]id=(\d+)")
 _POLL = "/poll?"
 # Each of these says that a call has no parent. The skipped ones are on sockets that sk_msg does not
 # see, so that no thread is known.
-_NO_PARENT_COUNTERS = ("root_", "skip_not_enrolled", "skip_mptcp", "skip_pipelined")
+# A job of a queue is a parent, but no request.
+_NO_PARENT_COUNTERS = ("root_", "skip_not_enrolled", "skip_mptcp", "skip_pipelined", "parent_job")
 
 
 @dataclass(slots=True)

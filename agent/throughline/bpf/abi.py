@@ -20,6 +20,7 @@ class Abi(IntEnum):
 class Kind(IntEnum):
     SERVER = 1
     CLIENT = 2
+    JOB = 3
 
 
 class Evidence(IntEnum):
@@ -38,6 +39,7 @@ class Evidence(IntEnum):
     PROXY = 12
     RUBY = 13
     NODE = 14
+    JOB = 15
 
 
 class End(IntEnum):
@@ -193,7 +195,9 @@ class Counter(IntEnum):
     ROOT_NODE_UNKNOWN = 117
     ROOT_RUNTIME_UNREADABLE = 118
     ROOT_NODE_HTTP2 = 119
-    COUNTERS = 120
+    PARENT_JOB = 120
+    JOBS_BEGUN = 121
+    COUNTERS = 122
 
 
 class Go(IntEnum):
@@ -218,6 +222,7 @@ class GoWrites(IntEnum):
 class RequestFlags(IntEnum):
     REQUEST_PROBED = 1
     REQUEST_SETTLED = 2
+    REQUEST_JOB = 4
 
 
 class RuntimeKind(IntEnum):
@@ -229,6 +234,12 @@ class RuntimeKind(IntEnum):
     RUNTIME_VARNISH = 5
     RUNTIME_RUBY = 6
     RUNTIME_NODE = 7
+
+
+class Jobs(IntEnum):
+    NONE = 0
+    CELERY = 1
+    RQ = 2
 
 
 class Java(IntEnum):
@@ -519,9 +530,10 @@ class Runtime(NamedTuple):
     kind: int
     flags: int
     executed: int
+    jobs: int
 
 
-RUNTIME = Struct("<3QIH2BI4x")
+RUNTIME = Struct("<3QIH2BIB3x")
 
 
 class JavaBinary(NamedTuple):

@@ -33,6 +33,7 @@ class Entry:
     check_at: int
     check: int
     flags: int = 0  # enum tl_runtime_flags
+    jobs: int = abi.Jobs.NONE
 
 
 class Runtimes:
@@ -53,6 +54,7 @@ class Runtimes:
                 kind=entry.kind,
                 flags=entry.flags,
                 executed=0,  # the programs look at the word
+                jobs=entry.jobs,
             )
         )
         maps.update(self._fd, maps.U32.pack(pid), value)
@@ -98,4 +100,5 @@ def _entry(value: bytes) -> Entry:
         check_at=packed.check_at,
         check=packed.check,
         flags=packed.flags,
+        jobs=packed.jobs,
     )

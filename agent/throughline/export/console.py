@@ -29,13 +29,14 @@ def line(record: SpanRecord, service: Service) -> str:
     if record.kind == "client":
         target = f"{printable(record.host) or record.peer_address}{target}"
     parent = record.parent_span_id.hex() if record.parent_span_id else "-"
-    result = record.status or record.end
+    result = record.end if record.kind == "job" else record.status or record.end
+    method = printable(record.method) or ("gRPC" if record.grpc else "-")
     if record.grpc and record.end == "complete":
         result = record.status
     milliseconds = (record.end_unix_ns - record.start_unix_ns) / 1e6
     return (
         f"{at}.{fraction // 10**6:03d}Z {record.kind.upper()} {printable(service.name)} "
-        f"{printable(record.method) or 'gRPC'} {target} {result} "
+        f"{method} {target} {result} "
         f"{milliseconds:.1f}ms trace={record.trace_id.hex()} span={record.span_id.hex()} "
         f"parent={parent} evidence={record.evidence}"
     )

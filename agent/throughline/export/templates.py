@@ -46,6 +46,7 @@ _TIMES = Struct("<cQcQ")
 
 _SENSITIVE = re.compile(spans.SENSITIVE.encode())
 _SERVER = int(abi.Kind.SERVER)
+_JOB = int(abi.Kind.JOB)
 _GRPC = int(abi.SpanFlags.SPAN_GRPC)
 _UNIX = int(abi.SpanFlags.SPAN_UNIX)
 _TARGET_MAX = int(abi.Abi.TARGET_MAX)
@@ -127,7 +128,8 @@ class Templates:
         path, _, query = target.partition(b"?")
         url = target if query else path
         if (
-            target_length > _TARGET_MAX
+            kind == _JOB
+            or target_length > _TARGET_MAX
             or host_length > _HOST_MAX
             or target[:1] != b"/"
             or not target.isascii()

@@ -22,13 +22,14 @@ class SpanRecord:
     Times are Unix nanoseconds; ids are raw bytes; addresses are text (IPv4-mapped ones as IPv4).
     """
 
-    kind: str  # "server" | "client"
+    kind: str  # "server" | "client" | "job"
     trace_id: bytes  # 16 bytes
     span_id: bytes  # 8 bytes
     parent_span_id: bytes | None  # 8 bytes, None for a root
     trace_flags: int
     evidence: str  # "none" | "header" | "connect" | "restore" | "thread" | "packet" |
-    # "goroutine" | "context" | "python" | "java" | "unix" | "tick" | "proxy" | "ruby" | "node"
+    # "goroutine" | "context" | "python" | "java" | "unix" | "tick" | "proxy" | "ruby" | "node" |
+    # "job"
     end: str  # "complete" | "closed" | "close_delimited"
     start_unix_ns: int
     end_unix_ns: int
@@ -39,7 +40,8 @@ class SpanRecord:
     target_length: int  # its length on the wire
     host: str  # the Host header, "" when there was none
     http_version: str  # "1.0" | "1.1" | "2"
-    status: int  # 0 when no response was seen; of gRPC: its status code, where 0 is OK
+    status: int  # 0 when no response was seen; of gRPC: its status code, where 0 is OK;
+    # of a job: abi.Jobs
     local_address: str
     local_port: int
     peer_address: str

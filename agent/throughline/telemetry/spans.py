@@ -6,7 +6,8 @@ https://opentelemetry.io/docs/specs/semconv/rpc/grpc/. Attributes of our own:
 `throughline.parent.evidence` (how the parent was found, see docs/operator/propagation.md),
 `throughline.end` (only when the exchange did not complete) and `throughline.url.length` (only when
 the kernel kept less of the request target than was on the wire: the full length in bytes).
-A server span has no `network.peer.*`: its peer is the `client.address`.
+A server span has no `network.peer.*`: its peer is the `client.address`. The span of a job of a
+queue has `throughline.job` instead: the kernel does not see what the job is.
 
 `export/templates.py` writes most spans from templates that it makes of these messages. An attribute
 whose value differs from request to request must be known there.
@@ -20,6 +21,7 @@ from functools import lru_cache
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status
 
+from throughline.bpf import abi
 from throughline.records.spanrecord import SpanRecord
 from throughline.telemetry import messages
 from throughline.telemetry.conventions import (
@@ -37,6 +39,12 @@ SENSITIVE = r"(?<![^?&])(AWSAccessKeyId|Signature|sig|X-Goog-Signature)=[^&#]*"
 _SENSITIVE = re.compile(SENSITIVE)
 _UNSET = Status()
 _ERROR = Status(code=Status.STATUS_CODE_ERROR)
+_KINDS = {
+    "server": Span.SPAN_KIND_SERVER,
+    "client": Span.SPAN_KIND_CLIENT,
+    "job": Span.SPAN_KIND_CONSUMER,
+}
+_JOBS = {job.value: job.name.lower() for job in abi.Jobs}
 _LOCAL = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _REMOTE = _LOCAL | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
 
@@ -73,7 +81,7 @@ def message(record: SpanRecord) -> Span:
         trace_id=record.trace_id,
         span_id=record.span_id,
         name=described.name,
-        kind=Span.SPAN_KIND_SERVER if server else Span.SPAN_KIND_CLIENT,
+        kind=_KINDS[record.kind],
         start_time_unix_nano=record.start_unix_ns,
         end_time_unix_nano=record.end_unix_ns,
         attributes=messages.attributes(described.attributes),
@@ -93,6 +101,8 @@ def message(record: SpanRecord) -> Span:
 
 def describe(record: SpanRecord) -> Description:
     """Name, attributes and result of a record."""
+    if record.kind == "job":
+        return _describe_job(record)
     server = record.kind == "server"
     attributes: Attributes = {}
     add = _describe_grpc if record.grpc else _describe_http
@@ -105,6 +115,15 @@ def describe(record: SpanRecord) -> Description:
     if record.target_length > TARGET_MAX:
         attributes["throughline.url.length"] = record.target_length
     return Description(name, attributes, failed)
+
+
+def _describe_job(record: SpanRecord) -> Description:
+    queue = _JOBS[record.status]
+    attributes: Attributes = {
+        "throughline.job": queue,
+        "throughline.parent.evidence": record.evidence,
+    }
+    return Description(f"{queue} job", attributes, failed=False)
 
 
 def _describe_http(attributes: Attributes, record: SpanRecord, *, server: bool) -> tuple[str, bool]:

@@ -65,12 +65,12 @@ def test_work_that_is_handed_over_has_no_parent(proven: Bench) -> None:
 
 
 @pytest.mark.parametrize("app", [named("celery"), RQ], ids=lambda app: app.name)
-def test_a_job_of_a_queue_has_no_parent(proven: Bench, app: App) -> None:
-    """Nothing on the host says which request has queued it: each call begins a trace."""
+def test_a_job_of_a_queue_is_for_no_request(proven: Bench, app: App) -> None:
+    """Nothing on the host says which request has queued it: it begins a trace (test_jobs.py)."""
     ((_, result),) = proven.run(app, (POOL,), {4: 23})
     assert not result.failures
     assert (result.wrong, result.right, result.none) == (0, 0, 23), result
-    assert result.reasons["root_no_context"] == 23
+    assert result.reasons["parent_job"] == 23
 
 
 @pytest.mark.parametrize(("name", "right"), [("mod-wsgi", REQUESTS), ("mod-wsgi-daemon", 0)])

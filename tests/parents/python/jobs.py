@@ -10,6 +10,7 @@ import requests
 from flask import Flask, request
 from rq import Queue
 from rq.job import Job
+from tasks import in_parts
 
 BACKEND = os.environ["BACKEND"]
 connection = redis.Redis(port=int(os.environ["REDIS_PORT"]), db=2)
@@ -19,6 +20,10 @@ queue = Queue(connection=connection)
 
 def call(number: str) -> str:
     return requests.get(f"{BACKEND}/call?id={number}", timeout=20).text
+
+
+def parts(number: str) -> str:
+    return in_parts(number)
 
 
 def result_of(job: Job, seconds: float) -> str:
@@ -33,3 +38,8 @@ def result_of(job: Job, seconds: float) -> str:
 @app.get("/pool")
 def pool() -> str:
     return result_of(queue.enqueue(call, request.args["id"]), 30)
+
+
+@app.get("/job/parts")
+def in_a_job() -> str:
+    return result_of(queue.enqueue(parts, request.args["id"]), 30)

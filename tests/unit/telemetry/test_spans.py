@@ -9,6 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.fixtures.records import SHOP, START, record, service
+from throughline.bpf import abi
 from throughline.export import encoding
 from throughline.export.templates import Templates
 from throughline.records.spanrecord import SpanRecord
@@ -79,6 +80,14 @@ def test_client_span() -> None:
         "http.response.status_code": 200,
         "throughline.parent.evidence": "thread",
     }
+
+
+def test_job_span() -> None:
+    """It has nothing of a request, and its status says which queue it is of."""
+    found = decoded(kind="job", status=int(abi.Jobs.CELERY), evidence="none", parent_span_id=None)
+    assert (found.name, found.kind) == ("celery job", Span.SPAN_KIND_CONSUMER)
+    assert attributes(found) == {"throughline.job": "celery", "throughline.parent.evidence": "none"}
+    assert found.status.code == 0
 
 
 def test_root_span_has_no_parent() -> None:

@@ -77,7 +77,7 @@ class PythonProvider:
             return Answer.NOT_MINE
 
     def tick(self, probed: Sequence[Probed]) -> Turns[None]:
-        """Tells the programs which processes run a server of threads."""
+        """Tells the programs which processes run a server of threads, or work at jobs."""
         pythons: list[Probed] = []
         switching: list[Probed] = []
         for file in probed:
@@ -102,10 +102,10 @@ class PythonProvider:
 def _forget(runtimes: Runtimes) -> None:
     """Removes what an earlier run has found: contexts have come and gone unseen since.
 
-    Which processes run a server of threads stays known, under no index.
+    Which processes run a server of threads, or work at jobs, stays known, under no index.
     """
     for pid, entry in runtimes.of_kind(abi.RuntimeKind.RUNTIME_PYTHON):
-        if entry.flags & abi.RuntimeFlags.RUNTIME_WORKERS:
+        if entry.flags & abi.RuntimeFlags.RUNTIME_WORKERS or entry.jobs:
             runtimes.tell(pid, replace(entry, binary=0))
         else:
             runtimes.forget(pid)

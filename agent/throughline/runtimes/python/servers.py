@@ -1,4 +1,4 @@
-"""Which programs of Python serve each request on one thread, from its read to its answer.
+"""Which programs of Python serve each request on one thread, and which work at jobs of a queue.
 
 They are known by what a process was told to run: its arguments, not the modules that it has loaded
 or the names of its threads, which any program may have. What an application does with the threads
@@ -13,17 +13,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from throughline.bpf import abi
+
 _PYTHON = re.compile(r"python(\d+(\.\d+)?)?")
 _UWSGI = re.compile(r"uwsgi(-core|_python\d*)?")
 _GUNICORN = re.compile(r"gunicorn\d?")
 _GUNICORN_TITLE = re.compile(r"gunicorn: (master|worker) \[")  # by setproctitle
+_CELERY_TITLE = re.compile(r"\[celeryd: .*:MainProcess\]")
+_RQ_TITLE = re.compile(r"rq:worker:")
 _WORKERS = {"sync", "gthread"}
 # options of uWSGI: a thread serves many requests
 _TASKS = ("--async", "--gevent", "--asyncio", "--greenlet", "--ugreen", "--tornado", "--loop")
 _OPTIONS_WITH_VALUE = {"-X", "-W", "--check-hash-based-pycs"}  # of the interpreter
 _RUNSERVER = {"runserver", "runserver_plus"}
 _MODULES = {"gunicorn": "gunicorn", "gunicorn.app.wsgiapp": "gunicorn", "flask": "flask"}
-_MODULES |= {"django": "django-admin"}
+_MODULES |= {"django": "django-admin", "celery": "celery", "rq": "rq"}
+_RQ = {"worker", "worker-pool"}
 
 
 def are_threads(executable: str, words: Sequence[str]) -> bool:
@@ -49,6 +54,28 @@ def are_threads(executable: str, words: Sequence[str]) -> bool:
     if program in ("manage.py", "django-admin"):
         return next((word for word in arguments if not word.startswith("-")), "") in _RUNSERVER
     return False
+
+
+def works_at(words: Sequence[str]) -> abi.Jobs:
+    """The queue at whose jobs children of a process with these arguments work.
+
+    How the children take the jobs is not looked for here: bpf/runtimes/job.h sees it. Another pool
+    of Celery's than that of processes has no such children.
+    """
+    if not words:
+        return abi.Jobs.NONE
+    if _CELERY_TITLE.match(words[0]):
+        return abi.Jobs.CELERY
+    if _RQ_TITLE.match(words[0]):
+        return abi.Jobs.RQ
+    if not _PYTHON.fullmatch(_name(words[0])):
+        return abi.Jobs.NONE
+    program, arguments = _program(words[1:])
+    if program == "celery" and "worker" in arguments:
+        return abi.Jobs.CELERY
+    if program == "rqworker" or (program == "rq" and _RQ.intersection(arguments)):
+        return abi.Jobs.RQ
+    return abi.Jobs.NONE
 
 
 def _name(path: str) -> str:

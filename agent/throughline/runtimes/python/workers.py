@@ -1,4 +1,4 @@
-"""Tells the programs which processes run a server of threads (servers.py).
+"""Tells the programs which processes run a server of threads, or work at jobs (servers.py).
 
 What a process runs is its own word, and is used for this process alone. A word of its memory shows
 the programs whether it still runs that (host/executed.py).
@@ -63,20 +63,24 @@ class Workers:
 
     def _look(self, python: Probed, process: Process, switches: bool) -> None:
         try:
-            entry = None
-            if process.born and self._runs_threads(process.pid, switches):
+            entry, flags = None, 0
+            words = executed.arguments(process.pid, proc=self._proc)
+            if process.born and self._runs_threads(process.pid, words, switches):
+                entry, flags = self._entry(python, process), _WORKERS
+                if self._seen[process.pid].ticks >= _OFTEN:
+                    flags |= _SETTLED
+            elif process.born and (jobs := servers.works_at(words)):
                 entry = self._entry(python, process)
-            settled = self._seen[process.pid].ticks >= _OFTEN
-            self._tell(process, entry, _WORKERS | _SETTLED if settled else _WORKERS)
+                entry = entry and replace(entry, jobs=jobs)
+            self._tell(process, entry, flags)
         except OSError:
             if (self._proc / str(process.pid)).exists():  # else it has ended
                 self._failures["process_unreadable"] += 1
         except MalformedError:
             self._failures["process_unreadable"] += 1
 
-    def _runs_threads(self, pid: int, switches: bool) -> bool:
+    def _runs_threads(self, pid: int, words: Sequence[str], switches: bool) -> bool:
         """`switches`: it is seen how the process switches greenlets."""
-        words = executed.arguments(pid, proc=self._proc)
         if not servers.are_threads(procfs.executable(self._proc, pid), words):
             return False
         unread: Counter[str] = Counter()
@@ -103,13 +107,12 @@ class Workers:
         if known and (known.kind, known.born) != (_KIND, process.born):
             known = None
         if entry is None:
-            if known and known.flags & _WORKERS:
-                self._runtimes.tell(
-                    process.pid, replace(known, flags=known.flags & ~(_WORKERS | _SETTLED))
-                )
+            if known and (known.flags & _WORKERS or known.jobs):
+                seen = known.flags & ~(_WORKERS | _SETTLED)
+                self._runtimes.tell(process.pid, replace(known, flags=seen, jobs=0))
             return
         if known and (not known.check_at or known.check == entry.check):
-            flags |= known.flags
+            flags |= known.flags if flags else known.flags & ~(_WORKERS | _SETTLED)
         entry = replace(entry, flags=flags)
         if known != entry:
             self._runtimes.tell(process.pid, entry)

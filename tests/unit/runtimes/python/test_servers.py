@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from throughline.runtimes.python.servers import are_threads
+from throughline.bpf.abi import Jobs
+from throughline.runtimes.python.servers import are_threads, works_at
 
 KNOWN = [
     "/venv/bin/python /venv/bin/gunicorn app:app",
@@ -63,3 +64,28 @@ def test_titles_and_executables() -> None:
     assert are_threads("/usr/bin/uwsgi-core (deleted)", ["/etc/alternatives/uwsgi", "--ini", "a"])
     assert not are_threads("/usr/bin/uwsgi-core", ["uwsgi", "--gevent=20"])
     assert not are_threads("/usr/bin/uwsgi-core", ["uwsgi", "--async", "20"])
+
+
+JOBS = {
+    "/app/bin/python -m celery --app shop worker --concurrency 4": Jobs.CELERY,
+    "/usr/bin/python3 /usr/bin/celery -A shop worker": Jobs.CELERY,
+    "/usr/bin/python3 /usr/bin/celery -A shop beat": Jobs.NONE,
+    "/app/bin/python /app/bin/rq worker --url redis://localhost high": Jobs.RQ,
+    "/app/bin/python -m rq worker-pool -n 4": Jobs.RQ,
+    "/app/bin/python3.11 /app/bin/rqworker": Jobs.RQ,
+    "/app/bin/python /app/bin/rq info": Jobs.NONE,
+    "/app/bin/python worker.py celery worker": Jobs.NONE,
+    "/bin/sh -c celery worker": Jobs.NONE,
+    "": Jobs.NONE,
+}
+
+
+@pytest.mark.parametrize(("line", "jobs"), JOBS.items())
+def test_workers_of_queues(line: str, jobs: Jobs) -> None:
+    assert works_at(line.split(" ") if line else []) == jobs
+
+
+def test_titles_of_workers_of_queues() -> None:
+    assert works_at(["[celeryd: celery@a:MainProcess] -active- (worker)"]) == Jobs.CELERY
+    assert works_at(["[celeryd: celery@a:ForkPoolWorker-1]"]) == Jobs.NONE
+    assert works_at(["rq:worker:4f1c: Listening on high"]) == Jobs.RQ

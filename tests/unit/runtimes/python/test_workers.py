@@ -150,3 +150,15 @@ def test_a_process_that_ends_or_may_not_be_read(proc: Proc, file: int) -> None:
     proc.tick(file, Process(8, BORN, START, 0))
     assert proc.failures == {"process_unreadable": 2}
     assert proc.entry is None
+
+
+def test_a_worker_of_a_queue(proc: Proc, file: int) -> None:
+    proc.runs(b"/bin/python3\0/bin/celery\0-A\0shop\0worker\0")
+    proc.tick(file, ONE)
+    kind = abi.RuntimeKind.RUNTIME_PYTHON
+    jobs = abi.Jobs.CELERY
+    assert proc.entry == Entry(kind, INDEX, BASE, BORN, RANDOM_AT, 0xABCD, 0, jobs)
+    proc.runs(b"/bin/python3\0/bin/celery\0-A\0shop\0beat\0")
+    proc.tick(file, ONE)
+    assert proc.entry is not None
+    assert proc.entry.jobs == abi.Jobs.NONE
