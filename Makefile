@@ -15,27 +15,29 @@ PYTHON := $(VENV)/bin/python
 export PATH := $(VENV)/bin:/usr/local/sbin:/usr/sbin:/sbin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-# One object for each source, named after it alone: bpf/io/observe.bpf.c becomes build/bpf/observe.bpf.o.
+# One object for each source and architecture, named after them alone: bpf/io/observe.bpf.c becomes
+# build/bpf-x86_64/observe.bpf.o.
 BPF_SOURCES := $(wildcard bpf/*/*.bpf.c)
 vpath %.bpf.c $(sort $(dir $(BPF_SOURCES)))
 # Kernels before 5.15 get objects of their own, see bpf/core/compat.h.
-BPF_LEGACY := $(patsubst %,build/bpf/%-legacy.bpf.o,observe headers packets tls)
-BPF_OBJECTS := $(patsubst %.c,build/bpf/%.o,$(notdir $(BPF_SOURCES))) $(BPF_LEGACY)
+BPF_NAMES := $(patsubst %.c,%.o,$(notdir $(BPF_SOURCES)))
+BPF_NAMES_x86_64 := $(BPF_NAMES) $(patsubst %,%-legacy.bpf.o,observe headers packets tls)
+BPF_NAMES_aarch64 := $(BPF_NAMES)
+# By the kernel's name of the architecture. build/bpf leads to those of this machine.
+ARCHITECTURES := x86_64 aarch64
+BPF_OBJECTS := $(foreach arch,$(ARCHITECTURES),$(addprefix build/bpf-$(arch)/,$(BPF_NAMES_$(arch))))
 ABI_GENERATOR := bpf/generate_abi.py
-ABI_OBJECT := build/bpf/observe.bpf.o
+ABI_OBJECT := build/bpf-x86_64/observe.bpf.o
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-# What `make release` has bundles and packages for.
-ARCHITECTURES := x86_64
-BUNDLE := dist/throughline-$(VERSION)-linux-x86_64.tar.gz
-BUNDLES := $(ARCHITECTURES:%=dist/throughline-$(VERSION)-linux-%.tar.gz)
+BUNDLES := $(patsubst %,dist/throughline-$(VERSION)-linux-%.tar.gz,$(ARCHITECTURES))
 # Everything that ends in the bundle, so that a second `make bundle` has nothing to do.
 BUNDLE_INPUTS := pyproject.toml LICENSE bpf/LICENSE \
 	$(shell find agent -name '*.egg-info' -prune -o -name __pycache__ -prune -o -type f -print)
 
-# __TARGET_ARCH_x86 selects the register names in bpf_tracing.h. The prefix maps keep the checkout's
-# path out of the line information, so that two checkouts give the same bytes.
-BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_x86 -std=gnu11 \
+# The prefix maps keep the checkout's path out of the line information, so that two checkouts give the
+# same bytes.
+BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -std=gnu11 \
 	-Wall -Werror \
 	-fdebug-prefix-map='$(CURDIR)=.' -ffile-prefix-map='$(CURDIR)=.' -fdebug-compilation-dir=. \
 	-isystem build -Ibpf
@@ -54,43 +56,54 @@ setup-build:
 	@.ci/setup build
 
 .PHONY: bpf
-bpf: setup-build $(BPF_OBJECTS) build/abi.stamp ## Compile bpf/*/*.bpf.c to build/bpf/*.bpf.o
-	@$(if $(BPF_OBJECTS),,echo 'make bpf: there is no bpf/*/*.bpf.c' >&2; exit 1)
-	@echo "bpf: $(words $(BPF_OBJECTS)) object(s) in build/bpf"
+bpf: setup-build $(BPF_OBJECTS) build/abi.stamp build/bpf ## Compile bpf/*/*.bpf.c for each architecture
+	@$(if $(BPF_SOURCES),,echo 'make bpf: there is no bpf/*/*.bpf.c' >&2; exit 1)
+	@echo "bpf: $(words $(BPF_OBJECTS)) objects in $(patsubst %,build/bpf-%,$(ARCHITECTURES))"
+
+build/bpf: Makefile
+	@mkdir -p build
+	@ln -sfnT bpf-$$(uname -m) $@
 
 build/vmlinux.h:
 	@echo "bpf: Writing $@ from the running kernel's BTF"
 	@mkdir -p $(@D)
 	@$(BPFTOOL) btf dump file /sys/kernel/btf/vmlinux format c > $@
 
-build/bpf/%.bpf.o: %.bpf.c build/vmlinux.h Makefile
-	@echo "bpf: Compiling $<"
-	@mkdir -p $(@D)
-	@$(CLANG) $(BPF_CFLAGS) -MMD -MP -MF $(@:.o=.deps) -MT $@ -c $< -o $@
-	@$(LLVM_STRIP) -g $@
-	@sed -i 's#: $< #: #' $(@:.o=.deps)
+# $(1): the architecture, $(2): its name in bpf_tracing.h, which has its registers.
+define BPF_RULES
+build/bpf-$(1)/%.bpf.o: %.bpf.c build/vmlinux.h Makefile
+	@echo "bpf: Compiling $$< for $(1)"
+	@mkdir -p $$(@D)
+	@$$(CLANG) $$(BPF_CFLAGS) -D__TARGET_ARCH_$(2) -MMD -MP -MF $$(@:.o=.deps) -MT $$@ -c $$< -o $$@
+	@$$(LLVM_STRIP) -g $$@
+	@sed -i 's#: $$< #: #' $$(@:.o=.deps)
 
-build/bpf/%-legacy.bpf.o: %.bpf.c build/vmlinux.h Makefile
-	@echo "bpf: Compiling $< for kernels before 5.15"
-	@mkdir -p $(@D)
-	@$(CLANG) $(BPF_CFLAGS) -DTL_LEGACY -MMD -MP -MF $(@:.o=.deps) -MT $@ -c $< -o $@
-	@$(LLVM_STRIP) -g $@
-	@sed -i 's#: $< #: #' $(@:.o=.deps)
+build/bpf-$(1)/%-legacy.bpf.o: %.bpf.c build/vmlinux.h Makefile
+	@echo "bpf: Compiling $$< for $(1), kernels before 5.15"
+	@mkdir -p $$(@D)
+	@$$(CLANG) $$(BPF_CFLAGS) -D__TARGET_ARCH_$(2) -DTL_LEGACY -MMD -MP -MF $$(@:.o=.deps) -MT $$@ \
+		-c $$< -o $$@
+	@$$(LLVM_STRIP) -g $$@
+	@sed -i 's#: $$< #: #' $$(@:.o=.deps)
+endef
+$(eval $(call BPF_RULES,x86_64,x86))
+$(eval $(call BPF_RULES,aarch64,arm64))
 
 # Without the source itself, which the rules above name: a source that moves would stop the next build.
 -include $(BPF_OBJECTS:.o=.deps)
 
 # agent/throughline/bpf/abi.py is the object's BTF, read back as Python.
-build/abi.stamp: $(BPF_OBJECTS) $(ABI_GENERATOR)
+build/abi.stamp: $(ABI_OBJECT) $(ABI_GENERATOR)
 	@mkdir -p $(@D)
-	@$(if $(filter $(ABI_OBJECT),$(BPF_OBJECTS)),\
-		echo "bpf: Generating the Python view of $(ABI_OBJECT)"; \
-		$(or $(wildcard $(PYTHON)),python3) $(ABI_GENERATOR) $(ABI_OBJECT) agent/throughline/bpf/abi.py)
+	@echo "bpf: Generating the Python view of $(ABI_OBJECT)"
+	@$(or $(wildcard $(PYTHON)),python3) $(ABI_GENERATOR) $(ABI_OBJECT) agent/throughline/bpf/abi.py
 	@touch $@
 
 .PHONY: bundle
-bundle: setup-build $(BUNDLE) ## Build dist/throughline-<version>-linux-x86_64.tar.gz
-	@echo "bundle: $(BUNDLE) $$(stat -c %s $(BUNDLE)) bytes, sha256 $$(sha256sum < $(BUNDLE) | cut -c1-64)"
+bundle: setup-build build/bpf $(BUNDLES) ## Build dist/throughline-<version>-linux-<architecture>.tar.gz
+	@for bundle in $(BUNDLES); do \
+		echo "bundle: $$bundle $$(stat -c %s $$bundle) bytes, sha256 $$(sha256sum < $$bundle | cut -c1-64)"; \
+	done
 
 # Changes when an input comes or goes; its content changes through the inputs' own times.
 build/bundle.inputs: FORCE
@@ -101,8 +114,13 @@ build/bundle.inputs: FORCE
 .PHONY: FORCE
 FORCE:
 
-$(BUNDLE): $(BUNDLE_INPUTS) $(BPF_OBJECTS) build/abi.stamp build/bundle.inputs
-	@PYTHONPATH=agent $(or $(wildcard $(PYTHON)),python3) -m bundle.build --version $(VERSION) --output $@
+define BUNDLE_RULE
+dist/throughline-$(VERSION)-linux-$(1).tar.gz: $(BUNDLE_INPUTS) build/abi.stamp build/bundle.inputs \
+		$(addprefix build/bpf-$(1)/,$(BPF_NAMES_$(1)))
+	@PYTHONPATH=agent $$(or $$(wildcard $$(PYTHON)),python3) -m bundle.build --version $(VERSION) \
+		--arch $(1) --output $$@
+endef
+$(foreach arch,$(ARCHITECTURES),$(eval $(call BUNDLE_RULE,$(arch))))
 
 # Everything that a release has, for ARCHITECTURES. SIGNING_KEY=KEY signs it, by that key of gpg's.
 SIGNING_KEY ?=

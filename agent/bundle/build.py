@@ -1,6 +1,6 @@
-"""Builds dist/throughline-<version>-linux-x86_64.tar.gz.
+"""Builds dist/throughline-<version>-linux-<architecture>.tar.gz.
 
-    PYTHONPATH=agent .venv/bin/python -m bundle.build --output FILE
+    PYTHONPATH=agent .venv/bin/python -m bundle.build --version V --arch ARCHITECTURE --output FILE
 
 Runs in the repository's root, after `make bpf`. The same inputs give the same bytes.
 """
@@ -17,7 +17,6 @@ from pathlib import Path
 from bundle import archive, contents, interpreter, wheels
 
 MAX_BYTES = 25_000_000
-ARCH = "x86_64"
 
 # Copied as they are: path in the repository, path in the release.
 PLAIN_FILES = (
@@ -33,27 +32,29 @@ PLAIN_FILES = (
 EXECUTABLE = frozenset(
     {"bin/python", "bin/throughline", "lib/runtime/python3", "lib/runtime/throughline"}
 )
-# Objects without a variant for kernels before 5.15: they need a newer kernel.
+# A variant for kernels before 5.15 is made for this architecture only, and not of these objects.
+LEGACY_ARCH = "x86_64"
 ONE_VARIANT = ("restore", "unix", "go", "go_write", "python", "proxies")
 
 
-def collect(root: Path) -> dict[str, bytes]:
-    """The files of the release, without the manifest."""
+def collect(root: Path, arch: str) -> dict[str, bytes]:
+    """The files of an architecture's release, without the manifest."""
     names_of = (source.name.partition(".")[0] for source in (root / "bpf").glob("*/*.bpf.c"))
     sources = sorted(names_of)
-    names = [*sources, *(f"{name}-legacy" for name in sources if name not in ONE_VARIANT)]
-    objects = [root / "build/bpf" / f"{name}.bpf.o" for name in names]
+    legacy = [name for name in sources if name not in ONE_VARIANT] if arch == LEGACY_ARCH else []
+    names = [*sources, *(f"{name}-legacy" for name in legacy)]
+    objects = [root / f"build/bpf-{arch}" / f"{name}.bpf.o" for name in names]
     if missing := [path.name for path in objects if not path.exists()]:
         raise LookupError(f"not built yet: {', '.join(missing)}; run `make bpf`")
-    files = contents.python_packages(wheels.fetch(wheels.LOCK, root / "build/wheels"))
-    files |= interpreter.collect(ARCH, root / "build/debian")
+    files = contents.python_packages(wheels.fetch(wheels.LOCK, arch, root / f"build/wheels-{arch}"))
+    files |= interpreter.collect(arch, root / "build/debian")
     files |= {target: (root / source).read_bytes() for source, target in PLAIN_FILES}
     files |= {f"bpf/{path.name}": path.read_bytes() for path in objects}
     files |= dict(contents.agent_package(root / "agent/throughline"))
     return files
 
 
-def manifest(version: str, files: dict[str, bytes]) -> dict[str, object]:
+def manifest(version: str, arch: str, files: dict[str, bytes]) -> dict[str, object]:
     """The files of the release. Raises ValueError where one needs a newer glibc than it brings."""
     brought = contents.needed_glibc(files["lib/runtime/libc.so.6"])
     for path, content in files.items():
@@ -61,7 +62,7 @@ def manifest(version: str, files: dict[str, bytes]) -> dict[str, object]:
             raise ValueError(f"{path} needs a newer glibc than the release's own")
     return {
         "version": version,
-        "arch": ARCH,
+        "arch": arch,
         "python": list(interpreter.VERSION),
         "files": {path: _sha256(content) for path, content in sorted(files.items())},
     }
@@ -74,11 +75,12 @@ def _sha256(content: bytes) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bundle.build")
     parser.add_argument("--version", required=True)
+    parser.add_argument("--arch", choices=interpreter.ARCHITECTURES, required=True)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     try:
-        files = collect(Path.cwd())
-        listing = json.dumps(manifest(options.version, files), indent=1)
+        files = collect(Path.cwd(), options.arch)
+        listing = json.dumps(manifest(options.version, options.arch, files), indent=1)
     except (LookupError, ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"bundle: {error}", file=sys.stderr)
         return 1

@@ -21,9 +21,10 @@ from bundle import debian
 
 VERSION = (3, 13)  # of Debian's release SUITE
 SUITE = "trixie"
-ARCHITECTURES = {"x86_64": "amd64"}  # by the kernel's name: Debian's name
-TRIPLETS = {"x86_64": "x86_64-linux-gnu"}
-LOADERS = {"x86_64": "ld-linux-x86-64.so.2"}
+# by the kernel's name
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # Debian's name
+TRIPLETS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+LOADERS = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
 
 _DOTTED = ".".join(map(str, VERSION))
 _STANDARD = f"usr/lib/python{_DOTTED}/"

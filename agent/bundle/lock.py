@@ -16,11 +16,12 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
 from bundle import debian, interpreter
-from bundle.wheels import LOCK, TARGET_OPTIONS
+from bundle.wheels import LOCK, target_options
 
 HEADER = """\
 # The agent's Python dependencies, exact and with the SHA-256 of every wheel that the bundle uses.
@@ -33,10 +34,10 @@ DEBIAN_HEADER = """\
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
-def resolve(requirements: list[str]) -> dict[str, tuple[str, str]]:
-    """Name to (version, SHA-256 of the wheel) for the release's Python on Linux x86_64."""
+def resolve(requirements: list[str], arch: str) -> dict[str, tuple[str, str]]:
+    """Name to (version, SHA-256 of the wheel) for the release's Python on this architecture."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-    command += [*TARGET_OPTIONS, "--target", "unused"]
+    command += [*target_options(arch), "--target", "unused"]
     output = subprocess.run(
         [*command, "--report", "-", *requirements], check=True, stdout=subprocess.PIPE
     ).stdout
@@ -47,6 +48,18 @@ def resolve(requirements: list[str]) -> dict[str, tuple[str, str]]:
         )
         for item in json.loads(output)["install"]
     }
+
+
+def merge(found: Iterable[dict[str, tuple[str, str]]]) -> dict[str, tuple[str, set[str]]]:
+    """Name to (version, digests). Raises LookupError where architectures differ in a version."""
+    merged: dict[str, tuple[str, set[str]]] = {}
+    for resolved in found:
+        for name, (version, digest) in resolved.items():
+            known, digests = merged.setdefault(name, (version, set()))
+            if known != version:
+                raise LookupError(f"{name} is {known} for one architecture, {version} for another")
+            digests.add(digest)
+    return merged
 
 
 def project_requirements() -> list[str]:
@@ -92,11 +105,12 @@ def packages(architecture: str) -> list[debian.Package]:
 
 
 def main() -> int:
-    resolved = resolve(project_requirements())
-    lines = [
-        f"{name}=={version} \\\n    --hash=sha256:{digest}"
-        for name, (version, digest) in sorted(resolved.items())
-    ]
+    wanted = project_requirements()
+    merged = merge(resolve(wanted, arch) for arch in interpreter.ARCHITECTURES)
+    lines = []
+    for name, (version, digests) in sorted(merged.items()):
+        hashes = [f"--hash=sha256:{digest}" for digest in sorted(digests)]
+        lines.append(" \\\n    ".join([f"{name}=={version}", *hashes]))
     LOCK.write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"lock: {len(lines)} packages in {LOCK}")
     rows = [

@@ -14,16 +14,17 @@ from bundle import interpreter
 
 LOCK = Path(__file__).with_name("requirements.lock")
 
-# Wheels for the release's own interpreter and C library.
-TARGET_OPTIONS = (
-    "--only-binary=:all:",
-    "--implementation=cp",
-    f"--python-version={'.'.join(map(str, interpreter.VERSION))}",
-    "--platform=manylinux_2_34_x86_64",
-    "--platform=manylinux_2_28_x86_64",
-    "--platform=manylinux_2_17_x86_64",
-    "--platform=manylinux2014_x86_64",
-)
+PLATFORMS = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
+
+
+def target_options(arch: str) -> tuple[str, ...]:
+    """pip's options for wheels of the release's own interpreter and C library."""
+    return (
+        "--only-binary=:all:",
+        "--implementation=cp",
+        f"--python-version={'.'.join(map(str, interpreter.VERSION))}",
+        *(f"--platform={platform}_{arch}" for platform in PLATFORMS),
+    )
 
 
 def read_lock(lock: Path) -> dict[str, set[str]]:
@@ -37,30 +38,38 @@ def read_lock(lock: Path) -> dict[str, set[str]]:
     return entries
 
 
-def fetch(lock: Path, folder: Path) -> list[Path]:
-    """The wheels of the lock, sorted by name; those that `folder` lacks are downloaded into it.
+def fetch(lock: Path, arch: str, folder: Path) -> list[Path]:
+    """One wheel for each requirement of the lock, sorted by name, for an architecture.
 
-    Raises subprocess.CalledProcessError when pip fails or refuses a hash, LookupError when the
-    lock names a wheel that the interpreter does not select.
+    Those that `folder` lacks are downloaded into it; it holds those of one architecture. Raises
+    subprocess.CalledProcessError when pip fails or refuses a hash, LookupError when the lock names
+    no wheel of a requirement for this architecture.
     """
     entries = read_lock(lock)
-    wanted = {digest: requirement for requirement, digests in entries.items() for digest in digests}
     folder.mkdir(parents=True, exist_ok=True)
     found = _by_digest(folder)
-    if lacking := sorted({wanted[digest] for digest in wanted.keys() - found.keys()}):
+    if lacking := _lacking(entries, found):
         print(f"bundle: Downloading {len(lacking)} Python package(s)", flush=True)
-        _download(lacking, entries, folder)
+        _download(lacking, entries, arch, folder)
         found = _by_digest(folder)
-    if missing := wanted.keys() - found.keys():
-        raise LookupError(f"the interpreter uses none of these wheels of {lock}: {sorted(missing)}")
-    return sorted(found[digest] for digest in wanted)
+    if lacking := _lacking(entries, found):
+        raise LookupError(f"{lock} has no wheel for {arch} of {', '.join(lacking)}")
+    known = {digest for digests in entries.values() for digest in digests}
+    return sorted(wheel for digest, wheel in found.items() if digest in known)
+
+
+def _lacking(entries: dict[str, set[str]], found: dict[str, Path]) -> list[str]:
+    """The requirements without a wheel."""
+    return sorted(name for name, digests in entries.items() if not digests & found.keys())
 
 
 def _by_digest(folder: Path) -> dict[str, Path]:
     return {hashlib.sha256(wheel.read_bytes()).hexdigest(): wheel for wheel in folder.glob("*.whl")}
 
 
-def _download(requirements: Sequence[str], entries: dict[str, set[str]], folder: Path) -> None:
+def _download(
+    requirements: Sequence[str], entries: dict[str, set[str]], arch: str, folder: Path
+) -> None:
     lines = [
         requirement + "".join(f" --hash=sha256:{digest}" for digest in sorted(entries[requirement]))
         for requirement in requirements
@@ -68,7 +77,7 @@ def _download(requirements: Sequence[str], entries: dict[str, set[str]], folder:
     listing = folder / "wanted.txt"
     listing.write_text("\n".join(lines) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    command += [*TARGET_OPTIONS, "--dest", str(folder)]
+    command += [*target_options(arch), "--dest", str(folder)]
     subprocess.run([*command, "--requirement", str(listing)], check=True)
 
 

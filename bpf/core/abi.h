@@ -12,10 +12,10 @@
 
 #include "core/abi_runtimes.h"
 #include "core/abi_trust.h"
-#include "vmlinux.h"
+#include "core/kernel.h"
 
 enum tl_abi {
-	TL_ABI_VERSION = 14,
+	TL_ABI_VERSION = 15,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,

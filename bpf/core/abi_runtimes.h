@@ -6,7 +6,7 @@
 #ifndef THROUGHLINE_ABI_RUNTIMES_H
 #define THROUGHLINE_ABI_RUNTIMES_H
 
-#include "vmlinux.h"
+#include "core/kernel.h"
 
 /* How the units of work of a process are told apart. */
 enum tl_runtime_kind {
@@ -82,7 +82,8 @@ struct tl_python_binary {
 	__u16 thread_id_at; /* in PyThreadState */
 	__u16 context_at;
 	__u16 specific_at; /* struct pthread.specific_1stblock of the C library */
-	__u8 _pad[6];
+	__u16 pthread_at; /* how far struct pthread begins before the thread pointer */
+	__u8 _pad[4];
 };
 
 /* What a version of HAProxy has in struct connection; zeros for nginx. */

@@ -6,7 +6,7 @@
 #ifndef THROUGHLINE_ABI_TRUST_H
 #define THROUGHLINE_ABI_TRUST_H
 
-#include "vmlinux.h"
+#include "core/kernel.h"
 
 /* Which evidence for a parent is enough. */
 enum tl_parents {

@@ -17,7 +17,7 @@
 #ifndef THROUGHLINE_CORE_COMPAT_H
 #define THROUGHLINE_CORE_COMPAT_H
 
-#include "vmlinux.h"
+#include "core/kernel.h"
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -54,6 +54,30 @@ static __always_inline bool tl_take(__u32 *lock)
 static __always_inline void tl_give_back(__u32 *lock)
 {
 	__sync_fetch_and_add(lock, -1);
+}
+
+/*
+ * What was read and written before is seen before what is read and written after. x86 keeps the order
+ * of reads, and that of writes: there only the compiler has to. On arm64 an atomic addition that
+ * returns the old value is a full barrier; its JIT knows them from Linux 5.18 on (1902472b4fa9), so
+ * there are no objects for older kernels of arm64.
+ */
+static __always_inline void tl_order(void)
+{
+#if !defined(__TARGET_ARCH_x86)
+	__u64 word = 0, old = __sync_fetch_and_add(&word, 1);
+
+	asm volatile("" ::"r"(old));
+#endif
+	asm volatile("" ::: "memory");
+}
+
+/* The same where an access is volatile and so holds the compiler back: x86 needs nothing. */
+static __always_inline void tl_order_weak(void)
+{
+#if !defined(__TARGET_ARCH_x86)
+	tl_order();
+#endif
 }
 
 /*

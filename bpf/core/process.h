@@ -133,16 +133,25 @@ static __always_inline __u64 tl_user_word(__u64 address)
 	return word;
 }
 
-/* The thread pointer, which is the address of the C library's struct pthread. */
+/*
+ * The thread pointer. On x86-64 it is the address of the C library's struct pthread; on arm64 it is
+ * that of two words behind it. A thread of arm64 sets it without the kernel, which knows it from the
+ * thread's next wait on.
+ */
 static __always_inline __u64 tl_thread_pointer(void)
 {
-#if !defined(__TARGET_ARCH_x86)
-	return 0;
-#elif defined(TL_LEGACY)
-	return BPF_CORE_READ(tl_current_task(), thread.fsbase);
+#if defined(__TARGET_ARCH_x86)
+	return TL_READ(tl_current_task(), thread.fsbase);
 #else
-	return tl_current_task()->thread.fsbase;
+	return TL_READ((struct task_struct___arm64 *)tl_current_task(), thread.uw.tp_value);
 #endif
 }
+
+/* Where the C library keeps the address of a thread's table of modules (dtv): from the thread pointer. */
+#if defined(__TARGET_ARCH_x86)
+#define TL_DTV_AT 8
+#else
+#define TL_DTV_AT 0
+#endif
 
 #endif

@@ -35,8 +35,8 @@ int tl_go_starts_another(struct pt_regs *ctx)
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
-	parent = tl_go_works(binary, ctx->bx);
-	if (!parent || !tl_go_inherits(binary, index, ctx->ax, ctx->ip))
+	parent = tl_go_works(binary, TL_GO_ARG2(ctx));
+	if (!parent || !tl_go_inherits(binary, index, TL_GO_ARG1(ctx), PT_REGS_IP(ctx)))
 		return 0;
 	if (parent->depth >= TL_GO_DEPTH_MAX) {
 		tl_count(TL_GO_TOO_DEEP);
@@ -44,7 +44,7 @@ int tl_go_starts_another(struct pt_regs *ctx)
 	}
 	child.request = parent->request;
 	child.depth = parent->depth + 1;
-	p = tl_user_word(tl_user_word(ctx->r14 + binary->g_m) + binary->m_p);
+	p = tl_user_word(tl_user_word(TL_GO_G(ctx) + binary->g_m) + binary->m_p);
 	if (!p || bpf_probe_read_user(&stored[0], 8, (void *)(p + binary->p_goidcache)) ||
 	    bpf_probe_read_user(&stored[1], 8, (void *)(p + binary->p_goidcacheend))) {
 		tl_count(TL_GO_CHILD_UNKNOWN);
@@ -61,7 +61,7 @@ int tl_go_starts_another(struct pt_regs *ctx)
 	}
 	first.p = p;
 	first.child = child;
-	key = tl_process_key(tl_unit_number(ctx->bx, binary->g_goid));
+	key = tl_process_key(tl_unit_number(TL_GO_ARG2(ctx), binary->g_goid));
 	bpf_map_update_elem(&tl_go_firsts, &key, &first, BPF_ANY);
 	return 0;
 }

@@ -158,21 +158,21 @@ int tl_go_rpc_serve(struct pt_regs *ctx)
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
-	moved = ctx->ip - binary->grpc_serve_at;
-	if (tl_user_word(ctx->bx + 8) != binary->grpc_server_type + moved)
+	moved = PT_REGS_IP(ctx) - binary->grpc_serve_at;
+	if (tl_user_word(TL_GO_ARG2(ctx) + 8) != binary->grpc_server_type + moved)
 		return 0;
-	go = tl_go_make(tl_go_object_key(ctx->di), TL_KIND_SERVER);
+	go = tl_go_make(tl_go_object_key(TL_GO_ARG4(ctx)), TL_KIND_SERVER);
 	if (!go)
 		return 0;
-	stream = ctx->di;
+	stream = TL_GO_ARG4(ctx);
 	if (binary->grpc_stream != TL_GO_UNKNOWN)
 		stream = tl_user_word(stream + binary->grpc_stream);
-	tl_go_grpc_on(binary, moved, go, ctx->cx + binary->grpc_server_conn);
+	tl_go_grpc_on(binary, moved, go, TL_GO_ARG3(ctx) + binary->grpc_server_conn);
 	go->text.target_len =
 		tl_go_string(go->text.target, TL_TARGET_MAX, stream + binary->grpc_stream_method);
 	context = tl_user_word(stream + binary->grpc_stream_ctx + 8);
 	tl_go_headers(binary, go, tl_go_grpc_metadata(context, binary->grpc_incoming_type + moved));
-	tl_go_takes_up(binary, ctx->r14, go, context);
+	tl_go_takes_up(binary, TL_GO_G(ctx), go, context);
 	return 0;
 }
 
@@ -185,8 +185,8 @@ int tl_go_rpc_reply(struct pt_regs *ctx)
 
 	binary = tl_go_enter(ctx, &index);
 	if (binary)
-		tl_go_has_served(binary, ctx->r14, tl_go_object_key(ctx->bx),
-				 tl_go_grpc_status(binary, ctx->cx));
+		tl_go_has_served(binary, TL_GO_G(ctx), tl_go_object_key(TL_GO_ARG2(ctx)),
+				 tl_go_grpc_status(binary, TL_GO_ARG3(ctx)));
 	return 0;
 }
 
@@ -239,8 +239,8 @@ int tl_go_rpc_call(struct pt_regs *ctx)
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
-	moved = ctx->ip - binary->grpc_call_at;
-	call = tl_user_word(ctx->ax + binary->grpc_attempt_stream);
+	moved = PT_REGS_IP(ctx) - binary->grpc_call_at;
+	call = tl_user_word(TL_GO_ARG1(ctx) + binary->grpc_attempt_stream);
 	writing.exchange = tl_go_object_key(call);
 	go = tl_go_find(writing.exchange);
 	again = go && go->exchange.flags & TL_EXCHANGE_ACTIVE &&
@@ -248,22 +248,22 @@ int tl_go_rpc_call(struct pt_regs *ctx)
 	if (!again)
 		go = tl_go_make(writing.exchange, TL_KIND_CLIENT);
 	if (!go) {
-		tl_go_writes(binary, ctx->r14, NULL);
+		tl_go_writes(binary, TL_GO_G(ctx), NULL);
 		return 0;
 	}
 	bpf_probe_read_user(transport, sizeof(transport),
-			    (void *)(ctx->ax + binary->grpc_attempt_transport));
+			    (void *)(TL_GO_ARG1(ctx) + binary->grpc_attempt_transport));
 	connection = 0;
 	if (tl_user_word(transport[0] + 8) == binary->grpc_client_type + moved)
 		connection = transport[1] + binary->grpc_client_conn;
 	tl_go_grpc_on(binary, moved, go, connection);
 	if (!again)
-		tl_go_rpc_calls(binary, moved, ctx->r14, go, call, ctx->ax);
+		tl_go_rpc_calls(binary, moved, TL_GO_G(ctx), go, call, TL_GO_ARG1(ctx));
 	if (binary->writes & TL_GO_WRITES_GRPC) {
 		writing.span = tl_go_span(go);
 		writing.object = tl_user_word(tl_user_word(call + binary->grpc_call_header) +
 					      binary->grpc_header_method);
-		tl_go_writes(binary, ctx->r14, tl_go_may_write(go, true) ? &writing : NULL);
+		tl_go_writes(binary, TL_GO_G(ctx), tl_go_may_write(go, true) ? &writing : NULL);
 	}
 	return 0;
 }
@@ -277,9 +277,9 @@ int tl_go_rpc_end(struct pt_regs *ctx)
 
 	binary = tl_go_enter(ctx, &index);
 	if (binary)
-		tl_go_finish(tl_go_object_key(ctx->ax),
-			     tl_go_grpc_error(binary, ctx->ip - binary->grpc_finish_at, ctx->bx,
-					      ctx->cx),
+		tl_go_finish(tl_go_object_key(TL_GO_ARG1(ctx)),
+			     tl_go_grpc_error(binary, PT_REGS_IP(ctx) - binary->grpc_finish_at,
+					      TL_GO_ARG2(ctx), TL_GO_ARG3(ctx)),
 			     TL_END_COMPLETE);
 	return 0;
 }

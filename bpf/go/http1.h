@@ -30,21 +30,21 @@ int tl_go_serve(struct pt_regs *ctx)
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
-	goroutine = tl_go_works(binary, ctx->r14);
+	goroutine = tl_go_works(binary, TL_GO_G(ctx));
 	if (goroutine) {
-		tl_go_give_context(tl_go_context(binary, ctx->di), goroutine->request);
+		tl_go_give_context(tl_go_context(binary, TL_GO_ARG4(ctx)), goroutine->request);
 		return 0;
 	}
-	if (!tl_user_word(ctx->di + binary->request_tls) ||
-	    (__u32)tl_user_word(ctx->di + binary->request_proto_major) != 1)
+	if (!tl_user_word(TL_GO_ARG4(ctx) + binary->request_tls) ||
+	    (__u32)tl_user_word(TL_GO_ARG4(ctx) + binary->request_proto_major) != 1)
 		return 0;
-	go = tl_go_make(tl_go_object_key(ctx->cx), TL_KIND_SERVER);
+	go = tl_go_make(tl_go_object_key(TL_GO_ARG3(ctx)), TL_KIND_SERVER);
 	if (!go)
 		return 0;
 	go->exchange.http_minor = 1;
-	connection = tl_user_word(ctx->cx + binary->response_conn) + binary->conn_rwc;
-	tl_go_on(go, tl_go_socket(binary, ctx->ip - binary->serve_at, connection), true);
-	tl_go_serves(binary, ctx->r14, go, ctx->di);
+	connection = tl_user_word(TL_GO_ARG3(ctx) + binary->response_conn) + binary->conn_rwc;
+	tl_go_on(go, tl_go_socket(binary, PT_REGS_IP(ctx) - binary->serve_at, connection), true);
+	tl_go_serves(binary, TL_GO_G(ctx), go, TL_GO_ARG4(ctx));
 	return 0;
 }
 
@@ -58,8 +58,9 @@ int tl_go_served(struct pt_regs *ctx)
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
-	status = tl_user_word(ctx->ax + binary->response_status);
-	tl_go_has_served(binary, ctx->r14, tl_go_object_key(ctx->ax), status ? status : 200);
+	status = tl_user_word(TL_GO_ARG1(ctx) + binary->response_status);
+	tl_go_has_served(binary, TL_GO_G(ctx), tl_go_object_key(TL_GO_ARG1(ctx)),
+			 status ? status : 200);
 	return 0;
 }
 
@@ -81,28 +82,28 @@ int tl_go_round_trip(struct pt_regs *ctx)
 		return 0;
 	if (binary->writes & TL_GO_WRITES_HTTP1) {
 		/* removes an earlier entry for this address */
-		writer = tl_go_object_key(tl_user_word(ctx->ax + binary->persist_conn_bw));
+		writer = tl_go_object_key(tl_user_word(TL_GO_ARG1(ctx) + binary->persist_conn_bw));
 		bpf_map_delete_elem(&tl_go_written, &writer);
 	}
 	/* several calls may wait for one connection: which call gets it is not known yet */
 	if (binary->persist_conn_is_client_conn != TL_GO_UNKNOWN &&
-	    (__u8)tl_user_word(ctx->ax + binary->persist_conn_is_client_conn)) {
+	    (__u8)tl_user_word(TL_GO_ARG1(ctx) + binary->persist_conn_is_client_conn)) {
 		tl_count(TL_GO_CLIENT_CONN);
 		return 0;
 	}
-	request = tl_user_word(ctx->bx);
-	sk = tl_go_socket(binary, ctx->ip - binary->round_trip_at,
-			  ctx->ax + binary->persist_conn_conn);
-	if (tl_user_word(ctx->ax + binary->persist_conn_tls_state)) {
+	request = tl_user_word(TL_GO_ARG2(ctx));
+	sk = tl_go_socket(binary, PT_REGS_IP(ctx) - binary->round_trip_at,
+			  TL_GO_ARG1(ctx) + binary->persist_conn_conn);
+	if (tl_user_word(TL_GO_ARG1(ctx) + binary->persist_conn_tls_state)) {
 		writing.exchange =
-			tl_go_object_key(tl_user_word(ctx->ax + binary->persist_conn_br));
+			tl_go_object_key(tl_user_word(TL_GO_ARG1(ctx) + binary->persist_conn_br));
 		go = tl_go_make(writing.exchange, TL_KIND_CLIENT);
 		if (!go)
 			return 0;
 		go->exchange.flags |= TL_EXCHANGE_TLS;
 		go->exchange.http_minor = 1;
 		tl_go_on(go, sk, true);
-		seen = tl_go_calls_on(binary, ctx->r14, go, request);
+		seen = tl_go_calls_on(binary, TL_GO_G(ctx), go, request);
 		tl_go_sends(go);
 		if (binary->writes & TL_GO_WRITES_HTTP1 && tl_go_may_write(go, seen)) {
 			writing.span = tl_go_span(go);
@@ -116,7 +117,7 @@ int tl_go_round_trip(struct pt_regs *ctx)
 		tl_count(TL_GO_NO_SOCKET);
 		return 0;
 	}
-	request = tl_go_caller(binary, ctx->r14, tl_go_context(binary, request), &evidence);
+	request = tl_go_caller(binary, TL_GO_G(ctx), tl_go_context(binary, request), &evidence);
 	tl_claim(socket, request, evidence);
 	return 0;
 }
@@ -129,11 +130,12 @@ int tl_go_answered(struct pt_regs *ctx)
 	__u32 index, status;
 
 	binary = tl_go_enter(ctx, &index);
-	if (!binary || ctx->ax != binary->response_type + (ctx->ip - binary->read_transfer_at))
+	if (!binary ||
+	    TL_GO_ARG1(ctx) != binary->response_type + (PT_REGS_IP(ctx) - binary->read_transfer_at))
 		return 0;
-	status = tl_user_word(ctx->bx + binary->client_response_status);
+	status = tl_user_word(TL_GO_ARG2(ctx) + binary->client_response_status);
 	if (status >= 200 || status == 101)
-		tl_go_finish(tl_go_object_key(ctx->cx), status, TL_END_COMPLETE);
+		tl_go_finish(tl_go_object_key(TL_GO_ARG3(ctx)), status, TL_END_COMPLETE);
 	return 0;
 }
 

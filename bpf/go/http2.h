@@ -27,16 +27,16 @@ int tl_go_h2_serve(struct pt_regs *ctx)
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
-	go = tl_go_make(tl_go_object_key(tl_user_word(ctx->bx + binary->h2_writer_state)),
+	go = tl_go_make(tl_go_object_key(tl_user_word(TL_GO_ARG2(ctx) + binary->h2_writer_state)),
 			TL_KIND_SERVER);
 	if (!go)
 		return 0;
 	go->exchange.http_major = 2;
 	tl_go_on(go,
-		 tl_go_socket(binary, ctx->ip - binary->run_handler_at,
-			      ctx->ax + binary->h2_server_conn),
+		 tl_go_socket(binary, PT_REGS_IP(ctx) - binary->run_handler_at,
+			      TL_GO_ARG1(ctx) + binary->h2_server_conn),
 		 false);
-	tl_go_serves(binary, ctx->r14, go, ctx->cx);
+	tl_go_serves(binary, TL_GO_G(ctx), go, TL_GO_ARG3(ctx));
 	return 0;
 }
 
@@ -51,9 +51,9 @@ int tl_go_h2_served(struct pt_regs *ctx)
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
-	state = tl_user_word(ctx->ax + binary->h2_writer_state);
+	state = tl_user_word(TL_GO_ARG1(ctx) + binary->h2_writer_state);
 	status = tl_user_word(state + binary->h2_state_status);
-	tl_go_has_served(binary, ctx->r14, tl_go_object_key(state), status ? status : 200);
+	tl_go_has_served(binary, TL_GO_G(ctx), tl_go_object_key(state), status ? status : 200);
 	return 0;
 }
 
@@ -71,23 +71,23 @@ int tl_go_h2_call(struct pt_regs *ctx)
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
-	writing.exchange = tl_go_object_key(ctx->ax);
-	writing.object = ctx->ax;
+	writing.exchange = tl_go_object_key(TL_GO_ARG1(ctx));
+	writing.object = TL_GO_ARG1(ctx);
 	go = tl_go_make(writing.exchange, TL_KIND_CLIENT);
 	if (!go)
 		return 0;
-	connection = tl_user_word(ctx->ax + binary->h2_stream_conn);
+	connection = tl_user_word(TL_GO_ARG1(ctx) + binary->h2_stream_conn);
 	if (tl_user_word(connection + binary->h2_client_tls_state))
 		go->exchange.flags |= TL_EXCHANGE_TLS;
 	go->exchange.http_major = 2;
 	tl_go_on(go,
-		 tl_go_socket(binary, ctx->ip - binary->write_request_at,
+		 tl_go_socket(binary, PT_REGS_IP(ctx) - binary->write_request_at,
 			      connection + binary->h2_client_conn),
 		 false);
-	seen = tl_go_calls_on(binary, ctx->r14, go, ctx->bx);
+	seen = tl_go_calls_on(binary, TL_GO_G(ctx), go, TL_GO_ARG2(ctx));
 	if (binary->writes & TL_GO_WRITES_HTTP2 && tl_go_may_write(go, seen)) {
 		writing.span = tl_go_span(go);
-		tl_go_writes(binary, ctx->r14, &writing);
+		tl_go_writes(binary, TL_GO_G(ctx), &writing);
 	}
 	return 0;
 }
@@ -112,10 +112,10 @@ int tl_go_h2_answer(struct pt_regs *ctx)
 	__u32 index;
 
 	binary = tl_go_enter(ctx, &index);
-	go = binary ? tl_go_find(tl_go_object_key(ctx->bx)) : NULL;
+	go = binary ? tl_go_find(tl_go_object_key(TL_GO_ARG2(ctx))) : NULL;
 	if (!go)
 		return 0;
-	fields = tl_user_word(ctx->cx + binary->h2_fields);
+	fields = tl_user_word(TL_GO_ARG3(ctx) + binary->h2_fields);
 	if (bpf_probe_read_user(field, sizeof(field), (void *)fields) || field[1] != 7 ||
 	    field[3] != 3 || bpf_probe_read_user(name, 7, (void *)field[0]) ||
 	    !tl_go_is(name, (char[16]){ ":status" }) ||
@@ -134,11 +134,12 @@ int tl_go_h2_called(struct pt_regs *ctx)
 	__u32 index, status;
 
 	binary = tl_go_enter(ctx, &index);
-	go = binary ? tl_go_find(tl_go_object_key(ctx->ax)) : NULL;
+	go = binary ? tl_go_find(tl_go_object_key(TL_GO_ARG1(ctx))) : NULL;
 	if (!go)
 		return 0;
 	status = go->status;
-	tl_go_finish(tl_go_object_key(ctx->ax), status, status ? TL_END_COMPLETE : TL_END_CLOSED);
+	tl_go_finish(tl_go_object_key(TL_GO_ARG1(ctx)), status,
+		     status ? TL_END_COMPLETE : TL_END_CLOSED);
 	return 0;
 }
 

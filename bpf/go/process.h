@@ -5,9 +5,7 @@
 
 #include "core/settings.h"
 #include "evidence/unit.h"
-
-#define TL_FLAGS_CF 0x01
-#define TL_FLAGS_ZF 0x40
+#include "go/registers.h"
 
 _Static_assert(TL_UNIT_UNKNOWN == (int)TL_GO_UNKNOWN, "offsets of Go are offsets of units");
 
@@ -41,7 +39,7 @@ static __always_inline const struct tl_go_binary *tl_go_enter(struct pt_regs *ct
 	if (!tl_probe_traced())
 		return NULL;
 	*index = bpf_get_attach_cookie(ctx);
-	if (*index & TL_GO_RESTARTS && ctx->flags & (TL_FLAGS_CF | TL_FLAGS_ZF))
+	if (*index & TL_GO_RESTARTS && TL_GO_GROWS(ctx))
 		return NULL;
 	again = *index & TL_GO_AGAIN;
 	*index &= TL_GO_BINARIES - 1;

@@ -62,18 +62,19 @@ int tl_go_write_put(struct pt_regs *ctx)
 	__u32 index;
 
 	binary = tl_go_enter(ctx, &index);
-	if (!binary || !ctx->cx ||
-	    tl_user_word(ctx->cx + 8) != binary->grpc_headers_type + ctx->ip - binary->grpc_put_at)
+	if (!binary || !TL_GO_ARG3(ctx) ||
+	    tl_user_word(TL_GO_ARG3(ctx) + 8) !=
+		    binary->grpc_headers_type + PT_REGS_IP(ctx) - binary->grpc_put_at)
 		return 0;
-	if (!tl_go_read_slice(&fields, ctx->di + binary->grpc_headers_hf)) {
+	if (!tl_go_read_slice(&fields, TL_GO_ARG4(ctx) + binary->grpc_headers_hf)) {
 		tl_count(TL_GO_WRITE_MISMATCH);
 		return 0;
 	}
 	fields_key = tl_go_object_key(fields.data);
 	bpf_map_delete_elem(&tl_go_written, &fields_key);
-	if (!tl_user_word(ctx->di + binary->grpc_headers_init))
+	if (!tl_user_word(TL_GO_ARG4(ctx) + binary->grpc_headers_init))
 		return 0; /* the header of an answer */
-	id = tl_unit_number(ctx->r14, binary->g_goid);
+	id = tl_unit_number(TL_GO_G(ctx), binary->g_goid);
 	key = tl_process_key(id);
 	call = id ? bpf_map_lookup_elem(&tl_go_writers, &key) : NULL;
 	if (!call || call->kind != TL_GO_WRITING_CALL)
@@ -92,7 +93,7 @@ int tl_go_write_put(struct pt_regs *ctx)
 	 */
 	fields_of.exchange = call->exchange;
 	fields_of.span = call->span;
-	fields_of.object = ctx->ax;
+	fields_of.object = TL_GO_ARG1(ctx);
 	bpf_map_update_elem(&tl_go_written, &fields_key, &fields_of, BPF_ANY);
 	return 0;
 }
@@ -107,17 +108,17 @@ int tl_go_write_rpc(struct pt_regs *ctx)
 	__u64 id, key;
 
 	binary = tl_go_enter(ctx, &index);
-	if (!binary || !tl_go_take(&tl_go_written, tl_go_object_key(ctx->di),
+	if (!binary || !tl_go_take(&tl_go_written, tl_go_object_key(TL_GO_ARG4(ctx)),
 				   1 << TL_GO_WRITING_FIELDS, &writing))
 		return 0;
-	id = tl_unit_number(ctx->r14, binary->g_goid);
-	if (!id || tl_user_word(ctx->ax + binary->grpc_loopy_cbuf) != writing.object) {
+	id = tl_unit_number(TL_GO_G(ctx), binary->g_goid);
+	if (!id || tl_user_word(TL_GO_ARG1(ctx) + binary->grpc_loopy_cbuf) != writing.object) {
 		tl_count(TL_GO_WRITE_MISMATCH);
 		return 0;
 	}
 	frame.exchange = writing.exchange;
 	frame.span = writing.span;
-	frame.stream_id = ctx->bx;
+	frame.stream_id = TL_GO_ARG2(ctx);
 	key = tl_process_key(id);
 	bpf_map_update_elem(&tl_go_writers, &key, &frame, BPF_ANY);
 	return 0;

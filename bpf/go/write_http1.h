@@ -56,17 +56,18 @@ int tl_go_write_h1(struct pt_regs *ctx)
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
-	go = tl_go_take(&tl_go_written, tl_go_object_key(ctx->cx), 1 << TL_GO_WRITING_BUFFER,
-			&writing);
+	go = tl_go_take(&tl_go_written, tl_go_object_key(TL_GO_ARG3(ctx)),
+			1 << TL_GO_WRITING_BUFFER, &writing);
 	if (!go)
 		return 0;
-	if (tl_user_word(ctx->bx + 8) != binary->buffer_type + ctx->ip - binary->write_header_at ||
-	    tl_user_word(ctx->ax + binary->transfer_writer_header) != writing.object) {
+	if (tl_user_word(TL_GO_ARG2(ctx) + 8) !=
+		    binary->buffer_type + PT_REGS_IP(ctx) - binary->write_header_at ||
+	    tl_user_word(TL_GO_ARG1(ctx) + binary->transfer_writer_header) != writing.object) {
 		tl_count(TL_GO_WRITE_MISMATCH);
 		return 0;
 	}
-	used = tl_user_word(ctx->cx + binary->buffer_n);
-	if (!tl_go_read_slice(&buffer, ctx->cx + binary->buffer_buf) || used > buffer.len) {
+	used = tl_user_word(TL_GO_ARG3(ctx) + binary->buffer_n);
+	if (!tl_go_read_slice(&buffer, TL_GO_ARG3(ctx) + binary->buffer_buf) || used > buffer.len) {
 		tl_count(TL_GO_WRITE_MISMATCH);
 		return 0;
 	}
@@ -75,7 +76,7 @@ int tl_go_write_h1(struct pt_regs *ctx)
 		return 0;
 	}
 	n = tl_go_store_lines(buffer.data + used, buffer.len - used, go, &state);
-	if (!n || !tl_go_store_word(ctx->cx + binary->buffer_n, used + n)) {
+	if (!n || !tl_go_store_word(TL_GO_ARG3(ctx) + binary->buffer_n, used + n)) {
 		tl_count(TL_GO_WRITE_FAILED);
 		return 0;
 	}

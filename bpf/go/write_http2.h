@@ -171,7 +171,7 @@ int tl_go_write_h2(struct pt_regs *ctx)
 	binary = tl_go_enter(ctx, &index);
 	if (!binary)
 		return 0;
-	id = tl_unit_number(ctx->r14, binary->g_goid);
+	id = tl_unit_number(TL_GO_G(ctx), binary->g_goid);
 	go = id ? tl_go_take(&tl_go_writers, tl_process_key(id),
 			     1 << TL_GO_WRITING_STREAM | 1 << TL_GO_WRITING_FRAME, &writing) :
 		  NULL;
@@ -185,13 +185,13 @@ int tl_go_write_h2(struct pt_regs *ctx)
 		tl_count(TL_GO_WRITE_MISMATCH);
 		return 0;
 	}
-	moved = ctx->ip - binary->write_headers_at;
+	moved = PT_REGS_IP(ctx) - binary->write_headers_at;
 	n = tl_go_tracestate(&go->text);
 	more = TL_FIELD_TRACEPARENT_BYTES + (n ? tl_go_tracestate_bytes(n) : 0);
-	refused = tl_go_place(binary, moved, ctx->ax, &frame.block, more, &at);
+	refused = tl_go_place(binary, moved, TL_GO_ARG1(ctx), &frame.block, more, &at);
 	if (refused && n) {
 		n = 0;
-		refused = tl_go_place(binary, moved, ctx->ax, &frame.block,
+		refused = tl_go_place(binary, moved, TL_GO_ARG1(ctx), &frame.block,
 				      TL_FIELD_TRACEPARENT_BYTES, &at);
 	}
 	if (refused) {

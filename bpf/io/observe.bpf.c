@@ -323,11 +323,9 @@ static __always_inline bool tl_works_at_jobs(struct pt_regs *regs, long id)
 #ifndef TL_LEGACY
 	if ((id != TL_NR_READ && id != TL_NR_SETPGID) || !tl_is_forked())
 		return false;
-#if defined(__TARGET_ARCH_x86)
 	/* other system calls have these numbers */
 	if (tl_is_compat())
 		return false;
-#endif
 	if (id == TL_NR_READ)
 		tl_job_reads(PT_REGS_PARM1_SYSCALL(regs), PT_REGS_PARM3_SYSCALL(regs));
 	else if (!PT_REGS_PARM1_SYSCALL(regs) && !PT_REGS_PARM2_SYSCALL(regs))
@@ -348,25 +346,23 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 {
 	__u64 second = PT_REGS_PARM2_SYSCALL(regs);
 	struct tl_thread *thread;
-	enum tl_call call;
+	enum tl_call call, call32;
+#if defined(__TARGET_ARCH_x86)
+	__u64 second32 = regs->cx, third32 = regs->dx;
+#else
+	__u64 second32 = second, third32 = PT_REGS_PARM3_SYSCALL(regs);
+#endif
 
 	if (tl_works_at_jobs(regs, id))
 		return 0;
-#if defined(__TARGET_ARCH_x86)
-	enum tl_call call32 = tl_call32_of(id, regs->cx, regs->dx);
-
-	if (id == TL_NR_X32_IOCTL)
-		id = TL_NR_IOCTL;
-	call = tl_call_of(id & ~TL_X32_BIT, second, PT_REGS_PARM3_SYSCALL(regs),
+	call32 = tl_call32_of(id, second32, third32);
+	call = tl_call_of(tl_without_x32(id), second, PT_REGS_PARM3_SYSCALL(regs),
 			  PT_REGS_PARM4_SYSCALL(regs));
 	/* checked last: this runs in every system call of the host */
 	if (call != call32 && tl_is_compat()) {
 		call = call32;
-		second = regs->cx;
+		second = second32;
 	}
-#else
-	call = tl_call_of(id, second, PT_REGS_PARM3_SYSCALL(regs), PT_REGS_PARM4_SYSCALL(regs));
-#endif
 	if (call == TL_CALL_OTHER)
 		return 0;
 	if (call == TL_CALL_IOCTL) {

@@ -72,47 +72,42 @@ static __always_inline bool tl_leaves(struct __sk_buff *skb, struct tl_leaving *
  */
 __noinline __u64 tl_send_length(void)
 {
-#if defined(__TARGET_ARCH_x86)
 	struct {
 		__u64 base;
 		__u64 len;
 	} piece = {};
-	struct pt_regs regs = {};
-	__u64 pieces, at, sum = 0;
+	struct tl_syscall call = {};
+	__u64 sum = 0;
 	__u32 i;
 
-	if (!tl_stack_registers(&regs) || regs.cs != TL_USER_CS || tl_is_compat())
+	if (!tl_read_syscall(&call))
 		return 0;
-	switch (regs.orig_ax) {
-	case 1: /* write */
-	case 44: /* sendto */
-		return regs.dx;
-	case 20: /* writev */
-		at = regs.si;
-		pieces = regs.dx;
+	switch (call.number) {
+	case TL_NR_WRITE:
+	case TL_NR_SENDTO:
+		return call.third;
+	case TL_NR_WRITEV:
 		break;
-	case 46: /* sendmsg: msg_iov and msg_iovlen of struct msghdr */
-		if (bpf_probe_read_user(&piece, sizeof(piece), (void *)(regs.si + 16)))
+	case TL_NR_SENDMSG: /* msg_iov and msg_iovlen of struct msghdr */
+		if (bpf_probe_read_user(&piece, sizeof(piece), (void *)(call.second + 16)))
 			return 0;
-		at = piece.base;
-		pieces = piece.len;
+		call.second = piece.base;
+		call.third = piece.len;
 		break;
 	default:
 		return 0;
 	}
-	if (pieces > TL_PIECES)
+	if (call.third > TL_PIECES)
 		return 0;
 	for (i = 0; i < TL_PIECES; i++) {
-		if (i >= pieces)
+		if (i >= call.third)
 			break;
-		if (bpf_probe_read_user(&piece, sizeof(piece), (void *)(at + i * sizeof(piece))))
+		if (bpf_probe_read_user(&piece, sizeof(piece),
+					(void *)(call.second + i * sizeof(piece))))
 			return 0;
 		sum += piece.len;
 	}
 	return sum;
-#else
-	return 0;
-#endif
 }
 
 /*

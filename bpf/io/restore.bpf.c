@@ -19,11 +19,9 @@ static __always_inline void tl_call_without_header(struct tl_flow *flow, struct 
 	bool first = flow->flags & TL_FLOW_FIRST;
 	int refused;
 
-#if defined(__TARGET_ARCH_x86)
 	/* tl_by_writer() has told: the header has left before, and another thread may send the body */
 	if (!tl_is_compat())
 		return;
-#endif
 	if (!(flow->exchange.flags & TL_EXCHANGE_ACTIVE) || flow->caller ||
 	    flow->flags & TL_FLOW_ASKED)
 		return;

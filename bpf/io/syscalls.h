@@ -2,52 +2,31 @@
 /*
  * io/syscalls.h - what a system call tells about its thread.
  *
- * Numbers of the architecture itself, and of x86 those of 32-bit programs (asm/unistd_32.h).
+ * Numbers of the architecture itself, and those of 32-bit programs (asm/unistd_32.h of x86, the EABI of
+ * arm64's asm/unistd32.h).
  */
 #ifndef THROUGHLINE_IO_SYSCALLS_H
 #define THROUGHLINE_IO_SYSCALLS_H
 
+#include "core/numbers.h"
 #include "core/registers.h"
 #include "runtimes/node.h"
 
 #if defined(__TARGET_ARCH_x86)
-#define TL_NR_IOCTL 16
-#define TL_NR_READ 0
-#define TL_NR_SETPGID 109
-#define TL_NR_POLL 7
-#define TL_NR_ACCEPT 43
-#define TL_NR_ACCEPT4 288
-#define TL_NR_PWRITE64 18
-#define TL_NR_LISTEN 50
-#define TL_NR_GETSOCKOPT 55
-#define TL_NR_SELECT 23
-#define TL_NR_EPOLL_WAIT 232
-#define TL_NR_PSELECT6 270
-#define TL_NR_PPOLL 271
-#define TL_NR_EPOLL_PWAIT 281
-#define TL_NR_IO_URING_ENTER 426
-#define TL_NR_EPOLL_PWAIT2 441
 #define TL_X32_BIT \
 	0x40000000 /* set in numbers of programs with 32-bit pointers (x32); some of their numbers differ */
 #define TL_NR_X32_IOCTL (TL_X32_BIT | 514)
-#elif defined(__TARGET_ARCH_arm64)
-#define TL_NR_IOCTL 29
-#define TL_NR_READ 63
-#define TL_NR_SETPGID 154
-#define TL_NR_POLL -1
-#define TL_NR_ACCEPT 202
-#define TL_NR_ACCEPT4 242
-#define TL_NR_PWRITE64 68
-#define TL_NR_LISTEN 201
-#define TL_NR_GETSOCKOPT 209
-#define TL_NR_SELECT -1
-#define TL_NR_EPOLL_WAIT -1
-#define TL_NR_PSELECT6 72
-#define TL_NR_PPOLL 73
-#define TL_NR_EPOLL_PWAIT 22
-#define TL_NR_IO_URING_ENTER 426
-#define TL_NR_EPOLL_PWAIT2 441
 #endif
+
+/* The number of the same system call for programs with 64-bit pointers. */
+static __always_inline __u32 tl_without_x32(__u32 number)
+{
+#if defined(__TARGET_ARCH_x86)
+	return number == TL_NR_X32_IOCTL ? TL_NR_IOCTL : number & ~TL_X32_BIT;
+#else
+	return number;
+#endif
+}
 
 #define TL_FIONREAD 0x541b
 #define TL_IPPROTO_TCP 6
@@ -72,13 +51,9 @@ static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64
 	case TL_NR_EPOLL_PWAIT:
 	case TL_NR_EPOLL_PWAIT2:
 	case TL_NR_PSELECT6:
-#if defined(__TARGET_ARCH_x86)
 	case TL_NR_SELECT:
-#endif
 		return TL_CALL_WAIT;
-#if defined(__TARGET_ARCH_x86)
 	case TL_NR_POLL:
-#endif
 	case TL_NR_PPOLL:
 		return second < 2 ? TL_CALL_OTHER : TL_CALL_WAIT;
 	case TL_NR_IOCTL:
@@ -108,29 +83,45 @@ static __always_inline __s32 tl_timeout_of(__u32 number, __u64 fourth)
 }
 
 #if defined(__TARGET_ARCH_x86)
+#define TL_NR32_IOCTL 54
+#define TL_NR32_POLL 168
+#define TL_NR32_PPOLL 309
+#define TL_WAITS32                 \
+	case 82: /* select */      \
+	case 142: /* _newselect */ \
+	case 256: /* epoll_wait */ \
+	case 308: /* pselect6 */   \
+	case 319 /* epoll_pwait */
+#else
+#define TL_NR32_IOCTL 54
+#define TL_NR32_POLL 168
+#define TL_NR32_PPOLL 336
+#define TL_WAITS32                 \
+	case 82: /* select */      \
+	case 142: /* _newselect */ \
+	case 252: /* epoll_wait */ \
+	case 335: /* pselect6 */   \
+	case 346 /* epoll_pwait */
+#endif
+
 /* The same for a 32-bit program. */
 static __always_inline enum tl_call tl_call32_of(__u32 number, __u32 second, __u32 third)
 {
 	switch (number) {
-	case 82: /* select */
-	case 142: /* _newselect */
-	case 256: /* epoll_wait */
-	case 308: /* pselect6 */
-	case 319: /* epoll_pwait */
+TL_WAITS32:
 	case 413: /* pselect6_time64 */
-	case 441: /* epoll_pwait2 */
+	case TL_NR_EPOLL_PWAIT2:
 		return TL_CALL_WAIT;
-	case 168: /* poll */
-	case 309: /* ppoll */
+	case TL_NR32_POLL:
+	case TL_NR32_PPOLL:
 	case 414: /* ppoll_time64 */
 		return second < 2 ? TL_CALL_OTHER : TL_CALL_WAIT;
-	case 54:
+	case TL_NR32_IOCTL:
 		return TL_CALL_IOCTL;
-	case 426: /* io_uring_enter */
+	case TL_NR_IO_URING_ENTER:
 		return third ? TL_CALL_WAIT : TL_CALL_OTHER;
 	}
 	return TL_CALL_OTHER;
 }
-#endif
 
 #endif

@@ -246,8 +246,10 @@ static __always_inline struct tl_unix *tl_unix_awaited(struct sock *peer)
 
 	for (i = 0; i < TL_AWAITS; i++) {
 		end = tl_unix_find(peer);
-		if (end && *(volatile __u8 *)&end->flow.role == TL_ROLE_CLIENT)
+		if (end && *(volatile __u8 *)&end->flow.role == TL_ROLE_CLIENT) {
+			tl_order_weak();
 			return end;
+		}
 		tl_unix_pauses();
 	}
 	return NULL;

@@ -146,7 +146,7 @@ static __always_inline struct tl_unix *tl_unix_make(struct sock *sk, __u8 role)
 	}
 	end->flow.endpoints.socket = bpf_get_socket_cookie(sk);
 	end->flow.exchange.flags = TL_EXCHANGE_UNIX;
-	asm volatile("" ::: "memory");
+	tl_order();
 	end->flow.role = role;
 	return end;
 }

@@ -30,34 +30,20 @@ enum tl_transfer {
 	TL_TRANSFER_MESSAGE,
 };
 
-static __always_inline enum tl_transfer tl_transfer_of(__u64 number)
+static __always_inline enum tl_transfer tl_transfer_of(__s64 number)
 {
 	switch (number) {
-#if defined(__TARGET_ARCH_x86)
-	case 0: /* read */
-	case 1: /* write */
-	case 44: /* sendto */
-	case 45: /* recvfrom */
+	case TL_NR_READ:
+	case TL_NR_WRITE:
+	case TL_NR_SENDTO:
+	case TL_NR_RECVFROM:
 		return TL_TRANSFER_BUFFER;
-	case 19: /* readv */
-	case 20: /* writev */
+	case TL_NR_READV:
+	case TL_NR_WRITEV:
 		return TL_TRANSFER_VECTOR;
-	case 46: /* sendmsg */
-	case 47: /* recvmsg */
+	case TL_NR_SENDMSG:
+	case TL_NR_RECVMSG:
 		return TL_TRANSFER_MESSAGE;
-#elif defined(__TARGET_ARCH_arm64)
-	case 63: /* read */
-	case 64: /* write */
-	case 206: /* sendto */
-	case 207: /* recvfrom */
-		return TL_TRANSFER_BUFFER;
-	case 65: /* readv */
-	case 66: /* writev */
-		return TL_TRANSFER_VECTOR;
-	case 211: /* sendmsg */
-	case 212: /* recvmsg */
-		return TL_TRANSFER_MESSAGE;
-#endif
 	}
 	return TL_TRANSFER_UNKNOWN;
 }
@@ -65,22 +51,18 @@ static __always_inline enum tl_transfer tl_transfer_of(__u64 number)
 /* Finds the buffers of the system call. False: they are not known. */
 static __always_inline bool tl_read_buffers(struct tl_buffers *buffers)
 {
-	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	struct tl_syscall call = {};
 	struct tl_vector vectors;
 	enum tl_transfer transfer;
 
-#if defined(__TARGET_ARCH_x86)
 	/* the arguments of 32-bit programs are in other registers */
-	if (tl_is_compat())
+	if (!tl_read_syscall(&call))
 		return false;
-	transfer = tl_transfer_of(regs->orig_ax);
-#elif defined(__TARGET_ARCH_arm64)
-	transfer = tl_transfer_of(regs->syscallno);
-#endif
+	transfer = tl_transfer_of(call.number);
 	if (transfer == TL_TRANSFER_UNKNOWN)
 		return false;
-	buffers->at = PT_REGS_PARM2_SYSCALL(regs);
-	buffers->length = PT_REGS_PARM3_SYSCALL(regs);
+	buffers->at = call.second;
+	buffers->length = call.third;
 	buffers->vector = transfer != TL_TRANSFER_BUFFER;
 	if (transfer == TL_TRANSFER_MESSAGE) {
 		if (bpf_probe_read_user(&vectors, sizeof(vectors),

@@ -124,7 +124,7 @@ static __always_inline void tl_job_begins(struct tl_job *job)
 	job->began_ns = bpf_ktime_get_ns();
 	/* it lasts longer than a request: see tl_take_parent() */
 	request->start_ns = job->began_ns + TL_JOB_NS - TL_AGE_MAX_NS;
-	asm volatile("" ::: "memory");
+	tl_order();
 	*(volatile __u64 *)request->span_id = key;
 	job->request = key;
 	tl_count(TL_JOBS_BEGUN);

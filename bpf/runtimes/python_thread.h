@@ -37,7 +37,7 @@ static __always_inline const struct tl_python_binary *tl_py_binary(__u32 index)
 /* The PyThreadState of the current thread; 0 where it has none, or where that cannot be read. */
 static __always_inline __u64 tl_py_thread_state(const struct tl_python_binary *binary, __u64 base)
 {
-	__u64 thread = tl_thread_pointer(), state;
+	__u64 thread = tl_thread_pointer() - binary->pthread_at, state;
 	__u64 key = tl_user_word(base + binary->runtime_at + binary->key_at);
 
 	/* Py_tss_t: whether the key was made, an int, and the key */

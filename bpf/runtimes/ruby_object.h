@@ -109,8 +109,8 @@ __noinline __u64 tl_ruby_context(__u64 place)
 	__u32 i;
 
 	asm volatile("" ::"r"(place));
-	/* struct pthread has its own address, and that of a table with 16 bytes for each module */
-	block = tl_user_word(tl_user_word(tl_thread_pointer() + 8) + (place >> 48) * 16);
+	/* the table has 16 bytes for each module */
+	block = tl_user_word(tl_user_word(tl_thread_pointer() + TL_DTV_AT) + (place >> 48) * 16);
 	for (i = 0; i < 3; i++) {
 		context = tl_user_word(block + (place & 0xffff));
 		if (context && tl_ruby_is_context(context))

@@ -92,7 +92,7 @@ static __always_inline void tl_begin_unparsed(struct tl_exchange *exchange)
 	if (!request)
 		return;
 	request->start_ns = bpf_ktime_get_ns() | TL_UNPARSED;
-	asm volatile("" ::: "memory");
+	tl_order();
 	*(volatile __u64 *)request->span_id = key;
 	exchange->flags |= TL_EXCHANGE_READ;
 	exchange->request = key;
@@ -116,8 +116,9 @@ static __always_inline void tl_keep_request(struct tl_exchange *exchange, struct
 	if (text->tracestate_len)
 		tl_keep_tracestate(text, request, key);
 	/* written last: see tl_is_request() and TL_UNPARSED */
-	asm volatile("" ::: "memory");
+	tl_order();
 	*(volatile __u64 *)&request->start_ns = exchange->start_ns;
+	tl_order_weak();
 	*(volatile __u64 *)request->span_id = key;
 }
 

@@ -52,7 +52,7 @@ static __always_inline bool tl_was_answered(__u64 key)
 /* Does the element still hold the request `key`? To be checked after reading from it. */
 static __always_inline bool tl_is_request(const struct tl_request *request, __u64 key)
 {
-	asm volatile("" ::: "memory");
+	tl_order();
 	return *(const volatile __u64 *)request->span_id == key;
 }
 
@@ -90,7 +90,7 @@ __noinline int tl_is_unanswered(__u64 key)
 	if (!request || tl_has_written(request))
 		return false;
 	/* read last: the socket says that bytes have left after the program has seen them */
-	asm volatile("" ::: "memory");
+	tl_order();
 	return *(const volatile __u64 *)&request->answering != key && tl_is_request(request, key);
 }
 
@@ -243,6 +243,7 @@ static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_pa
 	if (!request)
 		return TL_ROOT_PARENT_ENDED;
 	start = *(const volatile __u64 *)&request->start_ns;
+	tl_order_weak();
 	if (start & TL_UNPARSED)
 		return tl_is_request(request, key) ? TL_ROOT_NOT_PARSED : TL_ROOT_PARENT_ENDED;
 	/* a job starts in the future */
@@ -276,7 +277,7 @@ static __always_inline void tl_keep_tracestate(struct tl_text *text, struct tl_r
 		return;
 	}
 	__builtin_memcpy(state->text, text->tracestate, TL_TRACESTATE_MAX);
-	asm volatile("" ::: "memory");
+	tl_order();
 	state->request = key;
 	request->tracestate_len = text->tracestate_len;
 }
@@ -296,7 +297,7 @@ static __always_inline void tl_inherit_tracestate(struct tl_text *text,
 	if (!state)
 		return;
 	__builtin_memcpy(text->tracestate, state->text, TL_TRACESTATE_MAX);
-	asm volatile("" ::: "memory");
+	tl_order();
 	/* the element may hold another request's by now */
 	if (*(volatile __u64 *)&state->request == key)
 		text->tracestate_len = parent->tracestate_len;

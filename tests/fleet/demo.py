@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.fixtures.receiver import Receiver
 from tests.fixtures.spans import Span, by_trace
-from tests.fleet import joined, network, playbook, shop, tree, waterfall
+from tests.fleet import joined, network, playbook, releases, shop, tree, waterfall
 from tests.fleet.hosts import Fleet, fleet
 from tests.fleet.joined import Request
 from tests.fleet.playbook import REPOSITORY, PlaybookError
@@ -58,13 +58,10 @@ def step(title: str) -> Iterator[None]:
 
 def bundle() -> Path:
     """The newest bundle in dist/. Raises DemoError when there is none."""
-    found = sorted(
-        (REPOSITORY / "dist").glob("throughline-*-linux-*.tar.gz"),
-        key=lambda file: file.stat().st_mtime,
-    )
-    if not found:
-        raise DemoError("there is no agent bundle in dist/: run make bundle")
-    return found[-1]
+    try:
+        return releases.newest()
+    except FileNotFoundError as error:
+        raise DemoError(str(error)) from error
 
 
 def counters(running: Fleet) -> Iterator[str]:

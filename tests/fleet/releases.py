@@ -17,6 +17,7 @@ import gzip
 import hashlib
 import io
 import json
+import platform
 import struct
 import sys
 import tarfile
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DIST = Path(__file__).resolve().parents[2] / "dist"
-PATTERN = "throughline-*-linux-*.tar.gz"
+PATTERN = f"throughline-*-linux-{platform.machine()}.tar.gz"  # of hosts on this machine
 MANIFEST = "MANIFEST.json"
 UNIT = "systemd/throughline.service"
 START = "lib/start.py"

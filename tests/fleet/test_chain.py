@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.waiting import until
-from tests.fleet import playbook, shop
+from tests.fleet import playbook, releases, shop
 from tests.fleet.joined import Request
 from tests.fleet.rollout import Shop, answers, load, rolled_out, wait_healthy
 
-BUNDLES = sorted((playbook.REPOSITORY / "dist").glob("throughline-*-linux-*.tar.gz"))
+BUNDLES = sorted(releases.DIST.glob(releases.PATTERN))
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="fleet hosts need root"),
@@ -30,8 +30,7 @@ NAME = "chain"
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A copy of the bundle: a build during the tests does not change it."""
-    newest = max(BUNDLES, key=lambda bundle: bundle.stat().st_mtime)
-    bundle = Path(shutil.copy(newest, tmp_path_factory.mktemp("dist")))
+    bundle = Path(shutil.copy(releases.newest(), tmp_path_factory.mktemp("dist")))
     with rolled_out(NAME, bundle) as rolled:
         yield rolled
 

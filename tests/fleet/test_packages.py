@@ -18,6 +18,7 @@ from tests.fleet.hosts import Fleet
 from tests.fleet.playbook import PlaybookError
 
 pytestmark = [
+    pytest.mark.timeout(900),  # where others use the processors, too
     pytest.mark.skipif(os.geteuid() != 0, reason="fleet hosts need root"),
     pytest.mark.skipif(
         not sorted(releases.DIST.glob(releases.PATTERN)),

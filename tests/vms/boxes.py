@@ -19,7 +19,8 @@ from pathlib import Path
 
 from tests.fixtures import archive, cache
 from tests.fleet import root as fleet_root
-from tests.vms import debs, kernels
+from tests.vms import architecture, debs, kernels
+from tests.vms.architecture import ARCHITECTURES
 
 DISK_GIB = 6
 # Vagrant's public key, whose private half everyone has: the VMs are reached from this machine only.
@@ -41,6 +42,7 @@ PACKAGES = (
     "ca-certificates",
     "procps",
     "kmod",
+    "busybox-static",  # of the initrd
     # what the tests run there
     "bpftool",
     "curl",
@@ -119,6 +121,7 @@ class Recipe:
     lines: tuple[str, ...]
     excluded: tuple[str, ...] = fleet_root.EXCLUDED
     bcc: str = ""  # the kernel line that the box can install BCC and headers for, without a network
+    arch: str = architecture.NATIVE
 
 
 RECIPES = {
@@ -135,13 +138,19 @@ RECIPES = {
             ("trixie", "trixie-updates", "trixie-security", "trixie-backports"),
             ("6.12", "newest"),
         ),
+        Recipe(
+            "trixie-aarch64",
+            ("trixie", "trixie-updates", "trixie-security"),
+            ("6.12",),
+            arch="aarch64",
+        ),
     )
 }
 
 
 def recipe_hash(recipe: Recipe) -> str:
     """Twelve hex digits that change when the recipe, or the code that follows it, does."""
-    modules = (sys.modules[__name__], archive, debs, kernels)
+    modules = (sys.modules[__name__], architecture, archive, debs, kernels)
     text = "\0".join([repr(recipe), *(inspect.getsource(module) for module in modules)])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -165,6 +174,7 @@ def _bootstrap(recipe: Recipe, root: Path) -> None:
             "--variant=minbase",
             "--mode=root",
             "--skip=cleanup/apt",
+            f"--architectures={ARCHITECTURES[recipe.arch].debian}",
             f"--include={','.join(PACKAGES)}",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.excluded),
             '--aptopt=Acquire::Retries "3"',
@@ -251,11 +261,12 @@ def _build(recipe: Recipe, box: Path) -> None:
     _bootstrap(recipe, root)
     _customize(root)
     for line in recipe.lines:
-        release = kernels.install(root, line)
+        release = kernels.install(root, line, debian=ARCHITECTURES[recipe.arch].debian)
         cache.say(f"{recipe.name}: kernel {line} is {release}")
         modules = root / "usr/lib/modules" / release
         shutil.copy(root / "boot" / f"vmlinuz-{release}", box)
-        kernels.write_initrd(box / f"initrd-{release}", modules=modules)
+        busybox = root / "usr/bin/busybox"
+        kernels.write_initrd(box / f"initrd-{release}", modules=modules, busybox=busybox)
         (box / line).symlink_to(release)
     if recipe.bcc:
         release = str((box / recipe.bcc).readlink())
@@ -275,4 +286,6 @@ def build(name: str) -> Path:
 
     Raises CalledProcessError when a step fails, FileNotFoundError for a program that is missing.
     """
-    return cache.make(path(name), lambda box: _build(RECIPES[name], box))
+    recipe = RECIPES[name]
+    with architecture.programs_run(recipe.arch):
+        return cache.make(path(name), lambda box: _build(recipe, box))

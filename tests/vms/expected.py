@@ -41,6 +41,7 @@ class Platform:
     allow_sys_admin: bool = False
     asks: tuple[str, ...] = ("go_write",)
     silent: bool = False
+    arch: str = "amd64"
 
     @property
     def wanted(self) -> list[str]:

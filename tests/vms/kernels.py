@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-META = "linux-image-cloud-amd64"
+META = "linux-image-cloud-{}"
 # The packages of one kernel: before and after Debian split the image into parts.
 PARTS = re.compile(r"linux-(image|binary|modules)-\d[^,\s]*")
 BUSYBOX = Path("/bin/busybox")
@@ -68,13 +68,14 @@ def _stanzas(text: str) -> Iterator[dict[str, str]]:
         yield dict(re.findall(r"^([\w-]+): (.*)$", stanza, re.MULTILINE))
 
 
-def _image(archive: Archive, line: str) -> str:
+def _image(archive: Archive, line: str, debian: str) -> str:
     """The package with the latest kernel of a release line, `6.1`, or `newest` of all."""
-    found = list(_stanzas(_ask(archive, "apt-cache", "show", META)))
+    meta = META.format(debian)
+    found = list(_stanzas(_ask(archive, "apt-cache", "show", meta)))
     if line != "newest":
         found = [one for one in found if one["Version"].startswith(f"{line}.")]
     if not found:
-        raise LookupError(f"the archive has no {META} {line}")
+        raise LookupError(f"the archive has no {meta} {line}")
     latest = max(found, key=lambda one: _version(one["Version"]))
     return next(word for word in latest["Depends"].split() if PARTS.fullmatch(word))
 
@@ -92,14 +93,14 @@ def _parts(archive: Archive, image: str) -> list[str]:
     return parts
 
 
-def install(root: Path, line: str, *, archive: Archive | None = None) -> str:
+def install(root: Path, line: str, *, archive: Archive | None = None, debian: str = "amd64") -> str:
     """Puts a kernel and its modules into the root and returns its release, `6.1.0-50-cloud-amd64`.
 
     They come from the root's own apt where no other is given. Unpacked rather than installed: the
     packages' scripts would only make a slower initrd.
     """
     archive = archive or Archive(("chroot", str(root)), root)
-    image = _image(archive, line)
+    image = _image(archive, line, debian)
     release = image.removeprefix("linux-image-")
     downloads = root / "var/tmp" / release
     downloads.mkdir(parents=True)
@@ -172,7 +173,12 @@ def _entry(archive: gzip.GzipFile, name: str, *, mode: int, content: bytes = b""
 
 
 def write_initrd(
-    file: Path, *, modules: Path, wanted: Sequence[str] = WANTED, init: str = INIT
+    file: Path,
+    *,
+    modules: Path,
+    wanted: Sequence[str] = WANTED,
+    init: str = INIT,
+    busybox: Path = BUSYBOX,
 ) -> None:
     """Writes the initrd for the kernel whose modules are in `modules` (…/lib/modules/RELEASE)."""
     order = _module_files(modules, wanted)
@@ -181,7 +187,7 @@ def write_initrd(
             _entry(archive, folder, mode=stat.S_IFDIR | 0o755)
         executable = stat.S_IFREG | 0o755
         _entry(archive, "init", mode=executable, content=init.encode())
-        _entry(archive, "bin/busybox", mode=executable, content=BUSYBOX.read_bytes())
+        _entry(archive, "bin/busybox", mode=executable, content=busybox.read_bytes())
         names = [f"{_name(one)}.ko" for one in order]
         for name, one in zip(names, order, strict=True):
             content = _uncompressed(modules / one)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.fixtures import cache
-from tests.vms import boxes
+from tests.vms import architecture, boxes
 
 DEVICE = Path("/dev/kvm")
 SECONDS = 10.0  # a kernel says who it is in the first second
@@ -48,6 +48,9 @@ def _boots(kernel: Path, initrd: Path) -> bool:
 
 def usable(box: str) -> tuple[bool, str]:
     """Whether KVM works, and why not. The answer is kept until the machine boots again."""
+    arch = boxes.RECIPES[box].arch
+    if arch != architecture.NATIVE:
+        return False, f"the machine is of another architecture than {arch}"
     if not DEVICE.exists():
         return False, f"there is no {DEVICE}"
     kept = cache.directory() / "boxes/kvm"

@@ -287,10 +287,10 @@ def _run_all(chosen: Sequence[tuple[Platform, str]], *, at_once: int) -> list[st
     return failed
 
 
-def _bundle() -> Path | None:
-    """The bundle that prepare.yml takes: the newest in `$THROUGHLINE_DIST`, else in dist/."""
+def _bundle(arch: str) -> Path | None:
+    """The bundle that the roles take: the newest in `$THROUGHLINE_DIST`, else in dist/."""
     folder = Path(os.environ.get("THROUGHLINE_DIST") or REPOSITORY / "dist")
-    found = sorted(folder.glob("throughline-*.tar.gz"), key=os.path.getmtime)
+    found = sorted(folder.glob(f"throughline-*-linux-{arch}.tar.gz"), key=os.path.getmtime)
     return found[-1] if found else None
 
 
@@ -298,7 +298,7 @@ def _matrix(only: str, *, force: bool) -> int:
     table = platforms.load()
     chosen = []
     for platform in choose(only, table):
-        digest = inputs(platform, bundle=_bundle())
+        digest = inputs(platform, bundle=_bundle(platform.arch))
         if done(platform.name, digest) and not force:
             say(f"{platform.name}: passed already, and nothing has changed (FORCE=1 runs it again)")
         else:

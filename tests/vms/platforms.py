@@ -10,15 +10,15 @@ from typing import Any
 import yaml
 
 from tests.vms import boxes, expected, nobtf
+from tests.vms.architecture import ARCHITECTURES, Architecture
 
 FILE = Path(__file__).with_name("platforms.yml")
 STATE = Path("/run/throughline-vms")
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}")
 
-# What every platform gets. The first two words put the console where it is kept; the others leave
-# out what is slow under emulation and changes nothing that is tested here.
+# What every platform gets, besides the console. It leaves out what is slow under emulation and
+# changes nothing that is tested here.
 WORDS = (
-    "console=ttyS0",
     "panic=-1",
     "net.ifnames=0",
     "mitigations=off",
@@ -47,7 +47,18 @@ class Platform:
     @property
     def command_line(self) -> str:
         """The kernel's command line."""
-        return " ".join([*WORDS, f"systemd.hostname={self.hostname}", *self.words.split()])
+        console = f"console={self.architecture.console}"
+        words = [console, *WORDS, f"systemd.hostname={self.hostname}", *self.words.split()]
+        return " ".join(words)
+
+    @property
+    def arch(self) -> str:
+        """The kernel's name for the processor's architecture."""
+        return boxes.RECIPES[self.box].arch
+
+    @property
+    def architecture(self) -> Architecture:
+        return ARCHITECTURES[self.arch]
 
     @property
     def state(self) -> Path:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 14
+    ABI_VERSION = 15
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
@@ -561,9 +561,10 @@ class PythonBinary(NamedTuple):
     thread_id_at: int
     context_at: int
     specific_at: int
+    pthread_at: int
 
 
-PYTHON_BINARY = Struct("<2Q5H6x")
+PYTHON_BINARY = Struct("<2Q6H4x")
 
 
 class ProxyBinary(NamedTuple):

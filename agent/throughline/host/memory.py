@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 
 _WORD, _HALF = struct.Struct("<Q"), struct.Struct("<i")
-_MAX_ADDRESS = (1 << 47) - 1
+_MAX_ADDRESS = (1 << 48) - 1  # of arm64; x86-64 has half of that
 _NAME_BYTES = 64
 
 

@@ -59,6 +59,10 @@ class Binaries(Generic[Known]):
         self._known[index] = known
         return Found(tuple(replace(site, cookie=index) for site in sites))
 
+    def tell(self, index: int, packed: bytes) -> None:
+        """From now on the programs read this of a file."""
+        maps.update(self._table, maps.U32.pack(index), packed)
+
     def of(self, probed: Probed) -> Known:
         """What is known of a file that is probed."""
         return self._known[probed.sites[0].cookie]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-OBJECTS = Path(__file__).parents[3] / "build" / "bpf"
+BUILD = Path(__file__).parents[3] / "build"
 MAX_STACK_BYTES = 512  # MAX_BPF_STACK
 # Each frame is rounded up to this: check_max_stack_depth() in kernel/bpf/verifier.c. Linux 6.9 and
 # later round up less where there is a JIT.
@@ -30,6 +30,7 @@ def disassembled(path: Path) -> dict[str, tuple[int, frozenset[str]]]:
     frames: dict[str, int] = {}
     calls: dict[str, list[tuple[str, int] | str]] = {}  # by place, where there is no name
     places: dict[tuple[str, int], str] = {}  # section, number of the instruction -> function
+    pointers: set[str] = set()  # registers that hold the end of the stack, r10
     section = name = ""
     distance = 0  # of the last call, in instructions
     for line in run.stdout.splitlines():
@@ -48,10 +49,13 @@ def disassembled(path: Path) -> dict[str, tuple[int, frozenset[str]]]:
             calls[name].append((section, int(found[1]) + 1 + distance))
         for used in re.findall(r"r10 - (0x[0-9a-f]+|\d+)", line):
             frames[name] = max(frames[name], int(used, 0))
-        if found := re.search(r"r\d+ \+= -(0x[0-9a-f]+|\d+)", line):  # behind: rN = r10
-            used_bytes = int(found[1], 0)
-            if used_bytes <= MAX_STACK_BYTES:
-                frames[name] = max(frames[name], used_bytes)
+        if found := re.search(r"\b(r\d+) = r10$", line):
+            pointers.add(found[1])
+        elif found := re.search(r"\b(r\d+) \+= -(0x[0-9a-f]+|\d+)", line):
+            if found[1] in pointers:
+                frames[name] = max(frames[name], int(found[2], 0))
+        elif found := re.search(r"\b[rw](\d+) = ", line):
+            pointers.discard(f"r{found[1]}")
     return {
         name: (
             frames[name],
@@ -73,11 +77,11 @@ def deepest(path: Path, name: str) -> tuple[int, tuple[str, ...]]:
 
 
 def objects() -> list[Path]:
-    return sorted(OBJECTS.glob("*.bpf.o"))
+    return sorted(BUILD.glob("bpf-*/*.bpf.o"))
 
 
 @pytest.mark.skipif(shutil.which("llvm-objdump") is None, reason="llvm-objdump is not installed")
-@pytest.mark.parametrize("path", objects(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", objects(), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_chains_of_calls_fit_the_stack(path: Path) -> None:
     functions = disassembled(path)
     assert functions

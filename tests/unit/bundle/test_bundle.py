@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -18,6 +19,9 @@ from tests.fixtures.paths import CHECKOUT
 
 REPOSITORY = CHECKOUT
 MAX_BYTES = 25_000_000
+MACHINES = {"x86_64": 62, "aarch64": 183}  # e_machine of ELF files (elf(5))
+ARCHITECTURES = list(MACHINES)
+EM_BPF = 247
 
 IMPORTS = """
 import sys
@@ -68,13 +72,19 @@ def sha256(path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Path:
-    """The bundle of this tree; built now unless `make bundle` has just done so."""
+def bundles() -> dict[str, Path]:
+    """The bundles of this tree by architecture; built now unless `make bundle` has just done so."""
     built = run("make", "-C", REPOSITORY, "bundle")
     assert built.returncode == 0, built.stdout + built.stderr
-    match = re.search(r"^bundle: (dist/\S+)", built.stdout, re.MULTILINE)
-    assert match, built.stdout
-    return REPOSITORY / match[1]
+    found = re.findall(r"^bundle: (dist/\S+-linux-(\w+)\.tar\.gz)", built.stdout, re.MULTILINE)
+    assert [arch for _, arch in found] == ARCHITECTURES, built.stdout
+    return {arch: REPOSITORY / name for name, arch in found}
+
+
+@pytest.fixture(scope="module")
+def bundle(bundles: dict[str, Path]) -> Path:
+    """The one for this machine."""
+    return bundles[platform.machine()]
 
 
 @pytest.fixture
@@ -90,12 +100,24 @@ def unpack(release: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return run(release / "bin/python", release / "unpack.py", *options)
 
 
-def test_size(bundle: Path) -> None:
-    assert bundle.stat().st_size <= MAX_BYTES
+def test_size(bundles: dict[str, Path]) -> None:
+    assert max(bundle.stat().st_size for bundle in bundles.values()) <= MAX_BYTES
 
 
-def test_archive_says_nothing_about_where_and_when_it_was_built(bundle: Path) -> None:
-    with tarfile.open(bundle) as archive:
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_machine_code_is_of_the_architecture(bundles: dict[str, Path], arch: str) -> None:
+    with tarfile.open(bundles[arch]) as archive:
+        members = (archive.extractfile(member) for member in archive if member.isfile())
+        heads = [reader.read(20) for reader in members if reader]
+    machines = {head[18:20] for head in heads if head.startswith(b"\x7fELF")}
+    assert machines == {MACHINES[arch].to_bytes(2, "little"), EM_BPF.to_bytes(2, "little")}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_archive_says_nothing_about_where_and_when_it_was_built(
+    bundles: dict[str, Path], arch: str
+) -> None:
+    with tarfile.open(bundles[arch]) as archive:
         members = archive.getmembers()
         content = b"".join(
             reader.read() for member in members if (reader := archive.extractfile(member))
@@ -115,7 +137,7 @@ def test_manifest_lists_every_file(release: Path) -> None:
     files = {str(p.relative_to(release)): sha256(p) for p in release.rglob("*") if p.is_file()}
     del files["MANIFEST.json"]
     assert manifest["files"] == files
-    assert manifest["arch"] == "x86_64"
+    assert manifest["arch"] == platform.machine()
     assert manifest["python"] == [3, 13]
     objects = {path.stem for path in (REPOSITORY / "bpf").glob("*/*.bpf.c")}
     objects |= {f"{name}-legacy.bpf" for name in ("observe", "headers", "packets", "tls")}
@@ -132,7 +154,7 @@ def test_two_builds_in_different_folders_are_equal(bundle: Path, tmp_path: Path)
     for name in ("Makefile", "LICENSE", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, other / name)
     (other / "build").mkdir()
-    for name in ("wheels", "debian"):
+    for name in (f"wheels-{platform.machine()}", "debian"):
         (other / "build" / name).symlink_to(REPOSITORY / "build" / name)
     built = run("make", "-C", other, f"dist/{bundle.name}", seconds=840)
     assert built.returncode == 0, built.stdout + built.stderr

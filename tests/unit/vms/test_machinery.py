@@ -64,7 +64,8 @@ def test_the_matrix_has_every_kernel_and_every_mode() -> None:
 def test_command_line(name: str) -> None:
     platform = PLATFORMS[name]
     words = platform.command_line.split()
-    assert words[0] == "console=ttyS0"
+    serial = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}[platform.arch]
+    assert words[0] == f"console={serial}"
     assert f"systemd.hostname={name.replace('.', '-')}" in words
     assert platform.words.split() == words[len(words) - len(platform.words.split()) :]
     lockdown = [word.partition("=")[2] for word in words if word.startswith("lockdown=")]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from throughline.elf.elf import Elf
-from throughline.probes.arch import x86_64
+from throughline.probes.arch import aarch64, x86_64
 from throughline.probes.arch.place import Place
 
 __all__ = ["Architecture", "Place", "here", "open_elf"]
@@ -37,6 +37,14 @@ class Architecture(Protocol):
     def PROBE_SYSCALLS(self) -> tuple[int, ...]:  # noqa: N802
         """The system calls by which probes enter the kernel, on kernels that have such."""
 
+    @property
+    def SPECIFIC_AT(self) -> int:  # noqa: N802
+        """glibc's struct pthread.specific_1stblock (thread-specific data), since glibc 2.10."""
+
+    @property
+    def PTHREAD_AT(self) -> int | None:  # noqa: N802
+        """How far struct pthread begins before the thread pointer; None: each glibc says so."""
+
     def c_place(self, code: bytes) -> Place:
         """Where to probe a C function that begins with this code."""
 
@@ -58,7 +66,7 @@ class Architecture(Protocol):
         """
 
 
-_MODULES: Mapping[str, Architecture] = {"x86_64": x86_64}
+_MODULES: Mapping[str, Architecture] = {"aarch64": aarch64, "x86_64": x86_64}
 
 
 def here() -> Architecture:

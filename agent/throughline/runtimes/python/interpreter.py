@@ -24,7 +24,6 @@ _NEW_IN = (("PyModule_AddObjectRef", 10), ("PyObject_CallNoArgs", 9))
 _DEALLOC_AT = 48  # PyTypeObject.tp_dealloc
 # Of PyTypeObject. In builds without the GIL ("free threading") objects have a larger head.
 _TYPE_SIZES = (408, 416)
-_SPECIFIC_AT = 0x310  # struct pthread.specific_1stblock of glibc 2.10 and later on x86-64
 _DT_RELA, _DT_RELASZ, _DT_RELACOUNT = 7, 8, 0x6FFFFFF9
 _RELOCATION = struct.Struct("<QQq")
 _MAX_RELOCATIONS = 1 << 20
@@ -62,6 +61,11 @@ class Interpreter:
     sites: tuple[Site, ...]  # without cookies
     packed: bytes  # struct tl_python_binary
 
+    def beside(self, pthread_at: int) -> bytes:
+        """`packed` for processes whose C library has struct pthread there."""
+        fields = abi.PythonBinary(*abi.PYTHON_BINARY.unpack(self.packed))
+        return abi.PYTHON_BINARY.pack(*fields._replace(pthread_at=pthread_at))
+
 
 def find(file: int) -> Interpreter | None:
     """CPython in an open file; None where there is none.
@@ -97,7 +101,8 @@ def find(file: int) -> Interpreter | None:
         layout.current,
         layout.thread_id,
         layout.context,
-        _SPECIFIC_AT,
+        arch.here().SPECIFIC_AT,
+        arch.here().PTHREAD_AT or 0,
     )
     return Interpreter(version, (*copies, *frees), packed)
 

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from throughline.bpf import abi, libbpf
 from throughline.bpf.runtimes import Runtimes
+from throughline.elf.elf import MalformedError
+from throughline.probes import arch
 from throughline.probes.provider import Answer, Found, Probed
 from throughline.probes.site import Site
 from throughline.runtimes.binaries import KEY_BYTES, Binaries, FullError
-from throughline.runtimes.python import greenlets, interpreter
+from throughline.runtimes.python import clibrary, greenlets, interpreter
 from throughline.runtimes.python.workers import Workers
 from throughline.steps import Turns
 
@@ -41,6 +43,9 @@ class PythonProvider:
         """`without`: programs that this kernel refuses."""
         self.failures: Counter[str] = Counter()
         self._without = frozenset(without)
+        self._proc = proc
+        # by index: where the programs still have to be told about the C library
+        self._waiting: dict[int, interpreter.Interpreter] = {}
         runtimes = Runtimes(loaded.map_fd("tl_runtimes"))
         self._workers = Workers(runtimes, self.failures, proc)
         _forget(runtimes)
@@ -65,7 +70,10 @@ class PythonProvider:
             log.warning("the tasks of a Python program are not followed: %s", error)
             return Answer.NOT_MINE
         if found is not None:
-            return self._found(found.sites, found.packed, found.version)
+            answer = self._found(found.sites, found.packed, found.version)
+            if isinstance(answer, Found) and arch.here().PTHREAD_AT is None:
+                self._waiting[answer.sites[0].cookie] = found
+            return answer
         sites = () if self._without & _GREENLETS else greenlets.find(file)
         return self._found(sites, greenlets.PACKED, _GREENLET) if sites else Answer.NOT_MINE
 
@@ -84,7 +92,26 @@ class PythonProvider:
             if file.sites and not file.refused:
                 of = switching if self._binaries.of(file) == _GREENLET else pythons
                 of.append(file)
+        for file in pythons:
+            if file.processes and file.sites[0].cookie in self._waiting:
+                self._learn(file)
         yield from self._workers.tick(pythons, switching)
+
+    def _learn(self, file: Probed) -> None:
+        """The C library of the file's first process is taken for that of all."""
+        index, pid = file.sites[0].cookie, file.processes[0].pid
+        try:
+            size = clibrary.pthread_bytes(pid, proc=self._proc)
+        except (OSError, MalformedError):
+            if (self._proc / str(pid)).exists():  # else it has ended
+                self.failures["process_unreadable"] += 1
+            return
+        found = self._waiting.pop(index)
+        if size is None:
+            self.failures["unsupported"] += 1
+            log.warning("the tasks of Python %s are not followed: its C library", found.version)
+        else:
+            self._binaries.tell(index, found.beside(size))
 
     def describe(self, found: Probed) -> Mapping[str, str]:
         """The version of Python."""
@@ -92,6 +119,7 @@ class PythonProvider:
 
     def leaving(self, sites: Sequence[Site]) -> None:
         """From now on nothing is known of the contexts of its processes."""
+        self._waiting.pop(sites[0].cookie, None)
         self._binaries.remove(sites)
 
     def close(self) -> None:
