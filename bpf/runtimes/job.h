@@ -3,7 +3,7 @@
  * runtimes/job.h - the job that a process of Celery or RQ works at: its calls are one trace.
  *
  * A job is no request: nothing on the host says which request has queued it. It is an entry of
- * tl_requests without a connection, and with a span of its own (docs/decisions/0026-jobs.md). The
+ * tl_requests without a connection, and with a span of its own (docs/decisions/0027-jobs.md). The
  * agent tells which processes are workers (tl_runtime.jobs). Their children say when a job begins:
  *
  *   Celery  a child of the pool reads each job from a pipe that its parent has made: 4 bytes that
