@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ LEFT = (
     " /run/throughline* 2>/dev/null; cat /etc/passwd /etc/group"
 )
 RUNNING = "cat /proc/mounts; ls -d /sys/fs/cgroup/throughline.slice 2>/dev/null; true"
+CONFIG = "/etc/throughline/config.yaml"
 PID = "systemctl show --property=MainPID --value throughline"
 VERSION = f'{shop.AGENT} status --json | grep -o \'"version": "[^"]*"\''
 
@@ -92,7 +94,13 @@ def test_the_deb_is_all_that_a_host_needs(fleet: Fleet, bundle: Path, tmp_path: 
         assert len(calls) == COUNT
         pid = fleet.run(host, PID).stdout
         newer = releases.make(bundle, tmp_path, version="0.2.0")
-        install(fleet, make_deb(newer, tmp_path))
+        fleet.run(host, f"cp -p {CONFIG} /tmp/kept; echo 'nonsense: 7' >>{CONFIG}")
+        with pytest.raises(AssertionError, match="a configuration that the new version refuses"):
+            install(fleet, make_deb(newer, tmp_path))
+        assert fleet.run(host, PID).stdout == pid
+        running_release = hashlib.sha256(bundle.read_bytes()).hexdigest()
+        assert running_release in fleet.run(host, f"cat /proc/{pid.strip()}/cmdline").stdout
+        fleet.run(host, f"mv /tmp/kept {CONFIG}; dpkg --configure throughline")
         until(
             lambda: fleet.run(host, VERSION, check=False).stdout,
             enough=lambda said: "0.2.0" in said,
@@ -109,6 +117,11 @@ def test_the_deb_is_all_that_a_host_needs(fleet: Fleet, bundle: Path, tmp_path: 
     fleet.run(host, "dpkg --remove throughline")
     kept = fleet.run(host, "ls -A /opt; find /etc/throughline -type f; id throughline", check=False)
     assert kept.stdout == "/etc/throughline/config.yaml\n"
+    owners = "stat -c '%U %G' /etc/throughline /etc/throughline/config.yaml"
+    assert fleet.run(host, owners).stdout == "root root\nroot root\n"
+    with pytest.raises(PlaybookError) as raised:
+        playbook.run(fleet, playbook.SITE, quiet=True, throughline_bundle=str(bundle))
+    assert "what apt-get remove has left" in " ".join(raised.value.output.split())
     fleet.run(host, "dpkg --purge throughline")
     assert fleet.run(host, LEFT).stdout == before
     assert fleet.run(host, RUNNING).stdout == running

@@ -13,5 +13,7 @@ fi
 while grep -q ' /run/throughline-bpf ' /proc/self/mounts; do
     umount /run/throughline-bpf || break
 done
-find /opt/throughline/releases/@RELEASE@ -depth -name __pycache__ -exec rm -rf {} +
-rm -f /opt/throughline/releases/@RELEASE@/UNPACKED
+if [ -d /opt/throughline/releases/@RELEASE@ ]; then
+    find /opt/throughline/releases/@RELEASE@ -depth -name __pycache__ -exec rm -rf {} +
+    rm -f /opt/throughline/releases/@RELEASE@/UNPACKED
+fi
