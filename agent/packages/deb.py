@@ -56,6 +56,8 @@ def build(packed: Tree, output: Path, *, summary: str, maintainer: str, level: i
         )
         (debian / "control").write_text(control, encoding="utf-8")
         (debian / "conffiles").write_text(f"/{tree.CONFIG}\n", encoding="utf-8")
+        for path in debian.iterdir():
+            path.chmod(0o644)  # whatever the umask is
         for name, text in SCRIPTS.items():
             script = debian / name
             script.write_text(f"#!/bin/sh\n{text.format(**packed.scripts)}", encoding="utf-8")

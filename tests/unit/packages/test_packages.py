@@ -59,11 +59,15 @@ def test_a_package_has_the_files_of_the_roles_and_the_same_bytes_twice(
     bundle: Path, tmp_path: Path, make: Callable[..., Path], listing: tuple[str, ...]
 ) -> None:
     made = []
-    for name in ("one", "two"):
+    for name, umask in (("one", 0o022), ("two", 0o077)):
         (tmp_path / name).mkdir()
         packed = tree.make(CHECKOUT, bundle)
         texts = {"summary": "the agent", "maintainer": "us <us@throughline.example>"}
-        made.append(make(packed, tmp_path / name, level=1, **texts))
+        before = os.umask(umask)
+        try:
+            made.append(make(packed, tmp_path / name, level=1, **texts))
+        finally:
+            os.umask(before)
     assert made[0].read_bytes() == made[1].read_bytes()
     if listing[0] == "rpm":
         paths = set(run(*listing, made[0]).splitlines())
