@@ -28,7 +28,7 @@ class ActionModule(BundleAction):
         facts = (task_vars or {}).get("ansible_facts", {}).get("throughline_preflight", {})
         try:
             source = find_source(options, facts.get("host", {}).get("arch"))
-        except SourceError as error:
+        except (OSError, SourceError) as error:
             raise AnsibleActionFail(str(error)) from error
         arguments.update(
             bundle=source.name, sha256=source.sha256, url=source.url, run=this_run()["run"]

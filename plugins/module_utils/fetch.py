@@ -7,7 +7,7 @@ import hashlib
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 from ansible.module_utils import urls
 
@@ -21,22 +21,50 @@ class FetchError(Exception):
 
 
 def shown(url):
-    """A URL for people, without a user and password in it."""
+    """A URL for people, without a user, a password and a query, which may be a credential."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=host, query="", fragment="").geturl()
+
+
+def proxy_of(url):
+    """The proxy by which a URL is asked, as its variable has it, or None."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    proxy = getproxies().get(parts.scheme)
+    return None if not proxy or (host and proxy_bypass(host)) else proxy
+
+
+def shown_proxy(proxy):
+    """A proxy for people: its variable need not have a scheme, and a password may have any sign."""
+    scheme = proxy.partition("://")[0] + "://" if "://" in proxy else ""
+    return scheme + proxy.rpartition("@")[2].rpartition("://")[2].partition("/")[0]
 
 
 def way(url):
     """How the URL is asked, for people: with which proxy, if any."""
-    proxy = getproxies().get(urlsplit(url).scheme)
-    return f"{shown(url)} (by the proxy {shown(proxy)})" if proxy else shown(url)
+    proxy = proxy_of(url)
+    return f"{shown(url)} (by the proxy {shown_proxy(proxy)})" if proxy else shown(url)
 
 
-def read(url, limit):
+def said(error, url):
+    """An error for people. Some of urllib's have a part of the URL, or of the proxy's."""
+    text = str(error)
+    for address in (url, proxy_of(url) or ""):
+        login = address.partition("://")[2] or address
+        login = login.rpartition("@")[0] if "@" in login else ""
+        for secret in (login, login.partition(":")[2], urlsplit(address).query):
+            text = text.replace(secret, "***") if secret else text
+    return text
+
+
+def read(url, limit, *, decompress=True):
     """Yields the content at a URL in blocks, as (block, content type). Raises FetchError."""
     try:
         # Asks the proxy that http_proxy, https_proxy and no_proxy name.
-        with urls.open_url(url, timeout=SECONDS, http_agent="throughline") as answer:
+        with urls.open_url(
+            url, timeout=SECONDS, http_agent="throughline", decompress=decompress
+        ) as answer:
             kind, total = answer.headers.get("content-type", "no content type"), 0
             for block in iter(lambda: answer.read(1 << 20), b""):
                 total += len(block)
@@ -48,7 +76,7 @@ def read(url, limit):
                 yield block, kind
     except (OSError, ValueError, HTTPException, urls.ConnectionError) as error:
         raise FetchError(
-            f"Found no answer from {way(url)}: {error}. Required the file."
+            f"Found no answer from {way(url)}: {said(error, url)}. Required the file."
             " Remedy: look at throughline_bundle_url and at the proxy variables."
         ) from error
 
@@ -65,7 +93,8 @@ def fetch(url, path, *, sha256):
     digest, begun = hashlib.sha256(), False
     try:
         with part.open("wb") as file:
-            for block, kind in read(url, MAX_BYTES):
+            # Some servers say that a .tar.gz is a .tar with Content-Encoding: gzip.
+            for block, kind in read(url, MAX_BYTES, decompress=False):
                 if not begun and not block.startswith(GZIP):
                     raise FetchError(
                         f"Found {kind} at {way(url)}, which begins with {block[:20]!r}. Required a"

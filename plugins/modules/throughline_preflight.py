@@ -184,7 +184,7 @@ def main():
             src = str(Path(module.tmpdir) / "bundle.tar.gz")
             try:
                 fetch(module.params["url"], src, sha256=sha256)
-            except FetchError as error:
+            except (FetchError, OSError) as error:
                 src, reason = None, str(error)
         if src:
             verdict.update(try_bundle(verdict, src, sha256=sha256, wanted=wanted, timeout=timeout))

@@ -24,6 +24,7 @@ from ansible_collections.throughline.fleet.plugins.plugin_utils.bundle import ha
 NAME = "throughline-*-linux-{}.tar.gz"
 SUMS = "SHA256SUMS"
 SHA256 = re.compile(r"[0-9a-f]{64}")
+FETCHERS = ("controller", "host")
 OPTIONS = ("bundle", "bundle_url", "bundle_sha256", "bundle_fetched_by", "bundle_keyring")
 
 
@@ -46,13 +47,19 @@ def find_source(options: Mapping[str, Any], architecture: str | None) -> Source:
     url = str(options.get("bundle_url") or "")
     keyring = options.get("bundle_keyring") or None
     wanted = wanted_sha256(options.get("bundle_sha256"), architecture)
+    fetcher = options.get("bundle_fetched_by") or FETCHERS[0]
+    if fetcher not in FETCHERS:
+        raise SourceError(
+            f"Found throughline_bundle_fetched_by {str(fetcher)[:80]!r}, required one of"
+            f" {', '.join(FETCHERS)}. Remedy: correct it."
+        )
     try:
         if url:
             return at_address(
                 url_for(url, architecture),
                 wanted,
                 keyring=keyring,
-                by_host=options.get("bundle_fetched_by") == "host",
+                by_host=fetcher == "host",
             )
         path = find_bundle(Path(options.get("bundle") or ".").expanduser(), architecture)
         found = hash_once(path)

@@ -43,6 +43,8 @@ def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Web]:
             self.send_response(200 if content else 404)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
+            if kind == "application/x-tar":
+                self.send_header("Content-Encoding", "gzip")
             self.end_headers()
             self.wfile.write(content)
 
@@ -116,6 +118,51 @@ def test_a_host_fetches_by_itself_only_where_that_is_wanted(web: Web) -> None:
     assert (found.path, found.url, found.sha256) == (None, web.url(X86), SHA256)
     assert web.asked == []
     refused(says="required its SHA-256", **options)
+
+
+def test_who_fetches_is_one_of_two(tmp_path: Path) -> None:
+    (tmp_path / X86).write_bytes(BUNDLE)
+    refused(says="'hosts', required one", bundle=str(tmp_path), bundle_fetched_by="hosts")
+    assert find(bundle=str(tmp_path), bundle_fetched_by=None).name == X86
+
+
+def test_a_server_that_names_the_compression_an_encoding_gives_the_same_file(web: Web) -> None:
+    web.files[X86] = ("application/x-tar", BUNDLE)
+    assert find(bundle_url=web.url(X86), bundle_sha256=SHA256).path.read_bytes() == BUNDLE
+
+
+@pytest.mark.parametrize(
+    ("proxy", "shown"),
+    [
+        ("http://alice:hidden@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("alice:hidden@127.0.0.1:9", "127.0.0.1:9"),
+        ("alice:hid/hidden@127.0.0.1:9/", "127.0.0.1:9"),
+        ("http://alice:hid#hidden@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("127.0.0.1:9", "127.0.0.1:9"),
+    ],
+)
+def test_no_credential_is_shown(
+    web: Web, monkeypatch: pytest.MonkeyPatch, proxy: str, shown: str
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    url = f"http://bob:hidden@downloads.example/{X86}?token=hidden"
+    message = refused(says="Found no answer", bundle_url=url, bundle_sha256=SHA256)
+    assert f"from http://downloads.example/{X86} (by the proxy {shown})" in message
+    assert "hid" not in message and "alice" not in message
+
+
+@pytest.mark.parametrize("port", ["hidden", "9"])
+def test_no_part_of_a_url_is_in_the_error_either(web: Web, port: str) -> None:
+    url = f"http://bob:hidden@127.0.0.1:{port}/{X86}?token=hidden"
+    message = refused(says="Found no answer", bundle_url=url, bundle_sha256=SHA256)
+    assert "bob" not in message and "token" not in message
+
+
+def test_a_proxy_is_named_only_where_it_is_asked(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    message = refused(says="404", bundle_url=web.url("missing.tar.gz"), bundle_sha256=SHA256)
+    assert "by the proxy" not in message
 
 
 def test_a_proxy_is_asked_and_its_own_page_is_refused(
