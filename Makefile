@@ -29,8 +29,12 @@ BPF_OBJECTS := $(foreach arch,$(ARCHITECTURES),$(addprefix build/bpf-$(arch)/,$(
 ABI_GENERATOR := bpf/generate_abi.py
 ABI_OBJECT := build/bpf-x86_64/observe.bpf.o
 
+# What is released: bundles for arm64 are built, but no rollout on arm64 has been seen yet.
+RELEASED := x86_64
+
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUNDLES := $(patsubst %,dist/throughline-$(VERSION)-linux-%.tar.gz,$(ARCHITECTURES))
+RELEASED_BUNDLES := $(patsubst %,dist/throughline-$(VERSION)-linux-%.tar.gz,$(RELEASED))
 # Everything that ends in the bundle, so that a second `make bundle` has nothing to do.
 BUNDLE_INPUTS := pyproject.toml LICENSE bpf/LICENSE \
 	$(shell find agent -name '*.egg-info' -prune -o -name __pycache__ -prune -o -type f -print)
@@ -60,8 +64,10 @@ bpf: setup-build $(BPF_OBJECTS) build/abi.stamp build/bpf ## Compile bpf/*/*.bpf
 	@$(if $(BPF_SOURCES),,echo 'make bpf: there is no bpf/*/*.bpf.c' >&2; exit 1)
 	@echo "bpf: $(words $(BPF_OBJECTS)) objects in $(patsubst %,build/bpf-%,$(ARCHITECTURES))"
 
+# A checkout that was built before there were several architectures has a directory there.
 build/bpf: Makefile
 	@mkdir -p build
+	@[ -L $@ ] || rm -rf $@
 	@ln -sfnT bpf-$$(uname -m) $@
 
 build/vmlinux.h:
@@ -122,11 +128,12 @@ dist/throughline-$(VERSION)-linux-$(1).tar.gz: $(BUNDLE_INPUTS) build/abi.stamp 
 endef
 $(foreach arch,$(ARCHITECTURES),$(eval $(call BUNDLE_RULE,$(arch))))
 
-# Everything that a release has, for ARCHITECTURES. SIGNING_KEY=KEY signs it, by that key of gpg's.
+# Everything that a release has, for RELEASED. SIGNING_KEY=KEY signs it, by that key of gpg's.
 SIGNING_KEY ?=
 .PHONY: release
-release: setup bundle ## Build a release: collection, bundle, .deb, .rpm, SHA256SUMS; SIGNING_KEY= signs it
-	@PYTHONPATH=agent $(PYTHON) -m packages.build --output dist/release --key '$(SIGNING_KEY)' $(BUNDLES)
+release: setup build/bpf $(RELEASED_BUNDLES) ## Build a release: collection, bundle, .deb, .rpm, SHA256SUMS; SIGNING_KEY= signs it
+	@PYTHONPATH=agent $(PYTHON) -m packages.build --output dist/release --key '$(SIGNING_KEY)' \
+		$(RELEASED_BUNDLES)
 
 .PHONY: sanity
 sanity: setup ## Check the collection with ansible-test sanity
@@ -193,6 +200,6 @@ bench-parents: setup bundle ## How often parents are right: all applications, or
 
 .PHONY: clean
 clean: ## Remove what was built, but neither .venv nor what was downloaded
-	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name wheels ! -name debian -exec rm -rf {} +
+	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name 'wheels*' ! -name debian -exec rm -rf {} +
 	@rm -rf dist agent/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 	@find agent tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

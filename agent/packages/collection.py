@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,10 +17,15 @@ MAX_BYTES = 20_000_000  # what Galaxy takes
 
 
 def build(root: Path, output: Path) -> Path:
-    """Writes the archive into the directory `output`. Raises ValueError for one that is too big."""
+    """Writes the archive into the directory `output`. Raises ValueError for one that is too big.
+
+    It has only files that git tracks: a checkout may hold inventories and vaults of its operator.
+    """
     galaxy = str(Path(sys.executable).with_name("ansible-galaxy"))
     with tempfile.TemporaryDirectory() as folder:
-        command = [galaxy, "collection", "build", "--output-path", folder, str(root)]
+        tracked = Path(folder) / "tracked"
+        _copy_tracked(root, tracked)
+        command = [galaxy, "collection", "build", "--output-path", folder, str(tracked)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (made,) = Path(folder).glob("*.tar.gz")
         files, executable = _read(made)
@@ -38,6 +44,22 @@ def build(root: Path, output: Path) -> Path:
     target = output / made.name
     target.write_bytes(packed)
     return target
+
+
+def _copy_tracked(root: Path, target: Path) -> None:
+    """Copies what git tracks, as it is in the checkout. Raises ValueError where there is no git."""
+    answer = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z", "--cached"], capture_output=True, text=True
+    )
+    paths = [path for path in answer.stdout.split("\0") if path]
+    if answer.returncode or "galaxy.yml" not in paths:
+        said = answer.stderr.strip() or "no galaxy.yml"
+        raise ValueError(f"{root}: git does not say which files are tracked: {said}")
+    for path in paths:
+        source, copied = root / path, target / path
+        if source.exists() or source.is_symlink():  # else it is deleted, and not committed yet
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copied, follow_symlinks=False)
 
 
 def _read(made: Path) -> tuple[dict[str, bytes], frozenset[str]]:

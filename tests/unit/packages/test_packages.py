@@ -123,10 +123,18 @@ def test_the_collection_has_the_same_bytes_from_two_disks(tmp_path: Path) -> Non
             shutil.copytree(CHECKOUT / name, source / name, ignore=ignored)
         for name in ("galaxy.yml", "README.md"):
             shutil.copy(CHECKOUT / name, source)
+        run("git", "-C", source, "init", "--quiet")
+        run("git", "-C", source, "add", "--all")
         for path in source.rglob("*"):
             os.utime(path, (number, number))
+        (source / f"inventory{number}.yml").write_text("password: hidden\n")
+        (source / "playbooks/vault.yml").write_text("password: hidden\n")
         made.append(collection.build(source, output))
     assert made[0].read_bytes() == made[1].read_bytes()
+    with tarfile.open(made[0]) as archive:
+        names = archive.getnames()
+    assert {"playbooks/site.yml", "roles/agent/tasks/main.yml", "README.md"} <= set(names)
+    assert not [name for name in names if "inventory" in name or "vault" in name]
 
 
 @needs("gpg")
