@@ -1,6 +1,6 @@
 """Writes `abi.py` from the BTF of a compiled object: the C header stays the one source.
 
-    python bpf/generate_abi.py build/bpf/observe.bpf.o agent/throughline/bpf/abi.py [--check]
+    python bpf/generate_abi.py build/bpf-x86_64/observe.bpf.o agent/throughline/bpf/abi.py [--check]
 
 `make bpf` runs it; it needs bpftool. `--check` writes nothing and exits 1 when the file differs.
 """

@@ -8,6 +8,7 @@ from .host import version_tuple
 
 OLDEST_SYSTEMD = 247  # the first that knows CAP_BPF and CAP_PERFMON by name on every build
 ARCHITECTURES = ("x86_64",)
+UNTESTED = ("aarch64",)  # bundles for it are built
 UPGRADE = "upgrade the distribution (Debian 12, Ubuntu 22.04, RHEL 9 or later have it)"
 
 
@@ -31,10 +32,14 @@ def common_obstacles(host):
             )
         )
     if host["arch"] not in ARCHITECTURES:
+        why = (
+            "no rollout to it has been tested yet"
+            if host["arch"] in UNTESTED
+            else f"there are bundles for {', '.join(ARCHITECTURES + UNTESTED)} only"
+        )
         obstacles.append(
             (
-                f"architecture is {host['arch']}, but this release has"
-                f" bundles for {', '.join(ARCHITECTURES)} only",
+                f"architecture is {host['arch']}, and {why}",
                 "leave the host out of the inventory group",
             )
         )

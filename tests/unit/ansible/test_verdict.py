@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,6 +163,23 @@ def test_an_obstacle_has_a_reason_and_a_remedy(
     assert reason in message
     assert "Remedy: " in message
     assert plugin("module_utils.verdict").shortfall(found, "none") is None
+
+
+@pytest.mark.parametrize(
+    ("arch", "why"),
+    [
+        ("aarch64", "no rollout to it has been tested yet"),
+        ("riscv64", "there are bundles for x86_64, aarch64 only"),
+    ],
+)
+def test_other_architectures_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str, why: str
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=arch, release="6.1.0"))
+    found = verdict(tmp_path)
+    assert found["mode"] == "none"
+    assert found["groups"]["observe"]["reason"] == f"architecture is {arch}, and {why}"
+    assert found["groups"]["observe"]["fix"]
 
 
 def test_tls_needs_a_capability_that_a_container_may_lack(tmp_path: Path) -> None:
