@@ -29,6 +29,7 @@ Packager: {maintainer}
 AutoReqProv: no
 Requires: systemd >= 247
 Requires: util-linux
+Requires: findutils
 Requires(pre): /usr/sbin/useradd
 %description
 BPF programs write a W3C traceparent into the HTTP requests of services, and

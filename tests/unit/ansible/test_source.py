@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+from ansible.errors import AnsibleError  # type: ignore[import-untyped]
 
 from tests.fixtures.plugins import plugin
 
@@ -234,3 +237,18 @@ def test_the_signed_list_beside_an_address_gives_the_hash(
         web.files[name] = ("text/plain", (tmp_path / name).read_bytes())
     found = find(bundle_url=web.url(X86), bundle_keyring=str(signer / "keys.gpg"))
     assert found.path.read_bytes() == BUNDLE
+
+
+def test_a_controller_that_cannot_hold_the_bundle_says_so(
+    web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the action, whose task fails, instead of a traceback."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    options = {"bundle_url": web.url(X86), "bundle_sha256": SHA256}
+    task = SimpleNamespace(args=options, async_val=0, check_mode=False, diff=False)
+    action = plugin("action.throughline_release").ActionModule(
+        task, MagicMock(), SimpleNamespace(), None, None, None
+    )
+    with pytest.raises(AnsibleError, match=str(tmp_path / "file")):
+        action.run(task_vars={})
