@@ -34,7 +34,7 @@ struct tl_job {
 	__u8 _pad[2];
 };
 
-/* By tl_process_key(0). */
+/* By tl_job_key(). */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
@@ -43,9 +43,18 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_jobs SEC(".maps");
 
+/*
+ * Of the current process. Not tl_process_key(): a process that executes another program has to find its
+ * entry when it ends.
+ */
+static __always_inline __u64 tl_job_key(void)
+{
+	return tl_current_ids() >> 32 << 32 | tl_process_born();
+}
+
 static __always_inline struct tl_job *tl_job_now(void)
 {
-	__u64 key = tl_process_key(0);
+	__u64 key = tl_job_key();
 
 	return bpf_map_lookup_elem(&tl_jobs, &key);
 }
@@ -60,6 +69,9 @@ static __always_inline __u64 tl_job_request(void)
 	__u64 ids = tl_current_ids();
 
 	if (!job || (job->jobs == TL_JOBS_CELERY && (__u32)ids != ids >> 32))
+		return 0;
+	/* a program that it has executed instead is no job */
+	if (!(tl_current_task()->group_leader->flags & TL_PF_FORKNOEXEC))
 		return 0;
 	return job->request;
 }
@@ -147,6 +159,7 @@ static __always_inline bool tl_is_jobs_child(enum tl_jobs jobs)
 /*
  * Is a pipe behind this descriptor that the parent of the current process has made? A file has the
  * credentials of the process that has opened it, and fork() gives each process credentials of its own.
+ * Those in `cred` are others for a moment, as in a look-up of overlayfs; `real_cred` stays.
  * A global function: see core/process.h.
  */
 __noinline int tl_is_parents_pipe(__u32 number)
@@ -156,7 +169,7 @@ __noinline int tl_is_parents_pipe(__u32 number)
 
 	asm volatile("" ::"r"(number));
 	return file && (BPF_CORE_READ(file, f_inode, i_mode) & TL_S_IFMT) == TL_S_IFIFO &&
-	       BPF_CORE_READ(file, f_cred) == parent->cred;
+	       BPF_CORE_READ(file, f_cred) == parent->real_cred;
 }
 
 /* Is the current thread the first of a process that was forked, and has executed nothing since? */
@@ -186,10 +199,16 @@ __noinline int tl_job_reads(__u32 number, __u64 count)
 	}
 	if (job ? job->jobs != TL_JOBS_CELERY : !tl_is_jobs_child(TL_JOBS_CELERY))
 		return 0;
-	if (!tl_is_parents_pipe(number))
+	/* first, whatever the pipe looks like now: a job that ends too early is only split */
+	if (job && job->number == number && job->request)
+		tl_job_ends(job);
+	if (!tl_is_parents_pipe(number)) {
+		if (job && job->number == number)
+			job->waits = 0;
 		return 0;
+	}
 	if (!job) {
-		key = tl_process_key(0);
+		key = tl_job_key();
 		bpf_map_update_elem(&tl_jobs, &key, &fresh, BPF_NOEXIST);
 		job = tl_job_now();
 		if (!job)
@@ -209,7 +228,7 @@ __noinline int tl_job_reads(__u32 number, __u64 count)
 __noinline int tl_job_groups(void)
 {
 	struct tl_job *job = tl_job_now(), fresh = { .jobs = TL_JOBS_RQ };
-	__u64 key = tl_process_key(0);
+	__u64 key = tl_job_key();
 
 	if (job || !tl_py_is_probed() || !tl_is_jobs_child(TL_JOBS_RQ))
 		return 0;
@@ -223,14 +242,15 @@ __noinline int tl_job_groups(void)
 /* The current process ends. A global function, as above. */
 __noinline int tl_job_exits(void)
 {
-	struct tl_job *job = tl_job_now();
-	__u64 key = tl_process_key(0);
+	struct tl_job *job = tl_job_now(), last;
+	__u64 key = tl_job_key();
 
 	if (!job)
 		return 0;
-	if (job->request)
-		tl_job_ends(job);
-	bpf_map_delete_elem(&tl_jobs, &key);
+	last = *job;
+	/* of threads that end at the same time one removes the entry */
+	if (!bpf_map_delete_elem(&tl_jobs, &key) && last.request)
+		tl_job_ends(&last);
 	return 0;
 }
 

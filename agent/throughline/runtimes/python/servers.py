@@ -29,6 +29,7 @@ _RUNSERVER = {"runserver", "runserver_plus"}
 _MODULES = {"gunicorn": "gunicorn", "gunicorn.app.wsgiapp": "gunicorn", "flask": "flask"}
 _MODULES |= {"django": "django-admin", "celery": "celery", "rq": "rq"}
 _RQ = {"worker", "worker-pool"}
+_PROCESSES = {"prefork", "processes"}
 
 
 def are_threads(executable: str, words: Sequence[str]) -> bool:
@@ -59,20 +60,21 @@ def are_threads(executable: str, words: Sequence[str]) -> bool:
 def works_at(words: Sequence[str]) -> abi.Jobs:
     """The queue at whose jobs children of a process with these arguments work.
 
-    How the children take the jobs is not looked for here: bpf/runtimes/job.h sees it. Another pool
-    of Celery's than that of processes has no such children.
+    How the children take the jobs is not looked for here: bpf/runtimes/job.h sees it. With another
+    pool of Celery's than that of processes a child is the application's own.
     """
     if not words:
         return abi.Jobs.NONE
-    if _CELERY_TITLE.match(words[0]):
-        return abi.Jobs.CELERY
+    if _CELERY_TITLE.match(words[0]):  # its arguments follow in parentheses
+        shown = " ".join(words).replace("(", " ").replace(")", " ").split()
+        return abi.Jobs.CELERY if _has_processes(shown) else abi.Jobs.NONE
     if _RQ_TITLE.match(words[0]):
         return abi.Jobs.RQ
     if not _PYTHON.fullmatch(_name(words[0])):
         return abi.Jobs.NONE
     program, arguments = _program(words[1:])
     if program == "celery" and "worker" in arguments:
-        return abi.Jobs.CELERY
+        return abi.Jobs.CELERY if _has_processes(arguments) else abi.Jobs.NONE
     if program == "rqworker" or (program == "rq" and _RQ.intersection(arguments)):
         return abi.Jobs.RQ
     return abi.Jobs.NONE
@@ -84,6 +86,17 @@ def _name(path: str) -> str:
 
 def _has_no_tasks(words: Sequence[str]) -> bool:
     return not any(word.startswith(_TASKS) for word in words)
+
+
+def _has_processes(words: Sequence[str]) -> bool:
+    """Do Celery's arguments leave it the pool of processes, which is the default?"""
+    for at, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in ("-P", "--pool"):
+            return (value if equals else "".join(words[at + 1 : at + 2])) in _PROCESSES
+        if word.startswith("-P"):
+            return word[2:] in _PROCESSES
+    return True
 
 
 def _program(words: Sequence[str]) -> tuple[str, Sequence[str]]:

@@ -69,6 +69,13 @@ def test_titles_and_executables() -> None:
 JOBS = {
     "/app/bin/python -m celery --app shop worker --concurrency 4": Jobs.CELERY,
     "/usr/bin/python3 /usr/bin/celery -A shop worker": Jobs.CELERY,
+    "/usr/bin/python3 /usr/bin/celery -A shop worker -P prefork": Jobs.CELERY,
+    "/usr/bin/python3 /usr/bin/celery -A shop worker --pool=processes": Jobs.CELERY,
+    # children of these workers are the tasks' own
+    "/usr/bin/python3 /usr/bin/celery -A shop worker -P solo": Jobs.NONE,
+    "/usr/bin/python3 /usr/bin/celery -A shop worker -Pthreads": Jobs.NONE,
+    "/usr/bin/python3 /usr/bin/celery -A shop worker --pool=gevent": Jobs.NONE,
+    "/usr/bin/python3 /usr/bin/celery -A shop worker --pool": Jobs.NONE,
     "/usr/bin/python3 /usr/bin/celery -A shop beat": Jobs.NONE,
     "/app/bin/python /app/bin/rq worker --url redis://localhost high": Jobs.RQ,
     "/app/bin/python -m rq worker-pool -n 4": Jobs.RQ,
@@ -87,5 +94,6 @@ def test_workers_of_queues(line: str, jobs: Jobs) -> None:
 
 def test_titles_of_workers_of_queues() -> None:
     assert works_at(["[celeryd: celery@a:MainProcess] -active- (worker)"]) == Jobs.CELERY
+    assert works_at(["[celeryd: celery@a:MainProcess] -active- (worker -P solo)"]) == Jobs.NONE
     assert works_at(["[celeryd: celery@a:ForkPoolWorker-1]"]) == Jobs.NONE
     assert works_at(["rq:worker:4f1c: Listening on high"]) == Jobs.RQ
