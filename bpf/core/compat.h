@@ -39,24 +39,6 @@ static __always_inline __u32 tl_length(__u32 n, __u32 max)
 }
 
 /*
- * Takes a lock without waiting; two that try at once may both fail. It uses only addition: an
- * atomic exchange needs Linux 5.12 (5ffa25502b5a).
- */
-static __always_inline bool tl_take(__u32 *lock)
-{
-	__sync_fetch_and_add(lock, 1);
-	if (*(volatile __u32 *)lock == 1)
-		return true;
-	__sync_fetch_and_add(lock, -1);
-	return false;
-}
-
-static __always_inline void tl_give_back(__u32 *lock)
-{
-	__sync_fetch_and_add(lock, -1);
-}
-
-/*
  * What was read and written before is seen before what is read and written after. x86 keeps the order
  * of reads, and that of writes: there only the compiler has to. On arm64 an atomic addition that
  * returns the old value is a full barrier; its JIT knows them from Linux 5.18 on (1902472b4fa9), so
@@ -78,6 +60,27 @@ static __always_inline void tl_order_weak(void)
 #if !defined(__TARGET_ARCH_x86)
 	tl_order();
 #endif
+}
+
+/*
+ * Takes a lock without waiting; two that try at once may both fail. It uses only addition: an
+ * atomic exchange needs Linux 5.12 (5ffa25502b5a).
+ */
+static __always_inline bool tl_take(__u32 *lock)
+{
+	__sync_fetch_and_add(lock, 1);
+	if (*(volatile __u32 *)lock == 1) {
+		tl_order_weak();
+		return true;
+	}
+	__sync_fetch_and_add(lock, -1);
+	return false;
+}
+
+static __always_inline void tl_give_back(__u32 *lock)
+{
+	tl_order_weak();
+	__sync_fetch_and_add(lock, -1);
 }
 
 /*

@@ -180,8 +180,9 @@ static __always_inline void tl_request_end(__u64 key)
 	if (!request || !tl_is_request(request, key))
 		return;
 	*(volatile __u64 *)request->span_id = 0;
-	/* from here on it is no parent; the atomic addition also orders the accesses around it */
+	/* from here on it is no parent; on x86 the atomic addition also orders the accesses around it */
 	__sync_fetch_and_add(&request->fanout, TL_FANOUT_MAX);
+	tl_order_weak();
 	tl_request_settle(request, key);
 	if (request->tracestate_len) {
 		state = bpf_map_lookup_elem(&tl_tracestates, &key);

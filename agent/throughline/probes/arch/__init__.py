@@ -38,6 +38,10 @@ class Architecture(Protocol):
         """The system calls by which probes enter the kernel, on kernels that have such."""
 
     @property
+    def CODE_STEP(self) -> int:  # noqa: N802
+        """Instructions begin at multiples of this many bytes."""
+
+    @property
     def SPECIFIC_AT(self) -> int:  # noqa: N802
         """glibc's struct pthread.specific_1stblock (thread-specific data), since glibc 2.10."""
 

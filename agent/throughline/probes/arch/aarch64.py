@@ -27,6 +27,7 @@ ELF_MACHINE = 183  # EM_AARCH64
 RELATIVE = 1027  # R_AARCH64_RELATIVE
 FUNCTION = bytes.fromhex("1f2003d5 c0035fd6")  # nop; ret
 PROBE_SYSCALLS = ()  # a probe enters the kernel by an exception
+CODE_STEP = 4
 SPECIFIC_AT = 0x110
 PTHREAD_AT: int | None = None  # struct pthread ends there: its size differs
 

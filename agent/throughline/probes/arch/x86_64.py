@@ -28,6 +28,7 @@ ELF_MACHINE = 62  # EM_X86_64
 RELATIVE = 8  # R_X86_64_RELATIVE
 FUNCTION = b"\x90\xc3"  # nop; ret
 PROBE_SYSCALLS = (335, 336)  # uretprobe (Linux 6.11), uprobe (6.18)
+CODE_STEP = 1
 SPECIFIC_AT = 0x310
 PTHREAD_AT: int | None = 0
 

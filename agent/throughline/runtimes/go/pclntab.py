@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from throughline.elf.elf import MalformedError
 from throughline.elf.sections import Section
+from throughline.probes import arch
 from throughline.runtimes.go.image import PIECE_BYTES, Image
 
 MAGICS = (0xFFFFFFF0, 0xFFFFFFF1)  # Go 1.18, Go 1.20
@@ -134,8 +135,8 @@ def tables(image: Image, section: Section | None) -> Iterator[Table]:
 
 def _places(piece: bytes, at: int) -> Iterator[int]:
     for magic in MAGICS:
-        # magic, two zeros, code in steps of one byte, pointers of eight
-        wanted = struct.pack("<IBBBB", magic, 0, 0, 1, 8)
+        # magic, two zeros, the bytes between two places of code, pointers of eight
+        wanted = struct.pack("<IBBBB", magic, 0, 0, arch.here().CODE_STEP, 8)
         found = piece.find(wanted)
         while found >= 0:
             if (at + found) % 8 == 0:
@@ -150,7 +151,7 @@ def _table(image: Image, address: int) -> Table | None:
     magic, *pads, quantum, pointer, count, _, _, names, units, files, values, lines = (
         _HEADER.unpack(data)
     )
-    if magic not in MAGICS or pads != [0, 0] or quantum != 1 or pointer != 8:
+    if magic not in MAGICS or pads != [0, 0] or quantum != arch.here().CODE_STEP or pointer != 8:
         return None
     offsets = [_HEADER.size, names, units, files, values, lines, _MAX_TABLE_BYTES]
     if offsets != sorted(offsets) or not 0 < count <= _MAX_FUNCTIONS:

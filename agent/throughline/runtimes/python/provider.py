@@ -98,14 +98,16 @@ class PythonProvider:
         yield from self._workers.tick(pythons, switching)
 
     def _learn(self, file: Probed) -> None:
-        """The C library of the file's first process is taken for that of all."""
-        index, pid = file.sites[0].cookie, file.processes[0].pid
-        try:
-            size = clibrary.pthread_bytes(pid, proc=self._proc)
-        except (OSError, MalformedError):
-            if (self._proc / str(pid)).exists():  # else it has ended
-                self.failures["process_unreadable"] += 1
-            return
+        """The C library of one of the file's processes is taken for that of all."""
+        index, size = file.sites[0].cookie, None
+        for process in file.processes:
+            try:
+                size = clibrary.pthread_bytes(process.pid, proc=self._proc)
+                break
+            except (OSError, MalformedError):
+                continue
+        else:
+            return  # none can be read, or all have ended
         found = self._waiting.pop(index)
         if size is None:
             self.failures["unsupported"] += 1
