@@ -76,7 +76,8 @@ struct tl_settings {
 	__u8 parents; /* enum tl_parents, for cgroups that say nothing else */
 	__u8 updates; /* a traceparent that is passed on gets the id of the call's span */
 	__u8 node; /* processes of Node.js may tell where they show the request that they serve */
-	__u8 _pad[7];
+	__u8 sends; /* tl_sent sees what threads send */
+	__u8 _pad[6];
 };
 
 /*

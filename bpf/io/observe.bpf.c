@@ -163,10 +163,17 @@ int tl_ingress(struct __sk_buff *skb)
 	return tl_packet(skb, TL_IN);
 }
 
+static __always_inline bool tl_sends_are_seen(void)
+{
+	const struct tl_settings *settings = tl_settings_now();
+
+	return settings && settings->sends;
+}
+
 /*
  * The current thread may have sent something that is no call that can be told, and no answer: see
- * tl_thread_acts(). For Linux before 6.3: later kernels have sock_send_length (restore.bpf.c), which
- * also sees what leaves in an interrupt. A global function, to have a stack of its own.
+ * tl_thread_acts(). Where tl_sent does not run, as before Linux 6.3: that also sees what leaves in an
+ * interrupt. A global function, to have a stack of its own.
  */
 __noinline int tl_goes_out(struct __sk_buff *skb)
 {
@@ -191,7 +198,7 @@ SEC("cgroup_skb/egress")
 int tl_egress(struct __sk_buff *skb)
 {
 	tl_packet(skb, TL_OUT);
-	if (!bpf_core_type_exists(btf_trace_sock_send_length))
+	if (!tl_sends_are_seen())
 		tl_goes_out(skb);
 	return 1;
 }

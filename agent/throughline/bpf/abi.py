@@ -322,9 +322,10 @@ class Settings(NamedTuple):
     parents: int
     updates: int
     node: int
+    sends: int
 
 
-SETTINGS = Struct("<2Q9B7x")
+SETTINGS = Struct("<2Q10B6x")
 
 
 class Span(NamedTuple):

@@ -22,6 +22,7 @@ class Settings:
     updates: bool = True  # a traceparent that is passed on names the span of the call
     ticks: bool = True  # the programs see where an event loop's tick ends
     node: bool = False  # processes of Node.js may tell where they show a request
+    sends: bool = False  # tl_sent sees what threads send
     complete_ns: int = 0  # CLOCK_MONOTONIC: before, reads may be missed, as programs take over
 
     @classmethod
@@ -56,5 +57,6 @@ class Settings:
             parents=abi.Parents.LIKELY if self.likely else abi.Parents.PROVEN,
             updates=self.updates,
             node=self.node,
+            sends=self.sends,
         )
         return abi.SETTINGS.pack(*settings)

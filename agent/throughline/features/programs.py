@@ -91,6 +91,7 @@ class Programs:
             self._tell_settings(ticks=False)
         for name in ("restore", "unix"):
             self._attach_optional(name)
+        self._tell_settings(sends=not self.is_off("tl_sent"))
         self._tell_roots()
         self._remove_other_pins()
 
@@ -181,7 +182,10 @@ class Programs:
         packets: bool | None = None,
         ticks: bool | None = None,
         node: bool | None = None,
+        sends: bool | None = None,
     ) -> None:
+        if sends is not None:
+            self._settings = replace(self._settings, sends=sends)
         if node is not None:
             self._settings = replace(self._settings, node=node)
         if packets is not None:
