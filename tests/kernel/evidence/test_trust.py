@@ -106,9 +106,12 @@ def test_a_contradiction_takes_likely_evidence_away(
     assert trust.seen[seen]
     assert trust.found["likely"] <= 0.1 * REQUESTS
     counters = likely.counters()
-    assert counters[f"contradicted_{seen}"] and counters["root_contradicted"]
+    # a JVM is known after a moment: then its own rules refuse what its threads share
+    refused = ("root_contradicted", "root_java_shared_thread")
+    assert counters[f"contradicted_{seen}"] and any(counters.get(reason) for reason in refused)
     shown = wait_parents(likely, name, lambda found: sum_of(found) >= sum(trust.found.values()))
-    assert shown["contradicted"][seen] and shown["none"]["contradicted"]
+    reason = "contradicted" if counters.get("root_contradicted") else "nothing"
+    assert shown["contradicted"][seen] and shown["none"][reason]
 
 
 def test_processes_with_one_thread_earn_it(proven: Traced, tmp_path: Path) -> None:
