@@ -60,6 +60,15 @@ static __always_inline struct tl_job *tl_job_now(void)
 }
 
 /*
+ * Has the current process executed a program since it was forked? A global function: see
+ * core/process.h.
+ */
+__noinline int tl_has_executed(void)
+{
+	return !(tl_current_task()->group_leader->flags & TL_PF_FORKNOEXEC);
+}
+
+/*
  * The key of the job that the current thread works at, or 0. All threads of RQ's process work at its
  * job. Of Celery's only the first one does: others may be an exporter's.
  */
@@ -71,9 +80,7 @@ static __always_inline __u64 tl_job_request(void)
 	if (!job || (job->jobs == TL_JOBS_CELERY && (__u32)ids != ids >> 32))
 		return 0;
 	/* a program that it has executed instead is no job */
-	if (!(tl_current_task()->group_leader->flags & TL_PF_FORKNOEXEC))
-		return 0;
-	return job->request;
+	return tl_has_executed() ? 0 : job->request;
 }
 
 /*
