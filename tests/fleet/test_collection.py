@@ -19,7 +19,7 @@ import pytest
 
 from tests.fixtures.receiver import Receiver
 from tests.fixtures.waiting import until
-from tests.fleet import hosts, network, playbook, releases
+from tests.fleet import hosts, network, playbook, releases, twohops
 from tests.fleet.hosts import Fleet
 from tests.fleet.playbook import PlaybookError
 
@@ -35,13 +35,6 @@ pytestmark = [
 NAME = "coll"
 GALAXY_BYTES = 20_000_000
 COUNT = 7
-SERVICE = """
-cat >/etc/nginx/conf.d/proxy.conf <<'END'
-server { listen 8080; location / { proxy_pass http://127.0.0.1:8081; } }
-server { listen 8081; location / { return 200 "$http_traceparent\\n"; } }
-END
-systemctl restart nginx
-"""
 # What of a host the project may change.
 SNAPSHOT = (
     "ls -AR /opt /etc/throughline /etc/systemd/system /var/lib/throughline 2>/dev/null;"
@@ -66,7 +59,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
     with hosts.fleet(NAME, count=1) as running:
-        running.run(running.hosts[0], SERVICE)
+        running.run(running.hosts[0], twohops.START)
         yield running
 
 

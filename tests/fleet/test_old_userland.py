@@ -9,7 +9,7 @@ import pytest
 
 from tests.fixtures.receiver import Receiver
 from tests.fixtures.waiting import until
-from tests.fleet import hosts, network, playbook, releases, root, shop
+from tests.fleet import hosts, network, playbook, releases, root, shop, twohops
 from tests.fleet.hosts import Fleet
 
 pytestmark = [
@@ -22,13 +22,6 @@ pytestmark = [
 
 NAME = "old"
 COUNT = 7
-PROXY = """
-cat >/etc/nginx/conf.d/proxy.conf <<'END'
-server { listen 8080; location / { proxy_pass http://127.0.0.1:8081; } }
-server { listen 8081; location / { return 200 "$http_traceparent\\n"; } }
-END
-systemctl restart nginx
-"""
 
 
 @pytest.fixture
@@ -43,7 +36,7 @@ def test_the_agent_brings_its_own_interpreter(fleet: Fleet, bundle: object) -> N
     versions = fleet.run(host, "python3 --version; getconf GNU_LIBC_VERSION; systemctl --version")
     assert "Python 3.9" in versions.stdout and "glibc 2.31" in versions.stdout
     fleet.run(host, 'chmod 0700 "$(readlink -f /usr/bin/python3)"')
-    fleet.run(host, PROXY)
+    fleet.run(host, twohops.START)
     with Receiver(network.listen(NAME, port=4318)) as receiver:
         playbook.run(
             fleet,

@@ -14,7 +14,7 @@ import pytest
 from packages import deb, rpm, tree
 from tests.fixtures.receiver import Receiver
 from tests.fixtures.waiting import until
-from tests.fleet import hosts, network, playbook, releases, root, shop
+from tests.fleet import hosts, network, playbook, releases, root, shop, twohops
 from tests.fleet.hosts import Fleet
 from tests.fleet.playbook import PlaybookError
 
@@ -30,13 +30,6 @@ pytestmark = [
 NAME = "deb"
 COUNT = 7
 TEXTS = {"summary": "the agent", "maintainer": "throughline <throughline@throughline.example>"}
-SERVICE = """
-cat >/etc/nginx/conf.d/proxy.conf <<'END'
-server { listen 8080; location / { proxy_pass http://127.0.0.1:8081; } }
-server { listen 8081; location / { return 200 "$http_traceparent\\n"; } }
-END
-systemctl restart nginx
-"""
 # What of a host a package may change.
 LEFT = (
     "ls -AR /opt /etc/throughline /etc/systemd/system /usr/lib/systemd/system /var/lib/throughline"
@@ -51,7 +44,7 @@ VERSION = f'{shop.AGENT} status --json | grep -o \'"version": "[^"]*"\''
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
     with hosts.fleet(NAME, count=1) as running:
-        running.run(running.hosts[0], SERVICE)
+        running.run(running.hosts[0], twohops.START)
         yield running
 
 
