@@ -14,6 +14,18 @@ from ansible.module_utils import urls
 SECONDS = 60  # without a byte
 MAX_BYTES = 200_000_000
 GZIP = b"\x1f\x8b"
+# Options of each module whose action finds the bundle (plugin_utils/source.py).
+BUNDLE_OPTIONS = {
+    "bundle": {"type": "path"},
+    "bundle_url": {"type": "str"},
+    "bundle_sha256": {"type": "raw"},
+    "bundle_fetched_by": {
+        "type": "str",
+        "choices": ["controller", "host"],
+        "default": "controller",
+    },
+    "bundle_keyring": {"type": "path"},
+}
 
 
 class FetchError(Exception):

@@ -108,7 +108,11 @@ from ansible_collections.throughline.fleet.plugins.module_utils.doctor import (
     merge,
     try_bundle,
 )
-from ansible_collections.throughline.fleet.plugins.module_utils.fetch import FetchError, fetch
+from ansible_collections.throughline.fleet.plugins.module_utils.fetch import (
+    BUNDLE_OPTIONS,
+    FetchError,
+    fetch,
+)
 from ansible_collections.throughline.fleet.plugins.module_utils.groups import (
     DEFAULT_GROUPS,
     GROUPS,
@@ -143,15 +147,7 @@ def main():
             "required_mode": {"type": "str", "choices": list(MODES), "default": "none"},
             "allow_sys_admin": {"type": "bool", "default": False},
             "doctor": {"type": "bool", "default": False},
-            "bundle": {"type": "path"},
-            "bundle_url": {"type": "str"},
-            "bundle_sha256": {"type": "raw"},
-            "bundle_fetched_by": {
-                "type": "str",
-                "choices": ["controller", "host"],
-                "default": "controller",
-            },
-            "bundle_keyring": {"type": "path"},
+            **BUNDLE_OPTIONS,
             "timeout": {"type": "int", "default": 300},
             "sha256": {"type": "str"},
             "src": {"type": "path"},

@@ -63,7 +63,11 @@ damage:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.throughline.fleet.plugins.module_utils.fetch import FetchError, fetch
+from ansible_collections.throughline.fleet.plugins.module_utils.fetch import (
+    BUNDLE_OPTIONS,
+    FetchError,
+    fetch,
+)
 from ansible_collections.throughline.fleet.plugins.module_utils.lock import describe, other_run
 from ansible_collections.throughline.fleet.plugins.module_utils.package import refusal
 from ansible_collections.throughline.fleet.plugins.module_utils.release import (
@@ -78,15 +82,7 @@ def main():
     """Entry point of the module; its action plugin calls it once, or again with the bundle."""
     module = AnsibleModule(
         argument_spec={
-            "bundle": {"type": "path"},
-            "bundle_url": {"type": "str"},
-            "bundle_sha256": {"type": "raw"},
-            "bundle_fetched_by": {
-                "type": "str",
-                "choices": ["controller", "host"],
-                "default": "controller",
-            },
-            "bundle_keyring": {"type": "path"},
+            **BUNDLE_OPTIONS,
             "base": {"type": "path", "default": "/opt/throughline"},
             "sha256": {"type": "str"},
             "src": {"type": "path"},

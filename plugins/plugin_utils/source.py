@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.throughline.fleet.plugins.module_utils.fetch import (
+    BUNDLE_OPTIONS,
     FetchError,
     fetch,
     read_small,
@@ -25,7 +26,7 @@ NAME = "throughline-*-linux-{}.tar.gz"
 SUMS = "SHA256SUMS"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FETCHERS = ("controller", "host")
-OPTIONS = ("bundle", "bundle_url", "bundle_sha256", "bundle_fetched_by", "bundle_keyring")
+OPTIONS = tuple(BUNDLE_OPTIONS)
 
 
 class SourceError(Exception):
