@@ -171,12 +171,13 @@ int BPF_PROG(tl_unix_sends, struct sock *peer)
 		end->protocol = protocol;
 	}
 	/* the send goes on: all of it was parsed with its first bytes */
-	if (end->parsed)
+	if (end->parsed && !*(volatile __u8 *)&end->received)
 		return 0;
 	if (!tl_take(&end->flow.busy[TL_OUT])) {
 		tl_count(TL_LOST_BUSY);
 		return 0;
 	}
+	end->received = 0;
 	if (end->flow.role == TL_ROLE_CLIENT)
 		tl_unix_caller_now(end);
 #ifdef TL_TEST_SLOW /* as if the thread was preempted */
@@ -216,6 +217,10 @@ int BPF_PROG(tl_unix_sent, struct sock *sk, int sent, int flags)
 			tl_unix_closes(end, other, text);
 		return 0;
 	}
+#ifdef TL_TEST_LATE /* as if the thread was preempted */
+	for (int i = 0; end->flow.role == TL_ROLE_SERVER && i < TL_TEST_LATE; i++)
+		tl_unix_pauses();
+#endif
 	parsed = end->parsed;
 	if (sent > 0 && (__u32)sent > parsed && tl_take(&end->flow.busy[TL_OUT])) {
 		tl_unix_end_writes(end, other, text, sent);

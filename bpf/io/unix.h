@@ -47,7 +47,12 @@ struct tl_unix {
 	__u32 ahead; /* server: enum tl_unix_ahead */
 	__u32 gone; /* server: it has answered a request that the other end had not parsed */
 	__u8 protocol; /* enum tl_unix_protocol */
-	__u8 _pad[3];
+	/*
+	 * Written by the other end, which has received all that `parsed` counts and has gone on: what
+	 * comes now is another system call. This one may return later, or no program has seen it.
+	 */
+	__u8 received;
+	__u8 _pad[2];
 	struct tl_fastcgi fastcgi; /* of what it sends */
 	__u8 _pad2[4];
 };

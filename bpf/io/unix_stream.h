@@ -311,9 +311,8 @@ static __always_inline void tl_unix_has_answered(struct tl_unix *server, struct 
 		client->flow.role = TL_ROLE_OFF;
 	if (client->flow.role == TL_ROLE_OFF ||
 	    (http->state == TL_HTTP_START && http->status >= 200)) {
-		/* no program may have seen that the send of the request has returned */
 		if (client->flow.out.state == TL_HTTP_START)
-			client->parsed = 0;
+			client->received = 1;
 		tl_unix_ends_exchange(server, client, text, http->status, TL_END_COMPLETE);
 		http->status = 0;
 		if (client->flow.flags & TL_FLOW_PIPELINED)
@@ -370,7 +369,7 @@ static __always_inline void tl_unix_has_asked(struct tl_unix *server, struct tl_
 	if (!server)
 		return;
 	server->flow.out.status = 0;
-	server->parsed = 0;
+	server->received = 1;
 }
 
 /* Parses what the current thread sends; see struct tl_unix. `sent`: -1 before it is sent. */

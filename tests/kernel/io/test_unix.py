@@ -31,6 +31,7 @@ from throughline.host import facts
 CONCURRENT = 32
 REQUESTS = 1607
 FEW = 23
+MANY = 401
 APPLICATION = SERVICES / "wsgi.py"
 PHP = """<?php
 if (str_contains($_SERVER["REQUEST_URI"], "slow")) usleep(5000);
@@ -180,15 +181,20 @@ def test_nginx_and_php_fpm(onward: int, more: str, concurrent: int) -> None:
         check(unix.judge(spans, HOPS), requests)
 
 
-def slow_objects(objects: Path, pauses: int) -> Path:
-    """The BPF objects, but requests are parsed late: 600 `pauses` are half a millisecond."""
+def slow_objects(objects: Path, pauses: int, what: str = "SLOW") -> Path:
+    """The BPF objects, but requests are parsed late: 600 `pauses` are half a millisecond.
+
+    `what`: "LATE": requests are not, but the send of an answer returns late.
+    """
     for file in (CHECKOUT / "build" / "bpf").glob("*.bpf.o"):
         (objects / file.name).symlink_to(file)
     slow = objects / "unix.bpf.o"
     slow.unlink()
     flags = ("-O2", "-g", "-target", "bpf", "-mcpu=v3", "-D__TARGET_ARCH_x86", "-std=gnu11")
     where = ("-isystem", "build", "-Ibpf", "-c", "bpf/io/unix.bpf.c", "-o", str(slow))
-    subprocess.run(["clang", *flags, f"-DTL_TEST_SLOW={pauses}", *where], cwd=CHECKOUT, check=True)
+    subprocess.run(
+        ["clang", *flags, f"-DTL_TEST_{what}={pauses}", *where], cwd=CHECKOUT, check=True
+    )
     return objects
 
 
@@ -217,6 +223,17 @@ def test_requests_that_are_answered_before_they_are_parsed(onward: int, tmp_path
     assert not [span for span in known if path_of[span.parent_span_id] != span.path]
     assert known
     assert counters["unix_unread"] >= FEW, counters
+
+
+def test_sends_of_answers_that_return_after_the_next_request(onward: int, tmp_path: Path) -> None:
+    """What an answer has told is not taken for unseen when the next request has come meanwhile."""
+    with Traced(objects=slow_objects(tmp_path, 3000, "LATE")) as traced:
+        port = php(traced, onward, "fastcgi_keep_conn on;", apart=True)
+        spans = sent(traced, port, requests=MANY, concurrent=1)
+        counters = traced.counters()
+    check(unix.judge(spans, HOPS), MANY)
+    assert not counters.get("unix_unseen"), counters
+    assert all(span.status for span in spans)
 
 
 def test_what_looks_like_a_request_takes_no_room(tmp_path: Path) -> None:
