@@ -13,6 +13,7 @@
  */
 #include "evidence/find.h"
 #include "io/early.h"
+#include "io/listeners.h"
 #include "io/option_in.h"
 #include "io/sockhash.h"
 #include "io/syscalls.h"
@@ -378,6 +379,7 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 		return 0;
 	}
 	if (call == TL_CALL_LISTEN) {
+		tl_tell_listener();
 		tl_work_listens(PT_REGS_SP(regs));
 		return 0;
 	}

@@ -16,6 +16,7 @@ from functools import partial
 from throughline.agent import earlier, release, systemd
 from throughline.agent.contradictions import Contradictions
 from throughline.agent.housekeeping import Housekeeping
+from throughline.agent.pace import Pace, take_listeners
 from throughline.agent.parents import Parents
 from throughline.agent.parts import Parts
 from throughline.agent.report import Report
@@ -41,7 +42,6 @@ from throughline.telemetry.series import Series
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 1.0
 WORK_SECONDS, REST_SECONDS = 0.02, 0.005  # of housekeeping between two drains, and after it
 _CONTRADICTED = "tl_contradicted"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -197,10 +197,11 @@ class Agent:
         self._notify(systemd.READY)
         log.info("attached to %s", ", ".join(f"/{root}" for root in parts.roots) or "no cgroup")
         parts.pipeline.start()
-        next_tick = time.monotonic() + TICK_SECONDS
+        pace = Pace(time.monotonic())
         next_metrics = time.monotonic() + export.metrics_interval
         while True:
             steps.run("drain", partial(parts.records.drain, ring))
+            steps.run("listeners", partial(self._hurry, pace))
             now = time.monotonic()
             if self._stop == signal.SIGHUP:
                 self._stop = 0
@@ -208,8 +209,7 @@ class Agent:
             elif self._stop:
                 break
             if self._work.is_done:
-                if now >= next_tick:
-                    next_tick = now + TICK_SECONDS
+                if pace.is_due(now):
                     self._work.begin(steps.turns("tick", housekeeping.tick(now)))
                 elif export.metrics_enabled and now >= next_metrics:
                     next_metrics = now + export.metrics_interval
@@ -224,6 +224,15 @@ class Agent:
         report.remove_status()
         log.info("detached")
         return Exit.STOPPED
+
+    def _hurry(self, pace: Pace) -> None:
+        """Looks soon at processes that have begun to serve."""
+        parts = self._parts
+        pids = take_listeners(parts.programs.map_fd("tl_listeners"))
+        if pids:
+            pace.hurry(time.monotonic())
+            if parts.processes is not None:
+                parts.processes.look_again(pids)
 
     def _series(self) -> Series:
         parts = self._parts

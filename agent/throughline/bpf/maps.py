@@ -51,6 +51,16 @@ def delete(fd: int, key: bytes) -> bool:
     return True
 
 
+def take(fd: int, value_size: int) -> bytes | None:
+    """Takes the first value out of a queue; None when it is empty."""
+    value = ctypes.create_string_buffer(value_size)
+    result = library().bpf_map_lookup_and_delete_elem(fd, None, value)
+    if result == -errno.ENOENT:
+        return None
+    check(result, "bpf_map_lookup_and_delete_elem")
+    return value.raw
+
+
 def keys(fd: int, key_size: int) -> Iterator[bytes]:
     """All keys. An entry that is added or removed meanwhile may be missed."""
     current: bytes | None = None

@@ -119,6 +119,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_lookup_elem": (ctypes.c_int, (ctypes.c_int, POINTER, POINTER)),
     "bpf_map_update_elem": (ctypes.c_int, (ctypes.c_int, POINTER, POINTER, ctypes.c_uint64)),
     "bpf_map_delete_elem": (ctypes.c_int, (ctypes.c_int, POINTER)),
+    "bpf_map_lookup_and_delete_elem": (ctypes.c_int, (ctypes.c_int, POINTER, POINTER)),
     "bpf_map_lookup_batch": (
         ctypes.c_int,
         (ctypes.c_int, *(POINTER,) * 4, ctypes.POINTER(ctypes.c_uint32), POINTER),

@@ -1,7 +1,8 @@
 """The processes of the traced cgroups: which there are, and when their mappings are read.
 
 The mappings of a new process are read in the next second, after 2, 6, 14 and 30 seconds and then
-every 30 seconds, since a process may load a library at any time.
+every 30 seconds, since a process may load a library at any time; and when it begins to serve
+(agent/pace.py): by then it has loaded what it needs.
 """
 
 from __future__ import annotations
@@ -78,6 +79,12 @@ class Processes:
         changed = self._files.tend(self._used(), now)
         if changed:
             self._read_again(changed, now)
+
+    def look_again(self, pids: Iterable[int]) -> None:
+        """The mappings of these processes are read by the next call of `following`."""
+        for pid in pids:
+            if process := self._processes.get(pid):
+                process.due = self._clock()
 
     def _find(self, cgroup_paths: Iterable[str], now: float) -> Turns[None]:
         current = yield from procfs.pids(cgroup_paths, self._files.failures)

@@ -252,15 +252,16 @@ def test_nothing_is_attached_where_tls_is_off() -> None:
 
 
 def test_a_library_that_is_loaded_later_is_found(traced: Traced, secure: Secure) -> None:
+    """When the process begins to listen, and not by its next reading: that is after 6 seconds."""
     later = (
-        "import sys, time, runpy; time.sleep(4); sys.argv = sys.argv[1:];"
+        "import sys, time, runpy; time.sleep(2.5); sys.argv = sys.argv[1:];"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     port = free_port()
     command = [sys.executable, "-c", later, str(SERVICES / "threaded.py"), str(port)]
     traced.spawn("later", command, env={"CERTIFICATE": str(secure.certificate)})
     wait_port(port, seconds=20)
-    secure.wait_found(LIBRARY, seconds=40)
+    secure.wait_found(LIBRARY, seconds=1.5)
     get(port, secure.trust(), "/later", {})
     spans: list[Span] = traced.wait_spans(1)
     assert [span.path for span in spans] == ["/later"]

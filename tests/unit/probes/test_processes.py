@@ -45,6 +45,16 @@ def test_a_library_loaded_much_later(host: Host) -> None:
     assert len(host.paths) == 1
 
 
+def test_a_library_that_a_process_has_loaded_when_it_begins_to_serve(host: Host) -> None:
+    host.process(10)
+    host.follow()
+    host.follow(2)
+    host.process(10, host.file("libssl.so"))
+    host.processes.look_again({10, 11})
+    host.follow(0.3)
+    assert len(host.paths) == 1
+
+
 def test_another_program_in_the_same_process_is_looked_at_at_once(host: Host) -> None:
     host.process(10, exe="/bin/sh")
     for _ in range(5):

@@ -7,8 +7,9 @@ the programs whether it still runs that (host/executed.py).
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,13 +19,13 @@ from throughline.elf.elf import MalformedError
 from throughline.host import executed
 from throughline.probes import arch, mappings, procfs
 from throughline.probes.provider import Probed, Process
+from throughline.runtimes.looks import Looks
 from throughline.runtimes.python import servers
 from throughline.steps import Turns
 
 _KIND = abi.RuntimeKind.RUNTIME_PYTHON
 _WORKERS = abi.RuntimeFlags.RUNTIME_WORKERS
 _SETTLED = abi.RuntimeFlags.RUNTIME_SETTLED
-_OFTEN, _SELDOM = 5, 10  # looks at a process in its first ticks, and then ticks between two
 # Files that are mapped where many requests are served on one thread.
 _GREENLET = re.compile(r"_?greenlet\b.*\.so")
 _LOOP = re.compile(r"(loop\..*\.so|ld-musl-.*)")  # uvloop; without glibc no context is found
@@ -35,16 +36,24 @@ class _Seen:
     """A process that was looked at."""
 
     process: Process
-    ticks: int = 0
+    looks: Looks
 
 
 class Workers:
     """The processes of Python, and which of them run a server of threads."""
 
-    def __init__(self, runtimes: Runtimes, failures: Counter[str], proc: Path) -> None:
+    def __init__(
+        self,
+        runtimes: Runtimes,
+        failures: Counter[str],
+        proc: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._runtimes = runtimes
         self._failures = failures
         self._proc = proc
+        self._clock = clock
         self._seen: dict[int, _Seen] = {}  # by process id
 
     def tick(self, pythons: Sequence[Probed], greenlets: Collection[Probed]) -> Turns[None]:
@@ -53,11 +62,11 @@ class Workers:
         for pid in [pid for pid, seen in self._seen.items() if current.get(pid) != seen.process]:
             del self._seen[pid]
         switching = {process.pid for each in greenlets for process in each.processes}
+        now = self._clock()
         for each in pythons:
             for process in each.processes:
-                seen = self._seen.setdefault(process.pid, _Seen(process))
-                seen.ticks += 1
-                if seen.ticks <= _OFTEN or seen.ticks % _SELDOM == 0:
+                seen = self._seen.setdefault(process.pid, _Seen(process, Looks(now)))
+                if seen.looks.is_due(now):
                     self._look(each, process, process.pid in switching)
                     yield
 
@@ -67,7 +76,7 @@ class Workers:
             words = executed.arguments(process.pid, proc=self._proc)
             if process.born and self._runs_threads(process.pid, words, switches):
                 entry, flags = self._entry(python, process), _WORKERS
-                if self._seen[process.pid].ticks >= _OFTEN:
+                if self._seen[process.pid].looks.is_settled(self._clock()):
                     flags |= _SETTLED
             elif process.born and (jobs := servers.works_at(words)):
                 entry = self._entry(python, process)

@@ -7,8 +7,9 @@ connection a thread works for. A process of Unicorn has one thread that serves r
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from throughline.host.memory import Memory
 from throughline.probes import arch, procfs
 from throughline.probes.provider import Answer, Found, Probed, Process
 from throughline.probes.site import Site
+from throughline.runtimes.looks import Looks
 from throughline.runtimes.ruby import context, servers
 from throughline.runtimes.ruby.context import Context
 from throughline.runtimes.ruby.servers import Server
@@ -32,7 +34,6 @@ _FLAGS: Mapping[Server, int] = {
     Server.PUMA: abi.RuntimeFlags.RUNTIME_TAKES,
     Server.UNICORN: abi.RuntimeFlags.RUNTIME_WORKERS | abi.RuntimeFlags.RUNTIME_READABLE,
 }
-_OFTEN, _SELDOM = 5, 10  # looks at a process in its first ticks, and then ticks between two
 
 
 @dataclass(slots=True)
@@ -40,8 +41,8 @@ class _Seen:
     """A process that was looked at."""
 
     process: Process
+    looks: Looks
     file: int  # the descriptor of the file with Ruby, in this tick
-    ticks: int = 0
     word: Word | None = None  # while that is the same, so is `context`
     context: Context | None = None
 
@@ -51,10 +52,17 @@ class RubyProvider:
 
     name = "ruby"
 
-    def __init__(self, runtimes: Runtimes, *, proc: Path = Path("/proc")) -> None:
+    def __init__(
+        self,
+        runtimes: Runtimes,
+        *,
+        proc: Path = Path("/proc"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.failures: Counter[str] = Counter()
         self._runtimes = runtimes
         self._proc = proc
+        self._clock = clock
         self._seen: dict[int, _Seen] = {}  # by process id
 
     @classmethod
@@ -74,11 +82,11 @@ class RubyProvider:
         for pid, seen in list(self._seen.items()):
             if pid not in current or current[pid][0] != seen.process:
                 del self._seen[pid]
+        now = self._clock()
         for pid, (process, each) in current.items():
-            seen = self._seen.setdefault(pid, _Seen(process, each.file))
+            seen = self._seen.setdefault(pid, _Seen(process, Looks(now), each.file))
             seen.file = each.file
-            seen.ticks += 1
-            if process.born and (seen.ticks <= _OFTEN or seen.ticks % _SELDOM == 0):
+            if process.born and seen.looks.is_due(now):
                 self._look(seen)
                 yield
 
@@ -104,7 +112,7 @@ class RubyProvider:
             runs = servers.server(procfs.executable(self._proc, pid), words)
             entry = None
             if runs is not None:
-                flags = _FLAGS[runs] | (_SETTLED if seen.ticks >= _OFTEN else 0)
+                flags = _FLAGS[runs] | (_SETTLED if seen.looks.is_settled(self._clock()) else 0)
                 word = executed.find(pid, proc=self._proc)
                 if seen.word != word:
                     seen.word = word

@@ -39,7 +39,8 @@ class Proc:
         self.starts(0xABCD)
         self.table: dict[bytes, bytes] = {}
         self.failures: Counter[str] = Counter()
-        self.workers = Workers(Runtimes(1), self.failures, root)
+        self.now = 100.0
+        self.workers = Workers(Runtimes(1), self.failures, root, clock=lambda: self.now)
 
     def runs(self, words: bytes) -> None:
         (self.folder / "cmdline").write_bytes(words)
@@ -57,6 +58,7 @@ class Proc:
         switching = [Probed(file, sites, processes)] if greenlets else []
         for _ in range(times):
             finish(self.workers.tick([python], switching))
+            self.now += 1
 
     @property
     def entry(self) -> Entry | None:
@@ -113,7 +115,7 @@ def test_what_the_programs_have_seen_is_kept(proc: Proc, file: int) -> None:
     proc.tick(file, ONE, times=3)
     assert proc.flags == seen
     # by now it has loaded what it runs: what it forks is the same
-    proc.tick(file, ONE)
+    proc.tick(file, ONE, times=2)
     assert proc.flags == seen | FLAGS.RUNTIME_SETTLED
     # the process executes another server: what was seen of the first one says nothing of it
     proc.starts(0xEF01)

@@ -37,7 +37,8 @@ class Proc:
             maps, "update", lambda _fd, key, value: self.table.__setitem__(key, value)
         )
         monkeypatch.setattr(maps, "delete", lambda _fd, key: self.table.pop(key, None))
-        self.provider = RubyProvider(Runtimes(1), proc=root)
+        self.now = 100.0
+        self.provider = RubyProvider(Runtimes(1), proc=root, clock=lambda: self.now)
 
     def title(self, text: str) -> None:
         (self.folder / "cmdline").write_bytes(text.encode() + bytes(9))
@@ -49,6 +50,7 @@ class Proc:
     def tick(self, *processes: Process, times: int = 1) -> None:
         for _ in range(times):
             finish(self.provider.tick([Probed(-1, (), processes)]))
+            self.now += 1
 
     @property
     def entry(self) -> Entry | None:
@@ -65,7 +67,7 @@ def test_puma(proc: Proc) -> None:
     kind = abi.RuntimeKind.RUNTIME_RUBY
     assert proc.entry == Entry(kind, 0, 0, BORN, RANDOM_AT, 0xABCD, FLAGS.RUNTIME_TAKES)
     assert proc.provider.failures == {"context_unreadable": 1}  # there is no file
-    proc.tick(ONE, times=4)
+    proc.tick(ONE, times=5)
     assert proc.entry.flags == FLAGS.RUNTIME_TAKES | FLAGS.RUNTIME_SETTLED
 
 
@@ -89,7 +91,7 @@ def test_a_title_comes_later_and_may_go(proc: Proc) -> None:
 
 
 def test_what_a_fork_has_inherited_stays_settled(proc: Proc) -> None:
-    proc.tick(ONE, times=5)
+    proc.tick(ONE, times=6)
     proc.provider = RubyProvider(Runtimes(1), proc=proc.folder.parent)
     proc.tick(ONE)
     assert proc.entry is not None

@@ -1,0 +1,59 @@
+"""When the agent looks at the host: each second, and more often while services start."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from throughline.agent import pace
+from throughline.agent.pace import Pace
+from throughline.bpf import maps
+
+
+def ticks(of: Pace, start: float, seconds: float) -> list[float]:
+    """When it is due, asked each tenth of a second as the agent's loop does."""
+    times = [start + tenth / 10 for tenth in range(1, int(seconds * 10) + 1)]
+    return [round(now - start, 1) for now in times if of.is_due(now)]
+
+
+def test_each_second() -> None:
+    assert ticks(Pace(100.0), 100.0, 3) == [1.0, 2.0, 3.0]
+
+
+def test_a_listener_is_looked_at_soon_and_some_times_more() -> None:
+    of = Pace(100.0)
+    assert ticks(of, 100.0, 5) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    of.hurry(105.1)
+    assert ticks(of, 105.0, 4) == [0.3, 0.6, 0.9, 1.2, 1.5, 2.5, 3.5]
+
+
+def test_a_host_where_processes_listen_all_the_time() -> None:
+    of, count = Pace(0.0), 0
+    for tenth in range(1, 6001):
+        of.hurry(tenth / 10)
+        count += of.is_due(tenth / 10)
+    # each second, 40 more at once, and a half more each second
+    assert 600 <= count <= 600 + 40 + 300
+
+
+def test_listeners_are_taken_until_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = [maps.U32.pack(pid) for pid in (7, 9, 7)]
+    monkeypatch.setattr(maps, "take", lambda _fd, _size: waiting.pop(0) if waiting else None)
+    assert pace.take_listeners(1) == {7, 9}
+    assert pace.take_listeners(1) == set()
+
+
+def test_a_queue_that_others_fill_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "take", lambda _fd, _size: maps.U32.pack(7))
+    assert pace.take_listeners(1) == {7}
+
+
+def test_what_the_kernel_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        def bpf_map_lookup_and_delete_elem(self, *_: object) -> int:
+            return -errno.EBADF
+
+    monkeypatch.setattr(maps, "library", Library)
+    with pytest.raises(OSError, match="bpf_map_lookup_and_delete_elem"):
+        pace.take_listeners(1)
