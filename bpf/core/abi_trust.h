@@ -52,6 +52,8 @@ enum tl_runtime_flags {
 			    << 4, /* it has waited since it is known: no read is missed any more */
 	TL_RUNTIME_TAKES = 1 << 5, /* it runs Puma: a thread asks for the state of a connection
 				    * where it takes a request over */
+	TL_RUNTIME_SHARED = 1 << 6, /* other threads accept where tl_runtime.acceptor does: WORKERS
+				     * does not hold */
 };
 
 /* What was seen of the threads of a program that read requests. */

@@ -415,7 +415,8 @@ static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thre
 		request->socket = flow->endpoints.socket;
 		request->sock = (__u64)sk;
 	}
-	if (key && server && tl_work_reads(key, flow->endpoints.socket)) {
+	if (key && server &&
+	    tl_work_reads(key, flow->endpoints.socket, flow->endpoints.local_port)) {
 		if (!flow->pid)
 			flow->pid = bpf_get_current_pid_tgid() >> 32;
 		return;

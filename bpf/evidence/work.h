@@ -16,21 +16,21 @@
 #include "runtimes/ruby.h"
 
 /*
- * The current unit of work has read the request `key` on `socket`. Returns whether units can be
- * told in this process. A global function, to have a stack of its own.
+ * The current unit of work has read the request `key` on `socket`, a connection to `port`. Returns
+ * whether units can be told in this process. A global function, to have a stack of its own.
  */
-__noinline int tl_work_reads(__u64 key, __u64 socket)
+__noinline int tl_work_reads(__u64 key, __u64 socket, __u32 port)
 {
 	__u32 pid = tl_process_id();
 	struct tl_runtime *runtime = tl_runtime_of_reader(pid);
 
 	/* clang passes nothing for an argument that is not used: verifiers refuse that */
-	asm volatile("" ::"r"(key), "r"(socket));
+	asm volatile("" ::"r"(key), "r"(socket), "r"(port));
 	if (!runtime)
 		return tl_runtime_is_unreadable(pid);
 	switch (runtime->kind) {
 	case TL_RUNTIME_PYTHON:
-		return tl_python_reads(runtime, key, socket);
+		return tl_python_reads(runtime, key, socket) || !tl_python_serves(pid, port);
 	case TL_RUNTIME_JAVA:
 		return tl_java_reads(runtime, key);
 	case TL_RUNTIME_RUBY:
@@ -209,6 +209,8 @@ static __always_inline int tl_work_parent(__u64 socket, struct tl_parent *parent
 
 	if (!key)
 		key = tl_work_request(pid);
+	if (!key && !tl_python_serves(pid, TL_PY_ANY_PORT))
+		return TL_ROOT_NO_CONTEXT;
 	if (key < TL_COUNTERS)
 		return key;
 	return tl_take_parent(key, tl_work_evidence(pid), parent);
@@ -243,7 +245,9 @@ static __always_inline bool tl_is_told(bool shared)
 		return tl_runtime_is_unreadable(pid);
 	switch (runtime->kind) {
 	case TL_RUNTIME_PYTHON:
-		return shared ? tl_work_request(pid) != 0 : tl_python_request(runtime) != 0;
+		return shared ? tl_work_request(pid) != 0 :
+				tl_python_request(runtime) != 0 ||
+					!tl_python_serves(pid, TL_PY_ANY_PORT);
 	case TL_RUNTIME_RUBY:
 		return runtime->flags & TL_RUNTIME_TAKES;
 	case TL_RUNTIME_NODE:
@@ -260,17 +264,18 @@ __noinline int tl_work_is_told(void)
 
 /*
  * The current thread begins something else: it waits for several descriptors, or it accepts a
- * connection. A global function, to have a stack of its own.
+ * connection. `number`: the first argument of the system call. A global function, to have a stack of
+ * its own.
  */
-__noinline int tl_work_turns(bool accepts)
+__noinline int tl_work_turns(bool accepts, __u32 number)
 {
 	struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
 
-	asm volatile("" ::"r"(accepts));
+	asm volatile("" ::"r"(accepts), "r"(number));
 	if (!runtime)
 		return 0;
 	if (runtime->kind == TL_RUNTIME_PYTHON)
-		tl_python_turns(runtime, accepts);
+		tl_python_turns(runtime, accepts, number);
 	else if (runtime->kind == TL_RUNTIME_JAVA && !accepts)
 		tl_java_turns();
 	return 0;

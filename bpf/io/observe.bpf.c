@@ -391,7 +391,7 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 		tl_work_tells(second);
 		return 0;
 	}
-	tl_work_turns(call == TL_CALL_ACCEPT);
+	tl_work_turns(call == TL_CALL_ACCEPT, PT_REGS_PARM1_SYSCALL(regs));
 	if (call == TL_CALL_ACCEPT) {
 		tl_thread_accepts();
 		return 0;

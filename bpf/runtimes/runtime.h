@@ -23,7 +23,7 @@ static __always_inline bool tl_runs_workers(const struct tl_runtime *runtime)
 {
 	__u8 both = TL_RUNTIME_WORKERS | TL_RUNTIME_READABLE;
 
-	return (runtime->flags & both) == both;
+	return (runtime->flags & (both | TL_RUNTIME_SHARED)) == both;
 }
 
 enum tl_fits {

@@ -6,6 +6,7 @@
 #include "core/compat.h"
 
 #define TL_AF_INET 2
+#define TL_AF_INET6 10
 
 /* A TCP connection, as far as it is known. IPv4 addresses are IPv4-mapped IPv6 addresses. */
 struct tl_endpoints {

@@ -34,6 +34,7 @@ _AFTER_SECONDS = 15.0  # for calls that are made after the answers
 _SPANS_SECONDS = 10.0
 _AGENT_SECONDS = 120.0  # to start, on a machine that does much else
 _LOOK_SECONDS = 2.5  # the age of processes at which the agent has looked at them
+_SERVING_SECONDS = 2.0  # after the port is open: what a thread is in can be seen then
 _QUIET_SECONDS = 1.0  # without a new span, after which none is awaited any more
 _REASONS = ("root_", "parent_job", "skip_", "lost_", "full_", "evicted", "enrol_", "spans_dropped")
 
@@ -163,7 +164,8 @@ class Bench:
         if app.follows in ("python", "proxies", "ruby"):
             # the agent looks each second at processes that have come, and at what they run
             pids = [pid for name in services for pid in cgroup.pids(self.traced.cgroup / name)]
-            time.sleep(max(0.0, _LOOK_SECONDS - min(map(_age, pids), default=0.0)))
+            least = _SERVING_SECONDS if app.follows == "python" else 0.0
+            time.sleep(max(least, _LOOK_SECONDS - min(map(_age, pids), default=0.0)))
 
     def _measure(self, app: App, instance: Instance, concurrent: int, count: int) -> Result:
         numbers = range(self._first, self._first + count)

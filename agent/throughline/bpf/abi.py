@@ -275,6 +275,7 @@ class RuntimeFlags(IntEnum):
     RUNTIME_SETTLED = 8
     RUNTIME_TURNED = 16
     RUNTIME_TAKES = 32
+    RUNTIME_SHARED = 64
 
 
 class Seen(IntEnum):
@@ -532,9 +533,13 @@ class Runtime(NamedTuple):
     flags: int
     executed: int
     jobs: int
+    port: int
+    acceptor: int
+    since_ns: int
+    other: int
 
 
-RUNTIME = Struct("<3QIH2BIB3x")
+RUNTIME = Struct("<3QIH2BIB1xH2QH6x")
 
 
 class JavaBinary(NamedTuple):

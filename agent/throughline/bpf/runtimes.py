@@ -34,6 +34,10 @@ class Entry:
     check: int
     flags: int = 0  # enum tl_runtime_flags
     jobs: int = abi.Jobs.NONE
+    acceptor: int = 0  # the programs note the next three
+    port: int = 0
+    since_ns: int = 0
+    other: int = 0
 
 
 class Runtimes:
@@ -55,6 +59,10 @@ class Runtimes:
                 flags=entry.flags,
                 executed=0,  # the programs look at the word
                 jobs=entry.jobs,
+                acceptor=entry.acceptor,
+                port=entry.port,
+                since_ns=entry.since_ns,
+                other=entry.other,
             )
         )
         maps.update(self._fd, maps.U32.pack(pid), value)
@@ -101,4 +109,8 @@ def _entry(value: bytes) -> Entry:
         check=packed.check,
         flags=packed.flags,
         jobs=packed.jobs,
+        acceptor=packed.acceptor,
+        port=packed.port,
+        since_ns=packed.since_ns,
+        other=packed.other,
     )

@@ -12,13 +12,14 @@ class Looks:
     """Of one process. Times are of one monotonic clock, in seconds."""
 
     since: float  # when it was seen first
+    often: float = START_SECONDS  # for so long it is looked at at each tick
     _next: float = 0.0
 
     def is_due(self, now: float) -> bool:
-        """At each tick of its first seconds, and then every ten. Then it counts as looked at."""
+        """At each tick while it starts, and then every ten. Then it counts as looked at."""
         if now < self._next:
             return False
-        if self.is_settled(now):
+        if now >= self.since + self.often:
             self._next = now + SELDOM_SECONDS
         return True
 

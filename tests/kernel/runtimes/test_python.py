@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import debian_root, needs
+from tests.fixtures import debian_root, needs, pythons
 from tests.fixtures.paths import CHECKOUT, SERVICES
 from tests.fixtures.ports import free_port, wait_port
+from tests.fixtures.pythons import FOLLOWED
 from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
 from tests.parents.cell import Bench, bench
@@ -30,9 +31,6 @@ from tests.parents.python import environment
 AT_ONCE, SLEEP, TWO = Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.TWO
 POOL, AFTER, POLLER = Behaviour.POOL, Behaviour.AFTER, Behaviour.POLLER
 MANY = {32: 211}
-PYTHONS = sorted({*Path("/usr/bin").glob("python3.??"), *Path("/usr/bin").glob("python3.9")})
-PYTHONS += sorted(Path("/root/.pyenv/versions").glob("3.*.*/bin/python3.*[0-9]"))
-FOLLOWED = [path for path in PYTHONS if 9 <= int(path.name.removeprefix("python3.")) <= 13]
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +92,7 @@ def results(
     return found
 
 
-@pytest.mark.parametrize(
-    "python", FOLLOWED, ids=lambda path: f"{path.parent.parent.name}-{path.name}"
-)
+@pytest.mark.parametrize("python", FOLLOWED, ids=pythons.name)
 def test_asyncio_alone(running: Bench, python: Path) -> None:
     all_right(running, alone(python))
 

@@ -16,6 +16,7 @@ from throughline.bpf import abi
 from throughline.elf.elf import Elf, Function, MalformedError
 from throughline.probes import arch
 from throughline.probes.site import Site, c_sites
+from throughline.runtimes.python.stack import TYPES, Places
 
 COPY = "PyContext_CopyCurrent"
 _RUNTIME, _CONTEXT_TYPE, _VERSION = "_PyRuntime", "PyContext_Type", "Py_Version"
@@ -60,6 +61,7 @@ class Interpreter:
     version: str  # "3.12.1", or "3.10" where the patch level is not known
     sites: tuple[Site, ...]  # without cookies
     packed: bytes  # struct tl_python_binary
+    places: Places | None  # None: it does not export them
 
     def beside(self, pthread_at: int) -> bytes:
         """`packed` for processes whose C library has struct pthread there."""
@@ -76,7 +78,7 @@ def find(file: int) -> Interpreter | None:
     functions = elf.functions(COPY, [name for name, _ in _NEW_IN]) if elf else {}
     if elf is None or COPY not in functions:
         return None
-    variables = elf.objects((_RUNTIME, _CONTEXT_TYPE, _VERSION))
+    variables = elf.objects((_RUNTIME, _CONTEXT_TYPE, _VERSION, *TYPES))
     version, minor = _version(elf, functions, variables)
     layout = LAYOUTS.get(minor)
     if layout is None:
@@ -104,7 +106,11 @@ def find(file: int) -> Interpreter | None:
         arch.here().SPECIFIC_AT,
         arch.here().PTHREAD_AT or 0,
     )
-    return Interpreter(version, (*copies, *frees), packed)
+    places = None
+    if all(name in variables for name in TYPES):
+        kinds = (variables[name].address for name in TYPES)
+        places = Places(minor, variables[_RUNTIME].address, *kinds)
+    return Interpreter(version, (*copies, *frees), packed, places)
 
 
 def _version(

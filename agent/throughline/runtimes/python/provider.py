@@ -71,8 +71,12 @@ class PythonProvider:
             return Answer.NOT_MINE
         if found is not None:
             answer = self._found(found.sites, found.packed, found.version)
-            if isinstance(answer, Found) and arch.here().PTHREAD_AT is None:
-                self._waiting[answer.sites[0].cookie] = found
+            if isinstance(answer, Found):
+                index, pthread_at = answer.sites[0].cookie, arch.here().PTHREAD_AT
+                if pthread_at is None:
+                    self._waiting[index] = found
+                elif found.places:
+                    self._workers.learn(index, found.places, pthread_at)
             return answer
         sites = () if self._without & _GREENLETS else greenlets.find(file)
         return self._found(sites, greenlets.PACKED, _GREENLET) if sites else Answer.NOT_MINE
@@ -114,6 +118,8 @@ class PythonProvider:
             log.warning("the tasks of Python %s are not followed: its C library", found.version)
         else:
             self._binaries.tell(index, found.beside(size))
+            if found.places:
+                self._workers.learn(index, found.places, size)
 
     def describe(self, found: Probed) -> Mapping[str, str]:
         """The version of Python."""
@@ -122,6 +128,7 @@ class PythonProvider:
     def leaving(self, sites: Sequence[Site]) -> None:
         """From now on nothing is known of the contexts of its processes."""
         self._waiting.pop(sites[0].cookie, None)
+        self._workers.unlearn(sites[0].cookie)
         self._binaries.remove(sites)
 
     def close(self) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures import elffile, started
+from tests.fixtures.frames import MAIN, Image
 from tests.fixtures.started import RANDOM_AT
 from throughline.bpf import abi, maps
 from throughline.bpf.runtimes import Entry, Runtimes
 from throughline.probes.provider import Probed, Process
 from throughline.probes.site import Site
+from throughline.runtimes.python.stack import Call
 from throughline.runtimes.python.workers import Workers
 from throughline.steps import finish
 
@@ -152,6 +154,57 @@ def test_a_process_that_ends_or_may_not_be_read(proc: Proc, file: int) -> None:
     proc.tick(file, Process(8, BORN, START, 0))
     assert proc.failures == {"process_unreadable": 2}
     assert proc.entry is None
+
+
+SERVES = [
+    Call("/usr/lib/python3.11/socketserver.py", "serve_forever"),
+    Call("/venv/werkzeug/serving.py", "serve_forever"),
+    Call("/venv/werkzeug/serving.py", "run_simple"),
+]
+
+
+def test_what_the_main_thread_is_calling(proc: Proc, file: int) -> None:
+    proc.runs(b"/bin/python3\0app.py\0")
+    image = Image(11)
+    proc.workers.learn(INDEX, image.places, 16)
+    for calls in ([Call("/srv/app.py", "<module>")], SERVES):
+        assert proc.entry is None
+        image.threads([(MAIN, calls)])
+        image.write(proc.folder)
+        proc.tick(file, ONE, times=10)
+    assert proc.entry is not None
+    assert (proc.entry.acceptor, proc.flags) == (MAIN + 16, FLAGS.RUNTIME_WORKERS)
+    # what the programs note is kept, also where its threads cannot be read for a moment
+    key = maps.U32.pack(PID)
+    noted = abi.Runtime(*abi.RUNTIME.unpack(proc.table[key]))
+    noted = noted._replace(port=80, since_ns=7, other=9090, flags=noted.flags | 4)
+    proc.table[key] = abi.RUNTIME.pack(*noted)
+    proc.tick(file, ONE, times=3)
+    image.threads([(MAIN, [])])
+    image.write(proc.folder)
+    proc.tick(file, ONE)
+    assert proc.failures == {"stack_unreadable": 1}
+    assert proc.table[key] == abi.RUNTIME.pack(*noted)
+    # it serves no more
+    image.threads([(MAIN, SERVES[1:])])
+    image.write(proc.folder)
+    proc.tick(file, ONE)
+    assert proc.flags == 4
+    # it serves again, and other threads accept there: that stays
+    image.threads([(MAIN, SERVES)])
+    image.write(proc.folder)
+    proc.table[key] = abi.RUNTIME.pack(*noted._replace(flags=FLAGS.RUNTIME_SHARED))
+    proc.tick(file, ONE)
+    assert proc.flags == FLAGS.RUNTIME_SHARED | FLAGS.RUNTIME_WORKERS
+    # greenlets may be anywhere
+    proc.maps("/bin/python3", "/venv/greenlet/_greenlet.cpython-311-x86_64-linux-gnu.so")
+    proc.tick(file, ONE)
+    assert proc.flags == FLAGS.RUNTIME_SHARED
+    # the index may be another file's
+    proc.maps("/bin/python3")
+    proc.workers.unlearn(INDEX)
+    proc.tick(file, ONE)
+    assert proc.flags == FLAGS.RUNTIME_SHARED
 
 
 def test_a_worker_of_a_queue(proc: Proc, file: int) -> None:
