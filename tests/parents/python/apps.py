@@ -199,11 +199,11 @@ APPS = (
         _python("-m", "flask", "--app", "wsgi", "run", "--port", "{port}"),
         _EVERY,
     ),
-    # what `python app.py` does is not known: its calls have no proven parent
     _app(
         "flask-app-run",
         "Flask, `app.run()`, requests",
         _python("-c", "import wsgi; wsgi.app.run(port={port})"),
+        _EVERY,
     ),
     _app(
         "flask-uwsgi",
