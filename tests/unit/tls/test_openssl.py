@@ -97,6 +97,17 @@ def test_since_openssl_3_3_writes_take_flags(tmp_path: Path) -> None:
     assert sites(tmp_path, build(functions))[2:4] == pair("tl_ssl_write_x2", at(5))
 
 
+def test_writes_that_go_by_the_linkage_table_are_seen_once(tmp_path: Path) -> None:
+    """As in Debian's OpenSSL 3.5 for arm64."""
+    functions = {
+        **elffile.libssl(),
+        "SSL_write_ex": call(b"\x49\x89\xc8\x31\xc9", here=4, there=8, jump=True),
+        "SSL_write_ex2": call(SUB[:4], here=7, there=5),
+        ".plt": b"\xff\x25\x00\x00\x00\x00",
+    }
+    assert sites(tmp_path, build(functions))[2:4] == pair("tl_ssl_write_x2", at(5))
+
+
 def test_the_handshake_is_probed_too(tmp_path: Path) -> None:
     functions = {"SSL_read": PUSH, "SSL_write": PUSH, "SSL_do_handshake": ENDBR64 + PUSH}
     assert sites(tmp_path, build(functions))[4:] == pair("tl_ssl_shake", at(2) + 4, rare=True)
