@@ -78,7 +78,8 @@ class Platform:
         go-front calls go-middle by HTTPS in that version of HTTP, which calls go-back by gRPC.
         """
         if "go_write" in self.on:
-            return {"go-middle": "header", "go-back": "header"}
+            frames = "" if self.arch == "arm64" else "header"  # HTTP/2, gRPC: decision 28
+            return {"go-middle": "header" if http == "1.1" else frames, "go-back": frames}
         option = "packet" if {"go", "packets"} <= set(self.on) and http == "1.1" else ""
         return {"go-middle": option, "go-back": ""}
 

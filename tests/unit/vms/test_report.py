@@ -182,6 +182,8 @@ def test_what_joins_go_services() -> None:
     locked = Platform("x", "6.", "integrity", "unified", "network", groups | {"go_write": "off"})
     assert (locked.joins("2"), locked.joins("1.1")) == (parts, parts | {"go-middle": "packet"})
     assert platform(state="off").joins("1.1") == parts
+    arm = platform(arch="arm64")
+    assert (arm.joins("2"), arm.joins("1.1")) == (parts, parts | {"go-middle": "header"})
 
 
 def test_files_of_a_run_are_found(tmp_path: Path) -> None:

@@ -49,6 +49,10 @@ class Architecture(Protocol):
     def PTHREAD_AT(self) -> int | None:  # noqa: N802
         """How far struct pthread begins before the thread pointer; None: each glibc says so."""
 
+    @property
+    def GO_REGISTERS(self) -> int:  # noqa: N802
+        """In how many registers a Go function gets integers and pointers (Go's ABIInternal)."""
+
     def c_place(self, code: bytes) -> Place:
         """Where to probe a C function that begins with this code."""
 

@@ -29,6 +29,7 @@ FUNCTION = bytes.fromhex("1f2003d5 c0035fd6")  # nop; ret
 PROBE_SYSCALLS = ()  # a probe enters the kernel by an exception
 CODE_STEP = 4
 SPECIFIC_AT = 0x110
+GO_REGISTERS = 16
 PTHREAD_AT: int | None = None  # struct pthread ends there: its size differs
 
 _NOP = 0xD503201F

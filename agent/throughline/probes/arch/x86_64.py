@@ -30,6 +30,7 @@ FUNCTION = b"\x90\xc3"  # nop; ret
 PROBE_SYSCALLS = (335, 336)  # uretprobe (Linux 6.11), uprobe (6.18)
 CODE_STEP = 1
 SPECIFIC_AT = 0x310
+GO_REGISTERS = 9
 PTHREAD_AT: int | None = 0
 
 _EMULATED = re.compile(

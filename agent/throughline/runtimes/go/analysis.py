@@ -84,7 +84,12 @@ def analyse(fd: int, stop: threading.Event | None = None) -> Program | None:
         types=layout.types,
         sources=layout.sources,
         missing=coverage.missing(
-            found.sites, found.unsure, layout.offsets, layout.types, info.modules
+            found.sites,
+            found.unsure,
+            layout.offsets,
+            layout.types,
+            info.modules,
+            registers=arch.here().GO_REGISTERS,
         ),
     )
 

@@ -9,6 +9,8 @@ from throughline.runtimes.go.releases import Tested
 from throughline.runtimes.go.wanted import FEATURES, Feature
 
 _UNUSED = "the program does not use"
+# http2.(*Framer).WriteHeaders: itself, and a frame of ten integers or more
+_FRAME_REGISTERS = 11
 _MODULE_VERSION = re.compile(r"v([0-9]{1,6})\.([0-9]{1,6})\.")
 
 
@@ -18,10 +20,13 @@ def missing(
     offsets: Collection[str],
     types: Collection[str],
     modules: Mapping[str, str],
+    *,
+    registers: int,
 ) -> dict[str, str]:
     """Feature -> reason, for a program with these functions, fields, types and modules.
 
-    `unsure`: functions that are there but that a probe may not see -> why.
+    `unsure`: functions that are there but that a probe may not see -> why. `registers`: how many
+    the processor has for arguments.
     """
     reasons: dict[str, list[str]] = {}
     for feature in FEATURES:
@@ -30,6 +35,7 @@ def missing(
             or _lacks_versions(feature, modules)
             or next((f"no offset of {g[0]}" for g in feature.offsets if g[0] not in offsets), "")
             or next((f"no type {g[0]}" for g in feature.types if g[0] not in types), "")
+            or _lacks_memory(feature, registers)
         )
         reasons.setdefault(feature.name, []).append(reason)
     # Of several variants of a feature: the reason of the one that the program uses.
@@ -61,6 +67,12 @@ def _lacks_functions(
 def _lacks_versions(feature: Feature, modules: Mapping[str, str]) -> str:
     reasons = (_untested(name, modules.get(name, ""), m) for name, m in feature.modules.items())
     return next(filter(None, reasons), "")
+
+
+def _lacks_memory(feature: Feature, registers: int) -> str:
+    if feature.frame and registers >= _FRAME_REGISTERS:
+        return "this processor gets the frame in registers, which no probe can change"
+    return ""
 
 
 def _untested(name: str, version: str, tested: Tested) -> str:

@@ -35,6 +35,8 @@ class Feature:
     package: str = ""  # named in the reason where a program has none of the functions
     modules: Mapping[str, Tested] = field(default_factory=dict)
     shared: tuple[Group, ...] = ()  # functions that other features need too
+    # A frame of HTTP/2 is changed where it is passed: in memory, and not in registers.
+    frame: bool = False
 
 
 def split(name: str) -> tuple[str, str]:
@@ -151,6 +153,7 @@ def _http2_write(name: str, prefix: str, *, key: str, package: str) -> Feature:
         offsets=_of((key, prefix), "Framer.w"),
         package=package,
         modules={X_NET: MODULES[X_NET]} if prefix == _X else {},
+        frame=True,
     )
 
 
@@ -331,6 +334,7 @@ FEATURES = (
         types=((f"*{_TRANSPORT}clientHeaders", f"*{_TRANSPORT}headerFrame"),),
         package=GRPC,
         modules=MODULES,
+        frame=True,
     ),
 )
 
