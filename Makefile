@@ -29,12 +29,8 @@ BPF_OBJECTS := $(foreach arch,$(ARCHITECTURES),$(addprefix build/bpf-$(arch)/,$(
 ABI_GENERATOR := bpf/generate_abi.py
 ABI_OBJECT := build/bpf-x86_64/observe.bpf.o
 
-# What is released: bundles for arm64 are built, but no rollout on arm64 has been seen yet.
-RELEASED := x86_64
-
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUNDLES := $(patsubst %,dist/throughline-$(VERSION)-linux-%.tar.gz,$(ARCHITECTURES))
-RELEASED_BUNDLES := $(patsubst %,dist/throughline-$(VERSION)-linux-%.tar.gz,$(RELEASED))
 # Everything that ends in the bundle, so that a second `make bundle` has nothing to do.
 BUNDLE_INPUTS := pyproject.toml LICENSE bpf/LICENSE \
 	$(shell find agent -name '*.egg-info' -prune -o -name __pycache__ -prune -o -type f -print)
@@ -128,12 +124,12 @@ dist/throughline-$(VERSION)-linux-$(1).tar.gz: $(BUNDLE_INPUTS) build/abi.stamp 
 endef
 $(foreach arch,$(ARCHITECTURES),$(eval $(call BUNDLE_RULE,$(arch))))
 
-# Everything that a release has, for RELEASED. SIGNING_KEY=KEY signs it, by that key of gpg's.
+# Everything that a release has, for all ARCHITECTURES. SIGNING_KEY=KEY signs it, by that key of gpg's.
 SIGNING_KEY ?=
 .PHONY: release
-release: setup build/bpf $(RELEASED_BUNDLES) ## Build a release: collection, bundle, .deb, .rpm, SHA256SUMS; SIGNING_KEY= signs it
+release: setup build/bpf $(BUNDLES) ## Build a release: collection, bundle, .deb, .rpm, SHA256SUMS; SIGNING_KEY= signs it
 	@PYTHONPATH=agent $(PYTHON) -m packages.build --output dist/release --key '$(SIGNING_KEY)' \
-		$(RELEASED_BUNDLES)
+		$(BUNDLES)
 
 .PHONY: sanity
 sanity: setup ## Check the collection with ansible-test sanity

@@ -7,14 +7,20 @@ from .groups import GROUPS, MODES, NETWORK_CAPABILITIES, granted_capabilities
 from .host import version_tuple
 
 OLDEST_SYSTEMD = 247  # the first that knows CAP_BPF and CAP_PERFMON by name on every build
-ARCHITECTURES = ("x86_64",)
-UNTESTED = ("aarch64",)  # bundles for it are built
+# The kernel's names of the architectures that there are bundles for, and the oldest kernel on each.
+# On arm64 the kernel's JIT has the atomic additions that the programs need since Linux 5.18.
+ARCHITECTURES = {"x86_64": GROUPS["observe"].kernel, "aarch64": (5, 18)}
 UPGRADE = "upgrade the distribution (Debian 12, Ubuntu 22.04, RHEL 9 or later have it)"
 
 
 def dotted(version):
     """A version for people: '3.10' for (3, 10)."""
     return ".".join(str(part) for part in version)
+
+
+def oldest_kernel(host):
+    """The oldest kernel that can run any group on the host's architecture."""
+    return ARCHITECTURES.get(host["arch"], GROUPS["observe"].kernel)
 
 
 def common_obstacles(host):
@@ -32,22 +38,19 @@ def common_obstacles(host):
             )
         )
     if host["arch"] not in ARCHITECTURES:
-        why = (
-            "no rollout to it has been tested yet"
-            if host["arch"] in UNTESTED
-            else f"there are bundles for {', '.join(ARCHITECTURES + UNTESTED)} only"
-        )
         obstacles.append(
             (
-                f"architecture is {host['arch']}, and {why}",
+                f"architecture is {host['arch']}, and there are bundles for"
+                f" {', '.join(ARCHITECTURES)} only",
                 "leave the host out of the inventory group",
             )
         )
-    oldest = GROUPS["observe"].kernel
+    oldest = oldest_kernel(host)
     if version_tuple(host["kernel"]) < oldest:
+        on = "" if oldest == GROUPS["observe"].kernel else f" on {host['arch']}"
         obstacles.append(
             (
-                f"kernel is {host['kernel']}, but {dotted(oldest)} or newer is required",
+                f"kernel is {host['kernel']}, but {dotted(oldest)} or newer is required{on}",
                 "boot a newer kernel (a distribution's HWE or backports kernel will do)",
             )
         )
@@ -103,7 +106,7 @@ def uprobe_obstacles(host, options):
 def version_obstacles(host, name):
     """[(reason, fix)] on a kernel that is too old for the group and new enough for others."""
     oldest = GROUPS[name].kernel
-    if not GROUPS["observe"].kernel <= version_tuple(host["kernel"]) < oldest:
+    if not oldest_kernel(host) <= version_tuple(host["kernel"]) < oldest:
         return []
     return [
         (

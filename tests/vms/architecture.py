@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,20 +43,38 @@ def programs_run(arch: str) -> Iterator[None]:
     """While the block runs, this machine runs programs of another architecture, in chroots too.
 
     QEMU emulates them (binfmt_misc(5); F: the emulator is opened now). A machine that does so
-    already stays as it is. Raises FileNotFoundError where the emulator is not installed, OSError
-    where the kernel has no binfmt_misc.
+    already stays as it is. Raises FileNotFoundError where the emulator is not installed,
+    CalledProcessError where the kernel has no binfmt_misc.
     """
-    known = BINFMT / _NAME.format(arch)
-    if arch == NATIVE or any(BINFMT.glob(f"*{arch}")):
+    with ExitStack() as stack:
+        if arch != NATIVE:
+            stack.enter_context(_mounted())
+        if arch != NATIVE and not any(BINFMT.glob(f"*{arch}")):
+            stack.callback(_register(arch).write_text, "-1")
+        yield
+
+
+@contextmanager
+def _mounted() -> Iterator[None]:
+    """binfmt_misc is mounted while the block runs."""
+    if (BINFMT / "register").exists():
         yield
         return
+    mount = ["mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT)]
+    subprocess.run(mount, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(BINFMT)], check=True)
+
+
+def _register(arch: str) -> Path:
+    """Has QEMU run programs of an architecture. Returns the file that ends this with "-1"."""
     emulator = shutil.which(f"qemu-{arch}-static")
     if emulator is None:
         raise FileNotFoundError(f"qemu-{arch}-static is not installed (make setup)")
     one = ARCHITECTURES[arch]
-    register = BINFMT / "register"
-    register.write_text(f":{known.name}:M::{one.magic}:{one.mask}:{emulator}:F")
-    try:
-        yield
-    finally:
-        known.write_text("-1")
+    entry = BINFMT / _NAME.format(arch)
+    rule = f":{entry.name}:M::{one.magic}:{one.mask}:{emulator}:F"
+    (BINFMT / "register").write_text(rule)
+    return entry

@@ -165,21 +165,30 @@ def test_an_obstacle_has_a_reason_and_a_remedy(
     assert plugin("module_utils.verdict").shortfall(found, "none") is None
 
 
-@pytest.mark.parametrize(
-    ("arch", "why"),
-    [
-        ("aarch64", "no rollout to it has been tested yet"),
-        ("riscv64", "there are bundles for x86_64, aarch64 only"),
-    ],
-)
-def test_other_architectures_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str, why: str
-) -> None:
-    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=arch, release="6.1.0"))
+def test_other_architectures_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = SimpleNamespace(machine="riscv64", release="6.1.0")
+    monkeypatch.setattr(os, "uname", lambda: machine)
     found = verdict(tmp_path)
     assert found["mode"] == "none"
-    assert found["groups"]["observe"]["reason"] == f"architecture is {arch}, and {why}"
+    assert found["groups"]["observe"]["reason"] == (
+        "architecture is riscv64, and there are bundles for x86_64, aarch64 only"
+    )
     assert found["groups"]["observe"]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "mode"), [("5.18.0-4-arm64", "write"), ("5.17.0-3-arm64", "none")]
+)
+def test_arm64_needs_a_newer_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, mode: str
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64", release=kernel))
+    found = verdict(tmp_path, lockdown=UNLOCKED, kernel=kernel)
+    assert found["mode"] == mode
+    old = f"kernel is {kernel}, but 5.18 or newer is required on aarch64"
+    reason = "" if mode == "write" else old
+    for name in ("observe", "tls", "go"):
+        assert found["groups"][name]["reason"] == reason
 
 
 def test_tls_needs_a_capability_that_a_container_may_lack(tmp_path: Path) -> None:
