@@ -164,7 +164,9 @@ int BPF_KRETPROBE(tl_py_copied, __u64 child)
 		node.owner = thread->socket;
 		node.request = thread->request;
 	} else if (place.node) {
-		node.request = tl_py_request_of(place.node);
+		node.request = tl_py_request_of(place.node, false);
+		if (parent && !parent->request)
+			tl_py_goes_on(parent);
 	}
 	if (tl_py_number(child))
 		tl_count(TL_PYTHON_UNFREED);

@@ -36,6 +36,9 @@ struct tl_py_node {
 	__u64 parent; /* the node that it is a copy of, or 0 */
 	__u64 owner; /* the server connection (cookie) that is read in it or below it, or 0 */
 	__u64 request; /* that it was copied for: see tl_py_request_of() */
+	__u64 last; /* where it has an owner: the request that was read there last */
+	__u64 before; /* and the one before that, or 0 */
+	__u64 after; /* the request of its owner after whose answer it was copied last, or 0 */
 	__u32 binary; /* index of the file whose probes have seen it begin */
 	__u8 flags; /* enum tl_py_flags */
 	__u8 learnt; /* copies right after a read */
@@ -176,12 +179,14 @@ static __always_inline void tl_py_find_place(__u64 context, const struct tl_py_t
 
 /*
  * The key of the request that a node belongs to; TL_ROOT_PARENT_ENDED where it has ended, 0 where there
- * is none. TL_PY_DEPTH bounds the way up.
+ * is none. `calls`: what runs in it makes a call. TL_ROOT_AMBIGUOUS: it has gone on with something
+ * after the last answer, and may still be at that; the next request was read meanwhile. TL_PY_DEPTH
+ * bounds the way up.
  */
-static __always_inline __u64 tl_py_request_of(__u64 number)
+static __always_inline __u64 tl_py_request_of(__u64 number, bool calls)
 {
 	const struct tl_py_node *node;
-	__u64 *key, owner;
+	__u64 *key, owner, after = 0;
 	int i;
 
 	for (i = 0; i < TL_PY_DEPTH; i++) {
@@ -190,8 +195,12 @@ static __always_inline __u64 tl_py_request_of(__u64 number)
 			return 0;
 		if (node->request)
 			return node->request;
+		if (calls && !i)
+			after = node->after;
 		owner = node->owner;
 		if (owner && !(node->flags & (TL_PY_SHARED | TL_PY_ACCEPTS))) {
+			if (after && after == node->before)
+				return TL_ROOT_AMBIGUOUS;
 			key = bpf_map_lookup_elem(&tl_serving, &owner);
 			return key ? *key : TL_ROOT_PARENT_ENDED;
 		}
@@ -200,8 +209,29 @@ static __always_inline __u64 tl_py_request_of(__u64 number)
 	return 0;
 }
 
-/* A request of the connection `socket` was read in the context of this node. */
-static __always_inline void tl_py_own(__u64 number, __u64 socket)
+/*
+ * The node has been copied. Was its last request answered by then? Then what runs in it has gone on
+ * with something else, or has set a timer for the next request.
+ */
+static __always_inline void tl_py_goes_on(struct tl_py_node *copied)
+{
+	const struct tl_py_node *node = copied;
+	__u64 last;
+	int i;
+
+	for (i = 0; i < TL_PY_DEPTH && node; i++) {
+		last = node->last;
+		if (last) {
+			if (!bpf_map_lookup_elem(&tl_requests, &last))
+				copied->after = last;
+			return;
+		}
+		node = tl_py_node(node->parent);
+	}
+}
+
+/* The request `key` of the connection `socket` was read in the context of this node. */
+static __always_inline void tl_py_own(__u64 number, __u64 socket, __u64 key)
 {
 	struct tl_py_node *node;
 	int i;
@@ -211,12 +241,18 @@ static __always_inline void tl_py_own(__u64 number, __u64 socket)
 		if (!node || node->flags & TL_PY_ACCEPTS)
 			return;
 		/* what is read here from now on are other requests than the one it was copied for */
-		if (!i)
+		if (!i) {
 			node->request = 0;
+			node->after = 0;
+		}
 		if (!node->owner && !(node->flags & TL_PY_SHARED))
 			node->owner = socket;
 		else if (node->owner != socket)
 			node->flags |= TL_PY_SHARED;
+		if (node->last != key) {
+			node->before = node->last;
+			node->last = key;
+		}
 		number = node->parent;
 	}
 }
@@ -343,7 +379,7 @@ static __always_inline bool tl_python_reads(struct tl_runtime *runtime, __u64 ke
 		return place.entered || place.greenlet ||
 		       (thread && thread->waits && thread->enters);
 	if (socket)
-		tl_py_own(place.node, socket);
+		tl_py_own(place.node, socket, key);
 	return true;
 #endif
 }
@@ -369,7 +405,7 @@ static __always_inline __u64 tl_python_request(const struct tl_runtime *runtime)
 		return 0;
 	tl_py_find_place(context, thread, &place);
 	if (tl_py_live_node(place.node)) {
-		key = tl_py_request_of(place.node);
+		key = tl_py_request_of(place.node, true);
 		return key ? key : TL_ROOT_PYTHON_TASK;
 	}
 	if (place.entered || place.greenlet)

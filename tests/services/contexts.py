@@ -1,6 +1,7 @@
 """A service by asyncio alone, for any Python: the paths of tests/parents/README.md.
 
-`/pool` calls in a thread of `asyncio.to_thread`. `/nothing` makes no call.
+`/pool` calls in a thread of `asyncio.to_thread`. `/nothing` makes no call. With ITSELF the task that
+answers makes the calls of `/after`, too: the next request on its connection waits for them.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import http.client
 import os
 from urllib.parse import urlsplit
 
+ITSELF = "ITSELF" in os.environ
 PORT, BACKEND = int(os.environ["PORT"]), urlsplit(os.environ["BACKEND"])
 tasks = set()
 
@@ -51,14 +53,16 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 await asyncio.gather(call(f"{query}&n=1"), call(f"{query}&n=2"))
             elif path == "/pool":
                 await asyncio.to_thread(call_in_thread, query)
-            elif path == "/after":
+            elif path == "/after" and not ITSELF:
                 seconds = int(query.partition("id=")[2]) % 11 / 1000
                 task = asyncio.create_task(call_later(query, seconds))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-            elif path != "/nothing":
+            elif path not in ("/nothing", "/after"):
                 await call(query)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            if path == "/after" and ITSELF:
+                await call_later(query, 0.001 + int(query.partition("id=")[2]) % 11 / 1000)
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:

@@ -40,9 +40,9 @@ def running() -> Iterator[Bench]:
         yield found
 
 
-def alone(python: Path) -> App:
-    """The service by asyncio alone, on an interpreter."""
-    return in_asyncio([str(python), str(SERVICES / "contexts.py")], python)
+def alone(python: Path, *variables: str) -> App:
+    """The service by asyncio alone, on an interpreter, with these variables."""
+    return in_asyncio(["env", *variables, str(python), str(SERVICES / "contexts.py")], python)
 
 
 def in_asyncio(command: list[str], python: Path) -> App:
@@ -99,6 +99,18 @@ def test_asyncio_alone(running: Bench, python: Path) -> None:
 
 def test_asyncio_on_the_newest_python(running: Bench) -> None:
     all_right(running, newest())
+
+
+@pytest.mark.parametrize("python", [FOLLOWED[0], FOLLOWED[-1]], ids=lambda path: path.name)
+def test_a_task_that_goes_on_after_its_answer(running: Bench, python: Path) -> None:
+    """Its call is not one of the next request, which the loop has read for the same task meanwhile."""
+    found = results(running, alone(python, "ITSELF=1"), AT_ONCE, SLEEP, AFTER)
+    for behaviour in (AT_ONCE, SLEEP):
+        assert found[behaviour].right == found[behaviour].calls, found[behaviour]
+    # every second one is an ordinary request; some of these come while the task is still at work
+    after = found[AFTER]
+    assert after.right >= 105, after
+    assert after.none <= after.reasons["root_ambiguous"], after
 
 
 def all_right(running: Bench, app: App) -> None:
