@@ -209,8 +209,10 @@ static __always_inline int tl_work_parent(__u64 socket, struct tl_parent *parent
 
 	if (!key)
 		key = tl_work_request(pid);
+#ifndef TL_LEGACY
 	if (!key && !tl_python_serves(pid, TL_PY_ANY_PORT))
 		return TL_ROOT_NO_CONTEXT;
+#endif
 	if (key < TL_COUNTERS)
 		return key;
 	return tl_take_parent(key, tl_work_evidence(pid), parent);
