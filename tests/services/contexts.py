@@ -1,7 +1,7 @@
 """A service by asyncio alone, for any Python: the paths of tests/parents/README.md.
 
-`/pool` calls in a thread of `asyncio.to_thread`. `/nothing` makes no call. With ITSELF the task that
-answers makes the calls of `/after`, too: the next request on its connection waits for them.
+`/pool` calls in a thread of `asyncio.to_thread`. `/nothing` makes no call. With ITSELF the task
+that answers makes the calls of `/after`, too: the next request on its connection waits for them.
 """
 
 import asyncio

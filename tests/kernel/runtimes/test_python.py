@@ -103,7 +103,7 @@ def test_asyncio_on_the_newest_python(running: Bench) -> None:
 
 @pytest.mark.parametrize("python", [FOLLOWED[0], FOLLOWED[-1]], ids=lambda path: path.name)
 def test_a_task_that_goes_on_after_its_answer(running: Bench, python: Path) -> None:
-    """Its call is not one of the next request, which the loop has read for the same task meanwhile."""
+    """Its call is not one of the next request, which the loop has read meanwhile."""
     found = results(running, alone(python, "ITSELF=1"), AT_ONCE, SLEEP, AFTER)
     for behaviour in (AT_ONCE, SLEEP):
         assert found[behaviour].right == found[behaviour].calls, found[behaviour]
