@@ -92,7 +92,8 @@ struct tl_python_binary {
 	__u16 context_at;
 	__u16 specific_at; /* struct pthread.specific_1stblock of the C library */
 	__u16 pthread_at; /* how far struct pthread begins before the thread pointer */
-	__u8 _pad[4];
+	__u8 thread_contexts; /* each thread runs in an empty context that was made for it (3.14) */
+	__u8 _pad[3];
 };
 
 /* What a version of HAProxy has in struct connection; zeros for nginx. */

@@ -150,6 +150,8 @@ int BPF_KRETPROBE(tl_py_copied, __u64 child)
 	tl_py_find_place(context, thread, &place);
 	node.binary = index;
 	parent = tl_py_node(place.node);
+	if (place.entered && !parent && tl_py_is_own(context, index))
+		place.entered = false;
 	if (place.entered)
 		runtime->flags |= TL_RUNTIME_TASKS;
 	if (thread && place.entered) {

@@ -52,6 +52,7 @@ struct tl_py_thread {
 	__u64 context; /* address of the context in which it has read, or 0 */
 	__u64 inner; /* address of a context that was entered and copied since */
 	__u64 greenlet; /* address of the greenlet that it runs, or 0 */
+	__u64 own; /* address of the context that it has entered for itself, or 0: see tl_py_is_own() */
 	__u64 copied; /* number of the context that an extension has copied last, or 0 */
 	__u32 stack; /* lower half of its stack pointer then */
 	__u32 born; /* see tl_born() */
@@ -178,6 +179,18 @@ static __always_inline void tl_py_find_place(__u64 context, const struct tl_py_t
 }
 
 /*
+ * Is this context, which is entered, the current thread's own? Since Python 3.14 a thread enters an
+ * empty one where there was none. A global function, to have a stack of its own.
+ */
+__noinline int tl_py_is_own(__u64 context, __u32 index)
+{
+	const struct tl_python_binary *binary = tl_py_binary(index);
+
+	asm volatile("" ::"r"(context));
+	return binary && binary->thread_contexts && !tl_user_word(context + TL_PY_PREVIOUS_AT);
+}
+
+/*
  * The key of the request that a node belongs to; TL_ROOT_PARENT_ENDED where it has ended, 0 where there
  * is none. `calls`: what runs in it makes a call. TL_ROOT_AMBIGUOUS: it has gone on with something
  * after the last answer, and may still be at that; the next request was read meanwhile. TL_PY_DEPTH
@@ -222,7 +235,7 @@ static __always_inline void tl_py_goes_on(struct tl_py_node *copied)
 	for (i = 0; i < TL_PY_DEPTH && node; i++) {
 		last = node->last;
 		if (last) {
-			if (!bpf_map_lookup_elem(&tl_requests, &last))
+			if (!tl_is_unanswered(last))
 				copied->after = last;
 			return;
 		}
@@ -375,6 +388,11 @@ static __always_inline bool tl_python_reads(struct tl_runtime *runtime, __u64 ke
 		return false;
 	tl_serves(socket, key);
 	tl_py_find_place(context, thread, &place);
+	if (place.entered && !place.node && tl_py_is_own(context, runtime->binary)) {
+		place.entered = false;
+		if (thread)
+			thread->own = context;
+	}
 	if (thread) {
 		thread->socket = socket;
 		thread->request = key;
@@ -414,7 +432,7 @@ static __always_inline __u64 tl_python_request(const struct tl_runtime *runtime)
 		key = tl_py_request_of(place.node, true);
 		return key ? key : TL_ROOT_PYTHON_TASK;
 	}
-	if (place.entered || place.greenlet)
+	if (place.greenlet || (place.entered && !(thread && thread->own == place.context)))
 		return TL_ROOT_PYTHON_UNKNOWN;
 	return thread && thread->waits && thread->enters ? TL_ROOT_PYTHON_TASK : 0;
 #endif

@@ -568,9 +568,10 @@ class PythonBinary(NamedTuple):
     context_at: int
     specific_at: int
     pthread_at: int
+    thread_contexts: int
 
 
-PYTHON_BINARY = Struct("<2Q6H4x")
+PYTHON_BINARY = Struct("<2Q6HB3x")
 
 
 class ProxyBinary(NamedTuple):

@@ -7,6 +7,7 @@ known has no proven parent.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import socket
 import time
@@ -15,7 +16,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fixtures import needs
+from tests.fixtures import debian_root, needs
+from tests.fixtures.paths import SERVICES
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
 from tests.parents.apps import named
 from tests.parents.cell import Bench, bench
@@ -44,7 +46,7 @@ def served(words: Sequence[str]) -> Process:
 def run(bench: Bench, app: App, behaviour: Behaviour) -> Result:
     try:
         ((_, result),) = bench.run(app, (behaviour,), {CONCURRENT: REQUESTS})
-    except MissingError as error:
+    except (MissingError, debian_root.MissingError) as error:
         pytest.skip(str(error))
     assert not result.failures, (app.name, behaviour)
     assert result.wrong == 0, (app.name, behaviour, result.examples)
@@ -60,6 +62,35 @@ def test_a_known_server_of_threads(proven: Bench, name: str, behaviour: Behaviou
     result = run(proven, named(name), behaviour)
     assert result.right == result.calls >= REQUESTS, result
     assert result.evidence["right by thread"] >= REQUESTS // 2
+
+
+def on_the_newest_python(place: Place) -> Sequence[Process]:
+    """gunicorn's threads on a CPython that this Debian lacks."""
+    root, packages = debian_root.PYTHON_314.make(), environment.packages()
+    for name in ("gunicorn", "packaging"):
+        shutil.copytree(packages / name, root / "tmp" / name, dirs_exist_ok=True)
+    shutil.copy(SERVICES / "calls.py", root / "tmp")
+    words = (
+        "-m",
+        "gunicorn",
+        "--worker-class",
+        "gthread",
+        "--threads",
+        "32",
+        "--no-control-socket",
+    )
+    more = ("--worker-tmp-dir", "/tmp", "--bind", f"127.0.0.1:{place.port}", "calls:application")
+    command = debian_root.inside(root, ["/usr/bin/python3.14", *words, *more])
+    return [Process(command, environment={"PYTHONPATH": "/tmp"})]
+
+
+@pytest.mark.parametrize("behaviour", [AT_ONCE, Behaviour.SLEEP])
+def test_threads_that_have_contexts_of_their_own(proven: Bench, behaviour: Behaviour) -> None:
+    """Since Python 3.14 each thread runs in a context that nothing was copied into."""
+    app = replace(named("flask-gthread"), name="gthread-3.14", start=on_the_newest_python)
+    result = run(proven, app, behaviour)
+    assert result.right == result.calls == REQUESTS, result
+    assert result.evidence["right by thread"] == REQUESTS
 
 
 def test_work_that_is_handed_over_has_no_parent(proven: Bench) -> None:

@@ -8,8 +8,9 @@ processes share an entry of tl_java_bins only where they say the same.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from throughline.steps import Turns
 
 log = logging.getLogger(__name__)
 
-_ATTEMPTS = 60  # ticks in which a JVM may come up
+_START_SECONDS = 60.0  # in which a JVM may come up
 _MAX_NAMES = 256  # threads of a process whose names are read
 _WORD_BYTES = 8
 _FILE = "java"  # the object's group, see features/providers.py
@@ -39,7 +40,7 @@ class _Known:
     """A process that was looked at."""
 
     process: Process
-    attempts: int = 0
+    until: float  # it may come up, by the monotonic clock
     is_done: bool = False
     index: int = 0  # of tl_java_bins, 0: none
 
@@ -49,10 +50,17 @@ class JavaProvider:
 
     name = "java"
 
-    def __init__(self, loaded: libbpf.Object, *, proc: Path = Path("/proc")) -> None:
+    def __init__(
+        self,
+        loaded: libbpf.Object,
+        *,
+        proc: Path = Path("/proc"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._bins = loaded.map_fd("tl_java_bins")
         self._runtimes = Runtimes(loaded.map_fd("tl_runtimes"))
         self._proc = proc
+        self._clock = clock
         # What an earlier run has written stays: its indices keep their meaning.
         self._indices = _Indices(self._bins)
         self._known: dict[int, _Known] = {}  # by process id
@@ -79,7 +87,9 @@ class JavaProvider:
         for each in probed:
             elf: Elf | None = None
             for process in each.processes:
-                known = self._known.setdefault(process.pid, _Known(process))
+                known = self._known.setdefault(
+                    process.pid, _Known(process, self._clock() + _START_SECONDS)
+                )
                 if not process.born or (known.is_done and not self._is_gone(known)):
                     continue
                 elf = elf or arch.open_elf(each.file)
@@ -109,7 +119,6 @@ class JavaProvider:
     def _look(self, elf: Elf | None, known: _Known) -> None:
         """Looks into a process, once or until its JVM is up."""
         pid = known.process.pid
-        known.attempts += 1
         known.is_done = True
         try:
             exports = vmstructs.exports(elf) if elf else None
@@ -122,14 +131,14 @@ class JavaProvider:
                 check = memory.word(base + exports.table)
             self._tell(known, found, base, base + exports.table, check)
         except NotYetError as error:
-            known.is_done = known.attempts >= _ATTEMPTS
+            known.is_done = self._clock() >= known.until
             if known.is_done:
                 self._fail("unsupported", error, pid)
         except (UnsupportedError, MalformedError) as error:
             self._fail("unsupported", error, pid)
         except OSError as error:
             # it may have ended, or be in the middle of its start
-            known.is_done = known.attempts >= _ATTEMPTS
+            known.is_done = self._clock() >= known.until
             if known.is_done and (self._proc / str(pid)).exists():
                 self._fail("unreadable", error, pid)
         except Exception as error:  # the memory belongs to a traced process: it must not end us

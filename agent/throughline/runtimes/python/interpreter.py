@@ -54,6 +54,9 @@ LAYOUTS = {
 }
 
 
+_THREAD_CONTEXTS = 14  # since then threading.Thread runs in a context of its own
+
+
 @dataclass(frozen=True, slots=True)
 class Interpreter:
     """CPython in a file, which can be followed."""
@@ -105,6 +108,7 @@ def find(file: int) -> Interpreter | None:
         layout.context,
         arch.here().SPECIFIC_AT,
         arch.here().PTHREAD_AT or 0,
+        minor >= _THREAD_CONTEXTS,
     )
     places = None
     if all(name in variables for name in TYPES):

@@ -62,7 +62,8 @@ def file(tmp_path: Path) -> Iterator[int]:
 
 
 def provider(kernel: Any, tmp_path: Path) -> JavaProvider:
-    return JavaProvider(kernel, proc=tmp_path)
+    """Its clock goes on by a second each time that it is asked."""
+    return JavaProvider(kernel, proc=tmp_path, clock=iter(range(1000)).__next__)
 
 
 def mapped(file: int, *processes: Process) -> list[Probed]:

@@ -56,8 +56,8 @@ def test_a_process_that_has_ended(tmp_path: Path) -> None:
 
 
 def test_programs_are_told() -> None:
-    packed = abi.PYTHON_BINARY.pack(1, 2, 3, 4, 5, 6, 7, 0)
+    packed = abi.PYTHON_BINARY.pack(1, 2, 3, 4, 5, 6, 7, 0, 1)
     told = abi.PythonBinary(
         *abi.PYTHON_BINARY.unpack(Interpreter("3", (), packed, None).beside(1824))
     )
-    assert told == abi.PythonBinary(1, 2, 3, 4, 5, 6, 7, 1824)
+    assert told == abi.PythonBinary(1, 2, 3, 4, 5, 6, 7, 1824, 1)
