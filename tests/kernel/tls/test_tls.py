@@ -261,7 +261,7 @@ def test_a_library_that_is_loaded_later_is_found(traced: Traced, secure: Secure)
     command = [sys.executable, "-c", later, str(SERVICES / "threaded.py"), str(port)]
     traced.spawn("later", command, env={"CERTIFICATE": str(secure.certificate)})
     wait_port(port, seconds=20)
-    secure.wait_found(LIBRARY, seconds=1.5)
+    secure.wait_found(LIBRARY, seconds=2.5)
     get(port, secure.trust(), "/later", {})
     spans: list[Span] = traced.wait_spans(1)
     assert [span.path for span in spans] == ["/later"]
