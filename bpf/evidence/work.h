@@ -303,6 +303,20 @@ __noinline int tl_work_listens(__u64 stack)
 }
 
 /*
+ * The current thread asks for the peer of the connection behind the descriptor `number`. A global
+ * function, as above.
+ */
+__noinline int tl_work_meets(__u32 number)
+{
+	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
+
+	asm volatile("" ::"r"(number));
+	if (runtime && runtime->kind == TL_RUNTIME_PYTHON)
+		tl_python_meets(runtime, number);
+	return 0;
+}
+
+/*
  * The current thread, whose stack pointer is `stack`, asks for the state of the connection behind the
  * descriptor `number`. A global function, as above.
  */

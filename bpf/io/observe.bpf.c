@@ -304,6 +304,8 @@ int BPF_PROG(tl_state, struct sock *sk, int oldstate, int newstate)
 
 #ifndef TL_LEGACY
 	if (oldstate == BPF_TCP_SYN_RECV && newstate == BPF_TCP_ESTABLISHED) {
+		/* makes the cookie, by which a connection is known before it is read: tl_python_meets() */
+		bpf_get_socket_cookie(sk);
 		tl_take_early(sk);
 		return 0;
 	}
@@ -381,6 +383,10 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 	if (call == TL_CALL_LISTEN) {
 		tl_tell_listener();
 		tl_work_listens(PT_REGS_SP(regs));
+		return 0;
+	}
+	if (call == TL_CALL_PEER) {
+		tl_work_meets(PT_REGS_PARM1_SYSCALL(regs));
 		return 0;
 	}
 	if (call == TL_CALL_STATE) {

@@ -38,6 +38,7 @@ enum tl_call {
 	TL_CALL_IOCTL,
 	TL_CALL_ACCEPT,
 	TL_CALL_LISTEN,
+	TL_CALL_PEER, /* getpeername() */
 	TL_CALL_STATE, /* getsockopt(…, IPPROTO_TCP, TCP_INFO, …) */
 	TL_CALL_TELLS, /* a process of Node.js tells where it shows a request */
 };
@@ -63,6 +64,8 @@ static __always_inline enum tl_call tl_call_of(__u32 number, __u64 second, __u64
 		return TL_CALL_ACCEPT;
 	case TL_NR_LISTEN:
 		return TL_CALL_LISTEN;
+	case TL_NR_GETPEERNAME:
+		return TL_CALL_PEER;
 	case TL_NR_GETSOCKOPT:
 		return (__u32)second == TL_IPPROTO_TCP && (__u32)third == TL_TCP_INFO ?
 			       TL_CALL_STATE :

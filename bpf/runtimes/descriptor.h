@@ -16,23 +16,36 @@
 #define TL_S_IFMT 00170000
 #define TL_S_IFSOCK 0140000
 
+/* What a connection serves: keys of tl_requests. */
+struct tl_served {
+	__u64 request; /* that was read on it last */
+	__u64 before; /* the one before that, or 0 */
+};
+
 /*
- * By socket cookie: the request that was read on it last. Kept for processes whose runtime asks by
- * connection (evidence/work.h). Where there is no entry, the request has ended.
+ * By socket cookie. Kept for processes whose runtime asks by connection (evidence/work.h). Where
+ * there is no entry, the request has ended.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u64);
-	__type(value, __u64);
+	__type(value, struct tl_served);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tl_serving SEC(".maps");
 
 /* The request `key` was read on the connection `socket` (cookie; 0: it is not known). */
 static __always_inline void tl_serves(__u64 socket, __u64 key)
 {
-	if (socket)
-		bpf_map_update_elem(&tl_serving, &socket, &key, BPF_ANY);
+	struct tl_served fresh = { .request = key };
+	const struct tl_served *served;
+
+	if (!socket)
+		return;
+	served = bpf_map_lookup_elem(&tl_serving, &socket);
+	if (served)
+		fresh.before = served->request == key ? served->before : served->request;
+	bpf_map_update_elem(&tl_serving, &socket, &fresh, BPF_ANY);
 }
 
 /*

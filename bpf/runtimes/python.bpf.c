@@ -94,6 +94,21 @@ static __always_inline bool tl_py_just_read(const struct tl_runtime *runtime,
 	return known && !(parent->flags & (TL_PY_OTHERWISE | TL_PY_SHARED)) && !parent->owner;
 }
 
+/*
+ * Is this copy of the listener's context for the connection that uvloop tells the protocol of? Those
+ * that the protocol makes when it is told are. Others may follow in the same turn, for the end of
+ * another connection: so no more are taken than any connection had. The first one had no other.
+ */
+static __always_inline bool tl_py_begins(struct tl_py_thread *thread,
+					 const struct tl_py_node *parent, __u64 number)
+{
+	if (!thread->meets || thread->meets_in != number)
+		return false;
+	if (thread->copies < 255)
+		thread->copies++;
+	return !parent->begun || thread->copies <= parent->copies;
+}
+
 /* A node for a context of unknown origin, to learn of it; 0 where it cannot be made. */
 static __always_inline __u64 tl_py_insert(__u64 address, struct tl_py_node *node)
 {
@@ -162,7 +177,9 @@ int BPF_KRETPROBE(tl_py_copied, __u64 child)
 		}
 	}
 	node.parent = place.node;
-	if (thread && tl_py_just_read(runtime, thread, parent, &place)) {
+	if (thread && parent && tl_py_begins(thread, parent, place.node)) {
+		node.owner = thread->meets;
+	} else if (thread && tl_py_just_read(runtime, thread, parent, &place)) {
 		node.owner = thread->socket;
 		node.request = thread->request;
 	} else if (place.node) {

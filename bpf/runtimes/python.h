@@ -16,9 +16,9 @@
 
 #include "core/counters.h"
 #include "runtimes/descriptor.h"
+#include "runtimes/python_acceptor.h"
 #include "runtimes/python_thread.h"
 #include "trace/request.h"
-#include "wire/address.h"
 
 #define TL_PY_DEPTH 8 /* ancestors that are looked at */
 #define TL_PY_LEARNT 3 /* copies right after a read, which make a context a protocol's */
@@ -29,6 +29,7 @@ enum tl_py_flags {
 	TL_PY_ACCEPTS = 1 << 1, /* it accepts connections, or its descendants do: the same */
 	TL_PY_OTHERWISE = 1 << 2, /* it was copied at another time than right after a read */
 	TL_PY_LISTENS = 1 << 3, /* it was made to listen: see tl_python_listens() */
+	TL_PY_BARE = 1 << 4, /* a connection has begun, and it was not copied for that */
 };
 
 /* A context that was copied or that others were copied from, or a greenlet. */
@@ -42,7 +43,8 @@ struct tl_py_node {
 	__u32 binary; /* index of the file whose probes have seen it begin */
 	__u8 flags; /* enum tl_py_flags */
 	__u8 learnt; /* copies right after a read */
-	__u8 _pad[2];
+	__u8 begun; /* a connection has begun in it */
+	__u8 copies; /* the least number of copies for one of them */
 };
 
 /* What a thread has done last. */
@@ -53,6 +55,8 @@ struct tl_py_thread {
 	__u64 inner; /* address of a context that was entered and copied since */
 	__u64 greenlet; /* address of the greenlet that it runs, or 0 */
 	__u64 own; /* address of the context that it has entered for itself, or 0: see tl_py_is_own() */
+	__u64 meets; /* the connection that uvloop tells a protocol of, or 0 */
+	__u64 meets_in; /* number of the context in which it does */
 	__u64 copied; /* number of the context that an extension has copied last, or 0 */
 	__u32 stack; /* lower half of its stack pointer then */
 	__u32 born; /* see tl_born() */
@@ -60,7 +64,8 @@ struct tl_py_thread {
 	__u8 enters; /* it has copied a context while it ran another one than its own */
 	__u8 accepts; /* it has accepted a connection since it has waited last */
 	__u8 listens; /* it has listened: once, or 2 for more often */
-	__u8 _pad[4];
+	__u8 copies; /* of `meets_in`, since it has met */
+	__u8 _pad[3];
 };
 
 /* Which node is at the address of a context or greenlet: by tl_process_key(address >> 4). */
@@ -199,7 +204,8 @@ __noinline int tl_py_is_own(__u64 context, __u32 index)
 static __always_inline __u64 tl_py_request_of(__u64 number, bool calls)
 {
 	const struct tl_py_node *node;
-	__u64 *key, owner, after = 0;
+	const struct tl_served *served;
+	__u64 owner, after = 0;
 	int i;
 
 	for (i = 0; i < TL_PY_DEPTH; i++) {
@@ -214,8 +220,11 @@ static __always_inline __u64 tl_py_request_of(__u64 number, bool calls)
 		if (owner && !(node->flags & (TL_PY_SHARED | TL_PY_ACCEPTS))) {
 			if (after && after == node->before)
 				return TL_ROOT_AMBIGUOUS;
-			key = bpf_map_lookup_elem(&tl_serving, &owner);
-			return key ? *key : TL_ROOT_PARENT_ENDED;
+			served = bpf_map_lookup_elem(&tl_serving, &owner);
+			if (!served)
+				return TL_ROOT_PARENT_ENDED;
+			return after && after == served->before ? TL_ROOT_AMBIGUOUS :
+								  served->request;
 		}
 		number = node->parent;
 	}
@@ -229,11 +238,17 @@ static __always_inline __u64 tl_py_request_of(__u64 number, bool calls)
 static __always_inline void tl_py_goes_on(struct tl_py_node *copied)
 {
 	const struct tl_py_node *node = copied;
-	__u64 last;
+	const struct tl_served *served;
+	__u64 last, owner;
 	int i;
 
 	for (i = 0; i < TL_PY_DEPTH && node; i++) {
 		last = node->last;
+		owner = node->owner;
+		/* uvloop reads in no context */
+		served = last || !owner ? NULL : bpf_map_lookup_elem(&tl_serving, &owner);
+		if (served)
+			last = served->request;
 		if (last) {
 			if (!tl_is_unanswered(last))
 				copied->after = last;
@@ -294,75 +309,22 @@ static __always_inline bool tl_py_has_threads(const struct tl_runtime *runtime)
 	return tl_runs_workers(runtime) && !(runtime->flags & TL_RUNTIME_TASKS);
 }
 
-/*
- * A server of threads is known by the thread that accepts for it, which was seen in the code of that
- * server. It serves a connection itself, or makes a thread for it. All other threads of the process,
- * and what they accept, are the application's own: what they read, and what they call, proves nothing.
- */
-static __always_inline bool tl_py_is_acceptor(const struct tl_runtime *runtime)
+/* What the thread does now is not about the connection that it has met. */
+static __always_inline void tl_py_has_met(struct tl_py_thread *thread)
 {
-	return tl_thread_pointer() == runtime->acceptor;
-}
+	struct tl_py_node *node;
 
-#define TL_PY_ANY_PORT (1 << 16)
-
-/*
- * May the current thread, of the process `pid`, be one that such a server has made, or the one that
- * accepts for it? `port`: where the connection was made on which it has read a request, or
- * TL_PY_ANY_PORT. A global function, to have a stack of its own.
- */
-__noinline int tl_python_serves(__u32 pid, __u32 port)
-{
-#ifdef TL_LEGACY
-	/* no server is known there by the thread that accepts */
-	asm volatile("" ::"r"(pid), "r"(port));
-	return true;
-#else
-	const struct tl_runtime *runtime = tl_runtime_of(pid);
-
-	/* clang passes nothing for an argument that is not used: verifiers refuse that */
-	asm volatile("" ::"r"(pid), "r"(port));
-	if (!runtime || !runtime->acceptor || !(runtime->flags & TL_RUNTIME_WORKERS) ||
-	    runtime->flags & TL_RUNTIME_SHARED)
-		return true;
-	if (!runtime->port || (port != runtime->port && port != TL_PY_ANY_PORT))
-		return false;
-	return tl_py_is_acceptor(runtime) ||
-	       TL_READ(tl_current_task(), start_time) > runtime->since_ns;
-#endif
-}
-
-/*
- * The current thread accepts a connection from the listener behind the descriptor `number`. The thread
- * that accepts for the server notes where. No other one may accept there.
- */
-static __always_inline void tl_py_takes(struct tl_runtime *runtime, __u32 number)
-{
-	struct sock *sk;
-	__u16 family, port = 0;
-
-	if (!runtime->acceptor)
+	if (!thread->meets)
 		return;
-	sk = tl_descriptor_sock(number);
-	family = sk ? BPF_CORE_READ(sk, __sk_common.skc_family) : 0;
-	if (family == TL_AF_INET || family == TL_AF_INET6)
-		port = BPF_CORE_READ(sk, __sk_common.skc_num);
-	if (!port)
+	thread->meets = 0;
+	node = tl_py_node(thread->meets_in);
+	if (!node)
 		return;
-	if (runtime->port) {
-		if (tl_py_is_acceptor(runtime) != (runtime->port == port))
-			runtime->flags |= TL_RUNTIME_SHARED;
-	} else if (runtime->other == port) {
-		if (tl_py_is_acceptor(runtime))
-			runtime->flags |= TL_RUNTIME_SHARED;
-	} else if (tl_py_is_acceptor(runtime)) {
-		runtime->since_ns = bpf_ktime_get_ns();
-		runtime->port = port;
-	} else if (runtime->other) {
-		runtime->flags |= TL_RUNTIME_SHARED; /* only one is noted */
-	} else {
-		runtime->other = port;
-	}
+	if (!thread->copies)
+		node->flags |= TL_PY_BARE;
+	if (!node->begun || thread->copies < node->copies)
+		node->copies = thread->copies;
+	node->begun = 1;
 }
 
 /*
@@ -451,6 +413,7 @@ static __always_inline void tl_python_turns(struct tl_runtime *runtime, bool acc
 	__u64 context;
 
 	if (thread) {
+		tl_py_has_met(thread);
 		thread->socket = 0;
 		thread->inner = 0;
 		thread->accepts = accepts;
@@ -470,6 +433,36 @@ static __always_inline void tl_python_turns(struct tl_runtime *runtime, bool acc
 	tl_py_context(binary, runtime->base, &context);
 	tl_py_find_place(context, thread, &place);
 	tl_py_accepts(place.node);
+#endif
+}
+
+/*
+ * The current thread asks for the peer of the connection behind the descriptor `number`. So does
+ * uvloop, in the function that tells a protocol of a connection, in its listener's context.
+ */
+static __always_inline void tl_python_meets(const struct tl_runtime *runtime, __u32 number)
+{
+#ifndef TL_LEGACY
+	const struct tl_python_binary *binary = tl_py_binary(runtime->binary);
+	struct tl_py_thread *thread = tl_py_thread_now(false);
+	const struct tl_py_node *node;
+	struct tl_py_place place;
+	__u64 context, socket;
+
+	if (!binary || !thread || !tl_py_context(binary, runtime->base, &context))
+		return;
+	socket = tl_descriptor_socket(number);
+	/* the protocol itself may ask, too */
+	if (thread->meets && thread->meets == socket)
+		return;
+	tl_py_has_met(thread);
+	tl_py_find_place(context, thread, &place);
+	node = tl_py_live_node(place.node);
+	if (!node || !(node->flags & TL_PY_LISTENS) || node->flags & TL_PY_BARE)
+		return;
+	thread->meets = socket;
+	thread->meets_in = place.node;
+	thread->copies = 0;
 #endif
 }
 

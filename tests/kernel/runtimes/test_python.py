@@ -94,11 +94,11 @@ def results(
 
 @pytest.mark.parametrize("python", FOLLOWED, ids=pythons.name)
 def test_asyncio_alone(running: Bench, python: Path) -> None:
-    all_right(running, alone(python))
+    all_right(running, alone(python), POOL)
 
 
 def test_asyncio_on_the_newest_python(running: Bench) -> None:
-    all_right(running, newest())
+    all_right(running, newest(), POOL)
 
 
 @pytest.mark.parametrize("python", [FOLLOWED[0], FOLLOWED[-1]], ids=lambda path: path.name)
@@ -113,8 +113,8 @@ def test_a_task_that_goes_on_after_its_answer(running: Bench, python: Path) -> N
     assert after.none <= after.reasons["root_ambiguous"], after
 
 
-def all_right(running: Bench, app: App) -> None:
-    found = results(running, app, AT_ONCE, SLEEP, TWO, POOL, AFTER, POLLER)
+def all_right(running: Bench, app: App, *more: Behaviour) -> None:
+    found = results(running, app, AT_ONCE, SLEEP, TWO, AFTER, POLLER, *more)
     for behaviour, result in found.items():
         assert result.right == result.calls, (behaviour, result)
         called = result.evidence.get("right by python", 0)
@@ -132,7 +132,7 @@ def test_two_interpreters_in_a_process(running: Bench, minor: int, lock: str) ->
     """Each has its own contexts, which are followed since 3.12."""
     for python in FOLLOWED:
         if python.name == f"python3.{minor}":
-            all_right(running, in_interpreters(python, lock, "2"))
+            all_right(running, in_interpreters(python, lock, "2"), POOL)
             return
     pytest.skip(f"there is no Python 3.{minor}")
 
@@ -193,7 +193,8 @@ def on_uvloop(name: str, *words: str) -> App:
     """A program of tests/services, in the bench's environment."""
 
     def start(_place: Place) -> Sequence[Process]:
-        return [Process([environment.python(), *words])]
+        command = [environment.python(), *words]
+        return [Process(command, environment=environment.environment())]
 
     return App(name, "Python", name, start, install=environment.install)
 
@@ -205,12 +206,19 @@ def test_a_protocol_on_uvloop_that_copies_no_context(running: Bench) -> None:
         assert "right by python" not in result.evidence, result
 
 
-def test_a_protocol_on_uvloop_that_copies_when_a_connection_begins(running: Bench) -> None:
-    code = (
-        f"import runpy, uvloop; uvloop.install(); runpy.run_path({str(SERVICES / 'contexts.py')!r})"
-    )
-    app = on_uvloop("streams-uvloop", "-c", code)
-    results(running, app, AT_ONCE, SLEEP, TWO, POLLER)
+# A task that is made when a connection begins serves it: asyncio's streams, aiohttp.
+BEGINS = {
+    "streams-uvloop": f"runpy.run_path({str(SERVICES / 'contexts.py')!r})",
+    "aiohttp-uvloop": "runpy.run_module('web', run_name='__main__')",
+}
+
+
+@pytest.mark.parametrize("name", BEGINS)
+def test_a_protocol_on_uvloop_that_copies_when_a_connection_begins(
+    running: Bench, name: str
+) -> None:
+    code = f"import runpy, uvloop; uvloop.install(); {BEGINS[name]}"
+    all_right(running, on_uvloop(name, "-c", code))
 
 
 def test_the_interpreters_are_those_that_are_meant() -> None:

@@ -165,6 +165,15 @@ APPS = (
     ),
     _app("aiohttp", "aiohttp, server and client", _python("-m", "web"), _EVERY),
     _app(
+        "aiohttp-uvloop",
+        "aiohttp on uvloop, server and client",
+        _python(
+            "-c",
+            "import runpy, uvloop; uvloop.install(); runpy.run_module('web', run_name='__main__')",
+        ),
+        _EVERY,
+    ),
+    _app(
         "django-asgi",
         "Django, uvicorn, httpx",
         _uvicorn("django_site:asgi", "--lifespan", "off", ASYNC="1"),
