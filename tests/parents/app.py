@@ -78,6 +78,7 @@ class App:
     services in the order in which a request passes them; the last one makes the calls.
     `protocol` is what the driver speaks: "http", "https" or "grpc". `follows` is the group by which
     the agent follows such processes, as `status` names it; nothing is sent before it does.
+    `accepts`: nor before the agent has told the programs which thread of it accepts.
     `postgres`: its database is PostgreSQL instead of Redis.
     """
 
@@ -89,4 +90,5 @@ class App:
     install: Callable[[], None] = lambda: None
     protocol: str = "http"
     follows: str = ""
+    accepts: bool = False
     postgres: bool = False

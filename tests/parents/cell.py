@@ -27,6 +27,8 @@ from tests.parents import grpc_driver
 from tests.parents.app import App, Behaviour, Place
 from tests.parents.driver import drive
 from tests.parents.judge import Result, judge, number_of
+from throughline.bpf import libbpf
+from throughline.bpf.runtimes import Runtimes
 
 # Primes: at so many requests at a time, so many are sent.
 REQUESTS: Mapping[int, int] = {1: 23, 8: 101, 32: 503}
@@ -34,7 +36,6 @@ _AFTER_SECONDS = 15.0  # for calls that are made after the answers
 _SPANS_SECONDS = 10.0
 _AGENT_SECONDS = 120.0  # to start, on a machine that does much else
 _LOOK_SECONDS = 2.5  # the age of processes at which the agent has looked at them
-_SERVING_SECONDS = 2.0  # after the port is open: what a thread is in can be seen then
 _QUIET_SECONDS = 1.0  # without a new span, after which none is awaited any more
 _REASONS = ("root_", "parent_job", "skip_", "lost_", "full_", "evicted", "enrol_", "spans_dropped")
 
@@ -164,8 +165,18 @@ class Bench:
         if app.follows in ("python", "proxies", "ruby"):
             # the agent looks each second at processes that have come, and at what they run
             pids = [pid for name in services for pid in cgroup.pids(self.traced.cgroup / name)]
-            least = _SERVING_SECONDS if app.follows == "python" else 0.0
-            time.sleep(max(least, _LOOK_SECONDS - min(map(_age, pids), default=0.0)))
+            time.sleep(max(0.0, _LOOK_SECONDS - min(map(_age, pids), default=0.0)))
+            if app.accepts:
+                poll(lambda: self._is_accepting(pids), seconds=START_SECONDS, every=0.1)
+
+    def _is_accepting(self, pids: Sequence[int]) -> bool:
+        """Do the programs know a thread that accepts in one of these processes?"""
+        table = libbpf.get_pinned(next(self.traced.bpffs.glob("abi*/tl_runtimes")))
+        try:
+            found = [Runtimes(table).find(pid) for pid in pids]
+        finally:
+            os.close(table)
+        return any(entry is not None and entry.acceptor for entry in found)
 
     def _measure(self, app: App, instance: Instance, concurrent: int, count: int) -> Result:
         numbers = range(self._first, self._first + count)

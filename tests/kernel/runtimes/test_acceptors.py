@@ -56,6 +56,7 @@ def app(name: str, *words: str, **more: str) -> App:
         start=start,
         install=environment.install,
         follows="python",
+        accepts=True,
     )
 
 

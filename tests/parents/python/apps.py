@@ -208,11 +208,14 @@ APPS = (
         _python("-m", "flask", "--app", "wsgi", "run", "--port", "{port}"),
         _EVERY,
     ),
-    _app(
-        "flask-app-run",
-        "Flask, `app.run()`, requests",
-        _python("-c", "import wsgi; wsgi.app.run(port={port})"),
-        _EVERY,
+    replace(
+        _app(
+            "flask-app-run",
+            "Flask, `app.run()`, requests",
+            _python("-c", "import wsgi; wsgi.app.run(port={port})"),
+            _EVERY,
+        ),
+        accepts=True,
     ),
     _app(
         "flask-uwsgi",
