@@ -48,8 +48,8 @@ struct tl_unix {
 	__u32 gone; /* server: it has answered a request that the other end had not parsed */
 	__u8 protocol; /* enum tl_unix_protocol */
 	/*
-	 * Written by the other end, which has received all that `parsed` counts and has gone on: what
-	 * comes now is another system call. This one may return later, or no program has seen it.
+	 * Written by the other end, which has received all that `parsed` counts and has gone on: bytes
+	 * that come now are another send's. That one may return later, or no program saw it return.
 	 */
 	__u8 received;
 	__u8 _pad[2];

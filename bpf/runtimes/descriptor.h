@@ -103,10 +103,11 @@ __noinline __u64 tl_descriptor_socket(__u32 number)
 /* The request that was read last on the connection with this descriptor: key of tl_requests, or 0. */
 static __always_inline __u64 tl_descriptor_request(__u32 number)
 {
-	__u64 socket = tl_descriptor_socket(number), *key;
+	__u64 socket = tl_descriptor_socket(number);
+	const struct tl_served *served;
 
-	key = socket ? bpf_map_lookup_elem(&tl_serving, &socket) : NULL;
-	return key ? *key : 0;
+	served = socket ? bpf_map_lookup_elem(&tl_serving, &socket) : NULL;
+	return served ? served->request : 0;
 }
 
 #endif

@@ -106,7 +106,7 @@ static __always_inline bool tl_py_begins(struct tl_py_thread *thread,
 		return false;
 	if (thread->copies < 255)
 		thread->copies++;
-	return !parent->begun || thread->copies <= parent->copies;
+	return !parent->most || thread->copies <= parent->most;
 }
 
 /* A node for a context of unknown origin, to learn of it; 0 where it cannot be made. */

@@ -29,7 +29,6 @@ enum tl_py_flags {
 	TL_PY_ACCEPTS = 1 << 1, /* it accepts connections, or its descendants do: the same */
 	TL_PY_OTHERWISE = 1 << 2, /* it was copied at another time than right after a read */
 	TL_PY_LISTENS = 1 << 3, /* it was made to listen: see tl_python_listens() */
-	TL_PY_BARE = 1 << 4, /* a connection has begun, and it was not copied for that */
 };
 
 /* A context that was copied or that others were copied from, or a greenlet. */
@@ -37,14 +36,15 @@ struct tl_py_node {
 	__u64 parent; /* the node that it is a copy of, or 0 */
 	__u64 owner; /* the server connection (cookie) that is read in it or below it, or 0 */
 	__u64 request; /* that it was copied for: see tl_py_request_of() */
-	__u64 last; /* where it has an owner: the request that was read there last */
-	__u64 before; /* and the one before that, or 0 */
+	/* As struct tl_served has it of the owner, whose entry goes with a request on a Unix socket. */
+	__u64 last;
+	__u64 before;
 	__u64 after; /* the request of its owner after whose answer it was copied last, or 0 */
 	__u32 binary; /* index of the file whose probes have seen it begin */
 	__u8 flags; /* enum tl_py_flags */
 	__u8 learnt; /* copies right after a read */
-	__u8 begun; /* a connection has begun in it */
-	__u8 copies; /* the least number of copies for one of them */
+	__u8 most; /* copies that are taken for a connection that begins, and 1; 0: none has begun */
+	__u8 _pad;
 };
 
 /* What a thread has done last. */
@@ -64,7 +64,7 @@ struct tl_py_thread {
 	__u8 enters; /* it has copied a context while it ran another one than its own */
 	__u8 accepts; /* it has accepted a connection since it has waited last */
 	__u8 listens; /* it has listened: once, or 2 for more often */
-	__u8 copies; /* of `meets_in`, since it has met */
+	__u8 copies; /* of `meets_in`, since it has met, and 1 */
 	__u8 _pad[3];
 };
 
@@ -320,11 +320,8 @@ static __always_inline void tl_py_has_met(struct tl_py_thread *thread)
 	node = tl_py_node(thread->meets_in);
 	if (!node)
 		return;
-	if (!thread->copies)
-		node->flags |= TL_PY_BARE;
-	if (!node->begun || thread->copies < node->copies)
-		node->copies = thread->copies;
-	node->begun = 1;
+	if (!node->most || thread->copies < node->most)
+		node->most = thread->copies;
 }
 
 /*
@@ -458,11 +455,11 @@ static __always_inline void tl_python_meets(const struct tl_runtime *runtime, __
 	tl_py_has_met(thread);
 	tl_py_find_place(context, thread, &place);
 	node = tl_py_live_node(place.node);
-	if (!node || !(node->flags & TL_PY_LISTENS) || node->flags & TL_PY_BARE)
+	if (!node || !(node->flags & TL_PY_LISTENS) || node->most == 1)
 		return;
 	thread->meets = socket;
 	thread->meets_in = place.node;
-	thread->copies = 0;
+	thread->copies = 1;
 #endif
 }
 
