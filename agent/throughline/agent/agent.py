@@ -16,11 +16,11 @@ from functools import partial
 from throughline.agent import earlier, release, systemd
 from throughline.agent.contradictions import Contradictions
 from throughline.agent.housekeeping import Housekeeping
-from throughline.agent.pace import Pace, take_listeners
+from throughline.agent.pace import Pace
 from throughline.agent.parents import Parents
 from throughline.agent.parts import Parts
 from throughline.agent.report import Report
-from throughline.bpf import libbpf, ringbuffer, traced, trust
+from throughline.bpf import libbpf, listeners, ringbuffer, traced, trust
 from throughline.bpf.settings import Settings
 from throughline.config.model import Config, ConfigError, load
 from throughline.export.pipeline import Pipeline
@@ -228,7 +228,7 @@ class Agent:
     def _hurry(self, pace: Pace) -> None:
         """Looks soon at processes that have begun to serve."""
         parts = self._parts
-        pids = take_listeners(parts.programs.map_fd("tl_listeners"))
+        pids = listeners.take(parts.programs.map_fd("tl_listeners"))
         if pids:
             pace.hurry(time.monotonic())
             if parts.processes is not None:

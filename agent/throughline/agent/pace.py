@@ -1,19 +1,16 @@
 """When the agent looks at the host again: each second, and more often where services start.
 
-A process that begins to serve calls listen(), which the programs tell by the map `tl_listeners`.
+A process that begins to serve calls listen(), which the programs tell (bpf/listeners.py).
 Its first requests come soon after that, and maybe those of workers that it forks then.
 """
 
 from __future__ import annotations
-
-from throughline.bpf import maps
 
 TICK_SECONDS = 1.0  # between two looks at the host
 EARLY_SECONDS = 0.25  # the same, for HURRY_SECONDS after a process has begun to serve
 HURRY_SECONDS = 1.5
 # A host on which processes listen all the time (FTP, tests) has no more looks than these besides.
 ALLOWED, ALLOWED_PER_SECOND = 40.0, 0.5
-_MOST = 64  # as many as the queue holds
 
 
 class Pace:
@@ -42,14 +39,3 @@ class Pace:
         self._allowed, self._counted = min(ALLOWED, self._allowed + more), now
         is_time = self._last + EARLY_SECONDS <= now < self._hurries_until
         return is_time and self._allowed >= 1
-
-
-def take_listeners(table: int) -> set[int]:
-    """Takes the ids of the processes that have called listen(). Raises OSError."""
-    found: set[int] = set()
-    for _ in range(_MOST):
-        value = maps.take(table, maps.U32.size)
-        if value is None:
-            break
-        found.add(int(maps.U32.unpack(value)[0]))
-    return found

@@ -30,12 +30,7 @@ def possible_cpus() -> int:
 
 def lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
     """One value, or None. `value_size` of a per-CPU map is the size of all CPUs' values."""
-    value = ctypes.create_string_buffer(value_size)
-    result = library().bpf_map_lookup_elem(fd, key, value)
-    if result == -errno.ENOENT:
-        return None
-    check(result, "bpf_map_lookup_elem")
-    return value.raw
+    return _value("bpf_map_lookup_elem", fd, key, value_size)
 
 
 def update(fd: int, key: bytes, value: bytes, *, flags: int = BPF_ANY) -> None:
@@ -53,11 +48,15 @@ def delete(fd: int, key: bytes) -> bool:
 
 def take(fd: int, value_size: int) -> bytes | None:
     """Takes the first value out of a queue; None when it is empty."""
-    value = ctypes.create_string_buffer(value_size)
-    result = library().bpf_map_lookup_and_delete_elem(fd, None, value)
+    return _value("bpf_map_lookup_and_delete_elem", fd, None, value_size)
+
+
+def _value(call: str, fd: int, key: bytes | None, size: int) -> bytes | None:
+    value = ctypes.create_string_buffer(size)
+    result = getattr(library(), call)(fd, key, value)
     if result == -errno.ENOENT:
         return None
-    check(result, "bpf_map_lookup_and_delete_elem")
+    check(result, call)
     return value.raw
 
 

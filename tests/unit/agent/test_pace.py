@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-
-import pytest
-
-from throughline.agent import pace
 from throughline.agent.pace import Pace
-from throughline.bpf import maps
 
 
 def ticks(of: Pace, start: float, seconds: float) -> list[float]:
@@ -35,25 +29,3 @@ def test_a_host_where_processes_listen_all_the_time() -> None:
         count += of.is_due(tenth / 10)
     # each second, 40 more at once, and a half more each second
     assert 600 <= count <= 600 + 40 + 300
-
-
-def test_listeners_are_taken_until_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting = [maps.U32.pack(pid) for pid in (7, 9, 7)]
-    monkeypatch.setattr(maps, "take", lambda _fd, _size: waiting.pop(0) if waiting else None)
-    assert pace.take_listeners(1) == {7, 9}
-    assert pace.take_listeners(1) == set()
-
-
-def test_a_queue_that_others_fill_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "take", lambda _fd, _size: maps.U32.pack(7))
-    assert pace.take_listeners(1) == {7}
-
-
-def test_what_the_kernel_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Library:
-        def bpf_map_lookup_and_delete_elem(self, *_: object) -> int:
-            return -errno.EBADF
-
-    monkeypatch.setattr(maps, "library", Library)
-    with pytest.raises(OSError, match="bpf_map_lookup_and_delete_elem"):
-        pace.take_listeners(1)
