@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from tests.parents.app import App, Behaviour, Place
 from tests.parents.driver import drive
 from tests.parents.judge import Result, judge, number_of
 from throughline.bpf import libbpf
-from throughline.bpf.runtimes import Runtimes
+from throughline.bpf.runtimes import Entry, Runtimes
 
 # Primes: at so many requests at a time, so many are sent.
 REQUESTS: Mapping[int, int] = {1: 23, 8: 101, 32: 503}
@@ -167,16 +167,20 @@ class Bench:
             pids = [pid for name in services for pid in cgroup.pids(self.traced.cgroup / name)]
             time.sleep(max(0.0, _LOOK_SECONDS - min(map(_age, pids), default=0.0)))
             if app.accepts:
-                poll(lambda: self._is_accepting(pids), seconds=START_SECONDS, every=0.1)
+                poll(
+                    lambda: any(entry.acceptor for entry in self.known(pids)),
+                    seconds=START_SECONDS,
+                    every=0.1,
+                )
 
-    def _is_accepting(self, pids: Sequence[int]) -> bool:
-        """Do the programs know a thread that accepts in one of these processes?"""
+    def known(self, pids: Iterable[int]) -> list[Entry]:
+        """What the programs know of these processes, without those that they do not know."""
         table = libbpf.get_pinned(next(self.traced.bpffs.glob("abi*/tl_runtimes")))
         try:
             found = [Runtimes(table).find(pid) for pid in pids]
         finally:
             os.close(table)
-        return any(entry is not None and entry.acceptor for entry in found)
+        return [entry for entry in found if entry is not None]
 
     def _measure(self, app: App, instance: Instance, concurrent: int, count: int) -> Result:
         numbers = range(self._first, self._first + count)

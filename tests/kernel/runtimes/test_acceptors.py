@@ -7,8 +7,6 @@ of the application's own beside it are no evidence.
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -17,26 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import cgroup, debian_root, needs, pythons
+from tests.fixtures import cgroup, pythons
 from tests.fixtures.paths import SERVICES
 from tests.fixtures.pythons import FOLLOWED
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
-from tests.parents.cell import Bench, bench
+from tests.parents.cell import Bench
 from tests.parents.judge import Result
 from tests.parents.python import environment
-from throughline.bpf import abi, libbpf
-from throughline.bpf.runtimes import Entry, Runtimes
+from throughline.bpf import abi
+from throughline.bpf.runtimes import Entry
 
 AT_ONCE, SLEEP, DATABASE = Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.DATABASE
 WORKERS, SHARED = abi.RuntimeFlags.RUNTIME_WORKERS, abi.RuntimeFlags.RUNTIME_SHARED
 FLASK = "import wsgi; wsgi.app.run(port={port}, {options})"
-
-
-@pytest.fixture(scope="module")
-def proven() -> Iterator[Bench]:
-    needs.any_uprobes()
-    with bench() as found:
-        yield found
 
 
 def app(name: str, *words: str, **more: str) -> App:
@@ -78,46 +69,40 @@ def all_right(bench: Bench, app: App, *behaviours: Behaviour, number: int = 211)
 
 
 @pytest.mark.parametrize("python", FOLLOWED, ids=pythons.name)
-def test_werkzeug(proven: Bench, python: Path) -> None:
+def test_werkzeug(running: Bench, python: Path) -> None:
     words = (str(python), str(SERVICES / "simple.py"), "threaded")
-    all_right(proven, app(f"werkzeug-{pythons.name(python)}", *words), AT_ONCE, SLEEP)
+    all_right(running, app(f"werkzeug-{pythons.name(python)}", *words), AT_ONCE, SLEEP)
 
 
-def test_werkzeug_on_the_newest_python(proven: Bench) -> None:
+def test_werkzeug_on_the_newest_python(running: Bench) -> None:
     """There each thread runs in a context of its own."""
     environment.install()
-    try:
-        root = debian_root.PYTHON_314.make()
-    except debian_root.MissingError as error:
-        pytest.skip(str(error))
-    shutil.copy(SERVICES / "simple.py", root / "tmp")
-    for pattern in ("werkzeug*", "markupsafe*"):
-        for folder in environment.packages().glob(pattern):
-            shutil.copytree(folder, root / "tmp" / folder.name, dirs_exist_ok=True)
-    words = debian_root.inside(root, ["/usr/bin/python3.14", "/tmp/simple.py", "threaded"])
-    all_right(proven, app("werkzeug-newest", *words), AT_ONCE, SLEEP)
+    packages = environment.packages()
+    needed = (*packages.glob("werkzeug*"), *packages.glob("markupsafe*"))
+    words = pythons.newest("/tmp/simple.py", "threaded", copies=(SERVICES / "simple.py", *needed))
+    all_right(running, app("werkzeug-newest", *words), AT_ONCE, SLEEP)
 
 
 @pytest.mark.parametrize(
     "python", [path for path in FOLLOWED if path.name != "python3.9"], ids=pythons.name
 )
-def test_flask_with_a_database(proven: Bench, python: Path) -> None:
+def test_flask_with_a_database(running: Bench, python: Path) -> None:
     """Threads share four connections to Redis."""
     code = FLASK.replace("{options}", "")
     all_right(
-        proven, app(f"flask-{pythons.name(python)}", str(python), "-c", code), DATABASE, number=503
+        running, app(f"flask-{pythons.name(python)}", str(python), "-c", code), DATABASE, number=503
     )
 
 
 @pytest.mark.parametrize("options", ["debug=True", "threaded=False"])
-def test_options_of_flask(proven: Bench, options: str, tmp_path: Path) -> None:
+def test_options_of_flask(running: Bench, options: str, tmp_path: Path) -> None:
     """With the reloader another thread serves than the main one, in a process of its own."""
     file = tmp_path / "app.py"
     file.write_text(f"import os\nport = os.environ['PORT']\n{FLASK}".replace("{port}", "int(port)"))
     file.write_text(file.read_text().replace("{options}", options))
     tmp_path.chmod(0o755)
     name = options.partition("=")[0]
-    all_right(proven, app(f"flask-{name}", environment.python(), str(file)), AT_ONCE, DATABASE)
+    all_right(running, app(f"flask-{name}", environment.python(), str(file)), AT_ONCE, DATABASE)
 
 
 @contextlib.contextmanager
@@ -141,17 +126,11 @@ def asked(port: int) -> Iterator[None]:
 
 def known(bench: Bench, service: str) -> Entry:
     """What the programs know of the process of a service."""
-    (pid,) = cgroup.pids(bench.traced.cgroup / service)
-    table = libbpf.get_pinned(next(bench.traced.bpffs.glob("abi*/tl_runtimes")))
-    try:
-        entry = Runtimes(table).find(pid)
-    finally:
-        os.close(table)
-    assert entry is not None
+    (entry,) = bench.known(cgroup.pids(bench.traced.cgroup / service))
     return entry
 
 
-def test_threads_that_do_each_others_work_beside_a_known_server(proven: Bench) -> None:
+def test_threads_that_do_each_others_work_beside_a_known_server(running: Bench) -> None:
     words = (environment.python(), str(SERVICES / "swap.py"))
     swaps = app("swap-beside", *words, OTHER_PORT="{spare}")
     ports: list[int] = []
@@ -160,24 +139,24 @@ def test_threads_that_do_each_others_work_beside_a_known_server(proven: Bench) -
         ports.append(place.spare)
         return swaps.start(place)
 
-    steps = proven.run(replace(swaps, start=start), (AT_ONCE,), {8: 101, 32: 1009})
+    steps = running.run(replace(swaps, start=start), (AT_ONCE,), {8: 101, 32: 1009})
     next(steps)
     with asked(ports[0]):
         _, result = next(steps)
-        entry = known(proven, "swap-beside-at-once")
+        entry = known(running, "swap-beside-at-once")
     assert not result.failures
     assert (result.right, result.wrong, result.none) == (0, 0, 1009), result
     # so it was known to run that server, which was asked
     assert (entry.port, entry.flags & (WORKERS | SHARED)) == (ports[0], WORKERS)
 
 
-def test_threads_that_accept_where_a_known_server_does(proven: Bench) -> None:
+def test_threads_that_accept_where_a_known_server_does(running: Bench) -> None:
     """It is no known server any more, for as long as the process lives."""
     words = (environment.python(), str(SERVICES / "swap.py"), "share")
-    steps = proven.run(app("swap-share", *words), (AT_ONCE,), {32: 503, 8: 211})
+    steps = running.run(app("swap-share", *words), (AT_ONCE,), {32: 503, 8: 211})
     for _, result in steps:
         assert not result.failures
         assert result.wrong == 0, result.examples
-        entry = known(proven, "swap-share-at-once")
+        entry = known(running, "swap-share-at-once")
     assert entry.flags & SHARED
     assert result.right == 0, result

@@ -27,13 +27,6 @@ OF_JOB = ("first", "second", "task", "last")  # and "thread", which is RQ's only
 QUEUE = {CELERY.name: "celery", RQ.name: "rq"}
 
 
-@pytest.fixture(scope="module")
-def traced() -> Iterator[Bench]:
-    needs.any_uprobes()
-    with bench() as found:
-        yield found
-
-
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What was exported: the spans of jobs and calls of the workers."""
@@ -109,18 +102,18 @@ def judge(found: Seen, numbers: Sequence[int], parts: Sequence[str], queue: str)
 
 
 @pytest.mark.parametrize("app", [CELERY, RQ], ids=lambda app: app.name)
-def test_the_calls_of_a_job_are_one_trace(traced: Bench, app: App) -> None:
+def test_the_calls_of_a_job_are_one_trace(running: Bench, app: App) -> None:
     """Four workers, eight jobs at a time. Of RQ's process all threads work at the job."""
     numbers = range(10_000, 10_000 + (101 if app is CELERY else 23))
-    with started(traced, app) as (place, worker):
-        traced.traced.receiver.forget_spans()
-        traced.take()
-        before = traced.traced.counters()
+    with started(running, app) as (place, worker):
+        running.traced.receiver.forget_spans()
+        running.take()
+        before = running.traced.counters()
         ask(place, "job/parts", numbers, concurrent=8)
-        found = seen(traced, worker, calls=5 * len(numbers), jobs=len(numbers))
+        found = seen(running, worker, calls=5 * len(numbers), jobs=len(numbers))
         parts = OF_JOB if app is CELERY else (*OF_JOB, "thread")
         judge(found, numbers, parts, QUEUE[app.name])
-        after = traced.traced.counters()
+        after = running.traced.counters()
         assert after["jobs_begun"] - before.get("jobs_begun", 0) == len(numbers)
         assert after["parent_job"] - before.get("parent_job", 0) == len(parts) * len(numbers)
         if app is CELERY:  # a thread that is not the worker's own may be anybody's
@@ -138,46 +131,46 @@ def with_words(*words: str) -> App:
     return replace(CELERY, name="celery-more", start=start)
 
 
-def test_a_child_that_replaces_another_one_is_known_at_once(traced: Bench) -> None:
+def test_a_child_that_replaces_another_one_is_known_at_once(running: Bench) -> None:
     """Each works at three jobs."""
     numbers = range(20_000, 20_053)
-    with started(traced, with_words("--max-tasks-per-child", "3")) as (place, worker):
-        traced.traced.receiver.forget_spans()
-        traced.take()
+    with started(running, with_words("--max-tasks-per-child", "3")) as (place, worker):
+        running.traced.receiver.forget_spans()
+        running.take()
         ask(place, "job/parts", numbers, concurrent=8)
-        found = seen(traced, worker, calls=5 * len(numbers), jobs=len(numbers))
+        found = seen(running, worker, calls=5 * len(numbers), jobs=len(numbers))
         judge(found, numbers, OF_JOB, "celery")
 
 
-def test_a_job_that_ends_with_its_process(traced: Bench) -> None:
+def test_a_job_that_ends_with_its_process(running: Bench) -> None:
     numbers = range(30_000, 30_007)
-    with started(traced, CELERY) as (place, worker):
-        traced.traced.receiver.forget_spans()
-        traced.take()
+    with started(running, CELERY) as (place, worker):
+        running.traced.receiver.forget_spans()
+        running.take()
         ask(place, "job/dies", numbers, concurrent=2)
-        found = seen(traced, worker, calls=len(numbers), jobs=len(numbers))
+        found = seen(running, worker, calls=len(numbers), jobs=len(numbers))
         judge(found, numbers, ["first"], "celery")
 
 
-def test_calls_that_have_a_context_of_their_own(traced: Bench) -> None:
+def test_calls_that_have_a_context_of_their_own(running: Bench) -> None:
     """An instrumented worker has a span of its job already."""
     numbers = range(40_000, 40_023)
-    with started(traced, CELERY) as (place, worker):
-        traced.traced.receiver.forget_spans()
+    with started(running, CELERY) as (place, worker):
+        running.traced.receiver.forget_spans()
         ask(place, "job/adopts", numbers, concurrent=4)
-        found = seen(traced, worker, calls=len(numbers), jobs=0)
+        found = seen(running, worker, calls=len(numbers), jobs=0)
         assert not found.jobs
         for number in numbers:
             assert found.calls[number]["own"].trace_id == f"{number:032x}"
 
 
-def test_what_looks_like_a_job_is_never_two_jobs(traced: Bench) -> None:
+def test_what_looks_like_a_job_is_never_two_jobs(running: Bench) -> None:
     """A job that reads from another pipe of its parent's is two traces, but none has two jobs."""
     numbers = range(50_000, 50_053)
-    with started(traced, CELERY) as (place, worker):
-        traced.traced.receiver.forget_spans()
+    with started(running, CELERY) as (place, worker):
+        running.traced.receiver.forget_spans()
         ask(place, "job/reads", numbers, concurrent=8)
-        found = seen(traced, worker, calls=2 * len(numbers), jobs=len(numbers))
+        found = seen(running, worker, calls=2 * len(numbers), jobs=len(numbers))
         of_trace = defaultdict(set)
         for number in numbers:
             for call in found.calls[number].values():
@@ -186,36 +179,36 @@ def test_what_looks_like_a_job_is_never_two_jobs(traced: Bench) -> None:
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
-def test_other_pools_of_celery_tell_nothing(traced: Bench, pool: str) -> None:
+def test_other_pools_of_celery_tell_nothing(running: Bench, pool: str) -> None:
     """A thread gets its jobs by memory: each call begins a trace."""
     numbers = range(60_000, 60_011)
-    with started(traced, with_words("--pool", pool)) as (place, worker):
-        traced.traced.receiver.forget_spans()
-        before = traced.traced.counters().get("jobs_begun", 0)
+    with started(running, with_words("--pool", pool)) as (place, worker):
+        running.traced.receiver.forget_spans()
+        before = running.traced.counters().get("jobs_begun", 0)
         ask(place, "pool", numbers, concurrent=4)
-        found = seen(traced, worker, calls=len(numbers), jobs=0)
+        found = seen(running, worker, calls=len(numbers), jobs=0)
         assert not found.jobs
         assert not any(found.calls[number]["call"].parent_span_id for number in numbers)
-        assert traced.traced.counters().get("jobs_begun", 0) == before
+        assert running.traced.counters().get("jobs_begun", 0) == before
 
 
 @pytest.mark.parametrize("app", [CELERY, RQ], ids=lambda app: app.name)
-def test_jobs_while_the_agent_changes(traced: Bench, app: App) -> None:
+def test_jobs_while_the_agent_changes(running: Bench, app: App) -> None:
     """Celery's are followed without a break. None is ever in the trace of another one.
 
     Spans are lost with the agent that is killed. So what the backend was asked for is judged.
     """
     numbers = range(70_000, 70_000 + (211 if app is CELERY else 53))
-    with started(traced, app) as (place, _):
-        traced.take()
+    with started(running, app) as (place, _):
+        running.take()
         with ThreadPoolExecutor(1) as other:
             load = other.submit(ask, place, "job/parts", numbers, concurrent=4)
             time.sleep(1)
-            traced.traced.stop_agent(signal.SIGKILL)
-            traced.traced.start_agent()
+            running.traced.stop_agent(signal.SIGKILL)
+            running.traced.start_agent()
             load.result()
         traces, jobs = defaultdict(set), defaultdict(set)  # by number, by trace
-        for target, header in traced.take():
+        for target, header in running.take():
             if not target.startswith("/thread"):
                 number, trace = number_of(target), header.split("-")[1]
                 traces[number].add(trace)

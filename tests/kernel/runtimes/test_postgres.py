@@ -5,23 +5,13 @@ The stacks are those of the bench (tests/parents).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.fixtures import needs
 from tests.parents.app import Behaviour, MissingError
 from tests.parents.apps import named
-from tests.parents.cell import Bench, bench
+from tests.parents.cell import Bench
 
 REQUESTS, CONCURRENT = 211, 32
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Bench]:
-    needs.any_uprobes()
-    with bench() as found:
-        yield found
 
 
 @pytest.mark.parametrize(

@@ -46,13 +46,6 @@ backend back
 BACKEND = "server only 127.0.0.1:{backend}"
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Bench]:
-    needs.any_uprobes()
-    with bench() as found:
-        yield found
-
-
 def haproxy(
     name: str,
     option: str = "",

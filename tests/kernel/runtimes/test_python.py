@@ -13,31 +13,25 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures import debian_root, needs, pythons
+from tests.fixtures import needs, pythons
 from tests.fixtures.paths import CHECKOUT, SERVICES
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.pythons import FOLLOWED
+from tests.fixtures.waiting import START_SECONDS, until
 from tests.parents import apps
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
-from tests.parents.cell import Bench, bench
+from tests.parents.cell import Bench
 from tests.parents.judge import Result
 from tests.parents.python import environment
 
 AT_ONCE, SLEEP, TWO = Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.TWO
 POOL, AFTER, POLLER = Behaviour.POOL, Behaviour.AFTER, Behaviour.POLLER
 MANY = {32: 211}
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Bench]:
-    needs.any_uprobes()
-    with bench() as found:
-        yield found
 
 
 def alone(python: Path, *variables: str) -> App:
@@ -60,15 +54,9 @@ def in_asyncio(command: list[str], python: Path) -> App:
 
 def newest(program: str = "contexts.py", *words: str) -> App:
     """The same on a CPython that this Debian lacks."""
-    try:
-        root = debian_root.PYTHON_314.make()
-    except debian_root.MissingError as error:
-        pytest.skip(str(error))
-    for name in ("contexts.py", program):
-        shutil.copy(SERVICES / name, root / "tmp")
-    python = Path("/usr/bin/python3.14")
-    command = [str(python), f"/tmp/{program}", *words]
-    return in_asyncio(debian_root.inside(root, command), python)
+    copies = (SERVICES / "contexts.py", SERVICES / program)
+    command = pythons.newest(f"/tmp/{program}", *words, copies=copies)
+    return in_asyncio(command, pythons.NEWEST)
 
 
 def in_interpreters(python: Path, *words: str) -> App:
@@ -206,6 +194,19 @@ def test_a_protocol_on_uvloop_that_copies_no_context(running: Bench) -> None:
         assert "right by python" not in result.evidence, result
 
 
+def probed(running: Bench) -> None:
+    """Has the agent probe the bench's interpreter before a service begins to listen."""
+    environment.install()
+    sleeps = [environment.python(), "-c", "import time; time.sleep(600)"]
+    running.traced.spawn("probed", sleeps)
+
+    def has_it() -> bool:
+        files = (running.traced.status() or {})["python"]["files"]
+        return any(file["processes"] for file in files)
+
+    until(has_it, seconds=START_SECONDS, every=0.1, otherwise=running.traced.log)
+
+
 # A task that is made when a connection begins serves it: asyncio's streams, aiohttp.
 BEGINS = {
     "streams-uvloop": f"runpy.run_path({str(SERVICES / 'contexts.py')!r})",
@@ -217,6 +218,7 @@ BEGINS = {
 def test_a_protocol_on_uvloop_that_copies_when_a_connection_begins(
     running: Bench, name: str
 ) -> None:
+    probed(running)
     code = f"import runpy, uvloop; uvloop.install(); {BEGINS[name]}"
     all_right(running, on_uvloop(name, "-c", code))
 
