@@ -16,6 +16,7 @@ description:
   - The name of the release's directory is the bundle's SHA-256. The archive is verified when it is
     unpacked, and the files at each run. A damaged release is unpacked again.
   - Every user can read the release, whatever umask root has.
+  - Where SELinux is on, the files have the labels that the host's policy has for them.
   - Fails while another run has the lock of the host (M(throughline.fleet.throughline_lock)).
   - The running agent is not touched. M(throughline.fleet.throughline_service) starts the release.
 options:
@@ -76,6 +77,7 @@ from ansible_collections.throughline.fleet.plugins.module_utils.release import (
     read_manifest,
     unpack,
 )
+from ansible_collections.throughline.fleet.plugins.module_utils.selinux import set_labels
 
 
 def main():
@@ -105,8 +107,9 @@ def main():
         changed, problem = make_ready(path, module.run_command, check=module.check_mode)
         if problem is None:
             opened = open_directories(base, sha256, check=module.check_mode)
+            labelled = label(module, base)
             result["version"] = read_manifest(path)["version"]
-            module.exit_json(changed=changed or opened, **result)
+            module.exit_json(changed=changed or opened or labelled, **result)
         result["damage"] = problem
     if src is None and not module.params["fetch"]:  # the action plugin runs the module again
         module.exit_json(changed=True, missing=True, **result)
@@ -119,7 +122,16 @@ def main():
         module.fail_json(msg=str(error), **result)
     except (ValueError, OSError) as error:
         module.fail_json(msg=f"Bundle {Path(module.params['bundle']).name}: {error}", **result)
+    label(module, base)
     module.exit_json(changed=True, **result)
+
+
+def label(module, base):
+    """Sets the labels of SELinux, warns where that fails, and returns whether any was wrong."""
+    changed, problem = set_labels(base, module.run_command, check=module.check_mode)
+    if problem:
+        module.warn(problem)
+    return changed
 
 
 if __name__ == "__main__":

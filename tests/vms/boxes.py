@@ -49,6 +49,12 @@ PACKAGES = (
     "nginx-light",
 )
 
+# The policy as Debian has it, and what sets and shows labels.
+SELINUX = ("policycoreutils", "selinux-policy-default", "selinux-utils")
+SELINUX_CONTEXTS = "/etc/selinux/default/contexts/files/file_contexts"
+# Debian's policy denies it what it reads, where the policy is enforced; nothing here needs it.
+SELINUX_MASKED = ("systemd-network-generator.service",)
+
 MASKED = (
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -122,6 +128,7 @@ class Recipe:
     excluded: tuple[str, ...] = fleet_root.EXCLUDED
     bcc: str = ""  # the kernel line that the box can install BCC and headers for, without a network
     arch: str = architecture.NATIVE
+    selinux: bool = False  # with a policy, and a label on each file
 
 
 RECIPES = {
@@ -143,6 +150,12 @@ RECIPES = {
             ("trixie", "trixie-updates", "trixie-security"),
             ("6.12",),
             arch="aarch64",
+        ),
+        Recipe(
+            "trixie-selinux",
+            ("trixie", "trixie-updates", "trixie-security"),
+            ("6.12",),
+            selinux=True,
         ),
     )
 }
@@ -175,7 +188,7 @@ def _bootstrap(recipe: Recipe, root: Path) -> None:
             "--mode=root",
             "--skip=cleanup/apt",
             f"--architectures={ARCHITECTURES[recipe.arch].debian}",
-            f"--include={','.join(PACKAGES)}",
+            f"--include={','.join((*PACKAGES, *(SELINUX if recipe.selinux else ())))}",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.excluded),
             '--aptopt=Acquire::Retries "3"',
             '--aptopt=Acquire::Languages "none"',
@@ -245,6 +258,13 @@ def _forget(root: Path) -> None:
     (root / "var/cache/apt/archives/partial").mkdir(parents=True)
 
 
+def _label(root: Path) -> None:
+    """Gives each file its label of SELinux, which this machine's kernel need not know."""
+    run = ["systemctl", f"--root={root}", "--quiet"]
+    subprocess.run([*run, "mask", *SELINUX_MASKED], check=True)
+    subprocess.run(["chroot", root, "setfiles", "-F", "-m", SELINUX_CONTEXTS, "/"], check=True)
+
+
 def _write_disk(root: Path, image: Path) -> None:
     raw = image.with_suffix(".raw")
     with raw.open("wb") as file:
@@ -274,6 +294,8 @@ def _build(recipe: Recipe, box: Path) -> None:
     else:
         debs.offer(root, [])
     _forget(root)
+    if recipe.selinux:
+        _label(root)
     _write_disk(root, box / "box.img")
     shutil.rmtree(root)
     metadata = {"provider": "libvirt", "format": "qcow2", "virtual_size": DISK_GIB}
