@@ -42,6 +42,11 @@ options:
       - On hosts that can run go_write, go_write in O(groups) is consent, too.
     type: bool
     default: false
+  installs:
+    description: Whether the playbook goes on to install the agent. Then the module fails on a host whose package
+      manager has installed it.
+    type: bool
+    default: false
   doctor:
     description:
       - Whether to ask an installed agent (C(throughline doctor --json)), as its own user and with
@@ -123,6 +128,11 @@ from ansible_collections.throughline.fleet.plugins.module_utils.host import (
     installed_agent,
     read_kernel_options,
 )
+from ansible_collections.throughline.fleet.plugins.module_utils.package import (
+    BASE,
+    REST,
+    refusal,
+)
 from ansible_collections.throughline.fleet.plugins.module_utils.uprobes import need
 from ansible_collections.throughline.fleet.plugins.module_utils.verdict import (
     common_obstacles,
@@ -146,6 +156,7 @@ def main():
             },
             "required_mode": {"type": "str", "choices": list(MODES), "default": "none"},
             "allow_sys_admin": {"type": "bool", "default": False},
+            "installs": {"type": "bool", "default": False},
             "doctor": {"type": "bool", "default": False},
             **BUNDLE_OPTIONS,
             "timeout": {"type": "int", "default": 300},
@@ -159,6 +170,10 @@ def main():
         supports_check_mode=True,
     )
     root, wanted, timeout = (module.params[name] for name in ("root", "groups", "timeout"))
+    packaged = [str(Path(root) / path.lstrip("/")) for path in (BASE, REST)]
+    reason = refusal(*packaged) if module.params["installs"] else None
+    if reason:
+        module.fail_json(msg=reason)
     host = {**describe_host(root, module.run_command), "uprobes": need(root)}
     verdict = judge_host(
         host,
