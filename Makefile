@@ -143,7 +143,7 @@ demo: setup bundle ## Boot a fleet of systemd hosts, roll out, send requests, sh
 # a time: whole files, each with hosts, agents and ports of its own. The longest files come first
 # (LONGEST_FIRST in tests/conftest.py).
 NO_GO := --ignore=tests/kernel/go
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=5
 .PHONY: test
 test: setup bundle ## Run the unit, kernel and fleet tests (root)
 	@failed=0; \

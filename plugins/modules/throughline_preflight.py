@@ -43,8 +43,8 @@ options:
     type: bool
     default: false
   installs:
-    description: Whether the playbook goes on to install the agent. Then the module fails on a host whose package
-      manager has installed it.
+    description: Whether the playbook goes on to install the agent. Then the module fails on a host
+      whose package manager has installed it.
     type: bool
     default: false
   doctor:
