@@ -28,7 +28,14 @@ from tests.vms import expected  # noqa: E402
 # From the bare host to the bare host; within a module, as written.
 ORDER = (
     *("test_host", "test_refusal", "test_agent", "test_chain", "test_go", "test_selinux"),
-    *("test_options", "test_bcc", "test_operation", "test_reboot", "test_releases", "test_uninstall"),
+    *(
+        "test_options",
+        "test_bcc",
+        "test_operation",
+        "test_reboot",
+        "test_releases",
+        "test_uninstall",
+    ),
 )
 RECORD = pytest.StashKey[dict[str, Any]]()
 SEEN = pytest.StashKey[dict[str, Any]]()
