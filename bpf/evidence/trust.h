@@ -19,7 +19,6 @@
 #include "trace/request.h"
 
 #define TL_EARNED 16
-#define TL_PROGRAM_NAME 16
 #define TL_NAME_WORDS 8 /* of seven characters, of the name of a cgroup */
 
 /* The oldest give way: what they have earned has to be earned again. */
@@ -55,30 +54,28 @@ struct {
 #define TL_CGROUP_NAME(task) ((task)->cgroups->dfl_cgrp->kn->name)
 #endif
 
-/* Programs whose way to serve requests is known, by the name of the file that they execute. */
+/*
+ * Programs whose way to serve requests is known, by the first seven letters of the name of the file
+ * that they execute. PHP alone is none of them: it runs event loops, too (ReactPHP, Amp, Swoole).
+ */
 static __always_inline __u8 tl_kind_of(struct file *file)
 {
-	char name[TL_PROGRAM_NAME] = {};
-	__u64 word;
+	__u64 name = 0;
 
-	bpf_probe_read_kernel_str(name, sizeof(name),
+	bpf_probe_read_kernel_str(&name, sizeof(name),
 				  BPF_CORE_READ(file, f_path.dentry, d_name.name));
-	word = *(__u64 *)name;
-	switch (word & 0xffffffffffffULL) { /* six bytes: up to five letters and the end */
-	case 0x00786e69676eULL: /* nginx */
-	case 0x006569676e61ULL: /* angie */
+	switch (name) {
+	case 0x786e69676eULL: /* nginx */
+	case 0x6569676e61ULL: /* angie */
 		return TL_PROGRAM_TIMERS;
-	case 0x006470747468ULL: /* httpd */
+	case 0x7074746867696cULL: /* lighttpd */
+		return TL_PROGRAM_EVENTS;
+	case 0x6470747468ULL: /* httpd */
+	case 0x32656863617061ULL: /* apache2 */
+	case 0x6d70662d706870ULL: /* php-fpm8.2 */
+	case 0x6967632d706870ULL: /* php-cgi */
 		return TL_PROGRAM_THREADS;
 	}
-	if (word == 0x647074746867696cULL && !name[8]) /* lighttpd */
-		return TL_PROGRAM_EVENTS;
-	if (word == 0x0032656863617061ULL) /* apache2 */
-		return TL_PROGRAM_THREADS;
-	/* php, php8.2, php-fpm8.2 */
-	if ((word & 0xffffff) == 0x706870 &&
-	    (!name[3] || name[3] == '-' || (name[3] >= '5' && name[3] <= '9')))
-		return TL_PROGRAM_THREADS;
 	return TL_PROGRAM_UNKNOWN;
 }
 

@@ -81,7 +81,7 @@ def programs() -> list[Path]:
 @pytest.mark.parametrize("path", programs(), ids=lambda path: str(path.name))
 def test_each_service_is_used_and_says_what_it_is(path: Path) -> None:
     assert mentioned(path.name, apart_from=path), "nothing starts it"
-    first = path.read_text(encoding="utf-8").splitlines()[0]
+    first = path.read_text(encoding="utf-8").removeprefix("<?php\n").splitlines()[0]
     assert re.match(r'("""|// |# )\w.*[.:]', first), first
 
 
