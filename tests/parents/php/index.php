@@ -1,5 +1,5 @@
 <?php
-// Every path of the application, run by PHP-FPM: curl for the calls, and Redis through persistent connections.
+// Every path of the application, run by PHP-FPM or inside of Apache: curl for the calls, and Redis through persistent connections.
 
 function handle(string $path): CurlHandle
 {
@@ -53,8 +53,16 @@ switch ($path) {
         echo calls("/call?id=$id&n=1", "/call?id=$id&n=2");
         break;
     case '/after':
+        header('Content-Length: 2');
         echo 'ok';
-        fastcgi_finish_request();
+        if (function_exists('fastcgi_finish_request')) {
+            fastcgi_finish_request();
+        } else {
+            while (ob_get_level()) {
+                ob_end_flush();
+            }
+            flush();
+        }
         usleep($id % 11 * 1000);
         call("/call?id=$id");
         break;
