@@ -24,9 +24,12 @@ PLAIN_FILES = (
     ("bpf/LICENSE", "bpf/LICENSE"),
     ("agent/bundle/release/bin/python", "bin/python"),
     ("agent/bundle/release/bin/throughline", "bin/throughline"),
+    ("agent/bundle/release/lib/opener.py", "lib/opener.py"),
     ("agent/bundle/release/lib/start.py", "lib/start.py"),
     ("agent/bundle/release/share/node/context.cjs", "share/node/context.cjs"),
     ("agent/bundle/release/unpack.py", "unpack.py"),
+    ("agent/systemd/throughline-probes.service", "systemd/throughline-probes.service"),
+    ("agent/systemd/throughline-probes.socket", "systemd/throughline-probes.socket"),
     ("agent/systemd/throughline.service", "systemd/throughline.service"),
 )
 EXECUTABLE = frozenset(

@@ -14,6 +14,7 @@ BASE = "opt/throughline"
 UNITS = "usr/lib/systemd/system"
 CONFIG = "etc/throughline/config.yaml"
 UNIT = "systemd/throughline.service"
+PROBE_UNITS = ("throughline-probes.service", "throughline-probes.socket")
 MARK = f"{BASE}/PACKAGE"
 SCRIPTS = Path(__file__).with_name("scripts")
 SCRIPT_NAMES = ("before_install", "after_install", "before_remove", "after_remove")
@@ -58,6 +59,7 @@ def make(root: Path, bundle: Path) -> Tree:
         MARK: f"throughline {manifest['version']} is a package of this host.\n".encode(),
         CONFIG: render.config(root),
         f"{UNITS}/throughline.service": release[UNIT],
+        **{f"{UNITS}/{name}": release[f"systemd/{name}"] for name in PROBE_UNITS},
         f"{UNITS}/throughline.service.d/capabilities.conf": render.capabilities(root),
         f"{UNITS}/{mount_name}": mount,
     }

@@ -10,7 +10,7 @@ rm -rf /opt/throughline /var/lib/throughline /run/throughline /run/throughline-b
 [ -d /opt ] || mkdir -m 0755 /opt # dpkg removes it where no other package has it
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
-    systemctl --quiet reset-failed throughline.service 2>/dev/null || true
+    systemctl --quiet reset-failed 'throughline*' 2>/dev/null || true
 fi
 # The next account that is made may get the same number: it must not read a credential that stays.
 if [ -d /etc/throughline ]; then

@@ -3,6 +3,7 @@
 # ---
 if [ -d /run/systemd/system ]; then
     systemctl --quiet disable --now throughline.service || true
+    systemctl --quiet stop throughline-probes.socket || true
     systemctl --quiet stop throughline.slice || true
 fi
 # Pins of an agent that was killed.

@@ -163,6 +163,7 @@ class Agent:
         for provider in made:
             self._files.callback(provider.close)
         programs = {p.name: p for loaded in probing.values() for p in loaded.programs()}
+        parts.uprobes = kind
         parts.files = Files(made, Attachments(programs, kind))
         self._files.callback(parts.files.close)
         parts.processes = Processes(parts.files)

@@ -11,6 +11,7 @@ from throughline.config.model import Config
 from throughline.export.pipeline import Pipeline
 from throughline.features.programs import Programs
 from throughline.features.state import GroupState
+from throughline.probes import uprobes
 from throughline.probes.files import Files
 from throughline.probes.processes import Processes
 from throughline.probes.provider import Provider
@@ -38,5 +39,6 @@ class Parts:
     roots: list[str] = field(default_factory=list)  # cgroups to which programs are attached
     groups: dict[str, GroupState] = field(default_factory=dict)
     providers: dict[str, list[Provider]] = field(default_factory=dict)  # by group, where that is on
+    uprobes: uprobes.Kind | None = None  # how they are attached; None: no group has any
     files: Files | None = None  # the probed files, while a group with uprobes is on
     processes: Processes | None = None  # the processes that map these files

@@ -115,6 +115,7 @@ class Report:
             absent_cgroups=tuple(f"/{root}" for root in absent),
             fionread_broken=programs.objects.fionread_broken,
             legacy_programs=programs.objects.variant != "",
+            uprobes=parts.uprobes.value if parts.uprobes else None,
             groups=parts.groups,
             attached=programs.attached,
             packets=self._packets(),

@@ -87,6 +87,7 @@ class Status:
     absent_cgroups: tuple[str, ...]
     fionread_broken: bool
     legacy_programs: bool
+    uprobes: str | None  # by which way, see probes/uprobes.py
     groups: Mapping[str, GroupState]
     attached: tuple[Attached, ...]
     packets: PacketsStatus | None
@@ -113,6 +114,7 @@ class Status:
             "absent_cgroups": list(self.absent_cgroups),
             "fionread_broken": self.fionread_broken,
             "legacy_programs": self.legacy_programs,
+            "uprobes": self.uprobes,
             "groups": {name: group.as_json() for name, group in self.groups.items()},
             "attached": {"programs": [program.as_json() for program in self.attached]},
             "packets": self.packets and self.packets.as_json(),

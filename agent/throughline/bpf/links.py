@@ -22,11 +22,7 @@ PERF_EVENT, TCX_INGRESS, TCX_EGRESS, UPROBE_MULTI = 41, 46, 47, 48
 BEFORE, AFTER, RELATIVE_IS_ID, RELATIVE_IS_LINK = 1 << 3, 1 << 4, 1 << 5, 1 << 13
 
 _LINK_CREATE = 28  # enum bpf_cmd
-_CALLS = {
-    "x86_64": {"bpf": 321, "perf_event_open": 298},
-    "aarch64": {"bpf": 280, "perf_event_open": 241},
-}
-_CLOSE_ON_EXEC = 1 << 3  # PERF_FLAG_FD_CLOEXEC
+_BPF = {"x86_64": 321, "aarch64": 280}  # the number of bpf()
 _UPROBE_RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
 
 
@@ -116,13 +112,6 @@ def attach_perf(program_fd: int, event_fd: int, *, cookie: int) -> Link:
     return Link(_create(attribute, "perf_event link"), f"perf event {event_fd}")
 
 
-def perf_event_open(attribute: bytes, *, pid: int, cpu: int) -> int:
-    """Opens the event that a struct perf_event_attr describes, see perf_event_open(2)."""
-    data = ctypes.create_string_buffer(attribute, len(attribute))
-    number = _number("perf_event_open")
-    return _check(_libc().syscall(number, data, pid, cpu, -1, _CLOSE_ON_EXEC), "perf_event_open")
-
-
 def filesystem(fd: int) -> int:
     """The type of the file system that holds a file: f_type of statfs(2)."""
     data = (ctypes.c_long * 32)()
@@ -132,7 +121,7 @@ def filesystem(fd: int) -> int:
 
 def _create(attribute: bytes, call: str) -> int:
     data = ctypes.create_string_buffer(attribute, len(attribute))
-    return _check(_libc().syscall(_number("bpf"), _LINK_CREATE, data, len(attribute)), call)
+    return _check(_libc().syscall(_bpf(), _LINK_CREATE, data, len(attribute)), call)
 
 
 def _check(result: int, call: str) -> int:
@@ -149,8 +138,8 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
-def _number(call: str) -> int:
+def _bpf() -> int:
     machine = platform.machine()
-    if machine not in _CALLS:
-        raise OSError(errno.ENOSYS, f"the number of {call}() on {machine} is not known")
-    return _CALLS[machine][call]
+    if machine not in _BPF:
+        raise OSError(errno.ENOSYS, f"the number of bpf() on {machine} is not known")
+    return _BPF[machine]

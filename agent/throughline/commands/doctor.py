@@ -122,6 +122,11 @@ def _notes(
             "programs are loaded, a kernel before 6.14 logs some warnings: `… is installing a "
             "program with bpf_probe_write_user helper that may corrupt user memory!`"
         )
+    if running is not None and running.get("uprobes") == "process":
+        notes.append(
+            "This kernel gives uprobes only to processes with CAP_SYS_ADMIN. Those of the agent "
+            "are opened by throughline-probes, while it is asked (docs/operator/security.md)."
+        )
     if running is not None and running.get("legacy_programs"):
         notes.append(
             "The programs for kernels before 5.15 run here. Each packet costs some more hash "

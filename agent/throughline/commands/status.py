@@ -89,6 +89,8 @@ def lines(status: Mapping[str, Any]) -> list[str]:
     found = [f"throughline {status.get('version', '?')}: {healthy}, up {uptime}"]
     found += [f"  {reason}" for reason in _reasons(status)]
     found.append(f"pid {status['pid']}")
+    if status.get("uprobes") == "process":
+        found.append("uprobes are opened by throughline-probes, as the agent may not")
     found += _section("Feature group", "State", _groups(status.get("groups", {})))
     programs = status.get("attached", {}).get("programs", [])
     rows = [

@@ -98,6 +98,7 @@ def attach(
     """
     attempt = _Attempt(programs, config, trial=trial)
     states: dict[str, GroupState] = {}
+    uprobes.expect()
     for group in GROUPS.values():
         state = _obstacle(group, config, found, programs, states)
         if state is None:

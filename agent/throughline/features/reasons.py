@@ -104,7 +104,8 @@ def without_uprobes(group: Group, error: OSError, found: Facts) -> GroupState | 
         return off(
             f"{reason}: perf-based uprobes need CAP_SYS_ADMIN on this kernel (its fix of "
             "CVE-2025-38466), and it has no uprobe_multi links, which do not",
-            "boot Linux 6.6 or later, or let the role `capabilities` grant it "
+            "run site.yml with throughline_probe_process: auto, which installs the process that "
+            "opens them, or boot Linux 6.6 or later, or let the role `capabilities` grant it "
             f"(throughline_allow_sys_admin: true), or leave it: {group.switch}: off",
         )
     return None

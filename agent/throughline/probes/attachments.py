@@ -50,7 +50,7 @@ class Attachments:
                 )
             except OSError as error:
                 _destroy(links)
-                reason = f"{site.program}: {os.strerror(error.errno or 0)}"
+                reason = f"{site.program}: {error.strerror or error}"
                 raise OSError(error.errno, reason) from error
             links.append(link)
         return links

@@ -70,8 +70,12 @@ def find_kind() -> Kind:
             return kind
         except OSError as error:
             refusals.append(error)
-    multi, perf = refusals
-    raise perf if multi.errno in _UNKNOWN else multi
+    multi, perf, process = refusals
+    if multi.errno not in _UNKNOWN:
+        raise multi
+    if perf.errno in (errno.EACCES, errno.EPERM):  # the process is for such kernels
+        raise OSError(perf.errno, f"{perf.strerror}; {process.strerror}")
+    raise perf
 
 
 def try_returns(kind: Kind) -> None:

@@ -1,8 +1,9 @@
 """Uprobes: one program attached to one place in an executable file.
 
-The kernel has two ways. `multi` is a uprobe_multi link (Linux 6.6), which takes CAP_BPF and
+There are three ways. `multi` is a uprobe_multi link (Linux 6.6), which takes CAP_BPF and
 CAP_PERFMON. `perf` is a perf event; kernels with the fix of CVE-2025-38466 want CAP_SYS_ADMIN for
-it. probes/trials.py finds the way that works here.
+it. `process` is a perf event that the process throughline-probes has opened, which has that
+capability (probes/opener.py). probes/trials.py finds the way that works here.
 
 A uprobe belongs to an inode, whatever name, mount or process leads to it. The kernel writes its
 breakpoint into the pages that a process maps, and does not check that the file still has the
@@ -12,35 +13,39 @@ changes.
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import fcntl
 import os
-import struct
 from pathlib import Path
 from typing import Protocol
 
-from throughline.bpf import libbpf, links
+from throughline.bpf import libbpf, links, perfevent
+from throughline.probes.opening import Opening
 from throughline.probes.site import Site
 
 _SECTIONS = ("uprobe", "uretprobe")
-_EVENT_SOURCE = Path("/sys/bus/event_source/devices/uprobe")
-_EVENT = struct.Struct("<IIQ40xQQ40x")  # struct perf_event_attr, PERF_ATTR_SIZE_VER5
 _IOC_ENABLE, _IOC_SET_BPF = 0x2400, 0x40042408
 _OVERLAYFS = 0x794C7630  # include/uapi/linux/magic.h
+_PROCESS = Opening()
 
 
 class Kind(enum.Enum):
-    """The way in which uprobes are attached."""
+    """The way in which uprobes are attached: those before another one are better."""
 
     MULTI = "multi"
     PERF = "perf"
+    PROCESS = "process"
 
 
 class Link(Protocol):
     """An attachment. It ends when it is destroyed, or with this process."""
 
     def destroy(self) -> None: ...
+
+
+def expect() -> None:
+    """Some seconds before the first trial: what may open uprobes for the agent starts meanwhile."""
+    _PROCESS.wake()
 
 
 def prepare(opened: libbpf.Object, kind: Kind) -> None:
@@ -64,8 +69,10 @@ def attach_fd(
     program_fd: int, *, path: str | Path, site: Site, kind: Kind, pid: int | None = None
 ) -> Link:
     """The same for the descriptor of a program; with `pid` in that process only."""
-    if kind is Kind.PERF:
-        return _attach_perf(program_fd, path, site, pid=pid)
+    if kind is not Kind.MULTI:
+        opened = perfevent.open_uprobe if kind is Kind.PERF else _PROCESS.open_uprobe
+        event = opened(path, site.offset, returns=site.returns, pid=pid)
+        return _attach_perf(program_fd, event, site, name=f"{path}+{site.offset:#x}")
     return links.attach_uprobe_multi(
         *(program_fd, path, site.offset), returns=site.returns, pid=pid or 0, cookie=site.cookie
     )
@@ -83,17 +90,9 @@ def identity(fd: int) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino)
 
 
-def _attach_perf(program_fd: int, path: str | Path, site: Site, *, pid: int | None) -> links.Link:
-    kind = int((_EVENT_SOURCE / "type").read_text())
-    (bit,) = (_EVENT_SOURCE / "format" / "retprobe").read_text().strip().partition(":")[2:]
-    name = ctypes.create_string_buffer(os.fsencode(path))
-    config = 1 << int(bit) if site.returns else 0
-    # config; config1 is the address of the path, config2 the offset
-    event = _EVENT.pack(kind, _EVENT.size, config, ctypes.addressof(name), site.offset)
-    # An event of all processes has to name a CPU, and still counts on every one.
-    which = {"pid": -1, "cpu": 0} if pid is None else {"pid": pid, "cpu": -1}
-    fd = links.perf_event_open(event, **which)
-    link = links.Link(fd, f"{path}+{site.offset:#x}")
+def _attach_perf(program_fd: int, fd: int, site: Site, *, name: str) -> links.Link:
+    """Attaches to an event that is open, and takes it over."""
+    link = links.Link(fd, name)
     try:
         if site.cookie:
             # The BPF link keeps the perf event, so the event's descriptor can be closed.

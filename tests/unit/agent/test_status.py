@@ -36,6 +36,7 @@ STATUS = Status(
     absent_cgroups=("/a",),
     fionread_broken=True,
     legacy_programs=False,
+    uprobes="process",
     groups={"observe": on((REFUSED,)), "packets": off("nobody asked", "ask")},
     attached=(Attached("tl_egress", "cgroup_skb", "/system.slice", 5, "tl_egress@system+2eslice"),),
     packets=PacketsStatus(("10.1.0.0/16",), ("/a",), (PLACE,), {"tun0": "no"}),
@@ -75,6 +76,7 @@ def test_the_file_has_the_keys_that_users_and_roles_read() -> None:
         "absent_cgroups": ["/a"],
         "fionread_broken": True,
         "legacy_programs": False,
+        "uprobes": "process",
         "groups": {
             "observe": {
                 "state": "on",

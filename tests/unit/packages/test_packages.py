@@ -22,6 +22,10 @@ RELEASE = {
     "bin/python": b"#!/bin/sh\n",
     "unpack.py": b"",
     "systemd/throughline.service": (CHECKOUT / "agent/systemd/throughline.service").read_bytes(),
+    **{
+        f"systemd/{name}": (CHECKOUT / "agent/systemd" / name).read_bytes()
+        for name in tree.PROBE_UNITS
+    },
     "MANIFEST.json": json.dumps({"version": "1.2.3", "arch": "x86_64"}).encode(),
 }
 UNITS = "/usr/lib/systemd/system"
@@ -82,6 +86,7 @@ def test_a_package_has_the_files_of_the_roles_and_the_same_bytes_twice(
         "/opt/throughline/PACKAGE",
         "/etc/throughline/config.yaml",
         f"{UNITS}/throughline.service",
+        *(f"{UNITS}/{name}" for name in tree.PROBE_UNITS),
         f"{UNITS}/throughline.service.d/capabilities.conf",
         f"{UNITS}/run-throughline\\x2dbpf.mount",
     }
