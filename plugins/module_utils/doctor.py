@@ -109,6 +109,7 @@ def try_bundle(verdict, bundle, *, sha256, wanted, timeout):
         capabilities=verdict["unit_capabilities"],
         wanted=wanted,
         timeout=timeout,
+        probe_process=verdict["probe_process"],
     )
     if problem is None and not is_answer(answer):
         problem = "throughline doctor printed something else than its report"

@@ -18,7 +18,14 @@ from .host import UNIT
 from .printable import printable
 from .release import linked_release, name_release
 from .served import config_text, serving_entry, wanted_previous
-from .unit import UNIT_FILE, check_config, read_properties, read_status, running_release
+from .unit import (
+    PROBE_UNITS,
+    UNIT_FILE,
+    check_config,
+    read_properties,
+    read_status,
+    running_release,
+)
 
 
 class PlanError(Exception):
@@ -35,6 +42,7 @@ class Request(NamedTuple):
     base: Path
     config_changed: bool
     check_mode: bool
+    probe_process: bool | None = None  # None: as it is
 
     @property
     def going_back(self):
@@ -53,6 +61,13 @@ class Plan(NamedTuple):
     links_before: dict[str, str | None]
     needs_daemon_reload: bool  # before any file is written
     enabled: bool
+
+    @property
+    def renews_probe_process(self):
+        """Whether the process that opens uprobes comes, goes, or is of another release."""
+        return self.links["current"] != self.links_before["current"] or any(
+            self.files.get(path) != self.files_before.get(path) for path in PROBE_UNITS
+        )
 
     @property
     def changes(self):
@@ -134,7 +149,7 @@ def wanted_files(run, request, record, release):
             f"Found no unit in release {release} below {base}, required an unpacked release."
             " Remedy: unpack it first (throughline_release)."
         )
-    files = {UNIT_FILE: unit}
+    files = {UNIT_FILE: unit, **probe_units(request, release)}
     if release in (record["serving"], linked_release(base, "current")):
         return files
     problem = None if request.config_changed else refusal(run, request, release)
@@ -156,6 +171,18 @@ def wanted_files(run, request, record, release):
         + "Remedy: change throughline_config and run site.yml with this bundle, which replaces"
         " both at once."
     )
+
+
+def probe_units(request, release):
+    """{path: text} of the units of the process that opens uprobes; None where there shall be none.
+
+    A release that does not know the process has none, either.
+    """
+    wanted = request.probe_process
+    if wanted is None:
+        wanted = all(path.exists() for path in PROBE_UNITS)
+    folder = request.base / "releases" / release / "systemd"
+    return {path: read_file(folder / path.name) if wanted else None for path in PROBE_UNITS}
 
 
 def expected_groups(run, request, record, release):

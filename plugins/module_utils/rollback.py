@@ -8,7 +8,14 @@ import time
 from .files import read_file, write_file
 from .release import linked_release, name_release, point
 from .served import config_text, drop_replaced, is_config_in_place, serving_entry
-from .unit import UNIT_FILE, UnitError, replace, systemctl, wait_until_healthy
+from .unit import (
+    UNIT_FILE,
+    UnitError,
+    renew_probe_process,
+    replace,
+    systemctl,
+    wait_until_healthy,
+)
 
 # The least time that the restored release gets, however short the timeout of the new one is.
 LEAST_SECONDS = 30
@@ -68,6 +75,7 @@ def roll_back(run, base, record, *, timeout):
         point(base, "current", release)
         point(base, "previous", entry["previous"])
         systemctl(run, "daemon-reload")
+        renew_probe_process(run)
         replace(run)
         _status, problem = wait_until_healthy(
             run,

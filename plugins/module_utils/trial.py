@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import struct
 import subprocess
 from pathlib import Path
@@ -34,8 +35,11 @@ PR_SET_KEEPCAPS, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 8, 24, 3
 PR_CAP_AMBIENT_RAISE = 2
 
 
-def try_release(bundle, *, sha256, capabilities, wanted, timeout):
-    """(doctor --json of the release in a bundle, None), or (None, why there is no answer)."""
+def try_release(bundle, *, sha256, capabilities, wanted, timeout, probe_process=False):
+    """(doctor --json of the release in a bundle, None), or (None, why there is no answer).
+
+    With `probe_process` the release's process that opens uprobes runs beside its doctor.
+    """
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -44,7 +48,14 @@ def try_release(bundle, *, sha256, capabilities, wanted, timeout):
             try:
                 with open(bundle, "rb") as file:  # noqa: PTH123 (prepare() needs the descriptor)
                     release = prepare(file, sha256)
-                answer = ask(release, capabilities=capabilities, wanted=wanted, timeout=timeout)
+                with probing(release, seconds=timeout) if probe_process else nothing() as found:
+                    answer = ask(
+                        release,
+                        capabilities=capabilities,
+                        wanted=wanted,
+                        timeout=timeout,
+                        variables=found,
+                    )
             except OSError as error:
                 answer = None, f"{error.filename or 'trial'}: {error.strerror or error}"
             except ValueError as error:
@@ -101,16 +112,53 @@ def configuration(wanted):
     return found
 
 
-def ask(release, *, capabilities, wanted, timeout):
+@contextlib.contextmanager
+def probing(release, *, seconds):
+    """Runs the release's process that opens uprobes, as its unit does. Yields where it is asked."""
+    path = PLACE / "probes.socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        os.chown(path, NOBODY, NOBODY)
+        listener.listen()
+        words = (release / "bin/python", release / "lib/opener.py", NOBODY, seconds)
+        process = subprocess.Popen(
+            list(map(str, words)),
+            stdin=listener,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+            cwd="/",
+            preexec_fn=lambda: become_service(["CAP_SYS_ADMIN"], uid=0, gid=0),
+        )
+        try:
+            yield {"THROUGHLINE_PROBES_SOCKET": str(path)}
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def nothing():
+    """Instead of `probing`, where the agent may open uprobes itself, or nobody."""
+    yield {}
+
+
+def ask(release, *, capabilities, wanted, timeout, variables=None):
     """(answer of the release's doctor, None) or (None, problem)."""
     config = PLACE / "config.yaml"
     config.write_text(json.dumps(configuration(wanted)), encoding="utf-8")  # JSON is valid YAML
     return ask_as_service(
-        str(release / "bin/throughline"), config, capabilities=capabilities, timeout=timeout
+        str(release / "bin/throughline"),
+        config,
+        capabilities=capabilities,
+        timeout=timeout,
+        variables=variables,
     )
 
 
-def ask_as_service(launcher, config, *, capabilities, timeout, uid=NOBODY, gid=NOBODY):
+def ask_as_service(
+    launcher, config, *, capabilities, timeout, uid=NOBODY, gid=NOBODY, variables=None
+):
     """(doctor --json as a user with these capabilities, None) or (None, problem)."""
 
     def begin():
@@ -124,7 +172,7 @@ def ask_as_service(launcher, config, *, capabilities, timeout, uid=NOBODY, gid=N
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment(),
+            env={**environment(), **(variables or {})},
             cwd="/",
             preexec_fn=begin,
         )

@@ -23,6 +23,10 @@ from .host import UNIT
 USER = "throughline"
 UNIT_FILE = Path("/etc/systemd/system") / UNIT
 DROP_IN = UNIT_FILE.with_name(f"{UNIT}.d") / "capabilities.conf"
+# The process that opens uprobes, and where the agent asks it.
+PROBE_SERVICE = UNIT_FILE.with_name("throughline-probes.service")
+PROBE_SOCKET = UNIT_FILE.with_name("throughline-probes.socket")
+PROBE_UNITS = (PROBE_SERVICE, PROBE_SOCKET)
 POLL_SECONDS = 0.25
 # The agent has to stay healthy for this long. One that ends right after its start does not count.
 SETTLE_SECONDS = 2.0
@@ -127,6 +131,17 @@ def tell(run, action):
     if action != "reload":
         run(["systemctl", "reset-failed", UNIT])  # it fails where the unit is not loaded
     systemctl(run, "--no-block", action, UNIT)
+
+
+def renew_probe_process(run):
+    """Ends the process that opens uprobes, of whatever release. The next request starts it.
+
+    Its socket listens where its unit is installed, and nowhere else.
+    """
+    # The socket first, so that nothing starts the process again. Units may not be loaded.
+    run(["systemctl", "stop", PROBE_SOCKET.name, PROBE_SERVICE.name])
+    if PROBE_SOCKET.exists():
+        systemctl(run, "start", PROBE_SOCKET.name)
 
 
 def replace(run):

@@ -116,17 +116,22 @@ def version_obstacles(host, name):
     ]
 
 
-def perf_obstacles(host, *, allow_sys_admin):
-    """[(reason, fix)] where uprobes need CAP_SYS_ADMIN, which needs the operator's consent."""
+def perf_obstacles(host, *, allow_sys_admin, probe_process):
+    """[(reason, fix)] where uprobes need CAP_SYS_ADMIN, and nobody may have it.
+
+    Either the agent has it, by the operator's consent, or the process that opens uprobes for it.
+    """
     if host["uprobes"] != "admin":
         return []
-    if allow_sys_admin:
+    if allow_sys_admin or probe_process:
         return capability_obstacles(host, "CAP_SYS_ADMIN")
     return [
         (
             "perf-based uprobes need CAP_SYS_ADMIN on this kernel (its fix of CVE-2025-38466), and"
             " it has no uprobe_multi links, which do not",
-            "boot Linux 6.6 or later, or grant it (throughline_allow_sys_admin: true), or leave it",
+            "boot Linux 6.6 or later, or let a process of its own open them"
+            " (throughline_probe_process: auto), or grant it to the agent"
+            " (throughline_allow_sys_admin: true), or leave it",
         )
     ]
 
@@ -167,25 +172,42 @@ def lockdown_obstacles(host):
     ]
 
 
-def judge_host(host, options, *, wanted, allow_sys_admin=False):
-    """The verdict from facts alone: host, groups, mode and the capabilities for the unit."""
-    groups = judge_groups(host, options, wanted=wanted, allow_sys_admin=allow_sys_admin)
+def judge_host(host, options, *, wanted, allow_sys_admin=False, probe_process=True):
+    """The verdict from facts alone: host, groups, mode and the capabilities for the unit.
+
+    And whether the host needs the process that opens uprobes, where `probe_process` allows it.
+    """
+    groups = judge_groups(
+        host, options, wanted=wanted, allow_sys_admin=allow_sys_admin, probe_process=probe_process
+    )
+    served = [name for name in GROUPS if groups[name]["wanted"] and groups[name]["possible"]]
+    capabilities = granted_capabilities(
+        served,
+        uprobes=host["uprobes"],
+        available=host["capabilities"],
+        allow_sys_admin=allow_sys_admin,
+    )
+    needed = (
+        probe_process
+        and host["uprobes"] == "admin"
+        and "CAP_SYS_ADMIN" not in capabilities
+        and any(GROUPS[name].uprobes for name in served)
+    )
+    for name in served:
+        if needed and GROUPS[name].uprobes:
+            groups[name]["note"] = "a process of its own opens the uprobes, with CAP_SYS_ADMIN"
     return {
         "source": "preflight",
         "version": None,
         "host": host,
         "groups": groups,
         "mode": mode_of(groups),
-        "unit_capabilities": granted_capabilities(
-            [name for name in GROUPS if groups[name]["wanted"] and groups[name]["possible"]],
-            uprobes=host["uprobes"],
-            available=host["capabilities"],
-            allow_sys_admin=allow_sys_admin,
-        ),
+        "unit_capabilities": capabilities,
+        "probe_process": needed,
     }
 
 
-def judge_groups(host, options, *, wanted, allow_sys_admin):
+def judge_groups(host, options, *, wanted, allow_sys_admin, probe_process):
     """The verdict for each feature group, in the shape of doctor --json, and with `possible`.
 
     `options` are those of the kernel's build. go_write in `wanted` is consent to CAP_SYS_ADMIN on
@@ -200,7 +222,7 @@ def judge_groups(host, options, *, wanted, allow_sys_admin):
     proxies = version_obstacles(host, "proxies")
     go_write = tls + go + write_obstacles(host, wanted=wanted)
     consented = allow_sys_admin or ("go_write" in wanted and not go_write)
-    tls += perf_obstacles(host, allow_sys_admin=consented)
+    tls += perf_obstacles(host, allow_sys_admin=consented, probe_process=probe_process)
     obstacles_of = {
         "observe": observe,
         "headers": headers,

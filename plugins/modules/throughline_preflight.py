@@ -47,6 +47,13 @@ options:
       whose package manager has installed it.
     type: bool
     default: false
+  probe_process:
+    description:
+      - Whether a process of its own may open uprobes where the kernel requires CAP_SYS_ADMIN for
+        them (V(auto)). The agent then has no such capability.
+    type: str
+    choices: [auto, never]
+    default: auto
   doctor:
     description:
       - Whether to ask an installed agent (C(throughline doctor --json)), as its own user and with
@@ -100,6 +107,7 @@ ansible_facts:
         version: null
         mode: network
         unit_capabilities: [CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON]
+        probe_process: false
         host: {kernel: 6.1.0-31-amd64, lockdown: integrity, cgroup_layout: unified}
         groups:
           observe: {state: "on", wanted: true, possible: true, reason: "", fix: ""}
@@ -157,6 +165,7 @@ def main():
             "required_mode": {"type": "str", "choices": list(MODES), "default": "none"},
             "allow_sys_admin": {"type": "bool", "default": False},
             "installs": {"type": "bool", "default": False},
+            "probe_process": {"type": "str", "choices": ["auto", "never"], "default": "auto"},
             "doctor": {"type": "bool", "default": False},
             **BUNDLE_OPTIONS,
             "timeout": {"type": "int", "default": 300},
@@ -180,6 +189,7 @@ def main():
         read_kernel_options(root, host["kernel"]),
         wanted=wanted,
         allow_sys_admin=module.params["allow_sys_admin"],
+        probe_process=module.params["probe_process"] == "auto",
     )
     verdict["agent"] = installed_agent(root)
     answer, problem, reason = None, None, NO_BUNDLE

@@ -68,11 +68,14 @@ from ansible_collections.throughline.fleet.plugins.module_utils.host import read
 
 PATHS = (
     "/etc/throughline",
+    "/etc/systemd/system/throughline-probes.service",
+    "/etc/systemd/system/throughline-probes.socket",
     "/etc/systemd/system/throughline.service",
     "/etc/systemd/system/throughline.service.d",
     "/opt/throughline",
     "/run/throughline",
     "/run/throughline-bpf",
+    "/run/throughline-probes.socket",
     "/var/lib/throughline",
 )
 PATTERNS = (

@@ -54,6 +54,11 @@ options:
     description: Whether this run has changed the configuration, or would change it in check mode.
     type: bool
     default: false
+  probe_process:
+    description:
+      - Whether the host has the units of the process that opens uprobes. By default those that it
+        has stay, as the release has them.
+    type: bool
   timeout:
     description:
       - Seconds that the release has to become healthy. A restored release has as many again, and
@@ -142,9 +147,11 @@ from ansible_collections.throughline.fleet.plugins.module_utils.served import (
 )
 from ansible_collections.throughline.fleet.plugins.module_utils.unit import (
     DROP_IN,
+    PROBE_UNITS,
     UNIT_FILE,
     UnitError,
     ask,
+    renew_probe_process,
     replace,
     systemctl,
     tell,
@@ -162,6 +169,8 @@ def apply(run, request, plan):
         point(base, name, release)
     if any(written) or plan.needs_daemon_reload:
         systemctl(run, "daemon-reload")
+    if plan.renews_probe_process:
+        renew_probe_process(run)
     if not plan.enabled:
         systemctl(run, "enable", "--quiet", UNIT)
     if plan.action == "replace":
@@ -224,7 +233,7 @@ def note(request, record, plan, *, groups):
         "previous": plan.links["previous"],
         "rolled_back_from": origin,
         "groups": groups,
-        "files": {str(path): read_file(path) for path in (UNIT_FILE, DROP_IN)},
+        "files": {str(path): read_file(path) for path in (UNIT_FILE, DROP_IN, *PROBE_UNITS)},
         "config": described(request.config, read_file(request.config)),
     }
     note_served(base, plan.release, entry)
@@ -275,6 +284,7 @@ def main():
             "config": {"type": "path", "default": "/etc/throughline/config.yaml"},
             "base": {"type": "path", "default": "/opt/throughline"},
             "config_changed": {"type": "bool", "default": False},
+            "probe_process": {"type": "bool"},
             "timeout": {"type": "int", "default": 30},
         },
         required_if=[("state", "release", ("release",))],
@@ -289,6 +299,7 @@ def main():
         base=Path(module.params["base"]),
         config_changed=module.params["config_changed"],
         check_mode=module.check_mode,
+        probe_process=module.params["probe_process"],
     )
     record = read_served(request.base)
     try:

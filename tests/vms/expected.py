@@ -39,6 +39,7 @@ class Platform:
     refused: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     allow_sys_admin: bool = False
+    probe_process: str = "auto"
     asks: tuple[str, ...] = ("go_write",)
     silent: bool = False
     arch: str = "amd64"
@@ -87,7 +88,24 @@ class Platform:
     def asked(self) -> dict[str, Any]:
         """What the rollout sets besides rollout.yml."""
         asked: dict[str, Any] = {"throughline_groups": self.wanted} if self.asks else {}
+        if self.probe_process != "auto":
+            asked["throughline_probe_process"] = self.probe_process
         return asked | ({"throughline_allow_sys_admin": True} if self.allow_sys_admin else {})
+
+    @property
+    def uprobes(self) -> str | None:
+        """By which way the agent attaches uprobes; None where no group has any."""
+        if not {"tls", "go", "python", "proxies"} & set(self.on):
+            return None
+        if self.has_multi:
+            return "multi"
+        return "perf" if self.allow_sys_admin or "go_write" in self.on else "process"
+
+    @property
+    def has_multi(self) -> bool:
+        """Linux 6.6 and later, which has uprobe_multi and tcx."""
+        version = self.kernel.split(".")
+        return (int(version[0]), int(version[1] or "99")) >= (6, 6)
 
     def word(self, name: str) -> str:
         """The word of check.yml for a group on the bare host."""

@@ -84,8 +84,7 @@ class Machine:
     @property
     def has_tcx(self) -> bool:
         """Linux 6.6 and later."""
-        version = self.platform.kernel.split(".")
-        return (int(version[0]), int(version[1] or "99")) >= (6, 6)
+        return self.platform.has_multi
 
     def run(self, command: str, *, seconds: int = 120) -> str:
         """The output of a shell command as root; AssertionError when it fails."""

@@ -120,6 +120,30 @@ def test_capabilities_are_exactly_the_computed_ones(
     assert user != "0"
 
 
+def test_uprobes_come_by_the_expected_way(
+    machine: Machine, look: Look, seen: dict[str, Any]
+) -> None:
+    """The process that opens them is there where the agent may not, and ends when nobody asks."""
+    way = seen["uprobes"] = machine.platform.uprobes
+    assert look["agent"]["status"]["uprobes"] == way
+    # The process has a cgroup while it runs.
+    files = [path for path in look["files"] if "-probes" in path and not path.startswith("/sys/")]
+    if way != "process":
+        assert files == []
+        return
+    assert files == [
+        "/etc/systemd/system/throughline-probes.service",
+        "/etc/systemd/system/throughline-probes.socket",
+        "/run/throughline-probes.socket",
+    ]
+    show = "systemctl show --property=%s --value throughline-probes.%s"
+    assert machine.run(show % ("CapabilityBoundingSet", "service")) == "cap_sys_admin"
+    assert machine.run(show % ("ActiveState", "socket")) == "active"
+    ended = f"until [ $({show % ('ActiveState', 'service')}) = inactive ]; do sleep 1; done"
+    machine.run(f"timeout 240 sh -c '{ended}'", seconds=300)
+    assert machine.run(show % ("Result", "service")) == "success"
+
+
 def test_exposure_is_below_the_cap(
     machine: Machine, look: Look, record: dict[str, Any], seen: dict[str, Any]
 ) -> None:

@@ -53,11 +53,11 @@ def capabilities(preflight: dict[str, Any]) -> set[str]:
         (EVERYTHING, "multi", LOCKED, False, NETWORK | PROBES),  # it could not be used
         (EVERYTHING, "multi", LOCKED, True, NETWORK | PROBES),
         (("observe", "go_write"), "multi", UNLOCKED, False, NETWORK),  # nothing without go
-        # uprobes ask for it, too
-        (DEFAULT, "admin", UNLOCKED, False, NETWORK | READS),
+        # uprobes ask for it, too: a process of its own has it then
+        (DEFAULT, "admin", UNLOCKED, False, NETWORK | PROBES),
         (DEFAULT, "admin", UNLOCKED, True, NETWORK | PROBES | ADMIN),
         (EVERYTHING, "admin", UNLOCKED, False, NETWORK | PROBES | ADMIN),
-        (EVERYTHING, "admin", LOCKED, False, NETWORK | READS),
+        (EVERYTHING, "admin", LOCKED, False, NETWORK | PROBES),
         (EVERYTHING, "admin", LOCKED, True, NETWORK | PROBES | ADMIN),
     ],
 )
@@ -73,6 +73,27 @@ def test_sys_admin_is_granted_where_it_is_asked_for_and_of_use(
         tmp_path, wanted=wanted, uprobes=uprobes, lockdown=lockdown, allow_sys_admin=consent
     )
     assert capabilities(found) == granted
+
+
+@pytest.mark.parametrize(
+    ("given", "granted", "process"),
+    [
+        ({"uprobes": "admin"}, NETWORK | PROBES, True),
+        ({"uprobes": "admin", "probe_process": False}, NETWORK | READS, False),
+        ({"uprobes": "admin", "allow_sys_admin": True}, NETWORK | PROBES | ADMIN, False),
+        # go_write gives the agent the capability
+        ({"uprobes": "admin", "wanted": EVERYTHING}, NETWORK | PROBES | ADMIN, False),
+        ({"uprobes": "admin", "wanted": ("observe", "headers")}, NETWORK, False),
+        ({"uprobes": "multi"}, NETWORK | PROBES, False),
+        ({"uprobes": "perf"}, NETWORK | PROBES, False),
+        ({"uprobes": None}, NETWORK | PROBES, False),
+    ],
+)
+def test_the_process_that_opens_uprobes_comes_where_the_agent_may_not(
+    tmp_path: Path, given: dict[str, Any], granted: set[str], process: bool
+) -> None:
+    found = verdict(tmp_path, **{"wanted": DEFAULT, "lockdown": UNLOCKED, **given})
+    assert (capabilities(found), found["probe_process"]) == (granted, process)
 
 
 def test_files_are_not_guarded_where_no_unit_can(tmp_path: Path) -> None:

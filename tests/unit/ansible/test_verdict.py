@@ -50,13 +50,38 @@ def test_a_current_host_can_run_the_network_groups(tmp_path: Path) -> None:
 def test_uprobes_that_ask_for_sys_admin_need_consent(
     tmp_path: Path, uprobes: str | None, allowed: bool, capabilities: str, state: str, reason: str
 ) -> None:
-    found = verdict(tmp_path, uprobes=uprobes, allow_sys_admin=allowed, capabilities=capabilities)
+    found = verdict(
+        tmp_path,
+        uprobes=uprobes,
+        allow_sys_admin=allowed,
+        capabilities=capabilities,
+        probe_process=False,
+    )
     tls = found["groups"]["tls"]
     assert (tls["state"], tls["possible"]) == (state, state == "on")
     assert tls["reason"].startswith(reason) and bool(tls["reason"]) == bool(reason)
     assert ("throughline_allow_sys_admin" in tls["fix"]) == (reason != "" and not allowed)
     assert found["mode"] == "network"
     assert found["groups"]["packets"]["state"] == "on"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "state", "reason"),
+    [
+        (ALL_CAPABILITIES, "on", ""),
+        ("000001ffffdfffff", "off", "PID 1 cannot hand out CAP_SYS_ADMIN"),
+    ],
+)
+def test_a_process_that_opens_uprobes_needs_no_consent(
+    tmp_path: Path, capabilities: str, state: str, reason: str
+) -> None:
+    found = verdict(tmp_path, uprobes="admin", capabilities=capabilities)
+    tls = found["groups"]["tls"]
+    assert (tls["state"], tls["possible"], tls["reason"]) == (state, state == "on", reason)
+    assert found["probe_process"] is (state == "on")
+    assert ("a process of its own" in tls.get("note", "")) is (state == "on")
+    assert "note" not in found["groups"]["java"]
+    assert "CAP_SYS_ADMIN" not in found["unit_capabilities"]
 
 
 def test_confidentiality_leaves_nothing(tmp_path: Path) -> None:
@@ -114,6 +139,7 @@ def test_asking_for_go_write_is_consent_where_it_can_work(
         lockdown=lockdown,
         kernel=kernel,
         wanted=["observe", "headers", "tls", "go", wanted],
+        probe_process=False,
     )["groups"]
     assert tuple(groups[name]["state"] for name in ("tls", "go", "go_write")) == states
     if states[0] == "off":
