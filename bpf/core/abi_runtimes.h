@@ -41,7 +41,7 @@ struct tl_runtime {
 	__u8 flags; /* enum tl_runtime_flags */
 	__u32 executed; /* how many programs it had executed, and 1, when it had the word; 0: not known */
 	__u8 jobs; /* enum tl_jobs: its children work at jobs */
-	__u8 _pad;
+	__u8 pool; /* the threads of that server may be older than its first accept */
 	/*
 	 * WORKERS holds for what the thread with this thread pointer accepts; 0: for all. What that
 	 * thread and others do is noted below: see tl_py_takes().
@@ -49,8 +49,7 @@ struct tl_runtime {
 	__u16 port; /* where it accepts, 0: it has not yet */
 	__u64 acceptor;
 	__u64 since_ns; /* when it has accepted first */
-	__u16 other; /* where another thread has accepted, before that one has; 0: nowhere */
-	__u8 _pad2[6];
+	__u16 others[4]; /* where other threads have accepted, before that one has; 0: nowhere */
 };
 
 /*

@@ -149,8 +149,11 @@ static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_
 	 */
 	if (!settings->ticks && !tl_is_serial(trust))
 		return TL_ROOT_NO_CONTEXT;
-	/* an event loop that was not known: one of a library that replaces how threads wait */
-	if (trust->kind == TL_PROGRAM_WORKERS && thread->several)
+	/*
+	 * It has read its request before the program was known. Or it is an event loop that was not
+	 * known: one of a library that replaces how threads wait.
+	 */
+	if (trust->kind == TL_PROGRAM_WORKERS && !thread->proves)
 		return TL_ROOT_CONTRADICTED;
 	evidence = loop && thread->evidence == TL_EVIDENCE_THREAD ? TL_EVIDENCE_TICK :
 								    thread->evidence;
@@ -464,6 +467,7 @@ static __always_inline void tl_thread_reads(struct tl_flow *flow, struct tl_thre
 	thread->restored = server ? 0 : flow->endpoints.socket;
 	thread->current = key;
 	thread->evidence = evidence;
+	thread->proves = thread->serial & ~thread->several; /* without a branch, for verifiers */
 	thread->unknown = 0;
 	/*
 	 * nginx calls when it has read a request whole, or else when it has read the begin: the rest

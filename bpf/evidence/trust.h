@@ -15,6 +15,7 @@
 #include "core/counters.h"
 #include "core/process.h"
 #include "core/settings.h"
+#include "runtimes/python_acceptor.h"
 #include "runtimes/runtime.h"
 #include "trace/request.h"
 
@@ -201,7 +202,8 @@ static __always_inline void tl_recall(struct tl_trust *trust)
 /* Finds or makes the entry of tl_trust_now(). No inline function, as above. */
 static __noinline struct tl_trust *tl_trust_find(void)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
+	__u32 pid = tl_process_id();
+	const struct tl_runtime *runtime = tl_runtime_of(pid);
 	struct tl_program program = {};
 	struct tl_trust *trust;
 
@@ -209,7 +211,7 @@ static __noinline struct tl_trust *tl_trust_find(void)
 	/* a thread of the kernel */
 	if (!program.inode)
 		return NULL;
-	if (runtime && tl_runs_workers(runtime))
+	if (runtime && tl_runs_workers(runtime) && tl_python_serves(pid, TL_PY_ANY_PORT))
 		program.runs = TL_PROGRAM_WORKERS;
 	trust = bpf_map_lookup_elem(&tl_trust, &program);
 	if (trust)

@@ -209,10 +209,6 @@ static __always_inline int tl_work_parent(__u64 socket, struct tl_parent *parent
 
 	if (!key)
 		key = tl_work_request(pid);
-#ifndef TL_LEGACY
-	if (!key && !tl_python_serves(pid, TL_PY_ANY_PORT))
-		return TL_ROOT_NO_CONTEXT;
-#endif
 	if (key < TL_COUNTERS)
 		return key;
 	return tl_take_parent(key, tl_work_evidence(pid), parent);
@@ -247,9 +243,7 @@ static __always_inline bool tl_is_told(bool shared)
 		return tl_runtime_is_unreadable(pid);
 	switch (runtime->kind) {
 	case TL_RUNTIME_PYTHON:
-		return shared ? tl_work_request(pid) != 0 :
-				tl_python_request(runtime) != 0 ||
-					!tl_python_serves(pid, TL_PY_ANY_PORT);
+		return (shared ? tl_work_request(pid) : tl_python_request(runtime)) != 0;
 	case TL_RUNTIME_RUBY:
 		return runtime->flags & TL_RUNTIME_TAKES;
 	case TL_RUNTIME_NODE:
@@ -291,14 +285,17 @@ __noinline int tl_work_tells(__u64 address)
 	return 0;
 }
 
-/* The current thread listens; `stack` is its stack pointer. A global function, as above. */
-__noinline int tl_work_listens(__u64 stack)
+/*
+ * The current thread, whose stack pointer is `stack`, listens with the socket behind the descriptor
+ * `number`. A global function, as above.
+ */
+__noinline int tl_work_listens(__u32 number, __u64 stack)
 {
-	const struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
+	struct tl_runtime *runtime = tl_runtime_of(tl_process_id());
 
-	asm volatile("" ::"r"(stack));
+	asm volatile("" ::"r"(number), "r"(stack));
 	if (runtime && runtime->kind == TL_RUNTIME_PYTHON)
-		tl_python_listens(stack);
+		tl_python_listens(runtime, number, stack);
 	return 0;
 }
 

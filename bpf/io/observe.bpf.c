@@ -382,7 +382,7 @@ int BPF_PROG(tl_tick, struct pt_regs *regs, long id)
 	}
 	if (call == TL_CALL_LISTEN) {
 		tl_tell_listener();
-		tl_work_listens(PT_REGS_SP(regs));
+		tl_work_listens(PT_REGS_PARM1_SYSCALL(regs), PT_REGS_SP(regs));
 		return 0;
 	}
 	if (call == TL_CALL_PEER) {

@@ -41,8 +41,9 @@ static __always_inline struct tl_runtime *tl_py_runtime(const struct tl_python_b
 		if (known->binary == index)
 			return known;
 		/* of an earlier agent: what the process runs is still known */
-		fresh = *known;
-		fresh.flags &= ~TL_RUNTIME_TURNED;
+		tl_runtime_unnote(known, TL_RUNTIME_TURNED);
+		known->binary = index;
+		return known;
 	}
 	fresh.base = base;
 	fresh.binary = index;
@@ -168,7 +169,7 @@ int BPF_KRETPROBE(tl_py_copied, __u64 child)
 	if (place.entered && !parent && tl_py_is_own(context, index))
 		place.entered = false;
 	if (place.entered)
-		runtime->flags |= TL_RUNTIME_TASKS;
+		tl_runtime_note(runtime, TL_RUNTIME_TASKS);
 	if (thread && place.entered) {
 		thread->enters = 1;
 		if (!parent) {
@@ -221,7 +222,7 @@ static __always_inline void tl_py_has_greenlets(__u32 index)
 	if (!pid)
 		return;
 	if (known && tl_py_binary(known->binary)) {
-		known->flags |= TL_RUNTIME_TASKS;
+		tl_runtime_note(known, TL_RUNTIME_TASKS);
 		return;
 	}
 	fresh.flags = TL_RUNTIME_TASKS;

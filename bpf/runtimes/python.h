@@ -342,7 +342,7 @@ static __always_inline bool tl_python_reads(struct tl_runtime *runtime, __u64 ke
 		return !tl_py_has_threads(runtime);
 	thread = tl_py_thread_now(true);
 	if (tl_py_context(binary, runtime->base, &context))
-		runtime->flags |= TL_RUNTIME_READABLE;
+		tl_runtime_note(runtime, TL_RUNTIME_READABLE);
 	else if (!(thread && thread->greenlet))
 		return false;
 	tl_serves(socket, key);
@@ -424,7 +424,7 @@ static __always_inline void tl_python_turns(struct tl_runtime *runtime, bool acc
 		return;
 	if (!accepts) {
 		if (tl_py_is_probed())
-			runtime->flags |= TL_RUNTIME_TURNED;
+			tl_runtime_note(runtime, TL_RUNTIME_TURNED);
 		return;
 	}
 	tl_py_context(binary, runtime->base, &context);
@@ -464,15 +464,16 @@ static __always_inline void tl_python_meets(const struct tl_runtime *runtime, __
 }
 
 /*
- * The current thread listens. uvloop makes a context for each listener, in which it tells the
+ * The current thread listens with the descriptor `number`. uvloop makes a context for each listener, in which it tells the
  * protocol what happens, and calls listen() in the same function.
  */
-static __always_inline void tl_python_listens(__u64 stack)
+static __always_inline void tl_python_listens(struct tl_runtime *runtime, __u32 number, __u64 stack)
 {
 #ifndef TL_LEGACY
 	struct tl_py_thread *thread = tl_py_thread_now(false);
 	struct tl_py_node *node;
 
+	tl_py_listens(runtime, number);
 	if (!thread)
 		return;
 	if (thread->listens < 2)

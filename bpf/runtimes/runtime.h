@@ -16,6 +16,31 @@ struct {
 } tl_runtimes SEC(".maps");
 
 /*
+ * Notes what was seen of a process. Its threads run on several processors: what one notes is not lost
+ * where another one notes something else.
+ */
+static __always_inline void tl_runtime_note(struct tl_runtime *runtime, enum tl_runtime_flags flag)
+{
+#ifdef TL_LEGACY
+	runtime->flags |= flag;
+#else
+	_Static_assert(__builtin_offsetof(struct tl_runtime, flags) ==
+			       __builtin_offsetof(struct tl_runtime, born) + 7,
+		       "the last byte of a word");
+	__sync_fetch_and_or((__u64 *)&runtime->born, (__u64)flag << 56);
+#endif
+}
+
+#ifndef TL_LEGACY
+/* The same for what does not hold any more. */
+static __always_inline void tl_runtime_unnote(struct tl_runtime *runtime,
+					      enum tl_runtime_flags flag)
+{
+	__sync_fetch_and_and((__u64 *)&runtime->born, ~((__u64)flag << 56));
+}
+#endif
+
+/*
  * Is the process known to run a server of threads? Not where tasks cannot be told from threads: that
  * server may be made to run tasks.
  */

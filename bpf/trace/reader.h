@@ -33,7 +33,8 @@ struct tl_thread {
 	__u8 timed; /* it has waited for a time that depends on its timers */
 	__u8 whole; /* `current` was read whole, and is followed to see whether it is delayed */
 	__u8 delays; /* it has gone on while such a request had neither made a call nor an answer */
-	__u8 _pad[6];
+	__u8 proves; /* `serial`, and not `several` */
+	__u8 _pad[5];
 	__u64 waits_ns; /* when it began to wait last; see evidence/timers.h */
 	__u64 wakes_ns; /* when it first did something since, or 0 */
 	__u64 quiet_ns; /* until then none of its timers ends */

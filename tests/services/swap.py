@@ -1,11 +1,14 @@
-"""Threads that do each other's work, in a process whose main thread runs a server of Werkzeug.
+"""Threads that do each other's work, in a process whose main thread runs a known server.
 
 Sixteen threads of two kinds, each kind with a queue. A thread reads a request, puts its call into
 the queue of the other kind, makes a call from the queue of its own, and answers the request that it
 has read with what another thread has got. They accept on PORT, and the known server, which makes no
-call, on OTHER_PORT. With the word `share` both accept on PORT, and both call.
+call, on OTHER_PORT: Werkzeug's `run_simple`, or cheroot with the word `cheroot`. With the word
+`share` both accept on PORT, and both call. With the word `after` the known server accepts on PORT
+until it is asked for /end; then the main thread accepts there for such threads.
 """
 
+import _thread
 import http.client
 import os
 import queue
@@ -39,10 +42,10 @@ def take(mine, other):
     return None
 
 
-def swap(listener, number):
+def swap(accept, number):
     mine, other = queues[number % 2], queues[(number + 1) % 2]
     while True:
-        client, _ = listener.accept()
+        client = accept()
         head = b""
         while b"\r\n\r\n" not in head and (piece := client.recv(4096)):
             head += piece
@@ -58,15 +61,33 @@ def swap(listener, number):
         client.close()
 
 
+def begin(accept):
+    for number in range(16):
+        threading.Thread(target=swap, args=(accept, number), daemon=True).start()
+
+
 def serve(environ, start_response):
-    body = call(f"?{environ['QUERY_STRING']}") if "share" in sys.argv else b"ok"
+    calls = "share" in sys.argv or "after" in sys.argv
+    body = call(f"?{environ['QUERY_STRING']}") if calls else b"ok"
     start_response("200 OK", [("Content-Length", str(len(body))), ("Connection", "close")])
+    if environ["PATH_INFO"] == "/end":
+        _thread.interrupt_main()
     return [body]
 
 
+if "after" in sys.argv:
+    run_simple("127.0.0.1", PORT, serve, threaded=True)  # returns when it is interrupted
+    clients = queue.Queue()
+    listener = socket.create_server(("127.0.0.1", PORT), backlog=512)
+    begin(clients.get)
+    while True:
+        clients.put(listener.accept()[0])
 listener = socket.create_server(("127.0.0.1", PORT), backlog=512)
-for number in range(16):
-    threading.Thread(target=swap, args=(listener, number), daemon=True).start()
+begin(lambda: listener.accept()[0])
+if "cheroot" in sys.argv:
+    from cheroot.wsgi import Server
+
+    Server(("127.0.0.1", OTHER_PORT), serve, numthreads=8).start()
 if "share" in sys.argv:
     os.environ["WERKZEUG_RUN_MAIN"] = "true"  # the listener is inherited
     os.environ["WERKZEUG_SERVER_FD"] = str(listener.fileno())

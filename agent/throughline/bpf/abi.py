@@ -533,13 +533,17 @@ class Runtime(NamedTuple):
     flags: int
     executed: int
     jobs: int
+    pool: int
     port: int
     acceptor: int
     since_ns: int
-    other: int
+    others_0: int
+    others_1: int
+    others_2: int
+    others_3: int
 
 
-RUNTIME = Struct("<3QIH2BIB1xH2QH6x")
+RUNTIME = Struct("<3QIH2BI2BH2Q4H")
 
 
 class JavaBinary(NamedTuple):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from throughline.bpf import abi, maps
 
 _BORN_MAX = (1 << 32) - 1
+NOWHERE = (0, 0, 0, 0)  # for Entry.others
 # Feature group -> the kinds of the processes that it tells the programs of.
 KINDS = {
     "java": (abi.RuntimeKind.RUNTIME_JAVA,),
@@ -34,10 +35,11 @@ class Entry:
     check: int
     flags: int = 0  # enum tl_runtime_flags
     jobs: int = abi.Jobs.NONE
-    acceptor: int = 0  # the programs note the next three
+    pool: bool = False
+    acceptor: int = 0  # the programs note what follows
     port: int = 0
     since_ns: int = 0
-    other: int = 0
+    others: tuple[int, ...] = NOWHERE
 
 
 class Runtimes:
@@ -59,10 +61,14 @@ class Runtimes:
                 flags=entry.flags,
                 executed=0,  # the programs look at the word
                 jobs=entry.jobs,
+                pool=entry.pool,
                 acceptor=entry.acceptor,
                 port=entry.port,
                 since_ns=entry.since_ns,
-                other=entry.other,
+                others_0=entry.others[0],
+                others_1=entry.others[1],
+                others_2=entry.others[2],
+                others_3=entry.others[3],
             )
         )
         maps.update(self._fd, maps.U32.pack(pid), value)
@@ -109,8 +115,9 @@ def _entry(value: bytes) -> Entry:
         check=packed.check,
         flags=packed.flags,
         jobs=packed.jobs,
+        pool=bool(packed.pool),
         acceptor=packed.acceptor,
         port=packed.port,
         since_ns=packed.since_ns,
-        other=packed.other,
+        others=(packed.others_0, packed.others_1, packed.others_2, packed.others_3),
     )

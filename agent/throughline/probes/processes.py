@@ -36,6 +36,7 @@ class _Process:
     identity: tuple[str, int] | None = None
     inode: tuple[int, int] = (0, 0)
     readings: int = 0
+    listens: int = 0  # see Process
     mapped: dict[_Key, Identity | State] = field(default_factory=dict)
     probed: dict[Identity, Process] = field(default_factory=dict)  # the mapped files of providers
 
@@ -81,10 +82,11 @@ class Processes:
             self._read_again(changed, now)
 
     def look_again(self, pids: Iterable[int]) -> None:
-        """The mappings of these processes are read by the next call of `following`."""
+        """They have begun to serve: the next call of `following` reads their mappings."""
         for pid in pids:
             if process := self._processes.get(pid):
                 process.due = self._clock()
+                process.listens += 1
 
     def _find(self, cgroup_paths: Iterable[str], now: float) -> Turns[None]:
         current = yield from procfs.pids(cgroup_paths, self._files.failures)
@@ -165,4 +167,4 @@ class Processes:
 
 def _maps(pid: int, process: _Process, mapping: mappings.Mapping) -> Process:
     born = process.identity[1] if process.identity else 0
-    return Process(pid, born, mapping.start, mapping.offset)
+    return Process(pid, born, mapping.start, mapping.offset, process.listens)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from throughline.probes.site import Site
@@ -43,6 +43,7 @@ class Process:
     born: int  # in clock ticks since boot, as in /proc/PID/stat; 0: it could not be read
     start: int  # the address of the first mapping of code
     offset: int  # of the bytes there in the file
+    listens: int = field(default=0, compare=False)  # grows when it calls listen()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""When a provider looks at a process: often while it starts, and seldom then."""
+"""When a provider looks at a process: often while it starts, and when it begins to serve."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ class Looks:
     since: float  # when it was seen first
     often: float = START_SECONDS  # for so long it is looked at at each tick
     _next: float = 0.0
+    _listens: int = 0
+    _listens_until: float = 0.0
 
-    def is_due(self, now: float) -> bool:
-        """At each tick while it starts, and then every ten. Then it counts as looked at."""
-        if now < self._next:
+    def is_due(self, now: float, listens: int = 0) -> bool:
+        """At each tick while it starts, and then every ten. Then it counts as looked at.
+
+        `listens`: Process.listens. What has begun to listen is about to run its server.
+        """
+        if listens != self._listens:
+            self._listens, self._listens_until = listens, now + START_SECONDS
+            self._next = now
+        elif now < self._next:
             return False
-        if now >= self.since + self.often:
+        if now >= max(self.since + self.often, self._listens_until):
             self._next = now + SELDOM_SECONDS
         return True
 

@@ -1,12 +1,13 @@
 """`python app.py` that runs a server of threads: known by what a thread is calling.
 
-Werkzeug's `run_simple`, which `app.run()` of Flask calls, on each Python that is installed. Threads
-of the application's own beside it are no evidence.
+Werkzeug's `run_simple`, which `app.run()` of Flask calls, and servers of the standard library, on
+each Python that is installed; cheroot. Threads of the application's own beside are no evidence.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -18,15 +19,18 @@ import pytest
 from tests.fixtures import cgroup, pythons
 from tests.fixtures.paths import SERVICES
 from tests.fixtures.pythons import FOLLOWED
+from tests.fixtures.waiting import until
 from tests.parents.app import App, Behaviour, MissingError, Place, Process
 from tests.parents.cell import Bench
 from tests.parents.judge import Result
 from tests.parents.python import environment
+from tests.parents.python.apps import APPS
 from throughline.bpf import abi
 from throughline.bpf.runtimes import Entry
 
 AT_ONCE, SLEEP, DATABASE = Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.DATABASE
 WORKERS, SHARED = abi.RuntimeFlags.RUNTIME_WORKERS, abi.RuntimeFlags.RUNTIME_SHARED
+(CHEROOT,) = (each for each in APPS if each.name == "flask-cheroot")
 FLASK = "import wsgi; wsgi.app.run(port={port}, {options})"
 
 
@@ -81,6 +85,42 @@ def test_werkzeug_on_the_newest_python(running: Bench) -> None:
     needed = (*packages.glob("werkzeug*"), *packages.glob("markupsafe*"))
     words = pythons.newest("/tmp/simple.py", "threaded", copies=(SERVICES / "simple.py", *needed))
     all_right(running, app("werkzeug-newest", *words), AT_ONCE, SLEEP)
+
+
+@pytest.mark.parametrize("kind", ["threading", "thread"])
+@pytest.mark.parametrize("python", FOLLOWED, ids=pythons.name)
+def test_the_standard_library(running: Bench, python: Path, kind: str) -> None:
+    words = (str(python), str(SERVICES / "standard.py"), kind)
+    all_right(running, app(f"{kind}-{pythons.name(python)}", *words), AT_ONCE, SLEEP)
+
+
+def test_the_standard_library_on_the_newest_python(running: Bench) -> None:
+    file = SERVICES / "standard.py"
+    words = pythons.newest("/tmp/standard.py", "threading", copies=(file,))
+    all_right(running, app("threading-newest", *words), AT_ONCE, SLEEP)
+
+
+def test_one_connection_at_a_time(running: Bench) -> None:
+    words = (environment.python(), str(SERVICES / "standard.py"), "wsgiref")
+    all_right(running, app("wsgiref", *words), AT_ONCE, SLEEP)
+
+
+def test_a_class_that_hands_connections_to_threads_of_its_own(running: Bench) -> None:
+    """They do each other's work."""
+    words = (environment.python(), str(SERVICES / "standard.py"), "pool")
+    pool = replace(app("pool", *words), accepts=False)
+    for result in results(running, pool, AT_ONCE, number=503):
+        assert result.right == 0, result
+
+
+def test_other_servers_that_are_asked_first(running: Bench) -> None:
+    words = (environment.python(), str(SERVICES / "standard.py"), "beside")
+    all_right(running, app("beside", *words), AT_ONCE, SLEEP)
+
+
+def test_cheroot(running: Bench) -> None:
+    """Its pool is older than its first connection, and a connection's requests go to any of it."""
+    all_right(running, CHEROOT, AT_ONCE, SLEEP, DATABASE, number=503)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +188,56 @@ def test_threads_that_do_each_others_work_beside_a_known_server(running: Bench) 
     assert (result.right, result.wrong, result.none) == (0, 0, 1009), result
     # so it was known to run that server, which was asked
     assert (entry.port, entry.flags & (WORKERS | SHARED)) == (ports[0], WORKERS)
+
+
+def test_threads_that_do_each_others_work_beside_cheroot(running: Bench) -> None:
+    words = (environment.python(), str(SERVICES / "swap.py"), "cheroot")
+    swaps = app("swap-cheroot", *words, OTHER_PORT="{spare}")
+    for _, result in running.run(replace(swaps, accepts=False), (AT_ONCE,), {8: 101, 32: 1009}):
+        assert not result.failures
+        assert (result.right, result.wrong) == (0, 0), result
+
+
+def test_a_thread_that_accepts_for_others_when_its_server_has_ended(running: Bench) -> None:
+    """Also where the agent does not look at that moment."""
+    ports: list[int] = []
+    ends = app("swap-after", environment.python(), str(SERVICES / "swap.py"), "after")
+
+    def start(place: Place) -> Sequence[Process]:
+        ports.append(place.port)
+        return ends.start(place)
+
+    steps = running.run(replace(ends, start=start), (AT_ONCE,), {8: 101, 32: 503})
+    _, result = next(steps)
+    assert result.right == result.calls == 101, result
+    agent = running.traced.agent
+    assert agent is not None
+    agent.send_signal(signal.SIGSTOP)
+    goes_on = threading.Timer(6.0, agent.send_signal, (signal.SIGCONT,))
+    goes_on.start()
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/end?id=0", timeout=10) as answer:
+            answer.read()
+        wait_listening_again(ports[0])
+        _, result = next(steps)
+    finally:
+        goes_on.join()
+    assert not result.failures
+    assert result.calls == 503
+    assert (result.right, result.wrong) == (0, 0), result
+
+
+def wait_listening_again(port: int) -> None:
+    """The server answers with the word of a thread that does others' work."""
+
+    def is_listening() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/?id=0", timeout=10) as answer:
+                return answer.headers["Server"] is None
+        except OSError:
+            return False
+
+    until(is_listening, seconds=10)
 
 
 def test_threads_that_accept_where_a_known_server_does(running: Bench) -> None:

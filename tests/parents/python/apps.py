@@ -54,6 +54,12 @@ def _uwsgi(*words: str) -> Callable[[Place], Sequence[Process]]:
     return start
 
 
+_CHEROOT = (
+    "from cheroot.wsgi import Server; import wsgi; "
+    "Server(('127.0.0.1', {port}), wsgi.app, numthreads=32, request_queue_size=128).start()"
+)
+
+
 def _install_all() -> None:
     """Brings PostgreSQL, too."""
     environment.install()
@@ -173,6 +179,7 @@ APPS = (
         ),
         _EVERY,
     ),
+    _app("sanic", "Sanic on its own server with uvloop, httpx", _python("-m", "fast"), _EVERY),
     _app(
         "django-asgi",
         "Django, uvicorn, httpx",
@@ -215,6 +222,19 @@ APPS = (
             _python("-c", "import wsgi; wsgi.app.run(port={port})"),
             _EVERY,
         ),
+        accepts=True,
+    ),
+    replace(
+        _app(
+            "http-server",
+            "`ThreadingHTTPServer` of the standard library, requests",
+            _python("-m", "plain"),
+            _EVERY,
+        ),
+        accepts=True,
+    ),
+    replace(
+        _app("flask-cheroot", "Flask, cheroot, requests", _python("-c", _CHEROOT), _EVERY),
         accepts=True,
     ),
     _app(

@@ -1,94 +1,121 @@
 """The thread that accepts for a server of threads, known by what it is calling.
 
-`python app.py` may run anything. But a thread that is in `serve_forever` of socketserver, called by
-`run_simple` of Werkzeug, accepts connections, and has each one served by a thread that it makes for
-it, or by itself, until `run_simple` returns. So does `flask run`, which calls the same function.
+`python app.py` may run anything. But a thread that is in `serve_forever` of socketserver accepts
+connections, and has each one served by a thread that it makes for it, or by itself, until
+`serve_forever` returns: so do `app.run()` of Flask, `runserver` of Django and ThreadingHTTPServer.
+That holds where the server's class has the functions that hand
+connections on from socketserver. In the same way a thread that is in `serve` of cheroot (CherryPy)
+has each request read, handled and answered by one thread of a pool.
 
 The programs take nothing else of such a process for evidence: what other threads accept is the
-application's own (bpf/runtimes/python.h).
+application's own (bpf/runtimes/python_acceptor.h).
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from throughline.runtimes.python.stack import Call, Stacks
-
-
-def _calls(file: str, *functions: str) -> tuple[Call, ...]:
-    return tuple(Call(file, function) for function in functions)
+from throughline.runtimes.python.stack import Call, Frame, Stacks
 
 
-_FOREVER = Call("socketserver.py", "serve_forever")
-_WERKZEUG = Call("werkzeug/serving.py", "serve_forever")
-_INNER = Call("werkzeug/serving.py", "inner")  # Werkzeug before 2.1
-_RUN_SIMPLE = Call("werkzeug/serving.py", "run_simple")
-_DJANGO = Call("django/core/servers/basehttp.py", "run")
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A library's server. Files are ends of paths."""
+
+    loop: Call  # the thread that accepts is in this method of the server
+    keeps: frozenset[str]  # methods that are the library's own
+    worker: Call | None = None  # what threads of its pool are in, if it has one
+
+
+class Acceptor(NamedTuple):
+    """The thread that accepts. No thread: `id` is 0."""
+
+    id: int
+    pool: bool = False  # requests are read by threads that may be older
+
+
+NONE = Acceptor(0)
+_SERVERS = (
+    Server(
+        Call("socketserver.py", "serve_forever"),
+        # _handle_request_noblock accepts, and calls process_request
+        frozenset({"_handle_request_noblock", "process_request", "process_request_thread"}),
+    ),
+    Server(
+        Call("cheroot/server.py", "serve"),
+        frozenset({"process_conn", "put_conn", "serve", "start"}),
+        Call("cheroot/workers/threadpool.py", "run"),
+    ),
+)
+_ACCEPT = Call("socket.py", "accept")
 _THREAD = tuple(Call("threading.py", name) for name in ("run", "_bootstrap_inner", "_bootstrap"))
-# What the main thread is in while another one serves: it waits for changes of files.
-_RELOADERS = (
-    (*_calls("werkzeug/_reloader.py", "run", "run_with_reloader"), _RUN_SIMPLE),
-    _calls("django/utils/autoreload.py", "run", "start_django", "run_with_reloader"),
-)
-# Each from the inner to the outer function: what a thread is in that serves for these frameworks,
-_SERVING = (
-    (_FOREVER, _WERKZEUG, _RUN_SIMPLE),
-    (_FOREVER, _WERKZEUG, _INNER, _RUN_SIMPLE),
-    (_FOREVER, _DJANGO),
-)
-# and what one is in that Werkzeug's reloader has made. Nothing else has called these.
-_RELOADED = (
-    (_FOREVER, _WERKZEUG, *_THREAD),
-    (_FOREVER, _WERKZEUG, _INNER, *_THREAD),
-)
 # In a thread that serves each request on a thread, none of these calls is in another one.
-_LOOPS = (_FOREVER, Call("asyncio/base_events.py", "run_forever"))
+_LOOPS = (*(server.loop for server in _SERVERS), Call("asyncio/base_events.py", "run_forever"))
 
 
-def find(stacks: Stacks) -> int:
-    """The id of the thread, or 0 where there is none, or more than one.
+def find(stacks: Stacks) -> Acceptor:
+    """The thread that accepts, where there is one.
 
-    The main thread is looked at. Another one accepts where the main one waits for changes of files.
+    The main thread, or else the only one that does so in a function. What Thread itself calls is an
+    exporter beside something else (prometheus_client), whose threads would prove nothing any more.
     Raises OSError where the process cannot be read at this moment.
     """
     threads = stacks.threads()
     main = next(threads, None)
-    calls = stacks.calls(main) if main and main.main else []
+    calls = stacks.frames(main) if main and main.main else []
     if main is None or not calls:
         raise OSError(errno.EAGAIN, "the threads go on")
-    if _is_in(calls, _SERVING):
-        return main.id
-    if not any(_holds(calls, reloader) for reloader in _RELOADERS):
-        return 0
-    ways = (*_SERVING, *_RELOADED)
-    found = [thread.id for thread in threads if _is_in(stacks.calls(thread), ways)]
-    if not found:
-        raise OSError(errno.EAGAIN, "the threads go on")
-    return found[0] if len(found) == 1 else 0
+    server = _served(stacks, calls)
+    if server and not server.worker:
+        return Acceptor(main.id)
+    stacked = {main.id: calls, **{thread.id: stacks.frames(thread) for thread in threads}}
+    serving = {main.id: server} if server else _serving(stacks, stacked)
+    if len(serving) != 1:
+        return NONE
+    ((number, server),) = serving.items()
+    if server.worker is None:
+        return Acceptor(number)
+    del stacked[number]
+    return Acceptor(number, True) if _has_pool(server.worker, list(stacked.values())) else NONE
 
 
-def _is_in(calls: Sequence[Call], ways: Sequence[Sequence[Call]]) -> bool:
-    """Is a thread with these calls in one of the ways, and in no other loop?"""
-    at = next((at for at, call in enumerate(calls) if _same(call, _FOREVER)), None)
-    if at is None:
-        return False
-    outer = calls[at:]
-    if any(_same(call, loop) for call in outer[1:] for loop in _LOOPS):
-        return False
-    return any(
-        _begins(outer, way) and (way[-1] != _THREAD[-1] or len(outer) == len(way)) for way in ways
-    )
+def _serving(stacks: Stacks, stacked: Mapping[int, Sequence[Frame]]) -> dict[int, Server]:
+    found = {number: _served(stacks, frames) for number, frames in stacked.items()}
+    return {
+        number: server
+        for number, server in found.items()
+        if server is not None and not _is_bare(stacked[number])
+    }
 
 
-def _holds(calls: Sequence[Call], part: Sequence[Call]) -> bool:
-    return any(_begins(calls[at:], part) for at in range(len(calls)))
+def _served(stacks: Stacks, frames: Sequence[Frame]) -> Server | None:
+    """The server for which a thread in these frames accepts; None: it is in none, or in several."""
+    loops = [(frame, loop) for frame in frames for loop in _LOOPS if frame.call.is_of(loop)]
+    if len(loops) != 1:
+        return None
+    ((frame, loop),) = loops
+    server = next((server for server in _SERVERS if server.loop is loop), None)
+    if server is None:
+        return None
+    files = stacks.methods(frame, server.keeps)
+    own = all(f"/{file}".endswith(f"/{loop.file}") for file in files.values())
+    return server if files and own else None
 
 
-def _begins(calls: Sequence[Call], part: Sequence[Call]) -> bool:
-    return len(calls) >= len(part) and all(map(_same, calls, part))
+def _is_bare(frames: Sequence[Frame]) -> bool:
+    """Has Thread itself called the loop?"""
+    at = next(at for at, (call, _) in enumerate(frames) if any(map(call.is_of, _LOOPS)))
+    outer = [call for call, _ in frames[at + 1 :]]
+    return len(outer) == len(_THREAD) and all(map(Call.is_of, outer, _THREAD))
 
 
-def _same(call: Call, known: Call) -> bool:
-    file, function = call
-    return function == known.function and f"/{file}".endswith(f"/{known.file}")
+def _has_pool(worker: Call, stacked: Sequence[Sequence[Frame]]) -> bool:
+    """Are these the threads of a pool, and others of which none is about to accept a connection?
+
+    Threads of a pool may be older than what the programs see of others that accept.
+    """
+    accepts = any(frames and frames[0].call.is_of(_ACCEPT) for frames in stacked)
+    return not accepts and any(call.is_of(worker) for frames in stacked for call, _ in frames)

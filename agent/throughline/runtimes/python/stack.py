@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from throughline.host.memory import Memory
+from throughline.runtimes.python.classes import Classes
 
-TYPES = ("PyCode_Type", "PyUnicode_Type")  # which the file exports
+TYPES = ("PyCode_Type", "PyUnicode_Type", "PyFunction_Type")  # which the file exports
 _WORD = struct.Struct("<Q")
 _NEXT_AT, _TYPE_AT, _LENGTH_AT, _STATE_AT = 8, 8, 16, 32
 _THREAD_BYTES = 256  # of PyThreadState, with all that is read of it
@@ -45,17 +46,18 @@ class Layout:
     code: int  # in a frame
     previous: int
     owner: int | None
+    locals: int  # the first local variable
     name: int  # PyCodeObject.co_name; co_filename is in front of it
     text: int  # sizeof(PyASCIIObject)
 
 
 LAYOUTS = {
-    9: Layout(40, 72, 8, 176, 24, None, 32, 24, None, 112, 48),
-    10: Layout(40, 72, 8, 176, 24, None, 32, 24, None, 112, 48),
-    11: Layout(48, 80, 16, 152, 56, 8, 32, 48, 69, 120, 48),
-    12: Layout(48, 64, 72, 136, 56, 0, 0, 8, 70, 120, 40),
-    13: Layout(0, 0, 0, 152, 72, None, 0, 8, 70, 120, 40),
-    14: Layout(0, 0, 0, 152, 72, None, 0, 8, 74, 120, 40),
+    9: Layout(40, 72, 8, 176, 24, None, 32, 24, None, 360, 112, 48),
+    10: Layout(40, 72, 8, 176, 24, None, 32, 24, None, 352, 112, 48),
+    11: Layout(48, 80, 16, 152, 56, 8, 32, 48, 69, 72, 120, 48),
+    12: Layout(48, 64, 72, 136, 56, 0, 0, 8, 70, 72, 120, 40),
+    13: Layout(0, 0, 0, 152, 72, None, 0, 8, 70, 72, 120, 40),
+    14: Layout(0, 0, 0, 152, 72, None, 0, 8, 74, 80, 120, 40),
 }
 _OFFSETS = struct.Struct("<8s9Q")  # the begin of struct _Py_DebugOffsets
 _COOKIE = b"xdebugpy"
@@ -68,6 +70,17 @@ class Call(NamedTuple):
     file: str
     function: str
 
+    def is_of(self, known: Call) -> bool:
+        """Is it this function? `known.file` is the end of a path."""
+        return self.function == known.function and f"/{self.file}".endswith(f"/{known.file}")
+
+
+class Frame(NamedTuple):
+    """A call of a function that has not returned yet."""
+
+    call: Call
+    at: int
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -77,6 +90,7 @@ class Places:
     runtime: int
     code_type: int
     text_type: int
+    function_type: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +112,8 @@ class Stacks:
         self._runtime = base + places.runtime
         self._code_type = base + places.code_type
         self._text_type = base + places.text_type
+        self._function_type = base + places.function_type
+        self._classes = Classes(memory, places.minor)
         self._calls: dict[int, Call] = {}  # by address of the code object
 
     def threads(self) -> Iterator[Thread]:
@@ -120,21 +136,36 @@ class Stacks:
             at = _word(state, _NEXT_AT)
         yield from others
 
-    def calls(self, thread: Thread) -> list[Call]:
+    def frames(self, thread: Thread) -> list[Frame]:
         """What a thread is in, from the inner to the outer function."""
         layout = self._layout
         at = _word(thread.state, layout.frame)
         if layout.held_at is not None:
             at = self._memory.word(at + layout.held_at)
-        found: list[Call] = []
+        found: list[Frame] = []
         for _ in range(_MAX_FRAMES):
             if not at:
                 return found
             frame = self._memory.read(at, _FRAME_BYTES)
             if layout.owner is None or frame[layout.owner] < _BY_INTERPRETER:
-                found.append(self._call(_word(frame, layout.code) & ~_TAG))
+                found.append(Frame(self._call(_word(frame, layout.code) & ~_TAG), at))
             at = _word(frame, layout.previous)
         raise OSError(errno.E2BIG, "a thread is in too many functions")
+
+    def methods(self, frame: Frame, names: Collection[str]) -> dict[str, str]:
+        """The files of these methods of the object whose method the frame calls.
+
+        "" for one that is no function of Python. Names that its class does not have are left out.
+        """
+        found: dict[str, str] = {}
+        instance = self._memory.word(frame.at + self._layout.locals) & ~_TAG
+        for at, value in self._classes.defined(instance):
+            name = self._text(at)
+            if name in names and name not in found:
+                found[name] = ""
+                if self._classes.type_of(value) == self._function_type:
+                    found[name] = self._call(self._classes.code(value)).file
+        return found
 
     def _told(self) -> Layout:
         """The layout, with what _PyRuntime tells of it."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from throughline.bpf import abi
-from throughline.bpf.runtimes import Entry, Runtimes
+from throughline.bpf.runtimes import NOWHERE, Entry, Runtimes
 from throughline.elf.elf import MalformedError
 from throughline.host import executed
 from throughline.host.memory import Memory
@@ -23,6 +23,7 @@ from throughline.probes import arch, mappings, procfs
 from throughline.probes.provider import Probed, Process
 from throughline.runtimes.looks import Looks
 from throughline.runtimes.python import acceptor, servers
+from throughline.runtimes.python.acceptor import Acceptor
 from throughline.runtimes.python.stack import Places, Stacks
 from throughline.steps import Turns
 
@@ -30,7 +31,7 @@ _KIND = abi.RuntimeKind.RUNTIME_PYTHON
 _WORKERS = abi.RuntimeFlags.RUNTIME_WORKERS
 _SETTLED = abi.RuntimeFlags.RUNTIME_SETTLED
 _OFTEN_SECONDS = 30.0  # a program serves when it has loaded what it needs
-_TRIES = 5  # its threads go on while they are looked at
+_TRIES, _MOST_TRIES = 5, 3  # its threads go on while they are looked at
 # Files that are mapped where many requests are served on one thread.
 _GREENLET = re.compile(r"_?greenlet\b.*\.so")
 _LOOP = re.compile(r"(loop\..*\.so|ld-musl-.*)")  # uvloop; without glibc no context is found
@@ -85,7 +86,7 @@ class Workers:
                 seen = self._seen.setdefault(
                     process.pid, _Seen(process, Looks(now, _OFTEN_SECONDS))
                 )
-                if seen.looks.is_due(now):
+                if seen.looks.is_due(now, process.listens):
                     self._look(each, process, process.pid in switching)
                     yield
 
@@ -105,9 +106,10 @@ class Workers:
                 accepting = self._acceptor(python, process, switches)
                 if accepting is None:
                     return  # what is known of it stays
-                if accepting:
+                if accepting.id:
                     entry, flags = self._entry(python, process), _WORKERS
-                    entry = entry and replace(entry, acceptor=accepting)
+                    at, pool = accepting
+                    entry = entry and replace(entry, acceptor=at, pool=pool)
             self._tell(process, entry, flags)
         except OSError:
             if (self._proc / str(process.pid)).exists():  # else it has ended
@@ -124,25 +126,32 @@ class Workers:
                 return True
         return bool(unread)
 
-    def _acceptor(self, python: Probed, process: Process, switches: bool) -> int | None:
-        """The thread pointer of the thread that accepts for a server of threads, 0: there is none.
+    def _acceptor(self, python: Probed, process: Process, switches: bool) -> Acceptor | None:
+        """The thread that accepts for a server of threads; its id is its thread pointer.
 
         None where that cannot be told at this moment. Raises OSError where the process has ended.
         """
         known = self._places.get(python.sites[0].cookie)
         base = self._base(python, process) if known else None
         if known is None or base is None:
-            return 0
+            return acceptor.NONE
         places, pthread_at = known
+        told = self._runtimes.find(process.pid)
+        nothing = 0
         with Memory(process.pid, proc=self._proc) as memory:
             for _ in range(_TRIES):
                 try:
                     thread = acceptor.find(Stacks(memory, places, base))
                 except OSError:
                     continue
-                if not thread or self._has_tasks(process.pid, switches):
-                    return 0
-                return thread + pthread_at
+                if thread.id:
+                    if self._has_tasks(process.pid, switches):
+                        return acceptor.NONE
+                    return thread._replace(id=thread.id + pthread_at)
+                # of a thread that is at work, not all may have been seen
+                nothing += 1
+                if nothing == _MOST_TRIES or not (told and told.acceptor):
+                    return acceptor.NONE
         self._failures["stack_unreadable"] += 1
         return None
 
@@ -169,7 +178,10 @@ class Workers:
         if entry is None:
             if known and (known.flags & _WORKERS or known.jobs):
                 seen = known.flags & ~(_WORKERS | _SETTLED)
-                self._runtimes.tell(process.pid, replace(known, flags=seen, jobs=0))
+                left = replace(known, flags=seen, jobs=0, acceptor=0)
+                # a server that begins later has accepted nothing yet
+                left = replace(left, port=0, since_ns=0, others=NOWHERE)
+                self._runtimes.tell(process.pid, left)
             return
         if known and (not known.check_at or known.check == entry.check):
             flags |= known.flags if flags else known.flags & ~(_WORKERS | _SETTLED)
@@ -177,7 +189,9 @@ class Workers:
                 # what it forks may do anything
                 flags &= ~_SETTLED
             if entry.acceptor == known.acceptor:
-                entry = replace(entry, port=known.port, since_ns=known.since_ns, other=known.other)
+                entry = replace(
+                    entry, port=known.port, since_ns=known.since_ns, others=known.others
+                )
         entry = replace(entry, flags=flags)
         if known != entry:
             self._runtimes.tell(process.pid, entry)

@@ -86,7 +86,7 @@ class RubyProvider:
         for pid, (process, each) in current.items():
             seen = self._seen.setdefault(pid, _Seen(process, Looks(now), each.file))
             seen.file = each.file
-            if process.born and seen.looks.is_due(now):
+            if process.born and seen.looks.is_due(now, process.listens):
                 self._look(seen)
                 yield
 

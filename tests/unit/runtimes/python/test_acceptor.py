@@ -13,6 +13,7 @@ import pytest
 from tests.fixtures.frames import BASE, HEAP, MAIN, RUNTIME, Image
 from throughline.host.memory import Memory
 from throughline.runtimes.python import acceptor
+from throughline.runtimes.python.acceptor import Acceptor
 from throughline.runtimes.python.stack import LAYOUTS, Call, Stacks
 
 PID = 7
@@ -22,19 +23,25 @@ SELECT = Call("/usr/lib/selectors.py", "select")
 FOREVER = Call("/usr/lib/python3.11/socketserver.py", "serve_forever")
 WERKZEUG = Call(f"{SITE}/werkzeug/serving.py", "serve_forever")
 SIMPLE = Call(f"{SITE}/werkzeug/serving.py", "run_simple")
-INNER = Call(f"{SITE}/werkzeug/serving.py", "inner")
 FLASK = Call(f"{SITE}/flask/app.py", "run")
 DJANGO = Call(f"{SITE}/django/core/servers/basehttp.py", "run")
 PROGRAM = Call("/srv/app.py", "<module>")
 ASYNCIO = Call("/usr/lib/python3.11/asyncio/base_events.py", "run_forever")
 THREAD = [Call("/usr/lib/threading.py", name) for name in ("run", "_bootstrap_inner", "_bootstrap")]
-RELOADS = [Call(f"{SITE}/werkzeug/_reloader.py", name) for name in ("run", "run_with_reloader")]
-RELOADS += [SIMPLE, FLASK, PROGRAM]
+RELOADS = [Call(f"{SITE}/werkzeug/_reloader.py", "run"), SIMPLE, FLASK, PROGRAM]
 RELOADED = [SELECT, FOREVER, WERKZEUG, *THREAD]
 RUNS = [SELECT, FOREVER, WERKZEUG, SIMPLE, FLASK, PROGRAM]
+EXPORTER = [SELECT, FOREVER, *THREAD]
+CHEROOT = Call(f"{SITE}/cheroot/server.py", "serve")
+WORKER = [
+    Call("/usr/lib/queue.py", "get"),
+    Call(f"{SITE}/cheroot/workers/threadpool.py", "run"),
+    *THREAD[1:],
+]
+ACCEPTS = [Call("/usr/lib/socket.py", "accept"), PROGRAM, *THREAD]
 
 
-def find(image: Image, folder: Path) -> int:
+def find(image: Image, folder: Path) -> Acceptor:
     (folder / str(PID)).mkdir(exist_ok=True)
     image.write(folder / str(PID))
     with Memory(PID, proc=folder) as memory:
@@ -44,7 +51,9 @@ def find(image: Image, folder: Path) -> int:
 def of(folder: Path, *stacks: tuple[int, Sequence[Call]], minor: int = 11) -> int:
     image = Image(minor)
     image.threads(stacks)
-    return find(image, folder)
+    found = find(image, folder)
+    assert not found.pool
+    return found.id
 
 
 @pytest.mark.parametrize("minor", LAYOUTS)
@@ -58,8 +67,8 @@ def test_the_main_thread(tmp_path: Path, minor: int) -> None:
     "calls",
     [
         [FOREVER, WERKZEUG, SIMPLE, PROGRAM],
-        [FOREVER, WERKZEUG, INNER, SIMPLE, PROGRAM],
         [SELECT, FOREVER, DJANGO, PROGRAM],
+        [SELECT, FOREVER, PROGRAM],
         # it serves the request itself
         [Call("/srv/site.py", "view"), FOREVER, WERKZEUG, SIMPLE, FLASK, PROGRAM],
         # the names of files as PyInstaller has them
@@ -74,35 +83,73 @@ def test_servers(tmp_path: Path, calls: Sequence[Call]) -> None:
     "calls",
     [
         [PROGRAM],
-        [FOREVER, PROGRAM],
-        [FOREVER, WERKZEUG, PROGRAM],
         [WERKZEUG, SIMPLE, PROGRAM],
-        [FOREVER, SIMPLE, PROGRAM],
-        [FOREVER, PROGRAM, WERKZEUG, SIMPLE],
         [Call("/srv/mysocketserver.py", "serve_forever"), *RUNS[2:]],
-        [Call("/srv/serving.py", "serve_forever"), SIMPLE, PROGRAM],
         [Call("/home/josé/socketserver.py", "serve_forever"), *RUNS[2:]],
         # one server runs in another one, or in a loop of tasks
         [*RUNS[:-1], FOREVER, PROGRAM],
+        [*RUNS[:-1], CHEROOT, PROGRAM],
         [*RUNS[:-1], ASYNCIO, PROGRAM],
-        # another thread than the main one would have to run that
-        [FOREVER, WERKZEUG, *THREAD],
+        # it has no threads of a pool
+        [SELECT, CHEROOT, PROGRAM],
     ],
 )
 def test_other_programs(tmp_path: Path, calls: Sequence[Call]) -> None:
     assert of(tmp_path, (MAIN, calls)) == 0
 
 
-def test_a_thread_of_the_reloader(tmp_path: Path) -> None:
+@pytest.mark.parametrize("minor", LAYOUTS)
+@pytest.mark.parametrize("name", ["process_request", "_handle_request_noblock"])
+@pytest.mark.parametrize("file", ["/srv/app.py", "/srv/mysocketserver.py", ""])
+def test_a_class_that_hands_connections_on_in_its_own_way(
+    tmp_path: Path, minor: int, name: str, file: str
+) -> None:
+    image = Image(minor)
+    own = dict.fromkeys(("process_request", "_handle_request_noblock"), FOREVER.file)
+    kinds = image.kind({"get_request": "/srv/app.py", name: file}), image.kind(own)
+    for order, expected in ((kinds, 0), (kinds[::-1], MAIN)):
+        image.instances[FOREVER] = image.instance(*order)
+        image.threads([(MAIN, RUNS)])
+        assert find(image, tmp_path).id == expected
+
+
+def test_a_class_of_an_extension(tmp_path: Path) -> None:
+    image = Image(12)
+    own = image.kind({"process_request": FOREVER.file})
+    image.instances[FOREVER] = image.instance(own, image.kind({}, 0))
+    image.threads([(MAIN, RUNS)])
+    with pytest.raises(OSError, match="not written in Python"):
+        find(image, tmp_path)
+
+
+def test_another_thread(tmp_path: Path) -> None:
     assert of(tmp_path, (OTHER, RELOADED), (MAIN, RELOADS)) == OTHER
-    # the main thread does something else: the application has made the thread
-    assert of(tmp_path, (OTHER, RELOADED), (MAIN, [SELECT, PROGRAM])) == 0
-    # two of them
-    assert of(tmp_path, (THIRD, RELOADED), (OTHER, RELOADED), (MAIN, RELOADS)) == 0
-    # it was not made for that alone
-    within = [SELECT, FOREVER, WERKZEUG, *THREAD, PROGRAM]
-    with pytest.raises(OSError, match="go on"):
-        of(tmp_path, (OTHER, within), (MAIN, RELOADS))
+    # an exporter, beside a server that is not known
+    assert of(tmp_path, (OTHER, EXPORTER), (MAIN, [SELECT, PROGRAM])) == 0
+    # two of them, of which one is an exporter
+    assert of(tmp_path, (THIRD, EXPORTER), (OTHER, RELOADED), (MAIN, RELOADS)) == OTHER
+    assert of(tmp_path, (THIRD, EXPORTER), (OTHER, RUNS), (MAIN, RUNS)) == MAIN
+    for calls in (EXPORTER, RELOADED):
+        assert of(tmp_path, (THIRD, calls), (OTHER, calls), (MAIN, RELOADS)) == 0
+
+
+@pytest.mark.parametrize("minor", LAYOUTS)
+def test_a_server_with_a_pool(tmp_path: Path, minor: int) -> None:
+    runs, serves = (MAIN, [SELECT, CHEROOT, PROGRAM]), (OTHER, [SELECT, CHEROOT, PROGRAM, *THREAD])
+    waits, works = (MAIN, [SELECT, PROGRAM]), (THIRD, WORKER)
+    for stacks, number in (((works, runs), MAIN), ((works, serves, waits), OTHER)):
+        image = Image(minor)
+        image.threads(stacks)
+        assert find(image, tmp_path) == Acceptor(number, True)
+        # another thread accepts, where it may have begun before
+        image.threads([(0x7F04, ACCEPTS), *stacks])
+        assert find(image, tmp_path).id == 0
+    # it hands requests to another pool
+    image = Image(minor)
+    own = image.kind({"serve": CHEROOT.file, "process_conn": "/srv/app.py"})
+    image.instances[CHEROOT] = image.instance(own)
+    image.threads([works, runs])
+    assert find(image, tmp_path).id == 0
 
 
 def test_threads_that_go_on(tmp_path: Path) -> None:

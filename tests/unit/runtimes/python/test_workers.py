@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,10 +175,11 @@ def test_what_the_main_thread_is_calling(proc: Proc, file: int) -> None:
         proc.tick(file, ONE, times=10)
     assert proc.entry is not None
     assert (proc.entry.acceptor, proc.flags) == (MAIN + 16, FLAGS.RUNTIME_WORKERS)
+    before = replace(proc.entry, acceptor=0)
     # what the programs note is kept, also where its threads cannot be read for a moment
     key = maps.U32.pack(PID)
     noted = abi.Runtime(*abi.RUNTIME.unpack(proc.table[key]))
-    noted = noted._replace(port=80, since_ns=7, other=9090, flags=noted.flags | 4)
+    noted = noted._replace(port=80, since_ns=7, others_0=9090, flags=noted.flags | 4)
     proc.table[key] = abi.RUNTIME.pack(*noted)
     proc.tick(file, ONE, times=3)
     image.threads([(MAIN, [])])
@@ -185,11 +187,12 @@ def test_what_the_main_thread_is_calling(proc: Proc, file: int) -> None:
     proc.tick(file, ONE)
     assert proc.failures == {"stack_unreadable": 1}
     assert proc.table[key] == abi.RUNTIME.pack(*noted)
-    # it serves no more
+    # it serves no more: what begins later has accepted nothing
     image.threads([(MAIN, SERVES[1:])])
     image.write(proc.folder)
     proc.tick(file, ONE)
     assert proc.flags == 4
+    assert proc.entry == replace(before, flags=4)
     # it serves again, and other threads accept there: that stays
     image.threads([(MAIN, SERVES)])
     image.write(proc.folder)
@@ -217,3 +220,13 @@ def test_a_worker_of_a_queue(proc: Proc, file: int) -> None:
     proc.tick(file, ONE)
     assert proc.entry is not None
     assert proc.entry.jobs == abi.Jobs.NONE
+
+
+def test_a_process_that_begins_to_serve_is_looked_at_at_once(proc: Proc, file: int) -> None:
+    proc.runs(b"/bin/python3\0app.py\0")
+    proc.tick(file, ONE, times=42)
+    proc.runs(GUNICORN)
+    proc.tick(file, ONE)
+    assert proc.flags == 0  # it is looked at every ten seconds
+    proc.tick(file, replace(ONE, listens=1))
+    assert proc.flags == FLAGS.RUNTIME_WORKERS | FLAGS.RUNTIME_SETTLED
