@@ -60,7 +60,8 @@ set -e
 systemctl --root="$1" --quiet enable ssh.service
 systemctl --root="$1" --quiet disable SERVICES
 systemctl --root="$1" --quiet mask console-getty.service \
-    apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service
+    apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service \
+    dpkg-db-backup.timer fstrim.timer phpsessionclean.timer systemd-tmpfiles-clean.timer
 rm -f "$1"/etc/ssh/ssh_host_*_key* "$1"/etc/hostname
 rm -f "$1"/etc/machine-id "$1"/var/lib/dbus/machine-id
 rm -rf "$1"/var/lib/apt/lists/* "$1"/var/log/apt "$1"/var/log/dpkg.log
