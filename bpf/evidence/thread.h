@@ -160,7 +160,11 @@ static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_
 	refused = tl_take_parent(thread->current, evidence, parent);
 	if (refused >= 0)
 		return refused;
-	if (loop && parent->answering)
+	/*
+	 * An event loop calls for another request then. A server that writes header and body one after
+	 * the other gives TCP a body that may not leave before the header has been acknowledged.
+	 */
+	if (parent->answering && (loop || tl_answer_of(parent->key) >= TL_ANSWER_WAITS))
 		return TL_ROOT_PARENT_ENDED;
 	if (trust->kind == TL_PROGRAM_UNKNOWN && tl_others_open(thread, parent->key))
 		return TL_ROOT_AMBIGUOUS;

@@ -464,8 +464,8 @@ static __always_inline void tl_python_meets(const struct tl_runtime *runtime, __
 }
 
 /*
- * The current thread listens with the descriptor `number`. uvloop makes a context for each listener, in which it tells the
- * protocol what happens, and calls listen() in the same function.
+ * The current thread listens with the descriptor `number`. uvloop makes a context for each listener,
+ * in which it tells the protocol what happens, and calls listen() in the same function.
  */
 static __always_inline void tl_python_listens(struct tl_runtime *runtime, __u32 number, __u64 stack)
 {

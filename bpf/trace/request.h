@@ -79,19 +79,36 @@ static __always_inline bool tl_has_written(const struct tl_request *request)
 	return BPF_CORE_READ(tcp, write_seq) != left;
 }
 
+enum tl_answer {
+	TL_ANSWER_NONE, /* the request is being served, and the service has written nothing */
+	TL_ANSWER_BEGUN, /* what the service has written has left */
+	TL_ANSWER_WAITS, /* what it has written waits in the socket: the end of the answer, perhaps */
+	TL_ANSWER_OVER,
+};
+
 /*
- * Is the request `key` being served, and the service has not begun to answer? A global function, to
- * have a stack of its own.
+ * How far has the service come with the answer to the request `key`? A global function, to have a
+ * stack of its own.
  */
-__noinline int tl_is_unanswered(__u64 key)
+__noinline int tl_answer_of(__u64 key)
 {
 	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
 
-	if (!request || tl_has_written(request))
-		return false;
+	if (!request)
+		return TL_ANSWER_OVER;
+	if (tl_has_written(request))
+		return TL_ANSWER_WAITS;
 	/* read last: the socket says that bytes have left after the program has seen them */
 	tl_order();
-	return *(const volatile __u64 *)&request->answering != key && tl_is_request(request, key);
+	if (*(const volatile __u64 *)&request->answering != key && tl_is_request(request, key))
+		return TL_ANSWER_NONE;
+	return TL_ANSWER_BEGUN;
+}
+
+/* Is the request `key` being served, and the service has not begun to answer? */
+static __always_inline bool tl_is_unanswered(__u64 key)
+{
+	return tl_answer_of(key) == TL_ANSWER_NONE;
 }
 
 /*

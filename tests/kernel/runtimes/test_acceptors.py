@@ -29,8 +29,10 @@ from throughline.bpf import abi
 from throughline.bpf.runtimes import Entry
 
 AT_ONCE, SLEEP, DATABASE = Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.DATABASE
+AFTER = Behaviour.AFTER
 WORKERS, SHARED = abi.RuntimeFlags.RUNTIME_WORKERS, abi.RuntimeFlags.RUNTIME_SHARED
 (CHEROOT,) = (each for each in APPS if each.name == "flask-cheroot")
+(HTTP_SERVER,) = (each for each in APPS if each.name == "http-server")
 FLASK = "import wsgi; wsgi.app.run(port={port}, {options})"
 
 
@@ -98,6 +100,12 @@ def test_the_standard_library_on_the_newest_python(running: Bench) -> None:
     file = SERVICES / "standard.py"
     words = pythons.newest("/tmp/standard.py", "threading", copies=(file,))
     all_right(running, app("threading-newest", *words), AT_ONCE, SLEEP)
+
+
+def test_an_answer_whose_end_waits_in_the_socket(running: Bench) -> None:
+    """The body is written behind the header, and TCP waits until the header is acknowledged."""
+    (result,) = results(running, HTTP_SERVER, AFTER, number=503)
+    assert result.right == result.calls == 503, result
 
 
 def test_one_connection_at_a_time(running: Bench) -> None:
