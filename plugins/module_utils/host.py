@@ -133,6 +133,18 @@ def systemd_version(root, run):
     return int(match.group(1)) if match else None
 
 
+def has_attach_cookies(root):
+    """Whether the kernel's type information names the function that tells programs their cookie.
+
+    Linux 5.15 has brought it. Distributions port it back: RHEL 9's kernel is called 5.14.
+    """
+    try:
+        types = (Path(root) / "sys/kernel/btf/vmlinux").read_bytes()
+    except OSError:
+        return False
+    return b"\0BPF_FUNC_get_attach_cookie\0" in types
+
+
 def describe_host(root, run):
     """The facts that a verdict follows from: those of doctor --json, and systemd."""
     uname = os.uname()
@@ -145,6 +157,7 @@ def describe_host(root, run):
         "lockdown": read_lockdown(root),
         "securityfs": find_mount(mounts, "securityfs") is not None,
         "btf": (Path(root) / "sys/kernel/btf/vmlinux").exists(),
+        "attach_cookies": has_attach_cookies(root),
         "cgroup2": cgroup2,
         "cgroup_layout": layout,
         "bpffs": BPFFS if (BPFFS, "bpf") in mounts else None,

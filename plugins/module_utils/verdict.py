@@ -104,9 +104,12 @@ def uprobe_obstacles(host, options):
 
 
 def version_obstacles(host, name):
-    """[(reason, fix)] on a kernel that is too old for the group and new enough for others."""
+    """[(reason, fix)] on a kernel that is too old for the group and new enough for others.
+
+    What these groups miss there is cookies of uprobes, which distributions port back.
+    """
     oldest = GROUPS[name].kernel
-    if not oldest_kernel(host) <= version_tuple(host["kernel"]) < oldest:
+    if not oldest_kernel(host) <= version_tuple(host["kernel"]) < oldest or host["attach_cookies"]:
         return []
     return [
         (

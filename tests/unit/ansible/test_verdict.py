@@ -245,6 +245,15 @@ def test_go_needs_a_newer_kernel_than_the_others(tmp_path: Path, kernel: str, st
     assert found["groups"]["go"]["reason"] == reason
 
 
+def test_what_a_distribution_has_ported_back_counts(tmp_path: Path) -> None:
+    types = "BTF\0BPF_FUNC_get_func_ip\0BPF_FUNC_get_attach_cookie\0BPF_FUNC_task_pt_regs\0"
+    found = verdict(tmp_path, kernel="5.14.0-503.11.1.el9_5.x86_64", types=types)
+    assert found["groups"]["go"]["state"] == found["groups"]["python"]["state"] == "on"
+    other = types.replace("_cookie", "_cookie_of")
+    found = verdict(tmp_path, kernel="5.14.0-503.11.1.el9_5.x86_64", types=other)
+    assert "go needs 5.15 or newer" in found["groups"]["go"]["reason"]
+
+
 def test_without_sockmaps_a_host_can_only_observe(tmp_path: Path) -> None:
     found = verdict(tmp_path, options="CONFIG_BPF_SYSCALL=y\nCONFIG_CGROUP_BPF=y\n")
     assert found["mode"] == "observe"
