@@ -15,7 +15,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 PORT, BACKEND = int(os.environ["PORT"]), urlsplit(os.environ["BACKEND"])
 
@@ -107,6 +107,7 @@ def ask(ports):
 kind = sys.argv[1]
 if kind == "wsgiref":
     WSGIRequestHandler.log_message = Handler.log_message
+    WSGIServer.request_queue_size = 128
     make_server("127.0.0.1", PORT, application).serve_forever()
 elif kind == "pool":
     server = Pool(("127.0.0.1", PORT), Swapping)
