@@ -8,7 +8,6 @@ call, on OTHER_PORT: Werkzeug's `run_simple`, or cheroot with the word `cheroot`
 until it is asked for /end; then the main thread accepts there for such threads.
 """
 
-import _thread
 import http.client
 import os
 import queue
@@ -17,7 +16,7 @@ import sys
 import threading
 from urllib.parse import urlsplit
 
-from werkzeug.serving import run_simple
+from werkzeug.serving import make_server, run_simple
 
 PORT, BACKEND = int(os.environ["PORT"]), urlsplit(os.environ["BACKEND"])
 OTHER_PORT = int(os.environ.get("OTHER_PORT", "0"))
@@ -71,12 +70,13 @@ def serve(environ, start_response):
     body = call(f"?{environ['QUERY_STRING']}") if calls else b"ok"
     start_response("200 OK", [("Content-Length", str(len(body))), ("Connection", "close")])
     if environ["PATH_INFO"] == "/end":
-        _thread.interrupt_main()
+        threading.Thread(target=server.shutdown).start()
     return [body]
 
 
 if "after" in sys.argv:
-    run_simple("127.0.0.1", PORT, serve, threaded=True)  # returns when it is interrupted
+    server = make_server("127.0.0.1", PORT, serve, threaded=True)
+    server.serve_forever()
     clients = queue.Queue()
     listener = socket.create_server(("127.0.0.1", PORT), backlog=512)
     begin(clients.get)
