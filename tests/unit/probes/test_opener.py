@@ -88,10 +88,10 @@ def ask(path: Path, message: bytes, files: list[int]) -> tuple[int, int] | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(5)
         connection.connect(str(path))
-        socket.send_fds(connection, [message], files)
         try:
+            socket.send_fds(connection, [message], files)
             answer, events, _, _ = socket.recv_fds(connection, 64, 4)
-        except ConnectionResetError:
+        except (BrokenPipeError, ConnectionResetError):
             return None
         for event in events:
             os.close(event)
