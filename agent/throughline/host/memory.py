@@ -82,8 +82,7 @@ class Memory:
 
     def word(self, address: int) -> int:
         """64 bits without a sign."""
-        value: int = _WORD.unpack(self.read(address, _WORD.size))[0]
-        return value
+        return word_at(self.read(address, _WORD.size), 0)
 
     def half(self, address: int) -> int:
         """32 bits with a sign."""
@@ -96,3 +95,9 @@ class Memory:
         if not zero:
             raise OSError(errno.EFAULT, f"no text at {address:#x}")
         return text.decode("ascii", "replace")
+
+
+def word_at(data: bytes, at: int) -> int:
+    """The word of eight bytes at this place of what was read."""
+    value: int = _WORD.unpack_from(data, at)[0]
+    return value

@@ -3,9 +3,9 @@
 `python app.py` may run anything. But a thread that is in `serve_forever` of socketserver accepts
 connections, and has each one served by a thread that it makes for it, or by itself, until
 `serve_forever` returns: so do `app.run()` of Flask, `runserver` of Django and ThreadingHTTPServer.
-That holds where the server's class has the functions that hand
-connections on from socketserver. In the same way a thread that is in `serve` of cheroot (CherryPy)
-has each request read, handled and answered by one thread of a pool.
+That holds where the server's class has the functions that hand connections on from socketserver. In
+the same way a thread that is in `serve` of cheroot (CherryPy) has each request read, handled and
+answered by one thread of a pool.
 
 The programs take nothing else of such a process for evidence: what other threads accept is the
 application's own (bpf/runtimes/python_acceptor.h).
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from throughline.runtimes.python.stack import Call, Frame, Stacks
+from throughline.runtimes.python.stack import Call, Frame, Stacks, is_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def _served(stacks: Stacks, frames: Sequence[Frame]) -> Server | None:
     if server is None:
         return None
     files = stacks.methods(frame, server.keeps)
-    own = all(f"/{file}".endswith(f"/{loop.file}") for file in files.values())
+    own = all(is_file(file, loop.file) for file in files.values())
     return server if files and own else None
 
 

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from throughline.host.memory import Memory
+from throughline.host.memory import Memory, word_at
 
 _WORD = struct.Struct("<Q")
 _TYPE_AT, _SIZE_AT = 8, 16
@@ -65,19 +65,19 @@ class Classes:
         memory = self._memory
         kind = memory.word(instance + _TYPE_AT)
         data = self._class(kind)
-        order = _word(data, _MRO_AT)
+        order = word_at(data, _MRO_AT)
         head = memory.read(order, self._shape.items)
-        count = _word(head, _SIZE_AT)
-        if not self._is(_word(head, _TYPE_AT), _TUPLE_SUBCLASS) or not 0 < count <= _MAX_CLASSES:
+        count = word_at(head, _SIZE_AT)
+        if not self._is(word_at(head, _TYPE_AT), _TUPLE_SUBCLASS) or not 0 < count <= _MAX_CLASSES:
             raise OSError(errno.EFAULT, f"no order of classes at {order:#x}")
         bases = memory.read(order + self._shape.items, count * _WORD.size)
         for at in range(0, len(bases), _WORD.size):
-            data = self._class(_word(bases, at))
-            if not _word(data, _FLAGS_AT) & _HEAP_TYPE:
+            data = self._class(word_at(bases, at))
+            if not word_at(data, _FLAGS_AT) & _HEAP_TYPE:
                 if at + _WORD.size < len(bases):  # a class of an extension; the last one is object
                     raise OSError(errno.ENOTSUP, "a class that is not written in Python")
                 return
-            yield from self._items(_word(data, _DICT_AT))
+            yield from self._items(word_at(data, _DICT_AT))
 
     def code(self, function: int) -> int:
         """The address of a function's code object."""
@@ -89,7 +89,7 @@ class Classes:
 
     def _class(self, at: int) -> bytes:
         data = self._memory.read(at, _TYPE_BYTES)
-        if not self._is(_word(data, _TYPE_AT), _TYPE_SUBCLASS):
+        if not self._is(word_at(data, _TYPE_AT), _TYPE_SUBCLASS):
             raise OSError(errno.EFAULT, f"no class at {at:#x}")
         return data
 
@@ -102,11 +102,11 @@ class Classes:
             raise OSError(errno.EFAULT, f"no dict at {at:#x}")
         keys = memory.word(at + _KEYS_AT)
         head = memory.read(keys, shape.indices)
-        count = _word(head, shape.entries)
+        count = word_at(head, shape.entries)
         # an entry is hash, key and value, or key and value where all keys are texts
         step, key = 3, 1
         if shape.size:
-            size = _word(head, shape.size)
+            size = word_at(head, shape.size)
             width = 1 if size <= 0xFF else 2 if size <= 0xFFFF else 4
             indices = size * width
         else:
@@ -117,12 +117,7 @@ class Classes:
             raise OSError(errno.EFAULT, f"a dict of {count} keys at {at:#x}")
         data = memory.read(keys + shape.indices + indices, count * step * _WORD.size)
         for entry in range(0, len(data), step * _WORD.size):
-            name = _word(data, entry + key * _WORD.size)
-            value = _word(data, entry + (key + 1) * _WORD.size)
+            name = word_at(data, entry + key * _WORD.size)
+            value = word_at(data, entry + (key + 1) * _WORD.size)
             if name and value:
                 yield name, value
-
-
-def _word(data: bytes, at: int) -> int:
-    value: int = _WORD.unpack_from(data, at)[0]
-    return value

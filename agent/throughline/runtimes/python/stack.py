@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from throughline.host.memory import Memory
+from throughline.host.memory import Memory, word_at
 from throughline.runtimes.python.classes import Classes
 
 TYPES = ("PyCode_Type", "PyUnicode_Type", "PyFunction_Type")  # which the file exports
@@ -64,6 +64,11 @@ _COOKIE = b"xdebugpy"
 _BY_INTERPRETER = 3  # owners from here on: the frame stands for a call from C
 
 
+def is_file(path: str, end: str) -> bool:
+    """Does the path end in these names of folders and file?"""
+    return f"/{path}".endswith(f"/{end}")
+
+
 class Call(NamedTuple):
     """A function that a thread is in. Each text is the end of a longer one, or "" if not ASCII."""
 
@@ -72,7 +77,7 @@ class Call(NamedTuple):
 
     def is_of(self, known: Call) -> bool:
         """Is it this function? `known.file` is the end of a path."""
-        return self.function == known.function and f"/{self.file}".endswith(f"/{known.file}")
+        return self.function == known.function and is_file(self.file, known.file)
 
 
 class Frame(NamedTuple):
@@ -127,19 +132,19 @@ class Stacks:
             if not at:
                 break
             state = memory.read(at, _THREAD_BYTES)
-            number = _word(state, layout.thread_id)
+            number = word_at(state, layout.thread_id)
             thread = Thread(number, number == main, state)
             if thread.main:
                 yield thread
             else:
                 others.append(thread)
-            at = _word(state, _NEXT_AT)
+            at = word_at(state, _NEXT_AT)
         yield from others
 
     def frames(self, thread: Thread) -> list[Frame]:
         """What a thread is in, from the inner to the outer function."""
         layout = self._layout
-        at = _word(thread.state, layout.frame)
+        at = word_at(thread.state, layout.frame)
         if layout.held_at is not None:
             at = self._memory.word(at + layout.held_at)
         found: list[Frame] = []
@@ -148,8 +153,8 @@ class Stacks:
                 return found
             frame = self._memory.read(at, _FRAME_BYTES)
             if layout.owner is None or frame[layout.owner] < _BY_INTERPRETER:
-                found.append(Frame(self._call(_word(frame, layout.code) & ~_TAG), at))
-            at = _word(frame, layout.previous)
+                found.append(Frame(self._call(word_at(frame, layout.code) & ~_TAG), at))
+            at = word_at(frame, layout.previous)
         raise OSError(errno.E2BIG, "a thread is in too many functions")
 
     def methods(self, frame: Frame, names: Collection[str]) -> dict[str, str]:
@@ -187,9 +192,9 @@ class Stacks:
         if known is None:
             name = self._layout.name
             data = self._memory.read(code, name + _WORD.size)
-            if _word(data, _TYPE_AT) != self._code_type:
+            if word_at(data, _TYPE_AT) != self._code_type:
                 raise OSError(errno.EFAULT, f"no code at {code:#x}")
-            file, function = (_word(data, at) for at in (name - _WORD.size, name))
+            file, function = (word_at(data, at) for at in (name - _WORD.size, name))
             known = self._calls[code] = Call(self._text(file), self._text(function))
         return known
 
@@ -197,15 +202,10 @@ class Stacks:
         """The end of a text."""
         size = self._layout.text
         head = self._memory.read(at, size)
-        length = _word(head, _LENGTH_AT)
-        if _word(head, _TYPE_AT) != self._text_type or length > _MAX_TEXT:
+        length = word_at(head, _LENGTH_AT)
+        if word_at(head, _TYPE_AT) != self._text_type or length > _MAX_TEXT:
             raise OSError(errno.EFAULT, f"no text at {at:#x}")
         if head[_STATE_AT] & _COMPACT_ASCII != _COMPACT_ASCII:
             return ""
         tail = min(length, _TAIL)
         return self._memory.read(at + size + length - tail, tail).decode("ascii", "replace")
-
-
-def _word(data: bytes, at: int) -> int:
-    value: int = _WORD.unpack_from(data, at)[0]
-    return value
