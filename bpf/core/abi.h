@@ -15,7 +15,7 @@
 #include "core/kernel.h"
 
 enum tl_abi {
-	TL_ABI_VERSION = 16,
+	TL_ABI_VERSION = 17,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,
@@ -458,7 +458,9 @@ struct tl_request {
 	__u64 sock; /* address in the kernel of the TCP socket that it was read from, or 0 */
 	__u64 socket; /* the cookie of that socket: its memory may be another one's by now */
 	__u32 java; /* a JVM's thread that has read it: its id, or TL_JAVA_VIRTUAL; 0: none was seen */
-	__u8 _pad[4];
+	__u32 answer_end; /* TCP sequence number behind its answer, 0: not known (yet) */
+	__u8 keeps; /* the socket took only a part of what was written last: the program keeps the rest */
+	__u8 _pad[7];
 };
 
 #endif

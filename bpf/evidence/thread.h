@@ -164,7 +164,7 @@ static __always_inline int tl_thread_parent(struct tl_thread *thread, struct tl_
 	 * An event loop calls for another request then. A server that writes header and body one after
 	 * the other gives TCP a body that may not leave before the header has been acknowledged.
 	 */
-	if (parent->answering && (loop || tl_answer_of(parent->key) >= TL_ANSWER_WAITS))
+	if (parent->answer >= (loop ? TL_ANSWER_BEGUN : TL_ANSWER_WAITS))
 		return TL_ROOT_PARENT_ENDED;
 	if (trust->kind == TL_PROGRAM_UNKNOWN && tl_others_open(thread, parent->key))
 		return TL_ROOT_AMBIGUOUS;

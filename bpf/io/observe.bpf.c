@@ -52,7 +52,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	struct tl_text *text;
 	struct tl_http *http;
 	struct tl_segment segment = {};
-	bool listens;
+	bool listens, known;
 	__u32 len;
 
 	if (!sk)
@@ -153,7 +153,11 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 			tl_work_writes();
 		}
 	}
+	known = tl_ends_soon(http);
 	tl_parse_segment(skb, flow, text, &segment, direction);
+	if (direction == TL_OUT && !known && tl_ends_soon(http) && flow->role == TL_ROLE_SERVER)
+		tl_answer_ends_at(flow->exchange.request,
+				  flow->sequence[TL_OUT].next + (__u32)http->remain);
 	tl_give_back(&flow->busy[direction]);
 	return 1;
 }

@@ -4,6 +4,7 @@
  * that sk_msg does not see. It is an object of its own, since older kernels refuse it.
  */
 #include "evidence/find.h"
+#include "io/answer.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -89,10 +90,14 @@ int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 	struct tl_flow *flow;
 
 	/* Unix sockets: tl_unix_sent() */
-	if (bytes <= 0 || sk->sk_type != TL_SOCK_STREAM || sk->__sk_common.skc_family == TL_AF_UNIX)
+	if (sk->sk_type != TL_SOCK_STREAM || sk->__sk_common.skc_family == TL_AF_UNIX)
 		return 0;
 	flow = TL_FLOW_FIND(sk, TL_COOKIE(sk));
-	if (flow && flow->role == TL_ROLE_SERVER)
+	if (flow && flow->role == TL_ROLE_SERVER) {
+		tl_answers(sk, flow, bytes);
+		return 0;
+	}
+	if (bytes <= 0)
 		return 0;
 	thread = tl_thread_now();
 	if (flow)

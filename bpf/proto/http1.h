@@ -110,6 +110,12 @@ static __always_inline void tl_http_restart(struct tl_http *http)
 	tl_http_begin(http);
 }
 
+/* Is it known where the message ends, as a TCP sequence number, of which half are ahead? */
+static __always_inline bool tl_ends_soon(const struct tl_http *http)
+{
+	return http->state == TL_HTTP_BODY && http->remain < 1U << 31;
+}
+
 /* Counts bytes of a body or chunk, for tl_http_back(). */
 static __always_inline void tl_http_seen(struct tl_http *http, __u32 bytes)
 {

@@ -56,35 +56,50 @@ static __always_inline bool tl_is_request(const struct tl_request *request, __u6
 	return *(const volatile __u64 *)request->span_id == key;
 }
 
+enum tl_answer {
+	TL_ANSWER_NONE, /* the request is being served, and the service has written nothing */
+	TL_ANSWER_BEGUN, /* it has written a part of its answer */
+	TL_ANSWER_WAITS, /* what it has written waits in the socket: the end of the answer, perhaps */
+	TL_ANSWER_OVER, /* it has written the whole answer, perhaps all of it still waits */
+};
+
 /*
- * Has the service written to the request's socket what has not left yet, or closed its side? A send
- * returns when the bytes are in the socket. Where TCP cannot send them at that moment, as when the peer
- * takes no more, they leave later, in an interrupt. True also where the socket has gone, unseen.
+ * What does the socket say of the answer to the request? A send returns when the bytes are in the
+ * socket. Where TCP cannot send them at that moment, as when the peer takes no more, they leave later,
+ * in an interrupt: they are written long before the programs see them. Once the header of the answer
+ * has left, it is known where the answer ends (tl_answer_ends_at()).
  */
-static __always_inline bool tl_has_written(const struct tl_request *request)
+static __always_inline int tl_written(const struct tl_request *request)
 {
 	const struct tcp_sock *tcp = (const struct tcp_sock *)request->sock;
 	const struct sock *sk = (const struct sock *)tcp;
+	__u32 end = request->answer_end;
+	__u32 left, written;
 	__u8 state;
-	__u32 left;
 
 	if (!tcp)
-		return false;
+		return TL_ANSWER_NONE;
+	/* the socket has gone, unseen */
 	if ((__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) != request->socket)
-		return true;
+		return TL_ANSWER_OVER;
+	/* the service has closed its side */
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state != BPF_TCP_ESTABLISHED && state != BPF_TCP_CLOSE_WAIT)
-		return true;
+		return TL_ANSWER_OVER;
 	left = BPF_CORE_READ(tcp, snd_nxt);
-	return BPF_CORE_READ(tcp, write_seq) != left;
+	written = BPF_CORE_READ(tcp, write_seq);
+	if (end && (__s32)(written - end) >= 0)
+		return TL_ANSWER_OVER;
+	/*
+	 * more was written than the socket takes: the program keeps the rest, perhaps all of it. Before
+	 * Linux 6.3 that is known only until the socket takes more.
+	 */
+	if (request->keeps || BPF_CORE_READ(sk, sk_socket, flags) & 1UL << SOCK_NOSPACE)
+		return TL_ANSWER_OVER;
+	if (end)
+		return TL_ANSWER_BEGUN;
+	return written == left ? TL_ANSWER_NONE : TL_ANSWER_WAITS;
 }
-
-enum tl_answer {
-	TL_ANSWER_NONE, /* the request is being served, and the service has written nothing */
-	TL_ANSWER_BEGUN, /* what the service has written has left */
-	TL_ANSWER_WAITS, /* what it has written waits in the socket: the end of the answer, perhaps */
-	TL_ANSWER_OVER,
-};
 
 /*
  * How far has the service come with the answer to the request `key`? A global function, to have a
@@ -93,16 +108,41 @@ enum tl_answer {
 __noinline int tl_answer_of(__u64 key)
 {
 	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+	int written;
 
 	if (!request)
 		return TL_ANSWER_OVER;
-	if (tl_has_written(request))
-		return TL_ANSWER_WAITS;
+	written = tl_written(request);
+	if (written != TL_ANSWER_NONE)
+		return written;
 	/* read last: the socket says that bytes have left after the program has seen them */
 	tl_order();
 	if (*(const volatile __u64 *)&request->answering != key && tl_is_request(request, key))
 		return TL_ANSWER_NONE;
 	return TL_ANSWER_BEGUN;
+}
+
+/*
+ * The header of the answer to the request `key` has left. The answer ends at the sequence number `end`.
+ */
+static __always_inline void tl_answer_ends_at(__u64 key, __u32 end)
+{
+	struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
+	if (request && tl_is_request(request, key))
+		request->answer_end = end;
+}
+
+/*
+ * The service has written to the socket of the request `key`. `keeps`: the socket did not take all of
+ * it.
+ */
+static __always_inline void tl_answer_keeps(__u64 key, bool keeps)
+{
+	struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+
+	if (request && request->keeps != keeps && tl_is_request(request, key))
+		request->keeps = keeps;
 }
 
 /* Is the request `key` being served, and the service has not begun to answer? */
@@ -244,7 +284,7 @@ struct tl_parent {
 	__u16 tracestate_len;
 	__u8 trace_flags;
 	__u8 evidence; /* enum tl_evidence */
-	__u8 answering; /* it has begun to answer */
+	__u8 answer; /* enum tl_answer, but not TL_ANSWER_OVER */
 	__u8 likely; /* the evidence is no proof */
 	__u8 _pad[2];
 };
@@ -256,9 +296,10 @@ struct tl_parent {
 static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_parent *parent)
 {
 	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
+	int answer = tl_answer_of(key);
 	__u64 start;
 
-	if (!request)
+	if (!request || answer >= TL_ANSWER_OVER)
 		return TL_ROOT_PARENT_ENDED;
 	start = *(const volatile __u64 *)&request->start_ns;
 	tl_order_weak();
@@ -277,7 +318,7 @@ static __always_inline int tl_take_parent(__u64 key, __u8 evidence, struct tl_pa
 	/* all bits are TL_EVIDENCE_JOB; without a branch, each of which verifiers walk on */
 	parent->evidence = evidence |
 			   (request->flags & TL_REQUEST_JOB) / TL_REQUEST_JOB * TL_EVIDENCE_JOB;
-	parent->answering = request->answering == key;
+	parent->answer = answer;
 	parent->likely = 0;
 	return tl_is_request(request, key) ? -1 : TL_ROOT_PARENT_ENDED;
 }

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 16
+    ABI_VERSION = 17
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128
@@ -415,9 +415,11 @@ class Request(NamedTuple):
     sock: int
     socket: int
     java: int
+    answer_end: int
+    keeps: int
 
 
-REQUEST = Struct("<Q16s8s8s2QI2BH2QI4x")
+REQUEST = Struct("<Q16s8s8s2QI2BH2Q2IB7x")
 
 
 class GoBinary(NamedTuple):
