@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import http.client
 import os
 import socket
 import subprocess
@@ -16,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import needs, nginx, process, unix
+from tests.fixtures import needs, nginx, php, process, unix
 from tests.fixtures.numbered import load
 from tests.fixtures.paths import CHECKOUT, SERVICES
+from tests.fixtures.php import post, wait_socket
 from tests.fixtures.ports import free_port, wait_port
 from tests.fixtures.spans import Span
 from tests.fixtures.traced import Traced
-from tests.fixtures.waiting import poll
 from throughline.bpf import abi, libbpf, maps
 from throughline.bpf.counters import read_counters
 from throughline.features.programs import Programs, Settings
@@ -33,42 +31,6 @@ REQUESTS = 1607
 FEW = 23
 MANY = 401
 APPLICATION = SERVICES / "wsgi.py"
-PHP = """<?php
-if (str_contains($_SERVER["REQUEST_URI"], "slow")) usleep(5000);
-if (preg_match("#^/quick/.*[02468]$#", $_SERVER["REQUEST_URI"])) die("ok");
-$call = curl_init("http://127.0.0.1:{onward}" . $_SERVER["REQUEST_URI"]);
-curl_setopt($call, CURLOPT_RETURNTRANSFER, true);
-$body = curl_exec($call) . strlen(file_get_contents("php://input"));
-header("Content-Length: " . strlen($body));
-if (str_contains($_SERVER["REQUEST_URI"], "missing")) http_response_code(404);
-echo $body;
-"""
-FPM = """[global]
-error_log = {directory}/fpm.log
-daemonize = no
-[www]
-user = nobody
-group = nogroup
-listen = {path}
-listen.mode = 0666
-listen.backlog = 511
-pm = static
-pm.max_children = {children}
-"""
-FASTCGI = """
-    upstream app {{ server unix:{path}; keepalive 8; }}
-    server {{
-        listen 127.0.0.1:{port} backlog=512;
-        client_max_body_size 10m;
-        location / {{
-            include /etc/nginx/fastcgi_params;
-            fastcgi_param SCRIPT_FILENAME {directory}/index.php;
-            fastcgi_pass app;
-            sendfile on;
-            {more}
-        }}
-    }}
-"""
 HOPS = (("front", "SERVER"), ("front", "CLIENT"), ("app", "SERVER"), ("app", "CLIENT"))
 PROXY = """
     upstream app {{ server unix:{path}; keepalive 64; }}
@@ -94,11 +56,6 @@ def onward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with process.running([sys.executable, str(SERVICES / "recorder.py"), str(port), str(record)]):
         wait_port(port)
         yield port
-
-
-def wait_socket(path: Path) -> None:
-    poll(path.exists, seconds=20, every=0.02)
-    path.chmod(0o777)  # nginx's workers run as another user
 
 
 def gunicorn(
@@ -154,30 +111,14 @@ def test_nginx_and_gunicorn(
     assert counters["parent_unix"] >= 0.999 * requests
 
 
-def php(traced: Traced, onward: int, more: str, *, apart: bool = False) -> int:
-    """PHP-FPM behind nginx; returns nginx's port. `apart`: each has a processor of its own."""
-    path, directory, port = traced.directory / "app.sock", traced.directory, free_port()
-    (directory / "index.php").write_text(PHP.format(onward=onward))
-    # a kept connection occupies a child
-    children = CONCURRENT + 16 if more else 8
-    config = directory / "fpm.conf"
-    config.write_text(FPM.format(directory=directory, path=path, children=children))
-    program = max(Path("/usr/sbin").glob("php-fpm*"))
-    own = ("taskset", "--cpu-list", "1") if apart else ()
-    traced.spawn("app", [*own, str(program), "--fpm-config", str(config), "--nodaemonize"])
-    wait_socket(path)
-    block = FASTCGI.format(path=path, port=port, directory=directory, more=more)
-    own = ("taskset", "--cpu-list", "0") if apart else ()
-    nginx.start(traced, "front", block, port=port, prefix=own)
-    return port
-
-
 @pytest.mark.parametrize("concurrent", [1, CONCURRENT])
 @pytest.mark.parametrize("more", ["", "fastcgi_keep_conn on;"], ids=["closed", "kept"])
 def test_nginx_and_php_fpm(onward: int, more: str, concurrent: int) -> None:
     requests = REQUESTS if concurrent > 1 else FEW
     with Traced() as traced:
-        spans = sent(traced, php(traced, onward, more), requests=requests, concurrent=concurrent)
+        spans = sent(
+            traced, php.start(traced, onward, more), requests=requests, concurrent=concurrent
+        )
         check(unix.judge(spans, HOPS), requests)
 
 
@@ -201,7 +142,7 @@ def slow_objects(objects: Path, pauses: int, what: str = "SLOW") -> Path:
 def test_requests_that_are_read_before_they_are_parsed(onward: int, tmp_path: Path) -> None:
     """PHP-FPM reads at once, and calls when the request has been parsed on the other processor."""
     with Traced(objects=slow_objects(tmp_path, 600)) as traced:
-        port = php(traced, onward, "fastcgi_keep_conn on;", apart=True)
+        port = php.start(traced, onward, "fastcgi_keep_conn on;", apart=True)
         spans = sent(traced, port, prefix="slow")
         counters = traced.counters()
     check(unix.judge(spans, HOPS))
@@ -212,7 +153,7 @@ def test_requests_that_are_read_before_they_are_parsed(onward: int, tmp_path: Pa
 def test_requests_that_are_answered_before_they_are_parsed(onward: int, tmp_path: Path) -> None:
     """The next request on the connection is not taken for the one that was answered."""
     with Traced(objects=slow_objects(tmp_path, 6000)) as traced:
-        port = php(traced, onward, "fastcgi_keep_conn on;", apart=True)
+        port = php.start(traced, onward, "fastcgi_keep_conn on;", apart=True)
         asyncio.run(load(port, "quick", requests=REQUESTS, concurrent=CONCURRENT))
         spans = traced.wait_spans(2 * REQUESTS, settle=1, seconds=20)
         counters = traced.counters()
@@ -228,7 +169,7 @@ def test_requests_that_are_answered_before_they_are_parsed(onward: int, tmp_path
 def test_sends_of_answers_that_return_after_the_next_request(onward: int, tmp_path: Path) -> None:
     """What an answer has told is not taken for unseen when the next request has come meanwhile."""
     with Traced(objects=slow_objects(tmp_path, 3000, "LATE")) as traced:
-        port = php(traced, onward, "fastcgi_keep_conn on;", apart=True)
+        port = php.start(traced, onward, "fastcgi_keep_conn on;", apart=True)
         spans = sent(traced, port, requests=MANY, concurrent=1)
         counters = traced.counters()
     check(unix.judge(spans, HOPS), MANY)
@@ -267,21 +208,13 @@ def test_what_looks_like_a_request_takes_no_room(tmp_path: Path) -> None:
     assert not left
 
 
-def post(port: int, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    with contextlib.closing(connection):
-        connection.request("POST", path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-
-
 @pytest.mark.parametrize("size", [0, 5000, 300_000])
 def test_uploads_to_php_and_contexts_of_the_client(onward: int, size: int) -> None:
     """nginx sends what it has put into a file by sendfile: the programs do not see these bytes."""
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     headers = {"traceparent": f"00-{trace}-{parent}-01", "tracestate": "a=1"}
     with Traced() as traced:
-        port = php(traced, onward, "fastcgi_keep_conn on;")
+        port = php.start(traced, onward, "fastcgi_keep_conn on;")
         for number in range(FEW):
             path = f"/missing/{number}" if number % 2 else f"/x/{number}"
             status, body = post(port, path, bytes(size), headers)

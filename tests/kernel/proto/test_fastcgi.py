@@ -14,11 +14,11 @@ from collections.abc import Iterable
 import pytest
 
 from tests.fixtures import needs
+from tests.fixtures.fastcgi import BEGIN, END, PARAMS, STDERR, STDIN, STDOUT, pair, record, stream
 from tests.fixtures.traced import Traced
 
 SEED = int(os.environ.get("THROUGHLINE_FUZZ_SEED", "20250607"))
 REQUESTS = 53
-BEGIN, END, PARAMS, STDIN, STDOUT, STDERR = 1, 3, 4, 5, 6, 7
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
 NAMES = [
@@ -34,28 +34,6 @@ NAMES = [
 @pytest.fixture(autouse=True)
 def _needed() -> None:
     needs.program("tl_unix_sends")
-
-
-def record(kind: int, content: bytes, *, padding: int = 0) -> bytes:
-    head = struct.pack(">BBHHBx", 1, kind, 1, len(content), padding)
-    return head + content + bytes(padding)
-
-
-def stream(kind: int, content: bytes, chance: random.Random) -> bytes:
-    """A stream in records of random sizes, and the empty one that ends it."""
-    found = b""
-    while content:
-        size = chance.choice([1, 7, 100, 8000, 60000])
-        found += record(kind, content[:size], padding=chance.choice([0, 0, 3, 7]))
-        content = content[size:]
-    return found + record(kind, b"")
-
-
-def pair(name: bytes, value: bytes) -> bytes:
-    return b"".join(
-        struct.pack(">B", len(one)) if len(one) < 128 else struct.pack(">I", len(one) | 1 << 31)
-        for one in (name, value)
-    ) + (name + value)
 
 
 def cut(data: bytes, chance: random.Random) -> Iterable[bytes]:
