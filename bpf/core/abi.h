@@ -106,20 +106,20 @@ enum tl_counter {
 	TL_RESTARTED_TRACEPARENT, /* incoming traceparent invalid or repeated */
 	TL_DROPPED_TRACESTATE, /* incoming tracestate invalid, over 32 members or too long */
 	TL_SKIP_PIPELINED,
-	TL_SKIP_SPLIT_BLANK, /* the empty line began in an earlier send */
+	TL_SKIP_SPLIT_BLANK, /* the empty line, or record, began in an earlier send */
 	TL_SKIP_HEADERS_TOO_LONG,
 	TL_SKIP_MALFORMED,
 	TL_SKIP_OWN_TRACESTATE, /* the application sent tracestate without traceparent */
 	TL_SKIP_NO_MEMORY, /* bpf_msg_push_data or bpf_msg_pull_data refused */
 	TL_SKIP_NOT_ENROLLED, /* outgoing request on a socket outside the sockhash */
-	TL_SKIP_NOT_HTTP, /* client connection that does not speak HTTP/1 */
+	TL_SKIP_NOT_HTTP, /* client connection that speaks neither HTTP/1 nor FastCGI */
 	TL_SKIP_TUNNEL, /* CONNECT or protocol upgrade */
 	TL_SKIP_NEAR_LIMIT, /* our lines would push it over a usual limit of servers */
 	TL_SKIP_MPTCP, /* outgoing request on a Multipath TCP socket */
 	TL_LOST_GAP, /* segments missed or out of order inside a message */
 	TL_LOST_BUSY, /* two processors handled one connection at once */
 	TL_LOST_NOT_HTTP, /* server connection whose bytes are not HTTP/1 */
-	TL_LOST_EARLY, /* request in the segment that made its connection, before Linux 5.15 */
+	TL_LOST_EARLY, /* request in the segment that made its connection: FastCGI, or before Linux 5.15 */
 	TL_EARLY_READ, /* requests in segments that came to a listener: anybody can send them */
 	TL_EARLY_TAKEN, /* of these, the first of a connection that its segment made */
 	TL_SKIP_OUT_OF_WINDOW, /* segments that TCP will not accept: not parsed */

@@ -12,7 +12,7 @@
 #ifndef THROUGHLINE_IO_EARLY_H
 #define THROUGHLINE_IO_EARLY_H
 
-#include "io/stream.h"
+#include "io/payload.h"
 
 #ifndef TL_LEGACY
 struct tl_early {
@@ -57,6 +57,7 @@ static __always_inline int tl_early_ends(struct __sk_buff *skb, const struct tl_
 static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_segment *segment)
 {
 	struct tl_early *early;
+	enum tl_start start;
 	__u32 zero = 0;
 	__u64 cgroup_id;
 
@@ -64,11 +65,16 @@ static __always_inline void tl_early_packet(struct __sk_buff *skb, struct tl_seg
 	if (!early)
 		return;
 	early->waits = 0;
-	if (!tl_looks_like_start(skb, segment))
+	start = tl_looks_like_start(skb, segment);
+	if (!start)
 		return;
 	cgroup_id = bpf_skb_cgroup_id(skb);
 	if (!tl_traced(cgroup_id))
 		return;
+	if (start != TL_START_HTTP) {
+		tl_count(TL_LOST_EARLY);
+		return;
+	}
 	tl_insert_zeros(&tl_early, &zero, BPF_ANY);
 	if (tl_early_ends(skb, segment, early))
 		return;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * io/headers.bpf.c - group `headers`: writes `traceparent` (and `tracestate`) into outgoing
- * plaintext HTTP/1.x requests.
+ * plaintext HTTP/1.x requests, and the same into those of FastCGI.
  *
  *   sock_ops             a thread connects: remember for which request; enrol the socket
  *   sk_msg               each send of an enrolled socket: find the header block, insert
@@ -16,71 +16,9 @@
  */
 #include "evidence/find.h"
 #include "io/enrol.h"
-#include "io/insert.h"
-#include "trace/http1.h"
+#include "io/fastcgi_send.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-
-/*
- * A header block is complete in the current send: begins the exchange. Returns how many bytes to
- * insert, 0 for none, -1 where its traceparent is to be updated.
- */
-__noinline int tl_request_out(TL_FLOW)
-{
-	TL_TAKE_FLOW(flow, text);
-	__u32 bytes = TL_TRACEPARENT_BYTES, lines = 1;
-	struct tl_parent parent;
-	struct tl_http *http;
-	bool found;
-
-	if (!flow || !text)
-		return 0;
-	http = &flow->out;
-	if (tl_pipelined(flow, text))
-		return 0;
-	flow->pid = bpf_get_current_pid_tgid() >> 32;
-	flow->born = tl_process_born();
-	/* not again, by a later send outside of the sockhash */
-	flow->flags |= TL_FLOW_ASKED;
-	found = tl_find_parent(flow, &parent);
-	tl_flow_calls(flow, text, found ? &parent : NULL);
-	flow->in.flags |= TL_HTTP_RESPONSE;
-	if (flow->in.state == TL_HTTP_LOST)
-		tl_http_restart(&flow->in);
-	if (http->flags & TL_HEADER_HAS_TRACEPARENT)
-		return flow->exchange.flags & TL_EXCHANGE_PASSED_ON ? -1 : 0;
-	if (http->flags & TL_HTTP_MALFORMED) {
-		tl_count(TL_SKIP_MALFORMED);
-		return 0;
-	}
-	if (http->flags & TL_HEADER_HAS_TRACESTATE) {
-		tl_count(TL_SKIP_OWN_TRACESTATE);
-		return 0;
-	}
-	if (flow->exchange.method == TL_METHOD_CONNECT) {
-		/* a tunnel through a proxy: the request ends at the proxy */
-		tl_count(TL_SKIP_TUNNEL);
-		return 0;
-	}
-	if (http->header_bytes > TL_HEADER_BYTES_MAX) {
-		tl_count(TL_SKIP_HEADERS_TOO_LONG);
-		return 0;
-	}
-	if (!(http->flags & TL_HTTP_BLANK_SEEN)) {
-		tl_count(TL_SKIP_SPLIT_BLANK);
-		return 0;
-	}
-	tl_inherit_tracestate(text, found ? &parent : NULL);
-	if (text->tracestate_len && text->tracestate_len <= TL_TRACESTATE_MAX) {
-		bytes += 14 + text->tracestate_len;
-		lines++;
-	}
-	if (tl_near_limit(http, text, bytes, lines)) {
-		tl_count(TL_SKIP_NEAR_LIMIT);
-		return 0;
-	}
-	return bytes;
-}
 
 /* The bytes of a client connection cannot be followed any more: it is ignored from here on. */
 static __always_inline void tl_give_up(struct tl_flow *flow)
@@ -106,14 +44,18 @@ static __always_inline void tl_give_up(struct tl_flow *flow)
  * that (tcp_bpf_send_verdict keeps the verdict for the piece that failed). False: the connection
  * cannot be followed.
  */
-static __always_inline bool tl_resume(struct tl_flow *flow, struct tcp_sock *tcp)
+static __always_inline bool tl_resume(struct sk_msg_md *msg, struct tl_flow *flow,
+				      struct tcp_sock *tcp)
 {
 	__s32 missing = flow->sequence[TL_OUT].next - tcp->write_seq;
 	struct tl_http *http = &flow->out;
 
 	if (!missing)
 		return true;
-	if (missing > 0 ? tl_http_back(http, missing) : tl_http_ahead(http, -missing))
+	if (tl_is_in_fastcgi(flow)) {
+		if (tl_fastcgi_resumes(msg, flow, missing))
+			return true;
+	} else if (missing > 0 ? tl_http_back(http, missing) : tl_http_ahead(http, -missing))
 		return true;
 	tl_count(TL_LOST_GAP);
 	http->state = TL_HTTP_LOST;
@@ -128,15 +70,13 @@ static __always_inline bool tl_resume(struct tl_flow *flow, struct tcp_sock *tcp
 __noinline int tl_send_chunk(struct sk_msg_md *msg, TL_FLOW, __u32 off)
 {
 	TL_TAKE_FLOW(flow, text);
-	struct bpf_sock *sk = msg->sk;
-	struct tcp_sock *tcp;
 	struct tl_http *http;
 	__u8 *data, *data_end;
 	__u32 end = msg->size;
 	__u32 skipped, n, what;
 	int bytes;
 
-	if (!flow || !text || !sk)
+	if (!flow || !text || !msg->sk)
 		return 0;
 	TL_CHUNK_OF(flow, TL_OUT, chunk);
 	http = &flow->out;
@@ -170,20 +110,10 @@ __noinline int tl_send_chunk(struct sk_msg_md *msg, TL_FLOW, __u32 off)
 	}
 	if (what != TL_FEED_HEADERS)
 		return -1;
-	bytes = tl_request_out(TL_GIVE_FLOW(flow, text));
-	if (bytes) {
-		tcp = bpf_skc_to_tcp_sock(sk);
-		if (!tcp || !tl_has_room(tcp, http->blank_at + (bytes > 0 ? bytes : 0))) {
-			tl_count(TL_SKIP_NO_MEMORY);
-		} else if (bytes < 0) {
-			tl_update_header(msg, TL_GIVE_FLOW(flow, text));
-		} else {
-			bytes = tl_insert(msg, TL_GIVE_FLOW(flow, text), http->blank_at, bytes);
-			if (bytes < 0)
-				return -2;
-			skipped += bytes;
-		}
-	}
+	bytes = tl_write_context(msg, flow, text);
+	if (bytes < 0)
+		return -2;
+	skipped += bytes;
 	if (http->state == TL_HTTP_LOST)
 		return 0;
 	if (tl_http_frame(http, flow->exchange.method))
@@ -233,7 +163,7 @@ int tl_send(struct sk_msg_md *msg)
 	if (!flow || flow->role != TL_ROLE_CLIENT)
 		return SK_PASS;
 	http = &flow->out;
-	if (http->state >= TL_HTTP_UNTIL_CLOSE || !tl_resume(flow, tcp))
+	if (http->state >= TL_HTTP_UNTIL_CLOSE || !tl_resume(msg, flow, tcp))
 		return SK_PASS;
 	text = TL_TEXT_MAKE(sk, flow->cookie);
 	if (!text) {
@@ -242,6 +172,8 @@ int tl_send(struct sk_msg_md *msg)
 		http->state = TL_HTTP_LOST;
 		return SK_PASS;
 	}
+	if (http->state == TL_HTTP_START && !(flow->flags & TL_FLOW_USED))
+		tl_sends_fastcgi(msg, TL_GIVE_FLOW(flow, text));
 	http->flags &= ~TL_HTTP_BLANK_SEEN;
 	http->traceparent_at = TL_HTTP_NOWHERE;
 	/* the send that completes the header block tells who calls */
@@ -249,7 +181,9 @@ int tl_send(struct sk_msg_md *msg)
 		tl_work_writes();
 
 	for (i = 0; i < TL_ROUNDS_MAX && off < msg->size; i++) {
-		int went = tl_send_chunks(msg, TL_GIVE_FLOW(flow, text), off);
+		int went = tl_is_in_fastcgi(flow) ?
+				   tl_fastcgi_sends(msg, TL_GIVE_FLOW(flow, text), off) :
+				   tl_send_chunks(msg, TL_GIVE_FLOW(flow, text), off);
 
 		if (!went)
 			goto out;

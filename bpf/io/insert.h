@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* io/insert.h - inserts header lines into a send. */
+/* io/insert.h - inserts header lines, or a record of FastCGI, into a send. */
 #ifndef THROUGHLINE_IO_INSERT_H
 #define THROUGHLINE_IO_INSERT_H
 
+#include "io/fastcgi_record.h"
 #include "proto/limits.h"
 #include "trace/begin.h"
 
@@ -79,7 +80,6 @@ __noinline int tl_write_lines(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 by
 	TL_TAKE_FLOW(flow, text);
 	__u8 *data = msg->data, *data_end = msg->data_end;
 	__u8 *out;
-	__u32 i;
 
 	if (!flow || !text || at > TL_HEADER_BYTES_MAX)
 		return false;
@@ -97,33 +97,31 @@ __noinline int tl_write_lines(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 by
 	if (out + 14 > data_end)
 		return false;
 	__builtin_memcpy(out, "tracestate: ", 12);
-	out += 12;
-	bytes -= TL_TRACEPARENT_BYTES + 14;
-	for (i = 0; i < TL_TRACESTATE_MAX && i < bytes; i++) {
-		if (out + 1 > data_end)
-			return false;
-		*out++ = text->tracestate[i];
-	}
+	bytes = tl_length(bytes - TL_TRACEPARENT_BYTES - 14, TL_TRACESTATE_MAX);
+	out += 12 + bytes;
+	asm volatile("" : "+r"(out));
 	if (out + 2 > data_end)
 		return false;
 	out[0] = '\r';
 	out[1] = '\n';
-	return true;
+	return tl_write_state(msg, TL_GIVE_FLOW(flow, text), at + TL_TRACEPARENT_BYTES + 12, bytes);
 }
 
 /*
- * Inserts `bytes` of header lines at offset `at` of the send. Returns the bytes inserted, 0 when
+ * Inserts `bytes` of header lines, or of a record, at offset `at` of the send. Returns the bytes inserted, 0 when
  * the send is unchanged, -1 when it must be refused.
  */
 __noinline int tl_insert(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 bytes)
 {
 	TL_TAKE_FLOW(flow, text);
 	__u32 size, end;
+	bool fastcgi;
 
 	if (!flow || !text)
 		return 0;
+	fastcgi = tl_is_in_fastcgi(flow);
 	if (at > TL_HEADER_BYTES_MAX || bytes < TL_TRACEPARENT_BYTES ||
-	    bytes > TL_TRACEPARENT_BYTES + 14 + TL_TRACESTATE_MAX) {
+	    bytes > (fastcgi ? TL_RECORD_MAX : TL_TRACEPARENT_BYTES + 14 + TL_TRACESTATE_MAX)) {
 		tl_count(TL_SKIP_HEADERS_TOO_LONG);
 		return 0;
 	}
@@ -136,12 +134,13 @@ __noinline int tl_insert(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 bytes)
 	 * ACK of another
 	 */
 	size = msg->size;
-	end = size <= TL_LINEAR_MAX ? size : at + bytes;
+	end = size <= TL_LINEAR_MAX ? size : at + bytes + (fastcgi ? TL_FASTCGI_HEADER_BYTES : 0);
 	if (bpf_msg_pull_data(msg, 0, end, 0) ||
-	    !tl_write_lines(msg, TL_GIVE_FLOW(flow, text), at, bytes))
+	    !(fastcgi ? tl_write_record(msg, TL_GIVE_FLOW(flow, text), at, bytes) :
+			tl_write_lines(msg, TL_GIVE_FLOW(flow, text), at, bytes)))
 		return tl_undo(msg, at, bytes);
 	tl_count(TL_INJECTED);
-	if (bytes > TL_TRACEPARENT_BYTES)
+	if (bytes > (fastcgi ? TL_RECORD_BYTES : TL_TRACEPARENT_BYTES))
 		tl_count(TL_INJECTED_TRACESTATE);
 	return bytes;
 }

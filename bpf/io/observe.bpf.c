@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * io/observe.bpf.c - group `observe`: HTTP/1.x server and client spans from what the sockets of a
- * cgroup receive and send, and which thread works for which request.
+ * io/observe.bpf.c - group `observe`: server and client spans of HTTP/1.x and FastCGI from what the
+ * sockets of a cgroup receive and send, and which thread works for which request.
  *
  *   cgroup_skb/ingress   incoming requests, answers to calls
  *   cgroup_skb/egress    outgoing answers, calls on sockets that sk_msg does not see
@@ -23,10 +23,11 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 static __always_inline struct tl_flow *tl_new_conn(struct __sk_buff *skb, struct bpf_sock *sk,
 						   const struct tl_segment *segment, __u8 role)
 {
+	enum tl_start start = tl_looks_like_start(skb, segment);
 	struct tl_flow *flow;
 	__u64 cgroup_id;
 
-	if (!tl_looks_like_start(skb, segment))
+	if (!start)
 		return NULL;
 	cgroup_id = bpf_skb_cgroup_id(skb);
 	if (!tl_traced(cgroup_id))
@@ -40,6 +41,9 @@ static __always_inline struct tl_flow *tl_new_conn(struct __sk_buff *skb, struct
 	flow->cgroup_id = cgroup_id;
 	flow->role = role;
 	sk = bpf_sk_fullsock(sk);
+	flow->protocol = TL_PROTOCOL_HTTP;
+	if (start == TL_START_FASTCGI)
+		tl_turns_fastcgi(flow, sk);
 	if (sk)
 		tl_set_addresses(&flow->endpoints, sk);
 	return flow;
@@ -83,7 +87,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 	}
 	if (flow && tl_is_guess(flow) &&
 	    flow->role == (direction == TL_IN ? TL_ROLE_CLIENT : TL_ROLE_SERVER) &&
-	    tl_looks_like_request(skb, &segment))
+	    tl_looks_like_request(skb, &segment, flow->protocol))
 		tl_guess_again(flow);
 	if (!flow || flow->role == TL_ROLE_UNKNOWN) {
 		flow = tl_new_conn(skb, sk, &segment,
@@ -111,6 +115,11 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 			http->flags |= TL_HTTP_RESPONSE;
 		}
 	}
+	/* sk_msg does not see what this connection sends */
+	if (direction == TL_OUT && flow->role == TL_ROLE_CLIENT && !(flow->flags & TL_FLOW_USED) &&
+	    http->state == TL_HTTP_START && !tl_is_in_fastcgi(flow) &&
+	    tl_starts_fastcgi(skb, &segment))
+		tl_turns_fastcgi(flow, sk);
 	/* This direction is not parsed: it needs no lock and no text. */
 	if (http->state >= TL_HTTP_UNTIL_CLOSE) {
 		tl_pass(&flow->sequence[direction], &segment);
@@ -124,7 +133,7 @@ static __always_inline int tl_packet(struct __sk_buff *skb, enum tl_direction di
 		if (flow->exchange.flags & TL_EXCHANGE_ACTIVE &&
 		    flow->out.state < TL_HTTP_UNTIL_CLOSE)
 			return 1;
-		if (!tl_looks_like_request(skb, &segment))
+		if (!tl_looks_like_request(skb, &segment, flow->protocol))
 			return 1;
 	}
 	text = TL_TEXT_MAKE(sk, flow->cookie);
@@ -248,7 +257,10 @@ int BPF_PROG(tl_read, struct sock *sk)
 		key = flow->caller;
 		evidence = TL_EVIDENCE_RESTORE;
 	}
-	whole = flow->flags & TL_FLOW_OPAQUE || tl_read_whole(sk, flow);
+	/* behind the answer of FastCGI the front end awaits the end of the connection */
+	whole = flow->flags & TL_FLOW_OPAQUE ||
+		(tl_read_whole(sk, flow) &&
+		 !(flow->role == TL_ROLE_CLIENT && tl_is_in_fastcgi(flow)));
 	tl_thread_reads(flow, thread, key, evidence, whole, sk);
 	return 0;
 }

@@ -1,33 +1,63 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* io/stream.h - parses the payload of packets. */
+/* io/stream.h - what packets begin with, and parses HTTP/1 in them. */
 #ifndef THROUGHLINE_IO_STREAM_H
 #define THROUGHLINE_IO_STREAM_H
 
 #include "core/registers.h"
 #include "evidence/find.h"
+#include "proto/fastcgi.h"
 #include "trace/http1.h"
 
-static __always_inline bool tl_looks_like_request(struct __sk_buff *skb,
-						  const struct tl_segment *segment)
+enum tl_start {
+	TL_START_NONE = 0,
+	TL_START_HTTP,
+	TL_START_FASTCGI,
+};
+
+#ifndef TL_LEGACY
+/* Does a request of FastCGI begin at this offset? A global function, which the verifier walks once. */
+__noinline int tl_begins_in_fastcgi(struct __sk_buff *skb, __u32 off)
 {
-	__u32 n = segment->len < 4 ? segment->len : 4;
-	__u8 start[4] = {};
+	__u8 start[TL_FASTCGI_BEGIN_BYTES];
 
-	if (n < 1 || bpf_skb_load_bytes(skb, segment->off, start, tl_length(n, 4)))
-		return false;
-	return tl_begins_request(start, n);
+	return !bpf_skb_load_bytes(skb, off, start, sizeof(start)) && tl_is_fastcgi(start);
 }
+#endif
 
-/* Does a connection begin here, with a request or with the PROXY protocol in front of one? */
-static __always_inline bool tl_looks_like_start(struct __sk_buff *skb,
-						const struct tl_segment *segment)
+/* What begins here: a request, or the PROXY protocol in front of the first one? */
+static __always_inline enum tl_start tl_looks_like_start(struct __sk_buff *skb,
+							 const struct tl_segment *segment)
 {
 	__u32 n = segment->len < 16 ? segment->len : 16;
 	__u8 start[16] = {};
 
 	if (n < 1 || bpf_skb_load_bytes(skb, segment->off, start, tl_length(n, 16)))
+		return TL_START_NONE;
+	if (tl_begins_request(start, n < 4 ? n : 4) || tl_begins_proxy(start, n))
+		return TL_START_HTTP;
+#ifndef TL_LEGACY
+	if (n == TL_FASTCGI_BEGIN_BYTES && start[0] == TL_FASTCGI_VERSION &&
+	    tl_begins_in_fastcgi(skb, segment->off))
+		return TL_START_FASTCGI;
+#endif
+	return TL_START_NONE;
+}
+
+/* Does a request begin here, on a connection of this protocol? */
+static __always_inline bool tl_looks_like_request(struct __sk_buff *skb,
+						  const struct tl_segment *segment,
+						  enum tl_protocol protocol)
+{
+	__u32 n = segment->len < 4 ? segment->len : 4;
+	__u8 start[4] = {};
+
+#ifndef TL_LEGACY
+	if (protocol == TL_PROTOCOL_FASTCGI)
+		return tl_begins_in_fastcgi(skb, segment->off);
+#endif
+	if (n < 1 || bpf_skb_load_bytes(skb, segment->off, start, tl_length(n, 4)))
 		return false;
-	return tl_begins_request(start, n < 4 ? n : 4) || tl_begins_proxy(start, n);
+	return tl_begins_request(start, n);
 }
 
 /*
@@ -151,75 +181,6 @@ __noinline int tl_packet_chunks(struct __sk_buff *skb, TL_FLOW, __u64 range, __u
 		tl_packet_event(TL_GIVE_FLOW(flow, text), direction, went >> TL_WENT_BITS);
 	}
 	return off - (range >> 32);
-}
-
-/* The bytes of a direction are not HTTP. */
-static __always_inline void tl_not_http(struct tl_flow *flow, struct tl_text *text,
-					struct tl_http *http)
-{
-	http->state = TL_HTTP_LOST;
-	if (flow->flags & TL_FLOW_USED) {
-		tl_count(TL_SKIP_MALFORMED);
-		return;
-	}
-	if (flow->role == TL_ROLE_SERVER) {
-		tl_count(TL_LOST_NOT_HTTP);
-	} else if (!(flow->flags & TL_FLOW_OPAQUE)) {
-		tl_count(TL_SKIP_NOT_HTTP);
-		flow->flags |= TL_FLOW_OPAQUE;
-	}
-	/* else the connection may be older than the agent, and a request may follow */
-	if (!tl_is_guess(flow) || tl_is_http2(text))
-		flow->role = TL_ROLE_OFF;
-	else
-		tl_guess_again(flow);
-}
-
-/* Parses the payload of a segment. */
-static __always_inline void tl_parse_segment(struct __sk_buff *skb, struct tl_flow *flow,
-					     struct tl_text *text, const struct tl_segment *segment,
-					     __u32 direction)
-{
-	struct tl_sequence *sequence = &flow->sequence[direction & 1];
-	struct tl_http *http = tl_http_of(flow, direction);
-	__u64 off = segment->off;
-	__u64 end = segment->off + segment->len;
-	__s32 ahead;
-	__u32 i;
-
-	if (!sequence->known) {
-		sequence->known = 1;
-		sequence->next = segment->seq;
-	}
-	ahead = segment->seq - sequence->next;
-	if (ahead < 0) {
-		/* sent again: only the bytes behind those that were parsed are new */
-		if ((__u32)-ahead >= segment->len)
-			return;
-		off += (__u32)-ahead;
-	} else if (ahead > 0) {
-		if ((http->state == TL_HTTP_BODY || http->state == TL_HTTP_CHUNK_DATA) &&
-		    http->remain > (__u32)ahead) {
-			http->remain -= ahead;
-		} else if (http->state < TL_HTTP_UNTIL_CLOSE) {
-			tl_count(TL_LOST_GAP);
-			http->state = TL_HTTP_LOST;
-		}
-	}
-	sequence->next = segment->seq + segment->len;
-
-	for (i = 0; i < TL_ROUNDS_MAX && off < end; i++) {
-		int went =
-			tl_packet_chunks(skb, TL_GIVE_FLOW(flow, text), off << 32 | end, direction);
-
-		if (!went)
-			return;
-		if (went < 0)
-			break;
-		off += (__u32)went;
-	}
-	if (off < end)
-		tl_not_http(flow, text, http);
 }
 
 #endif

@@ -6,7 +6,7 @@
 #define TL_MEMORY_LOST TL_UNIX_UNSEEN
 
 #include "io/unix_serve.h"
-#include "proto/fastcgi_parse.h"
+#include "trace/fastcgi.h"
 #include "trace/memory.h"
 
 #define TL_VECTORS 64
@@ -87,33 +87,8 @@ static __always_inline void tl_unix_not_http(struct tl_flow *flow, struct tl_tex
 /* Acts on what was found in FastCGI. A global function, which the verifier walks once. */
 __noinline int tl_unix_fastcgi_event(struct tl_flow *flow, struct tl_text *text, __u32 what)
 {
-	if (!flow || !text)
-		return 0;
-	switch (what) {
-	case TL_FEED_BEGIN:
-		if (tl_pipelined(flow, text))
-			return 0;
-		flow->out.state = TL_HTTP_METHOD;
-		flow->out.minor = 1;
-		flow->out.members = 0;
-		text->method_len = 0;
-		text->target_len = 0;
-		text->host_len = 0;
-		text->traceparent_len = 0;
-		text->tracestate_len = 0;
-		return 0;
-	case TL_FEED_HEADERS:
-		if (flow->out.state != TL_HTTP_METHOD)
-			return 0;
-		tl_unix_call(flow, text);
-		flow->in.flags |= TL_HTTP_RESPONSE;
-		flow->out.state = TL_HTTP_BODY;
-		return 0;
-	case TL_FEED_MESSAGE:
-		if (flow->out.state == TL_HTTP_BODY || flow->role == TL_ROLE_SERVER)
-			tl_message_ends(flow, text, &flow->out);
-		return 0;
-	}
+	if (flow && text)
+		tl_fastcgi_event(flow, text, &flow->out, what, tl_unix_call);
 	return 0;
 }
 

@@ -19,6 +19,7 @@ enum tl_fastcgi_type {
 	TL_FASTCGI_PARAMS,
 	TL_FASTCGI_STDIN,
 	TL_FASTCGI_STDOUT,
+	TL_FASTCGI_TYPE_MAX = 11,
 };
 
 /* Where the bytes of a direction stand. */
@@ -59,7 +60,7 @@ enum tl_param {
 /* One direction of a connection. */
 struct tl_fastcgi {
 	__u32 left; /* bytes left of the content or the padding of the record */
-	__u32 number; /* the length that is being read */
+	__u32 number; /* the length that is being read; of a body's record: the length of its content */
 	__u32 name; /* bytes left of the name, of the value */
 	__u32 value;
 	__u16 at; /* position in the name or value */
@@ -79,6 +80,22 @@ static __always_inline bool tl_begins_fastcgi(const __u8 *start)
 {
 	return start[0] == TL_FASTCGI_VERSION && start[1] == TL_FASTCGI_BEGIN_REQUEST &&
 	       !start[4] && start[5] == TL_FASTCGI_HEADER_BYTES && !start[7];
+}
+
+#define TL_FASTCGI_BEGIN_BYTES 16
+#define TL_FASTCGI_RESPONDER 1
+
+/*
+ * Do these TL_FASTCGI_BEGIN_BYTES begin a request? They are the whole first record. On a TCP port
+ * anything may be spoken.
+ */
+static __always_inline bool tl_is_fastcgi(const __u8 *start)
+{
+	const __u8 *content = start + TL_FASTCGI_HEADER_BYTES;
+
+	return tl_begins_fastcgi(start) && (start[2] || start[3]) && !start[6] && !content[0] &&
+	       content[1] == TL_FASTCGI_RESPONDER && content[2] <= 1 && !content[3] &&
+	       !content[4] && !content[5] && !content[6] && !content[7];
 }
 
 /* Returns how many of the next `left` bytes need not be read; they count as parsed. */
@@ -140,6 +157,19 @@ static __always_inline bool tl_fastcgi_ahead(struct tl_http *http, struct tl_fas
 	return true;
 }
 
+/*
+ * The last `bytes` that were parsed were not sent and will come again. Steps back where they were body,
+ * of one record. False: they were not.
+ */
+static __always_inline bool tl_fastcgi_back(struct tl_fastcgi *fastcgi, __u32 bytes)
+{
+	if (fastcgi->state != TL_FASTCGI_CONTENT || fastcgi->type != TL_FASTCGI_STDIN ||
+	    fastcgi->left + bytes > fastcgi->number)
+		return false;
+	fastcgi->left += bytes;
+	return true;
+}
+
 /* The header of a record is complete. Returns enum tl_feed. */
 static __always_inline int tl_fastcgi_begins(struct tl_http *http, struct tl_text *text,
 					     struct tl_fastcgi *fastcgi)
@@ -154,10 +184,15 @@ static __always_inline int tl_fastcgi_begins(struct tl_http *http, struct tl_tex
 		what = TL_FEED_BEGIN;
 		break;
 	case TL_FASTCGI_PARAMS:
-		if (!fastcgi->left)
-			what = TL_FEED_HEADERS;
+		if (fastcgi->left)
+			break;
+		/* the stream ends in the middle of a parameter */
+		if (fastcgi->part != TL_PART_NAME_LENGTH || fastcgi->more)
+			return TL_FEED_LOST;
+		what = TL_FEED_HEADERS;
 		break;
 	case TL_FASTCGI_STDIN:
+		fastcgi->number = fastcgi->left;
 		if (!fastcgi->left)
 			what = TL_FEED_MESSAGE;
 		break;
@@ -186,6 +221,8 @@ static __always_inline int tl_fastcgi_header(struct tl_http *http, struct tl_tex
 	case 0:
 		return c == TL_FASTCGI_VERSION ? TL_FEED_MORE : TL_FEED_LOST;
 	case 1:
+		if (!c || c > TL_FASTCGI_TYPE_MAX)
+			return TL_FEED_LOST;
 		fastcgi->type = c;
 		break;
 	case 4:

@@ -11,6 +11,8 @@
 
 #include "proto/fastcgi.h"
 
+#define TL_FASTCGI_TURNS 1 /* elements parsed in each call of tl_fastcgi_turns() */
+
 const char tl_params[TL_PARAMS][TL_PARAM_MAX] = {
 	[TL_PARAM_METHOD] = "REQUEST_METHOD",
 	[TL_PARAM_URI] = "REQUEST_URI",
@@ -68,6 +70,7 @@ static __always_inline void tl_param_ends(struct tl_http *http, struct tl_text *
 		tl_http_end_value(http, text);
 	}
 	fastcgi->part = TL_PART_NAME_LENGTH;
+	http->fields++;
 }
 
 /* The name of a parameter is complete. */
@@ -273,7 +276,22 @@ __noinline int tl_fastcgi_params(struct tl_http *http, struct tl_text *text,
 	return n;
 }
 
-/* Parses the next TL_TURNS elements for tl_fastcgi_feed(). */
+/* Parses the parameters at the chunk's position. Returns how many bytes. */
+static __always_inline __u32 tl_fastcgi_param(struct tl_http *http, struct tl_text *text,
+					      const struct tl_chunk *chunk,
+					      struct tl_fastcgi *fastcgi)
+{
+	__u32 pos = chunk->pos & (TL_CHUNK - 1);
+	__u32 n = tl_fastcgi_params(http, text, fastcgi, chunk->data[pos], chunk->len - pos);
+
+	http->header_bytes += n;
+	if (fastcgi->part == TL_PART_VALUE && fastcgi->param == TL_PARAM_TRACEPARENT &&
+	    !fastcgi->at)
+		http->traceparent_at = chunk->base + pos + n;
+	return n;
+}
+
+/* Parses the next TL_FASTCGI_TURNS elements for tl_fastcgi_feed(). */
 __noinline int tl_fastcgi_turns(struct tl_http *http, struct tl_text *text, struct tl_chunk *chunk,
 				struct tl_fastcgi *fastcgi)
 {
@@ -283,7 +301,7 @@ __noinline int tl_fastcgi_turns(struct tl_http *http, struct tl_text *text, stru
 
 	if (!http || !text || !chunk || !fastcgi)
 		return TL_FEED_LOST;
-	for (i = 0; i < TL_TURNS; i++) {
+	for (i = 0; i < TL_FASTCGI_TURNS; i++) {
 		pos = chunk->pos;
 		if (pos >= chunk->len || pos >= TL_CHUNK)
 			return TL_FEED_MORE;
@@ -295,10 +313,15 @@ __noinline int tl_fastcgi_turns(struct tl_http *http, struct tl_text *text, stru
 		c = chunk->data[pos];
 		n = 1;
 		if (fastcgi->state == TL_FASTCGI_HEADER) {
+			if (!fastcgi->pos) {
+				/* the empty record behind the parameters is the place for ours */
+				http->blank_at = chunk->base + pos;
+				http->flags |= TL_HTTP_BLANK_SEEN;
+			}
 			what = tl_fastcgi_header(http, text, fastcgi, c);
 		} else {
 			if (fastcgi->type == TL_FASTCGI_PARAMS)
-				n = tl_fastcgi_params(http, text, fastcgi, c, chunk->len - pos);
+				n = tl_fastcgi_param(http, text, chunk, fastcgi);
 			else if (fastcgi->type == TL_FASTCGI_STDOUT)
 				tl_fastcgi_line(http, fastcgi, c);
 			fastcgi->left -= n;
@@ -321,7 +344,7 @@ __noinline int tl_fastcgi_feed(struct tl_http *http, struct tl_text *text, struc
 
 	if (!http || !text || !chunk || !fastcgi)
 		return TL_FEED_LOST;
-	for (i = 0; i < TL_CHUNK / TL_TURNS + 2; i++) {
+	for (i = 0; i < TL_CHUNK / TL_FASTCGI_TURNS + 2; i++) {
 		what = tl_fastcgi_turns(http, text, chunk, fastcgi);
 		if (what != TL_FEED_MORE || chunk->pos >= chunk->len)
 			break;

@@ -10,6 +10,7 @@
 #include "proto/http1.h"
 
 enum tl_limit {
+	TL_LIMIT_UWSGI = 4096, /* uWSGI with FastCGI, which may be set to 8192 or 16384 */
 	TL_LIMIT_FIELDS = 100, /* many; http.server of Python takes 99 */
 	TL_LIMIT_8K = 8192, /* Tomcat, Jetty, Netty, lighttpd */
 	TL_LIMIT_HAPROXY = 15360, /* tune.bufsize - tune.maxrewrite */
@@ -33,6 +34,20 @@ static __always_inline bool tl_limits_matter(void)
 static __always_inline bool tl_reaches(__s32 least, __s32 most, enum tl_limit limit)
 {
 	return least <= (__s32)limit && most >= (__s32)limit;
+}
+
+/*
+ * The same for `bytes` of a record of FastCGI. uWSGI counts the parameters with two bytes for each
+ * length, which are one or four here. PHP-FPM has a limit for each record only.
+ */
+static __always_inline bool tl_near_fastcgi_limit(const struct tl_http *http, __u32 bytes)
+{
+	__s32 least = http->header_bytes - 4 * http->fields;
+	__s32 most = http->header_bytes + bytes + 2 * (http->fields + 2);
+
+	return tl_limits_matter() &&
+	       (tl_reaches(least, most, TL_LIMIT_UWSGI) || tl_reaches(least, most, TL_LIMIT_8K) ||
+		tl_reaches(least, most, TL_LIMIT_16K));
 }
 
 /*

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * trace/flow.h - a connection that carries HTTP/1: a TCP connection, or the inside of a TLS
+ * trace/flow.h - a connection that carries HTTP/1 or FastCGI: a TCP connection, or the inside of a TLS
  * connection.
  */
 #ifndef THROUGHLINE_TRACE_FLOW_H
@@ -17,6 +17,11 @@ enum tl_role {
 	TL_ROLE_SERVER,
 	TL_ROLE_CLIENT,
 	TL_ROLE_OFF, /* not HTTP, not traced, or given up: it is ignored */
+};
+
+enum tl_protocol {
+	TL_PROTOCOL_HTTP = 0,
+	TL_PROTOCOL_FASTCGI,
 };
 
 enum tl_flow_flags {
@@ -56,7 +61,8 @@ struct tl_flow {
 	__u16 flags; /* enum tl_flow_flags */
 	__u16 early_header; /* TL_FLOW_EARLY: enum tl_header_flags of the request that has begun */
 	__u8 role; /* enum tl_role */
-	__u8 _pad[3];
+	__u8 protocol; /* on TCP: enum tl_protocol */
+	__u8 _pad[2];
 	__u32 unsent; /* inside: bytes that were parsed but not written: they come again */
 	__u32 busy[2]; /* one parser at a time in each direction */
 	__u8 _pad2[4];
@@ -76,6 +82,16 @@ struct tl_flow {
 	__u8 likely; /* client: `connect` is likely, not proven */
 	__u8 _pad3[3];
 };
+
+/* Does the TCP connection carry FastCGI? Objects for older kernels do not follow that. */
+static __always_inline bool tl_is_in_fastcgi(const struct tl_flow *flow)
+{
+#ifdef TL_LEGACY
+	return false;
+#else
+	return flow->protocol == TL_PROTOCOL_FASTCGI;
+#endif
+}
 
 static __always_inline struct tl_http *tl_http_of(struct tl_flow *flow, __u32 direction)
 {
