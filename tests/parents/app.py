@@ -54,14 +54,14 @@ class Process:
     """One service of an application, in a cgroup of its own.
 
     `name` tells the services of one application apart; "" where there is only one. `listens` is the
-    socket file that accepts connections when it is ready; else it is ready when it listens on
-    `Place.port`.
+    socket file or the port of 127.0.0.1 that accepts connections when it is ready; else it is ready
+    when it listens on `Place.port`.
     """
 
     command: Sequence[str]
     name: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
-    listens: Path | None = None
+    listens: Path | int | None = None
 
 
 class MissingError(Exception):

@@ -253,10 +253,11 @@ def _age(pid: int) -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(words[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def _accepts(path: Path) -> bool:
-    """Returns whether a process listens on the socket file, which exists a little before."""
-    with socket.socket(socket.AF_UNIX) as client:
-        return client.connect_ex(str(path)) == 0
+def _accepts(where: Path | int) -> bool:
+    """Returns whether a process listens on the port, or socket file, which exists before."""
+    with socket.socket(socket.AF_INET if isinstance(where, int) else socket.AF_UNIX) as client:
+        address = ("127.0.0.1", where) if isinstance(where, int) else str(where)
+        return client.connect_ex(address) == 0
 
 
 def _end_of(log: Path) -> str:

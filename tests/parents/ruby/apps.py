@@ -53,7 +53,7 @@ def _behind_nginx(start_behind: Callable[[Place, str], Process], *, kept: bool =
     """
 
     def start(place: Place) -> Sequence[Process]:
-        socket = place.folder / "app.socket"
+        socket: Path | int = place.folder / "app.socket"
         behind = start_behind(place, f"unix://{socket}")
         socket = behind.listens or socket
         location = f"location / {{ {_KEPT if kept else ''} proxy_pass http://app; }}"
