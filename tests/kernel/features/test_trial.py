@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -103,35 +104,59 @@ def usual(host: Refusing) -> dict[str, Any]:
     return groups
 
 
-@pytest.mark.parametrize("name", list(PROGRAMS))
-def test_one_refused_program_takes_away_what_it_gives(
-    host: Refusing, usual: dict[str, Any], name: str
+def _batches() -> list[list[str]]:
+    """All programs, one of each group at a time: a group says what it lacks, whatever others lack.
+
+    Alone: what nothing works without, and `tl_tick`, which some kernels need for another group.
+    """
+    alone = {"tl_tick"} | {p.name for p in GROUPS["observe"].programs if p.required}
+    queues = [[p.name for p in g.programs if p.name not in alone] for g in GROUPS.values()]
+    return [[name] for name in sorted(alone)] + [
+        [name for name in batch if name is not None] for batch in zip_longest(*queues)
+    ]
+
+
+def test_each_program_is_refused_once() -> None:
+    assert sorted(name for batch in _batches() for name in batch) == sorted(PROGRAMS)
+
+
+@pytest.mark.parametrize("names", _batches(), ids=",".join)
+def test_a_refused_program_takes_away_what_it_gives(
+    host: Refusing, usual: dict[str, Any], names: list[str]
 ) -> None:
-    program = PROGRAMS[name]
-    (group,) = [g.name for g in GROUPS.values() if program in g.programs]
-    groups = _groups(host, name)
-    if group == "observe" and program.required:
+    groups = _groups(host, ",".join(names))
+    owners = {
+        name: group.name
+        for name in names
+        for group in GROUPS.values()
+        if PROGRAMS[name] in group.programs
+    }
+    if any(PROGRAMS[name].required and owners[name] == "observe" for name in names):
         assert groups == {}, "nothing works without what sees requests"
-        host.wait_log(f"group observe is off: .*{name}: Operation not permitted")
+        host.wait_log(f"group observe is off: .*{names[0]}: Operation not permitted")
         _send(host, spans=False)
         assert host.pins() == []
         return
-    gone = {group} if program.required else set()
-    if name == "tl_tick" and BROKEN:
+    gone = {owners[name] for name in names if PROGRAMS[name].required}
+    if "tl_tick" in names and BROKEN:
         gone.add("headers")  # no other program finds the processes for which FIONREAD is wrong
     assert _on(groups) == _on(usual) - gone
-    if group in gone:
-        assert f"{name}: Operation not permitted" in groups[group]["reason"]
-        assert groups[group]["fix"]
-    elif group in _on(usual):
-        lost = {p for p, other in PROGRAMS.items() if other.needs == name} | {name}
-        assert _without(groups) == _without(usual) | lost
-        (row,) = [p for p in groups[group]["without"] if p["program"] == name]
-        assert row["gives"] == program.gives and "Operation not permitted" in row["reason"]
-        assert f"without {name}: no {program.gives}" in host.command("status").stdout
-        host.wait_log(f"group {group} is without {name}: no ")
+    without = _without({name: usual[name] for name in _on(usual) - gone})
+    status = host.command("status").stdout
+    for name in names:
+        program, group = PROGRAMS[name], owners[name]
+        if group in gone:
+            assert f"{name}: Operation not permitted" in groups[group]["reason"]
+            assert groups[group]["fix"]
+        elif group in _on(usual):
+            without |= {p for p, other in PROGRAMS.items() if other.needs == name} | {name}
+            (row,) = [p for p in groups[group]["without"] if p["program"] == name]
+            assert row["gives"] == program.gives and "Operation not permitted" in row["reason"]
+            assert f"without {name}: no {program.gives}" in status
+            host.wait_log(f"group {group} is without {name}: no ")
+    assert _without({name: groups[name] for name in _on(groups)}) == without
     attached = {p["name"] for p in (host.status() or {})["attached"]["programs"]}
-    assert name not in attached
+    assert not attached & set(names)
     _send(host, spans=True)
     assert host.stop_agent() == 0 and host.pins() == []
 
