@@ -15,7 +15,7 @@ from pathlib import Path
 
 from throughline.bpf.abi import CgroupFlags
 from throughline.config.model import ServiceRule
-from throughline.services import cgroups
+from throughline.services import cgroups, containers
 from throughline.services.rules import DEFAULT_ROOT, attach_roots, match
 from throughline.services.units import UNIT_SUFFIXES, unescape, unit_name, unit_path
 from throughline.steps import Turns, finish
@@ -32,6 +32,7 @@ _FLAGS = {
     "likely": CgroupFlags.CGROUP_TRACED | CgroupFlags.CGROUP_LIKELY,
 }
 _EACH_TURN = 64  # names, about 1 ms
+_NAME_WALKS = 10  # a container's cgroup is there before the process that says how it is called
 KEEP_VANISHED_SECONDS = 600.0
 KEEP_VANISHED_COUNT = 4096
 
@@ -53,6 +54,7 @@ class _Entry:
     path: str
     service: Service
     vanished: float | None = None
+    walks: int = 0  # on which a name for the container is still looked for
 
 
 class Services:
@@ -70,14 +72,16 @@ class Services:
         resource_attributes: Mapping[str, str],
         roots: Sequence[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        proc: Path = Path("/proc"),
     ) -> None:
         self._rules = rules
+        self._proc = proc
         self._cgroup2 = cgroup2
         self._roots = attach_roots(rules, cgroup2=cgroup2) if roots is None else list(roots)
         self._base = {**host, **resource_attributes}
         self._clock = clock
         self._entries: dict[int, _Entry] = {}
-        self._services: dict[tuple[str, str, bool, str | None], Service] = {}
+        self._services: dict[tuple[str, str, str, bool, str | None], Service] = {}
         self._unreadable: set[str] = set()
         self.unknown = self._service("unknown_service", "", traced=True)
         self._next_unasked = 0.0
@@ -162,9 +166,11 @@ class Services:
         for count, (cgroup_id, path) in enumerate(walked.paths.items(), 1):
             entry = self._entries.get(cgroup_id)
             if entry is None or entry.path != path:
-                self._entries[cgroup_id] = _Entry(path, self._name(path))
+                self._entries[cgroup_id] = self._entry(path)
             elif entry.vanished is not None:
                 entry.vanished = None
+            elif entry.walks:
+                self._entries[cgroup_id] = self._entry(path, walks=entry.walks - 1)
             if count % _EACH_TURN == 0:
                 yield
         self._forget(walked.paths.keys(), self._clock())
@@ -204,23 +210,33 @@ class Services:
             used.add(id(self.unknown))
             self._services = {k: s for k, s in self._services.items() if id(s) in used}
 
-    def _name(self, path: str) -> Service:
-        rule = match(self._rules, path)
+    def _entry(self, path: str, *, walks: int = _NAME_WALKS) -> _Entry:
         own = unit_path(path) or path
-        unit = own.rpartition("/")[2]
-        name = utf8(unescape(unit))
-        for suffix in UNIT_SUFFIXES:
-            name = name.removesuffix(suffix)
+        if not containers.is_podman(own):
+            return _Entry(path, self._name(path, own))
+        container = containers.podman_name(own, cgroup2=self._cgroup2, proc=self._proc)
+        return _Entry(path, self._name(path, own, container), walks=0 if container else walks)
+
+    def _name(self, path: str, own: str, container: str = "") -> Service:
+        """`own`: the unit's part of the path. `container`: how its engine calls a container."""
+        rule = match(self._rules, path)
+        name = utf8(container) or _unit(own)
         if rule is not None:
             called = rule.name or name or "cgroup"
-            return self._service(called, own, traced=rule.trace, parents=rule.parents)
+            return self._service(called, own, container, traced=rule.trace, parents=rule.parents)
         traced = not self._rules and (f"{path}/").startswith(f"{DEFAULT_ROOT}/")
-        return self._service(name or "cgroup", own, traced=traced)
+        return self._service(name or "cgroup", own, container, traced=traced)
 
     def _service(
-        self, name: str, path: str, *, traced: bool, parents: str | None = None
+        self,
+        name: str,
+        path: str,
+        container: str = "",
+        *,
+        traced: bool,
+        parents: str | None = None,
     ) -> Service:
-        key = (name, path, traced, parents)
+        key = (name, path, container, traced, parents)
         service = self._services.get(key)
         if service is None:
             unit = unit_name(path)
@@ -235,9 +251,20 @@ class Services:
                 attributes["systemd.unit"] = utf8(unit)
             if path:
                 attributes["linux.cgroup.path"] = f"/{utf8(path)}"
+            if container_id := containers.container_id(path):
+                attributes["container.id"] = container_id
+            if container:
+                attributes["container.name"] = utf8(container)
             service = Service(name, utf8(unit), utf8(path), traced, attributes, parents)
             self._services[key] = service
         return service
+
+
+def _unit(path: str) -> str:
+    name = utf8(unescape(path.rpartition("/")[2]))
+    for suffix in UNIT_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
 
 
 def agent_service(*, host: Mapping[str, str], resource_attributes: Mapping[str, str]) -> Service:

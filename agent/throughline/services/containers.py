@@ -1,0 +1,74 @@
+"""The container behind a cgroup: its id, and the name that Podman has given it.
+
+Engines name the cgroup of a container after its id. Podman runs a container below a process
+`conmon`, whose arguments say how the container is called. Docker tells that to root only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from throughline.host import executed
+
+_CGROUP = re.compile(
+    r"(?:^|/)(docker|libpod|cri-containerd|crio|nerdctl)(?:-payload)?[-/]"
+    r"(?P<id>[0-9a-f]{64})(?:\.scope)?(?=/|$)"
+)
+_MAX_ANCESTORS = 64  # processes between one of a container and its conmon
+_PARENT = 4 - 3  # the field of proc_pid_stat(5), counted behind the name
+
+
+def container_id(path: str) -> str:
+    """The id of the innermost container whose cgroup `path` is, or is in; "" for none."""
+    found = list(_CGROUP.finditer(path))
+    return found[-1]["id"] if found else ""
+
+
+def is_podman(path: str) -> bool:
+    """Returns whether `podman_name` may find a name."""
+    found = list(_CGROUP.finditer(path))
+    return bool(found) and found[-1][1] == "libpod"
+
+
+def podman_name(path: str, *, cgroup2: Path, proc: Path) -> str:
+    """The name of the container in the cgroup at `path`; "" where no process of it tells it."""
+    container = container_id(path)
+    for pid in _processes(cgroup2 / path):
+        for words in _ancestors(pid, proc):
+            if words[0].rpartition("/")[2] == "conmon" and _value(words, "-c") == container:
+                return _value(words, "-n")
+    return ""
+
+
+def _processes(directory: Path) -> list[int]:
+    """A process of the cgroup, or of the one below it that crun makes for the container."""
+    for procs in (directory / "cgroup.procs", directory / "container" / "cgroup.procs"):
+        try:
+            found = [int(pid) for pid in procs.read_bytes().split()[:1]]
+        except OSError:
+            continue
+        if found:
+            return found
+    return []
+
+
+def _ancestors(pid: int, proc: Path) -> Iterator[list[str]]:
+    """The arguments of a process's parent, of that one's parent, and so on."""
+    for _ in range(_MAX_ANCESTORS):
+        try:
+            pid = int(executed.stat(pid, proc=proc)[_PARENT])
+            if not pid:
+                return
+            yield executed.arguments(pid, proc=proc)
+        except (OSError, IndexError, ValueError):
+            return
+
+
+def _value(words: list[str], option: str) -> str:
+    """The word behind an option, "" without it."""
+    try:
+        return words[words.index(option) + 1]
+    except (ValueError, IndexError):
+        return ""
