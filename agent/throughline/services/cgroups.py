@@ -117,3 +117,15 @@ def walk(cgroup2: Path, roots: Iterable[str]) -> Turns[Walked]:
             if error.errno not in GONE:
                 walked.unreadable.add(path)
     return walked
+
+
+def first_process(*directories: Path) -> int:
+    """A process of the first of these cgroups that has one that we may see; 0 for none."""
+    for directory in directories:
+        try:
+            for pid in (directory / "cgroup.procs").read_bytes().split()[:1]:
+                if pid != b"0":  # a process of a PID namespace that is not below ours
+                    return int(pid)
+        except (OSError, ValueError):
+            continue
+    return 0

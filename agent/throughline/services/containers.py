@@ -32,26 +32,12 @@ def is_podman(path: str) -> bool:
     return bool(found) and found[-1][1] == "libpod"
 
 
-def podman_name(path: str, *, cgroup2: Path, proc: Path) -> str:
-    """The name of the container in the cgroup at `path`; "" where no process of it tells it."""
-    container = container_id(path)
-    for pid in _processes(cgroup2 / path):
-        for words in _ancestors(pid, proc):
-            if words[0].rpartition("/")[2] == "conmon" and _value(words, "-c") == container:
-                return _value(words, "-n")
+def podman_name(pid: int, container: str, *, proc: Path) -> str:
+    """The name of the container with a process; "" where no parent of the process tells it."""
+    for words in _ancestors(pid, proc):
+        if words[0].rpartition("/")[2] == "conmon" and _value(words, "-c") == container:
+            return _value(words, "-n")
     return ""
-
-
-def _processes(directory: Path) -> list[int]:
-    """A process of the cgroup, or of the one below it that crun makes for the container."""
-    for procs in (directory / "cgroup.procs", directory / "container" / "cgroup.procs"):
-        try:
-            found = [int(pid) for pid in procs.read_bytes().split()[:1]]
-        except OSError:
-            continue
-        if found:
-            return found
-    return []
 
 
 def _ancestors(pid: int, proc: Path) -> Iterator[list[str]]:

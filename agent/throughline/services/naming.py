@@ -15,7 +15,7 @@ from pathlib import Path
 
 from throughline.bpf.abi import CgroupFlags
 from throughline.config.model import ServiceRule
-from throughline.services import cgroups, containers
+from throughline.services import cgroups, containers, environment
 from throughline.services.rules import DEFAULT_ROOT, attach_roots, match
 from throughline.services.units import UNIT_SUFFIXES, unescape, unit_name, unit_path
 from throughline.steps import Turns, finish
@@ -31,8 +31,8 @@ _FLAGS = {
     "proven": CgroupFlags.CGROUP_TRACED | CgroupFlags.CGROUP_PROVEN,
     "likely": CgroupFlags.CGROUP_TRACED | CgroupFlags.CGROUP_LIKELY,
 }
-_EACH_TURN = 64  # names, about 1 ms
-_NAME_WALKS = 10  # a container's cgroup is there before the process that says how it is called
+_EACH_TURN = 16  # names, about 1 ms
+_NAME_WALKS = 3  # a cgroup is there before the process that says how the service is called
 KEEP_VANISHED_SECONDS = 600.0
 KEEP_VANISHED_COUNT = 4096
 
@@ -54,7 +54,7 @@ class _Entry:
     path: str
     service: Service
     vanished: float | None = None
-    walks: int = 0  # on which a name for the container is still looked for
+    walks: int = _NAME_WALKS  # on which its processes are asked for its name again
 
 
 class Services:
@@ -166,11 +166,13 @@ class Services:
         for count, (cgroup_id, path) in enumerate(walked.paths.items(), 1):
             entry = self._entries.get(cgroup_id)
             if entry is None or entry.path != path:
-                self._entries[cgroup_id] = self._entry(path)
+                service = self._named_inside(path) or self._name(path)
+                self._entries[cgroup_id] = _Entry(path, service)
             elif entry.vanished is not None:
                 entry.vanished = None
             elif entry.walks:
-                self._entries[cgroup_id] = self._entry(path, walks=entry.walks - 1)
+                entry.walks -= 1
+                entry.service = self._named_inside(path) or entry.service
             if count % _EACH_TURN == 0:
                 yield
         self._forget(walked.paths.keys(), self._clock())
@@ -210,22 +212,30 @@ class Services:
             used.add(id(self.unknown))
             self._services = {k: s for k, s in self._services.items() if id(s) in used}
 
-    def _entry(self, path: str, *, walks: int = _NAME_WALKS) -> _Entry:
-        own = unit_path(path) or path
-        if not containers.is_podman(own):
-            return _Entry(path, self._name(path, own))
-        container = containers.podman_name(own, cgroup2=self._cgroup2, proc=self._proc)
-        return _Entry(path, self._name(path, own, container), walks=0 if container else walks)
+    def _named_inside(self, path: str) -> Service | None:
+        """The service of a cgroup by the name that its process or container has; None for none."""
+        found = self._name(path)
+        pid = cgroups.first_process(self._cgroup2 / path, self._cgroup2 / path / "container")
+        if not found.traced or not pid:
+            return None
+        name = environment.service_name(pid, proc=self._proc)
+        container = ""
+        if containers.is_podman(path):
+            container = containers.podman_name(pid, containers.container_id(path), proc=self._proc)
+        if not name and not container:
+            return None
+        return self._name(path, name=name, container=container)
 
-    def _name(self, path: str, own: str, container: str = "") -> Service:
-        """`own`: the unit's part of the path. `container`: how its engine calls a container."""
+    def _name(self, path: str, *, name: str = "", container: str = "") -> Service:
+        """The service of a cgroup. `name`, `container`: as its process and its engine call it."""
         rule = match(self._rules, path)
-        name = utf8(container) or _unit(own)
+        own = unit_path(path) or path
+        name = utf8(name or container) or _unit(own) or "cgroup"
         if rule is not None:
-            called = rule.name or name or "cgroup"
-            return self._service(called, own, container, traced=rule.trace, parents=rule.parents)
+            name, traced = rule.name or name, rule.trace
+            return self._service(name, own, container, traced=traced, parents=rule.parents)
         traced = not self._rules and (f"{path}/").startswith(f"{DEFAULT_ROOT}/")
-        return self._service(name or "cgroup", own, container, traced=traced)
+        return self._service(name, own, container, traced=traced)
 
     def _service(
         self,
