@@ -196,9 +196,7 @@ def test_totals_of_a_unit_that_restarts_do_not_go_back(host: Operated) -> None:
             host.start_agent()
         elif turn == 2:
             time.sleep(8)
-            assert host.agent is not None
-            host.agent.send_signal(signal.SIGHUP)
-            time.sleep(3)
+            host.reload()
     found = totals(host, "web")
     assert len({start for start, _ in found}) == 1, "one series from the beginning to the end"
     counts = [count for _, count in found]
@@ -234,3 +232,33 @@ def test_a_hash_is_read_in_batches(entries: int) -> None:
         assert {key: bytes(value) for batch in one_by_one for key, value in batch} == known
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "name"), [((*NETWORK, "sys_ptrace"), "edge"), (NETWORK, "web")]
+)
+def test_a_service_is_called_as_its_environment_says(
+    host: Operated, capabilities: tuple[str, ...], name: str
+) -> None:
+    """Of another user's process; as its cgroup where the agent may not read processes."""
+    give(host)
+    host.start_agent(prefix=only(*capabilities))
+    port = free_port()
+    variables = {**os.environ, "OTEL_SERVICE_NAME": "edge"}
+    host.spawn("web.service", [sys.executable, str(SERVICE), str(port)], env=variables)
+    wait_port(port)
+    until(
+        lambda: _names(host, port),
+        enough=lambda names: name in names,
+        seconds=10,
+        otherwise=host.log,
+    )
+    assert _names(host, port) == {name}, "it stays"
+
+
+def _names(host: Operated, port: int) -> set[str]:
+    """How the service is called in the spans of one more request."""
+    path = f"/{time.monotonic_ns()}"
+    ask(port, path, count=1)
+    assert host.receiver.wait(lambda spans: any(span.path == path for span in spans), seconds=10)
+    return {span.service for span in host.receiver.spans if span.path == path}
