@@ -271,6 +271,8 @@ def test_requests_that_nobody_ends_are_swept(monkeypatch: pytest.MonkeyPatch, re
                     sock=0,
                     socket=0,
                     java=0,
+                    answer_end=0,
+                    keeps=0,
                 )
                 maps.update(table, struct.pack("<Q", key), abi.REQUEST.pack(*request))
                 state = struct.pack("<Q512s", key, b"a=b")
