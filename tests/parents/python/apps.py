@@ -13,6 +13,7 @@ from tests.parents.python import environment
 
 _EVERY = tuple(Behaviour)
 _DATABASE = (Behaviour.DATABASE,)
+_SIMPLE = (Behaviour.AT_ONCE, Behaviour.SLEEP)
 _DJANGO = (Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.DATABASE, Behaviour.BODY)
 
 
@@ -33,6 +34,16 @@ def _uvicorn(app: str, *words: str, **variables: str) -> Callable[[Place], Seque
     return _python(
         "-m", "uvicorn", "--port", "{port}", "--log-level", "warning", *words, app, **variables
     )
+
+
+def _older(app: str, *words: str) -> Callable[[Place], Sequence[Process]]:
+    """uvicorn with packages in older versions."""
+
+    def start(place: Place) -> Sequence[Process]:
+        path = f"{environment.older()}:{environment.FOLDER}"
+        return _uvicorn(app, *words, PYTHONPATH=path)(place)
+
+    return start
 
 
 def _gunicorn(app: str, *words: str) -> Callable[[Place], Sequence[Process]]:
@@ -64,6 +75,11 @@ def _install_all() -> None:
     """Brings PostgreSQL, too."""
     environment.install()
     debian.installs_all(postgres.PACKAGE)()
+
+
+def _install_older() -> None:
+    environment.install()
+    environment.older()
 
 
 _SCRIPT = "WSGISocketPrefix {folder}/wsgi\nWSGIScriptAlias / {folder}/site.wsgi\n"
@@ -152,6 +168,22 @@ APPS = (
     ),
     _app(
         "fastapi-threads", "FastAPI with `def` handlers, requests", _uvicorn("threads:app"), _EVERY
+    ),
+    _app(
+        "fastapi-session",
+        "FastAPI, uvicorn with uvloop, aiohttp's client",
+        _uvicorn("session:app", "--loop", "uvloop"),
+        _SIMPLE,
+    ),
+    # uvloop before 0.23 writes outside of the task that calls: its calls have no parent
+    replace(
+        _app(
+            "fastapi-session-older",
+            "FastAPI, uvicorn with uvloop 0.22, aiohttp's client",
+            _older("session:app", "--loop", "uvloop"),
+            _SIMPLE,
+        ),
+        install=_install_older,
     ),
     _on_postgres(
         "fastapi-postgres",
@@ -278,7 +310,7 @@ APPS = (
         "grpc-python",
         "gRPC server, requests",
         _python("-m", "rpc"),
-        (Behaviour.AT_ONCE, Behaviour.SLEEP),
+        _SIMPLE,
         "grpc",
     ),
 )

@@ -10,10 +10,12 @@ from functools import cache
 from pathlib import Path
 
 from tests.fixtures import cache as kept
+from tests.parents import pinned
 from tests.parents.app import MissingError
 
 FOLDER = Path(__file__).parent  # the applications
 _PINNED = FOLDER / "requirements.txt"
+_OLDER = FOLDER / "older.txt"
 
 
 @cache
@@ -41,6 +43,17 @@ def install() -> None:
 def python() -> str:
     """The interpreter of the environment."""
     return str(directory() / "bin/python")
+
+
+@cache
+def older() -> Path:
+    """A directory with some packages in older versions, to be found before the others'."""
+
+    def build(folder: Path) -> None:
+        words = ("--quiet", "--no-deps", "--target", folder, "--requirement", _OLDER)
+        pinned.run([python(), "-m", "pip", "install", *words], cwd=folder)
+
+    return pinned.directory("python-older", [_OLDER, _PINNED], build)
 
 
 def packages() -> Path:
