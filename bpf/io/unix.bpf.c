@@ -174,7 +174,7 @@ int BPF_PROG(tl_unix_sends, struct sock *peer)
 	if (end->parsed && !*(volatile __u8 *)&end->received)
 		return 0;
 	if (!tl_take(&end->flow.busy[TL_OUT])) {
-		tl_count(TL_LOST_BUSY);
+		tl_unix_count(&end->flow, TL_LOST_BUSY);
 		return 0;
 	}
 	end->received = 0;

@@ -119,6 +119,16 @@ static __always_inline bool tl_unix_traced(__u64 cgroup_id)
 	return tl_traced(cgroup_id) && tl_unix_in_roots();
 }
 
+/*
+ * Counts what happens at an end of a traced process: the programs see all Unix sockets of the host. A
+ * client's flow says so before it is parsed, a server has an entry only behind a client's request.
+ */
+static __always_inline void tl_unix_count(const struct tl_flow *flow, __u32 counter)
+{
+	if (!(flow->flags & TL_FLOW_UNTRACED))
+		tl_count(counter);
+}
+
 static __always_inline bool tl_is_unix_stream(const struct sock *sk)
 {
 	return sk->__sk_common.skc_family == TL_AF_UNIX && sk->sk_type == TL_SOCK_STREAM;

@@ -74,10 +74,10 @@ static __always_inline void tl_unix_not_http(struct tl_flow *flow, struct tl_tex
 {
 	flow->out.state = TL_HTTP_LOST;
 	if (flow->flags & TL_FLOW_USED || flow->role == TL_ROLE_SERVER) {
-		tl_count(TL_SKIP_MALFORMED);
+		tl_unix_count(flow, TL_SKIP_MALFORMED);
 		return;
 	}
-	tl_count(TL_SKIP_NOT_HTTP);
+	tl_unix_count(flow, TL_SKIP_NOT_HTTP);
 	if (!tl_is_guess(flow) || tl_is_http2(text))
 		flow->role = TL_ROLE_OFF;
 	else
@@ -112,7 +112,7 @@ __noinline int tl_unix_fastcgi_chunk(struct tl_unix *end, struct tl_text *text, 
 	if (n > TL_CHUNK)
 		n = TL_CHUNK;
 	if (bpf_probe_read_user(chunk.data, tl_length(n, TL_CHUNK), (void *)(address + skipped))) {
-		tl_count(TL_UNIX_UNSEEN);
+		tl_unix_count(&end->flow, TL_UNIX_UNSEEN);
 		end->flow.out.state = TL_HTTP_LOST;
 		return 0;
 	}
@@ -219,7 +219,7 @@ static __always_inline void tl_unix_unseen(struct tl_unix *end, __u32 bytes)
 	if (end->protocol == TL_UNIX_FASTCGI) {
 		if (tl_fastcgi_ahead(http, &end->fastcgi, bytes))
 			return;
-		tl_count(TL_UNIX_UNSEEN);
+		tl_unix_count(&end->flow, TL_UNIX_UNSEEN);
 		http->state = TL_HTTP_LOST;
 		return;
 	}
@@ -230,7 +230,7 @@ static __always_inline void tl_unix_unseen(struct tl_unix *end, __u32 bytes)
 		tl_http_seen(http, bytes);
 		return;
 	}
-	tl_count(TL_UNIX_UNSEEN);
+	tl_unix_count(&end->flow, TL_UNIX_UNSEEN);
 	http->state = TL_HTTP_LOST;
 }
 

@@ -208,6 +208,26 @@ def test_what_looks_like_a_request_takes_no_room(tmp_path: Path) -> None:
     assert not left
 
 
+def test_nothing_is_counted_of_processes_that_are_not_traced(tmp_path: Path) -> None:
+    """The programs see all Unix sockets of the host, as those of D-Bus and of ssh's ControlPath."""
+
+    def speak() -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            client.sendall(b"AUTH EXTERNAL 3030\r\n")
+            client.sendall(b"BEGIN\r\n")
+
+    path = str(tmp_path / "other.sock")
+    with Traced() as traced, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(2 * FEW)
+        for _ in range(FEW):
+            speak()
+        with traced.inside("client"):
+            speak()
+        assert traced.counters().get("skip_not_http") == 1
+
+
 @pytest.mark.parametrize("size", [0, 5000, 300_000])
 def test_uploads_to_php_and_contexts_of_the_client(onward: int, size: int) -> None:
     """nginx sends what it has put into a file by sendfile: the programs do not see these bytes."""
