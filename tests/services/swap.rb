@@ -39,12 +39,13 @@ workers = 16.times.map do |number|
       other.push(own)
       job = nil
       20.times { job ||= take(mine) || (sleep(0.002) && nil) }
-      job ||= take(other)
-      body = job && Net::HTTP.get(URI("http://127.0.0.1:#{onward}#{job.path}"))
+      # each worker adds one job and takes one: none stays where no more requests come
+      job ||= take(other) || take(mine) || (sleep(0.002) && nil) until job
+      body = Net::HTTP.get(URI("http://127.0.0.1:#{onward}#{job.path}"))
       if mode == 'taker'
-        answer(job.client, body) if job
+        answer(job.client, body)
       else
-        job&.done&.push(body)
+        job.done.push(body)
         answer(client, own.done.pop)
       end
     end
