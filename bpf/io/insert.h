@@ -108,8 +108,8 @@ __noinline int tl_write_lines(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 by
 }
 
 /*
- * Inserts `bytes` of header lines, or of a record, at offset `at` of the send. Returns the bytes inserted, 0 when
- * the send is unchanged, -1 when it must be refused.
+ * Inserts `bytes` of header lines, or of a record, at offset `at` of the send. Returns the bytes
+ * inserted, 0 when the send is unchanged, -1 when it must be refused.
  */
 __noinline int tl_insert(struct sk_msg_md *msg, TL_FLOW, __u32 at, __u32 bytes)
 {

@@ -166,27 +166,30 @@ def _text(text: str) -> str:
     return text
 
 
-def _pairs(text: str) -> dict[str, str]:
-    """`a=1,b=2`, values percent-encoded (W3C Baggage, as the OpenTelemetry variables want)."""
-    pairs: dict[str, str] = {}
+def pairs(text: str) -> dict[str, str]:
+    """`a=1,b=2`, values percent-encoded (W3C Baggage, as the OpenTelemetry variables want).
+
+    Raises ValueError for a part that is not key=value.
+    """
+    found: dict[str, str] = {}
     for part in text.split(","):
         if not part.strip():
             continue
         key, separator, value = part.partition("=")
         if not separator or not key.strip():
             raise ValueError(f"{part.strip()!r} is not key=value")
-        pairs[unquote(key.strip())] = unquote(value.strip())
-    return pairs
+        found[unquote(key.strip())] = unquote(value.strip())
+    return found
 
 
 def _headers(text: str) -> dict[str, str]:
     try:
-        pairs = _pairs(text)
+        found = pairs(text)
     except ValueError:  # its message quotes the value
         raise ValueError("a part of it is not key=value") from None
-    for name, value in pairs.items():
+    for name, value in found.items():
         check_header(name, value)
-    return {name.lower(): value for name, value in pairs.items()}
+    return {name.lower(): value for name, value in found.items()}
 
 
 def check_header(name: str, value: str) -> None:
@@ -246,7 +249,7 @@ PATH = Kind("an absolute path", ("str",), _path)
 TEXT = Kind("a text (quote it if it looks like a number or a boolean)", ("str",), _text)
 SECRET = Kind("a text (quote it)", ("str",), _text)  # is not shown in problems
 HEADERS = Kind("a mapping of header names to texts", ("map",), _headers)
-ATTRIBUTES = Kind("a mapping of attribute names to texts", ("map",), _pairs)
+ATTRIBUTES = Kind("a mapping of attribute names to texts", ("map",), pairs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from throughline.host import executed
 
 _CGROUP = re.compile(
-    r"(?:^|/)(docker|libpod|cri-containerd|crio|nerdctl)(?:-payload)?[-/]"
+    r"(?:^|/)(?P<engine>docker|libpod|cri-containerd|crio|nerdctl)(?:-payload)?[-/]"
     r"(?P<id>[0-9a-f]{64})(?:\.scope)?(?=/|$)"
 )
 _MAX_ANCESTORS = 64  # processes between one of a container and its conmon
@@ -22,22 +22,26 @@ _PARENT = 4 - 3  # the field of proc_pid_stat(5), counted behind the name
 
 def container_id(path: str) -> str:
     """The id of the innermost container whose cgroup `path` is, or is in; "" for none."""
-    found = list(_CGROUP.finditer(path))
-    return found[-1]["id"] if found else ""
+    return _innermost(path)[1]
 
 
-def is_podman(path: str) -> bool:
-    """Returns whether `podman_name` may find a name."""
-    found = list(_CGROUP.finditer(path))
-    return bool(found) and found[-1][1] == "libpod"
+def podman_name(path: str, pid: int, *, proc: Path) -> str:
+    """The name of the container with a cgroup and a process.
 
-
-def podman_name(pid: int, container: str, *, proc: Path) -> str:
-    """The name of the container with a process; "" where no parent of the process tells it."""
-    for words in _ancestors(pid, proc):
-        if words[0].rpartition("/")[2] == "conmon" and _value(words, "-c") == container:
-            return _value(words, "-n")
+    "" for a container of another engine, and where no parent of the process tells the name.
+    """
+    engine, container = _innermost(path)
+    if engine == "libpod":
+        for words in _ancestors(pid, proc):
+            if words[0].rpartition("/")[2] == "conmon" and _value(words, "-c") == container:
+                return _value(words, "-n")
     return ""
+
+
+def _innermost(path: str) -> tuple[str, str]:
+    """Engine and id; both are "" outside of any container."""
+    found = list(_CGROUP.finditer(path))
+    return (found[-1]["engine"], found[-1]["id"]) if found else ("", "")
 
 
 def _ancestors(pid: int, proc: Path) -> Iterator[list[str]]:

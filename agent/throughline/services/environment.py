@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import unquote
 
+from throughline.config.schema import pairs
 from throughline.host import executed
 from throughline.host.memory import Memory
 
@@ -25,13 +25,14 @@ def service_name(pid: int, *, proc: Path) -> str:
     variables = _environment(pid, proc)
     for variable in variables:
         if variable.startswith(_NAME) and len(variable) > len(_NAME):
-            return _text(variable[len(_NAME) :])
+            return os.fsdecode(variable[len(_NAME) :][:_MAX_NAME])
     for variable in variables:
         if variable.startswith(_ATTRIBUTES):
-            for pair in variable[len(_ATTRIBUTES) :].split(b","):
-                key, _, value = pair.partition(b"=")
-                if key.strip() == b"service.name":
-                    return unquote(_text(value.strip()))
+            try:
+                attributes = pairs(os.fsdecode(variable[len(_ATTRIBUTES) :]))
+            except ValueError:  # an SDK takes nothing of it either
+                return ""
+            return attributes.get("service.name", "")[:_MAX_NAME]
     return ""
 
 
@@ -43,7 +44,3 @@ def _environment(pid: int, proc: Path) -> list[bytes]:
             return memory.part(start, max(0, min(end - start, _MAX_BYTES))).split(b"\0")
     except (OSError, IndexError, ValueError):
         return []
-
-
-def _text(value: bytes) -> str:
-    return os.fsdecode(value[:_MAX_NAME])

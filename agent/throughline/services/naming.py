@@ -166,13 +166,13 @@ class Services:
         for count, (cgroup_id, path) in enumerate(walked.paths.items(), 1):
             entry = self._entries.get(cgroup_id)
             if entry is None or entry.path != path:
-                service = self._named_inside(path) or self._name(path)
+                service = self._named_inside(path, self._name(path))
                 self._entries[cgroup_id] = _Entry(path, service)
             elif entry.vanished is not None:
                 entry.vanished = None
             elif entry.walks:
                 entry.walks -= 1
-                entry.service = self._named_inside(path) or entry.service
+                entry.service = self._named_inside(path, entry.service)
             if count % _EACH_TURN == 0:
                 yield
         self._forget(walked.paths.keys(), self._clock())
@@ -212,18 +212,20 @@ class Services:
             used.add(id(self.unknown))
             self._services = {k: s for k, s in self._services.items() if id(s) in used}
 
-    def _named_inside(self, path: str) -> Service | None:
-        """The service of a cgroup by the name that its process or container has; None for none."""
-        found = self._name(path)
+    def _named_inside(self, path: str, found: Service) -> Service:
+        """The service of a cgroup, by the name that its process or container has.
+
+        `found`: what it is where they have none, where nothing is traced, and where nothing runs.
+        """
+        if not found.traced:
+            return found
         pid = cgroups.first_process(self._cgroup2 / path, self._cgroup2 / path / "container")
-        if not found.traced or not pid:
-            return None
+        if not pid:
+            return found
         name = environment.service_name(pid, proc=self._proc)
-        container = ""
-        if containers.is_podman(path):
-            container = containers.podman_name(pid, containers.container_id(path), proc=self._proc)
+        container = containers.podman_name(path, pid, proc=self._proc)
         if not name and not container:
-            return None
+            return found
         return self._name(path, name=name, container=container)
 
     def _name(self, path: str, *, name: str = "", container: str = "") -> Service:

@@ -54,7 +54,7 @@ class Engine:
         return path
 
     def name(self, pid: int) -> str:
-        return containers.podman_name(pid, ID, proc=self.proc)
+        return containers.podman_name(f"{USER}/libpod-{ID}.scope", pid, proc=self.proc)
 
 
 @pytest.fixture
@@ -87,6 +87,10 @@ def test_no_name(engine: Engine, words: list[str], pid: int) -> None:
     engine.process(80, 1, *words)
     engine.process(81, 80, "sleep")
     assert engine.name(pid) == ""
+
+
+def test_other_engines_have_no_conmon(engine: Engine) -> None:
+    assert containers.podman_name(f"system.slice/crio-{ID}.scope", 71, proc=engine.proc) == ""
 
 
 def test_a_circle_of_processes_ends(engine: Engine) -> None:

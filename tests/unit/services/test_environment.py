@@ -50,6 +50,7 @@ def start() -> Iterator[Start]:
         ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=no", "OTEL_SERVICE_NAME": "yes"}, "yes"),
         ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=yes", "OTEL_SERVICE_NAME": ""}, "yes"),
         ({"OTEL_RESOURCE_ATTRIBUTES": "service.namespace=shop"}, ""),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=no,broken"}, ""),
         ({"MY_OTEL_SERVICE_NAME": "no"}, ""),
         ({"OTEL_SERVICE_NAME": "n" * 300}, "n" * 255),
         ({"LARGE": "x" * 50_000, "OTEL_SERVICE_NAME": "behind"}, "behind"),
