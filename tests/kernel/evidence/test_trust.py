@@ -26,12 +26,15 @@ from throughline.bpf import libbpf
 from throughline.bpf.trust import Trust, read
 
 REQUESTS, CONCURRENT = 797, 32
-# name -> command, what the kernel sees
+# What the kernel may see first of an event loop whose timers call. One that is never idle makes
+# their calls in a turn that has read requests: then only their answers come too late.
+TIMERS = ("idle", "late", "connection")
+# name -> command, what the kernel sees: at least one of these
 CONTRADICTED = {
-    "early": (["node", str(SERVICES / "onward.js"), "{port}", "{next}", "early"], "idle"),
-    "poller": (["node", str(SERVICES / "onward.js"), "{port}", "{next}", "poller"], "idle"),
-    "swap-taker": (["ruby", str(SERVICES / "swap.rb"), "{port}", "{next}", "taker"], "answer"),
-    "java-shared": (["java", str(SERVICES / "Shared.java"), "{port}", "{next}"], "answer"),
+    "early": (["node", str(SERVICES / "onward.js"), "{port}", "{next}", "early"], TIMERS),
+    "poller": (["node", str(SERVICES / "onward.js"), "{port}", "{next}", "poller"], TIMERS),
+    "swap-taker": (["ruby", str(SERVICES / "swap.rb"), "{port}", "{next}", "taker"], ("answer",)),
+    "java-shared": (["java", str(SERVICES / "Shared.java"), "{port}", "{next}"], ("answer",)),
 }
 # no system call shows that these threads do each other's work: likely evidence stays wrong
 UNSEEN = {"swap-reader": ["ruby", str(SERVICES / "swap.rb"), "{port}", "{next}", "reader"]}
@@ -102,19 +105,21 @@ def test_nothing_is_proven_by_threads_that_do_other_requests_work(
 def test_a_contradiction_takes_likely_evidence_away(
     likely: Traced, name: str, tmp_path: Path
 ) -> None:
-    command, seen = CONTRADICTED[name]
+    command, kinds = CONTRADICTED[name]
     result = run(likely, name, command, tmp_path)
-    assert result["wrong"] <= 0.03 * REQUESTS
+    # those that were open when the first contradiction was seen
+    assert result["wrong"] <= CONCURRENT
     trust = trust_of(likely, name)
-    assert trust.seen[seen]
+    seen = [kind for kind in kinds if trust.seen[kind]]
+    assert seen
     assert trust.found["likely"] <= 0.1 * REQUESTS
     # a JVM is known after a moment: then its own rules refuse what its threads share
     reason = "contradicted" if trust.found["contradicted"] else "nothing"
     counter = "root_contradicted" if trust.found["contradicted"] else "root_java_shared_thread"
     counters = likely.counters()
-    assert counters[f"contradicted_{seen}"] and counters[counter]
+    assert all(counters[f"contradicted_{kind}"] for kind in seen) and counters[counter]
     shown = wait_parents(likely, name, lambda found: sum_of(found) >= sum(trust.found.values()))
-    assert shown["contradicted"][seen] and shown["none"][reason]
+    assert set(seen) <= set(shown["contradicted"]) and shown["none"][reason]
 
 
 def test_processes_with_one_thread_earn_it(proven: Traced, tmp_path: Path) -> None:
@@ -165,12 +170,13 @@ def test_the_rule_of_a_service_decides(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_contradictions_outlast_restarts(stop: signal.Signals, tmp_path: Path) -> None:
     """The service begins again in a new cgroup of the same name, and the agent with it."""
-    command, seen = CONTRADICTED["early"]
+    command, kinds = CONTRADICTED["early"]
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is missing")
     with Traced({"propagation": {"parents": "likely"}}) as traced:
         measure(traced, "again", command, tmp_path, requests=211, concurrent=CONCURRENT)
-        assert trust_of(traced, "again").seen[seen]
+        seen = trust_of(traced, "again").seen
+        assert any(seen[kind] for kind in kinds)
         before = (traced.cgroup / "again").stat().st_ino
         cgroup.remove(traced.cgroup / "again")
         traced.stop_agent(stop)
