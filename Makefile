@@ -19,8 +19,9 @@ export PYTHONDONTWRITEBYTECODE := 1
 # build/bpf-x86_64/observe.bpf.o.
 BPF_SOURCES := $(wildcard bpf/*/*.bpf.c)
 vpath %.bpf.c $(sort $(dir $(BPF_SOURCES)))
-# Kernels before 5.15 get objects of their own, see bpf/core/compat.h.
+# Kernels before 5.15 get objects of their own, and those before 6.3 two: see bpf/core/compat.h.
 BPF_NAMES := $(patsubst %.c,%.o,$(notdir $(BPF_SOURCES)))
+BPF_NAMES += $(patsubst %,%-fexit.bpf.o,restore unix)
 BPF_NAMES_x86_64 := $(BPF_NAMES) $(patsubst %,%-legacy.bpf.o,observe headers packets tls)
 BPF_NAMES_aarch64 := $(BPF_NAMES)
 # By the kernel's name of the architecture. build/bpf leads to those of this machine.
@@ -84,6 +85,14 @@ build/bpf-$(1)/%-legacy.bpf.o: %.bpf.c build/vmlinux.h Makefile
 	@echo "bpf: Compiling $$< for $(1), kernels before 5.15"
 	@mkdir -p $$(@D)
 	@$$(CLANG) $$(BPF_CFLAGS) -D__TARGET_ARCH_$(2) -DTL_LEGACY -MMD -MP -MF $$(@:.o=.deps) -MT $$@ \
+		-c $$< -o $$@
+	@$$(LLVM_STRIP) -g $$@
+	@sed -i 's#: $$< #: #' $$(@:.o=.deps)
+
+build/bpf-$(1)/%-fexit.bpf.o: %.bpf.c build/vmlinux.h Makefile
+	@echo "bpf: Compiling $$< for $(1), kernels before 6.3"
+	@mkdir -p $$(@D)
+	@$$(CLANG) $$(BPF_CFLAGS) -D__TARGET_ARCH_$(2) -DTL_FEXIT -MMD -MP -MF $$(@:.o=.deps) -MT $$@ \
 		-c $$< -o $$@
 	@$$(LLVM_STRIP) -g $$@
 	@sed -i 's#: $$< #: #' $$(@:.o=.deps)

@@ -37,6 +37,7 @@ EXECUTABLE = frozenset(
 )
 # A variant for kernels before 5.15 is made for this architecture only, and not of these objects.
 LEGACY_ARCH = "x86_64"
+FEXIT = ("restore", "unix")  # these have another form for kernels before 6.3
 ONE_VARIANT = ("restore", "unix", "go", "go_write", "python", "proxies")
 
 
@@ -45,7 +46,11 @@ def collect(root: Path, arch: str) -> dict[str, bytes]:
     names_of = (source.name.partition(".")[0] for source in (root / "bpf").glob("*/*.bpf.c"))
     sources = sorted(names_of)
     legacy = [name for name in sources if name not in ONE_VARIANT] if arch == LEGACY_ARCH else []
-    names = [*sources, *(f"{name}-legacy" for name in legacy)]
+    names = [
+        *sources,
+        *(f"{name}-fexit" for name in FEXIT),
+        *(f"{name}-legacy" for name in legacy),
+    ]
     objects = [root / f"build/bpf-{arch}" / f"{name}.bpf.o" for name in names]
     if missing := [path.name for path in objects if not path.exists()]:
         raise LookupError(f"not built yet: {', '.join(missing)}; run `make bpf`")

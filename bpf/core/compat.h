@@ -13,6 +13,9 @@
  *   (8e4597c627fb)
  *   bpf_get_current_task_btf (3ca1032ab7ab)    5.11    bpf_get_current_task
  *   bpf_task_pt_regs (dd6e10fbd9fb)            5.15    the top of the task's stack
+ *
+ * With TL_FEXIT the ordinary objects that need the tracepoints sk_data_ready, sock_send_length and
+ * sock_recv_length (Linux 6.3) have a second form, for the begin and end of functions.
  */
 #ifndef THROUGHLINE_CORE_COMPAT_H
 #define THROUGHLINE_CORE_COMPAT_H

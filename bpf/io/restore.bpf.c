@@ -82,9 +82,8 @@ static __always_inline void tl_thread_sends(struct tl_flow *flow, struct tl_thre
 		tl_settle(flow->caller, false);
 }
 
-/* The current thread has written to `sk`. The tracepoint exists since Linux 6.3. */
-SEC("tp_btf/sock_send_length")
-int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
+/* The current thread has written `bytes` to `sk`, or has got an error, which is negative. */
+static __always_inline int tl_sends(struct sock *sk, int bytes)
 {
 	struct tl_thread *thread;
 	struct tl_flow *flow;
@@ -105,3 +104,23 @@ int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
 	tl_thread_acts(thread);
 	return 0;
 }
+
+#ifdef TL_FEXIT
+SEC("fexit/inet_sendmsg")
+int BPF_PROG(tl_sent, struct socket *socket, struct msghdr *message, size_t size, int bytes)
+{
+	return tl_sends(socket->sk, bytes);
+}
+
+SEC("fexit/inet6_sendmsg")
+int BPF_PROG(tl_sent_6, struct socket *socket, struct msghdr *message, size_t size, int bytes)
+{
+	return tl_sends(socket->sk, bytes);
+}
+#else
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(tl_sent, struct sock *sk, int bytes, int flags)
+{
+	return tl_sends(sk, bytes);
+}
+#endif

@@ -8,8 +8,8 @@
  *   sock_send_length  a send returns: how many bytes were sent
  *   sock_recv_length  bytes were read; or the other end has closed
  *
- * The tracepoints exist since Linux 6.3 and run in the context of the caller, whose buffers are
- * read. No request is changed: the other end is on this host, so that its parent is known.
+ * The tracepoints exist since Linux 6.3; before, with TL_FEXIT, the functions that have them since.
+ * They run in the context of the caller, whose buffers are read. No request is changed: the other end is on this host, so that its parent is known.
  */
 #include "io/unix_stream.h"
 
@@ -140,8 +140,8 @@ static __noinline int tl_unix_caller_now(struct tl_unix *end)
 	return 0;
 }
 
-SEC("tp_btf/sk_data_ready")
-int BPF_PROG(tl_unix_sends, struct sock *peer)
+/* Bytes have been queued at `peer`, or a connection to it is being made. */
+static __always_inline int tl_unix_queued(struct sock *peer)
 {
 	struct tl_unix *end, *other;
 	struct tl_text *text;
@@ -189,8 +189,8 @@ int BPF_PROG(tl_unix_sends, struct sock *peer)
 	return 0;
 }
 
-SEC("tp_btf/sock_send_length")
-int BPF_PROG(tl_unix_sent, struct sock *sk, int sent, int flags)
+/* The current thread has sent `sent` bytes on `sk`, or has got an error, which is negative. */
+static __always_inline int tl_unix_has_sent(struct sock *sk, int sent)
 {
 	struct tl_unix *end, *other;
 	struct tl_text *text;
@@ -311,8 +311,8 @@ static __always_inline void tl_unix_reads_request(struct sock *sk, struct sock *
 			whole && !server->ahead, NULL);
 }
 
-SEC("tp_btf/sock_recv_length")
-int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
+/* The current thread has read `bytes` from `sk`; 0: its end. */
+static __always_inline int tl_unix_has_read(struct sock *sk, int bytes, int flags)
 {
 	struct tl_unix *end, *other;
 	struct tl_thread *thread;
@@ -363,3 +363,42 @@ int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
 		tl_leave(thread);
 	return 0;
 }
+
+#ifdef TL_FEXIT
+SEC("fentry/sock_def_readable")
+int BPF_PROG(tl_unix_sends, struct sock *peer)
+{
+	return tl_unix_queued(peer);
+}
+
+SEC("fexit/unix_stream_sendmsg")
+int BPF_PROG(tl_unix_sent, struct socket *socket, struct msghdr *message, size_t size, int sent)
+{
+	return tl_unix_has_sent(socket->sk, sent);
+}
+
+SEC("fexit/unix_stream_recvmsg")
+int BPF_PROG(tl_unix_read, struct socket *socket, struct msghdr *message, size_t size, int flags,
+	     int bytes)
+{
+	return tl_unix_has_read(socket->sk, bytes, flags);
+}
+#else
+SEC("tp_btf/sk_data_ready")
+int BPF_PROG(tl_unix_sends, struct sock *peer)
+{
+	return tl_unix_queued(peer);
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(tl_unix_sent, struct sock *sk, int sent, int flags)
+{
+	return tl_unix_has_sent(sk, sent);
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(tl_unix_read, struct sock *sk, int bytes, int flags)
+{
+	return tl_unix_has_read(sk, bytes, flags);
+}
+#endif

@@ -1,7 +1,7 @@
 """`make demo`: three hosts, eight unmodified services, one playbook run, every request one trace.
 
 From the second host to the third a request goes by HTTPS, and from nginx to PHP-FPM by a Unix
-socket. Linux before 6.3 does not show what goes by a Unix socket: there a request is two traces.
+socket. Some kernels do not show what goes by a Unix socket: there a request is two traces.
 
 Exit code 0 only if all is right; the hosts are gone afterwards in any case.
 """

@@ -7,8 +7,8 @@ The demo's shop is a chain, and every request carries its own id in its path, th
          → shop-prices (Ruby)
 
 The hop ⇒ is HTTPS, unless a shop was opened without. There the context travels in a TCP option, and
-`tracestate`, for which an option has no room, ends. The hop ⇢ is FastCGI on a Unix socket. Linux
-before 6.3 does not show it: two traces meet there.
+`tracestate`, for which an option has no room, ends. The hop ⇢ is FastCGI on a Unix socket. Some
+kernels do not show it: two traces meet there.
 
 The VMs of the kernel matrix have a shorter chain: CHAIN.
 

@@ -87,7 +87,7 @@ def received(answer: Any) -> dict[str, list[str]]:
 def traces(running: Fleet) -> tuple[tuple[joined.Hops, ...], str]:
     """The traces of a request, and the kernel's reason why they are two, or "".
 
-    Linux before 6.3 does not show the hop that is a Unix socket.
+    Some kernels do not show the hop that is a Unix socket.
     """
     answer = running.run(running.hosts[-1], f"{AGENT} status --json", check=False)
     for missing in json.loads(answer.stdout)["groups"]["observe"]["without"]:

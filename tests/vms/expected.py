@@ -102,10 +102,20 @@ class Platform:
         return "perf" if self.allow_sys_admin or "go_write" in self.on else "process"
 
     @property
+    def version(self) -> tuple[int, int]:
+        """Of the kernel, (7, 99) for "7."."""
+        major, minor = self.kernel.split(".")[:2]
+        return int(major), int(minor or "99")
+
+    @property
     def has_multi(self) -> bool:
         """Linux 6.6 and later, which has uprobe_multi and tcx."""
-        version = self.kernel.split(".")
-        return (int(version[0]), int(version[1] or "99")) >= (6, 6)
+        return self.version >= (6, 6)
+
+    @property
+    def shows_unix(self) -> bool:
+        """Whether Unix sockets are followed: docs/decisions/0031-before-6.3.md."""
+        return self.version >= ((6, 4) if self.arch == "arm64" else (5, 15))
 
     def word(self, name: str) -> str:
         """The word of check.yml for a group on the bare host."""

@@ -21,6 +21,9 @@ from throughline.host import namespaces
 # The objects that are compiled from one source, in the order in which they are tried. The second is
 # for kernels before 5.15 (bpf/core/compat.h).
 VARIANTS = ("", "-legacy")
+# Objects whose tracepoints exist since Linux 6.3 have a second form, for the ends of the functions
+# that those tracepoints stand in.
+FEXIT = "-fexit"
 # Each processor reserves so many free entries of an LRU map, and evicts other entries when it finds
 # fewer (LOCAL_FREE_TARGET, kernel/bpf/bpf_lru_list.c). A map needs so many entries more.
 _RESERVED_BY_CPU = 128
@@ -32,6 +35,7 @@ _NOT_BY_PROGRAM = {
     errno.ENOSPC,
     errno.EROFS,
 }
+_NO_TRACEPOINT = {errno.ESRCH, errno.ENOENT}
 _NOT_BY_VERIFIER = {*_NOT_BY_PROGRAM, errno.EPERM, errno.ENOENT}
 _LIBBPF_ERRORS = 4000  # libbpf's own numbers, from LIBBPF_ERRNO__LIBELF on
 REFUSE = "THROUGHLINE_TEST_REFUSE"
@@ -105,17 +109,29 @@ class Objects:
         kernel's error for a required program, and where it refuses all of them.
         """
         try:
-            opened = self._load(name, prepare, lambda _: False)
+            opened, refused = self._load_form(name, prepare)
+        except OSError as error:
+            if error.errno not in _NO_TRACEPOINT or not self.has(name + FEXIT):
+                raise
+            try:
+                opened, refused = self._load_form(name + FEXIT, prepare)
+            except OSError as second:
+                raise OSError(second.errno, f"{error.strerror}; {second.strerror}") from None
+        self.refused |= refused
+        self._loaded[name] = opened
+        return opened
+
+    def _load_form(self, name: str, prepare: Prepare) -> tuple[libbpf.Object, dict[str, OSError]]:
+        """One form of an object, and those of its programs that are left out."""
+        try:
+            return self._load(name, prepare, lambda _: False), {}
         except OSError as error:
             if error.errno in _NOT_BY_PROGRAM or (error.errno or 0) >= _LIBBPF_ERRORS:
                 raise
             refused = self._try_each(name, prepare)
             if not refused:
                 raise  # no program is refused alone
-            opened = self._load(name, prepare, refused.__contains__)
-            self.refused |= refused
-        self._loaded[name] = opened
-        return opened
+        return self._load(name, prepare, refused.__contains__), refused
 
     def _load(self, name: str, prepare: Prepare, without: Callable[[str], bool]) -> libbpf.Object:
         opened = self._open(name)
@@ -196,8 +212,9 @@ class Objects:
 def _of_program(error: OSError, program: str, section: str) -> OSError:
     """The kernel's refusal of an object from which all other programs were left out."""
     kind, _, target = section.partition("/")
-    if kind == "tp_btf" and error.errno in (errno.ESRCH, errno.ENOENT):
-        return OSError(error.errno, f"this kernel has no tracepoint {target}")
+    if error.errno in _NO_TRACEPOINT and kind in ("tp_btf", "fentry", "fexit"):
+        what = "tracepoint" if kind == "tp_btf" else "function"
+        return OSError(error.errno, f"this kernel has no {what} {target}")
     call, _, words = (error.strerror or str(error)).partition(": ")
     return OSError(error.errno, f"{call}: {program}: {words}")
 

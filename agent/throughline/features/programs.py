@@ -96,14 +96,14 @@ class Programs:
         self._remove_other_pins()
 
     def _attach_optional(self, name: str) -> None:
-        """An object of its own, since Linux before 6.3 does not have its tracepoints."""
+        """An object of its own, which some kernels refuse: decision 31."""
         try:
             if not self.objects.has(name):
                 raise OSError(errno.ENOENT, "the programs for kernels before 5.15 do not have it")
             self._attach_all(self.objects.load(name))
         except OSError as error:
             for program in GROUPS[BASE].programs:
-                if program.object == name:
+                if program.object == name and not program.fexit_only:
                     self._leave_out(program.name, error)
 
     def attach_headers(self) -> None:

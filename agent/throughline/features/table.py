@@ -53,6 +53,7 @@ class Program:
     required_in_legacy: bool = False  # in the objects for kernels before 5.15
     needs: str = ""  # another program of the object, without which this one gives nothing
     place: Place = Place.SECTION
+    fexit_only: bool = False  # in the form of its object for kernels before 6.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Group:
 
 
 def _observe() -> tuple[Program, ...]:
-    first = "tl_unix_sends"  # its tracepoint and those of the other two exist since Linux 6.3
+    first = "tl_unix_sends"
     return (
         Program("tl_ingress", "observe", "request that comes in", required=True),
         Program("tl_egress", "observe", "answer that goes out", required=True),
@@ -98,6 +99,12 @@ def _observe() -> tuple[Program, ...]:
             place=Place.NOWHERE,
         ),
         Program("tl_sent", "restore", "parent by the answer of a database or cache"),
+        Program(
+            "tl_sent_6",
+            "restore",
+            "parent by the answer of a database or cache over IPv6",
+            fexit_only=True,
+        ),
         Program(first, "unix", "request on a Unix socket"),
         Program("tl_unix_sent", "unix", "request on a Unix socket", needs=first),
         Program("tl_unix_read", "unix", "request on a Unix socket", needs=first),

@@ -1,6 +1,7 @@
 """The shop's client, on the VM. Prints one JSON object with its requests and their answers.
 
 client.py carts PREFIX SPANS    23 requests, and the exports until SPANS more spans are sent
+client.py local PREFIX SPANS    23 requests through nginx and a Unix socket, likewise
 client.py held PREFIX SPANS     23 requests to shop-held on one connection, likewise
 client.py bytes SIZE            a body of SIZE random bytes through the chain and back
 client.py go1|go2 FIRST SPANS   one request, with the id FIRST, and then 23 with those that follow
@@ -32,7 +33,7 @@ TRACESTATE = "shop=1"
 SPAN_SECONDS = 30.0
 SURPLUS_SECONDS = 1.5
 FOLLOWED_SECONDS = 120.0
-GO_AT_ONCE = 8
+AT_ONCE = 8
 
 
 def held(prefix: str, spans: int) -> dict[str, object]:
@@ -46,6 +47,22 @@ def held(prefix: str, spans: int) -> dict[str, object]:
         received = json.loads(connection.getresponse().read())["received"]
         found.append({"cart": cart, "traceparent": "", "tracestate": "", "received": received})
     connection.close()
+    return outcome(found, known, before, spans)
+
+
+def local(prefix: str, spans: int) -> dict[str, object]:
+    """Requests to shop-prices behind nginx, some at once."""
+    known, before = len(exports(0)), counts()
+
+    def ask(cart: str) -> dict[str, object]:
+        connection = http.client.HTTPConnection(WEB, timeout=30)
+        connection.request("GET", f"/prices/{cart}")
+        received = json.loads(connection.getresponse().read())["received"]
+        connection.close()
+        return {"cart": cart, "traceparent": "", "tracestate": "", "received": received}
+
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        found = list(pool.map(ask, [f"{prefix}{number:03d}" for number in range(REQUESTS)]))
     return outcome(found, known, before, spans)
 
 
@@ -130,7 +147,7 @@ def ask_go(front: str, numbers: range) -> list[dict[str, object]]:
     """The answers to requests by curl, several at once, on the network of the Go services."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"http://{FRONTS[front]}/context/unary/answer/[{numbers[0]}-{numbers[-1]}]"
-        words = ["--parallel", "--parallel-max", str(GO_AT_ONCE), "--max-time", "60", "--fail"]
+        words = ["--parallel", "--parallel-max", str(AT_ONCE), "--max-time", "60", "--fail"]
         words += ["--silent", "--show-error", "--output", f"{folder}/#1", url]
         subprocess.run(["nsenter", "--net=/run/netns/go-lan", "curl", *words], check=True)
         return [json.loads(Path(folder, str(number)).read_text()) for number in numbers]
@@ -181,8 +198,8 @@ def echo(size: int) -> dict[str, object]:
     }
 
 
-if sys.argv[1] in ("carts", "held"):
-    ask = {"carts": carts, "held": held}[sys.argv[1]]
+if sys.argv[1] in ("carts", "held", "local"):
+    ask = {"carts": carts, "held": held, "local": local}[sys.argv[1]]
     print(json.dumps(ask(sys.argv[2], int(sys.argv[3]))))
 elif sys.argv[1] in FRONTS:
     print(json.dumps(go(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

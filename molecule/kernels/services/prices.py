@@ -1,8 +1,15 @@
-"""shop-prices: shows the headers of GET /prices/ID as they came, and sends POST /bytes/ID back."""
+"""shop-prices: shows the headers of GET /prices/ID as they came, and sends POST /bytes/ID back.
+
+On a port, and on a Unix socket.
+"""
 
 import hashlib
 import json
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import ThreadingUnixStreamServer
+
+LOCAL = "/run/shop-prices/http.sock"
 
 
 class Server(ThreadingHTTPServer):
@@ -32,5 +39,15 @@ class Prices(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def address_string(self) -> str:
+        """For the log. A client on a Unix socket has no address."""
+        return self.client_address[0] if self.client_address else "local"
 
+
+class LocalServer(ThreadingUnixStreamServer):
+    request_queue_size = 128
+
+
+local = LocalServer(LOCAL, Prices)
+threading.Thread(target=local.serve_forever, daemon=True).start()
 Server(("127.0.0.1", 8003), Prices).serve_forever()

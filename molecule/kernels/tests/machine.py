@@ -118,7 +118,7 @@ class Machine:
         return found
 
     def send(self, prefix: str, *, spans: int, through: str = "carts") -> Sent:
-        """23 requests to the shop, or `held`; `spans` is how many are to be waited for.
+        """23 requests to the shop, or `held`, `local`; `spans` is how many are to be waited for.
 
         Before Linux 5.15 a request that comes with the segment that makes its connection is not
         seen, and counted. That happens on a slow machine; then they are sent again.

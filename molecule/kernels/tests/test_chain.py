@@ -14,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("accepted")
 REQUESTS = 23
 SPANS = REQUESTS * len(joined.CHAIN)
 BODY = 4 * 1024 * 1024
+LOCAL: joined.Hops = (("shop-web", "SERVER"), ("shop-web", "CLIENT"), ("shop-prices", "SERVER"))
 
 
 def check_spans(sent: Sent) -> None:
@@ -60,3 +61,21 @@ def test_bytes_arrive_as_they_were_sent(machine: Machine, seen: dict[str, Any]) 
     assert echo["back"] == echo["sent"]
     headers = "1" if machine.platform.groups["headers"] == "on" else "0"
     assert echo["traceparents"] == headers, "the body was compared, but not beside such a header"
+
+
+@pytest.mark.proves("observe")
+def test_a_unix_socket_is_a_hop(machine: Machine, seen: dict[str, Any]) -> None:
+    """Where the kernel shows it; else nginx's own span is there."""
+    hops = LOCAL if machine.platform.shows_unix else LOCAL[:1]
+    sent = machine.send("local", spans=REQUESTS * len(hops), through="local")
+    found = Counter((span.service, span.kind) for span in sent.spans)
+    seen["spans"] = {f"{service} {kind}": count for (service, kind), count in found.items()}
+    assert found == dict.fromkeys(hops, REQUESTS)
+    of = {(joined.cart(span), span.service, span.kind): span for span in sent.spans}
+    for request in sent.requests:
+        assert "traceparent" not in request.received
+        chain = [of[(request.cart, *hop)] for hop in hops]
+        assert [span.parent_span_id for span in chain] == ["", *(s.span_id for s in chain[:-1])]
+        assert len({span.trace_id for span in chain}) == 1
+    if machine.platform.shows_unix:
+        assert {s.evidence for s in sent.spans if s.service == "shop-prices"} == {"unix"}

@@ -19,7 +19,7 @@ from throughline.probes import trials, uprobes
 # docs/developer/kernel-facts.md.
 WALKED_MAX = {"": 716_000, "-legacy": 424_000}
 VERIFIED_INSNS = 54  # of struct bpf_prog_info, in words (Linux 5.16)
-# Linux before 6.3 has no tracepoints for Unix sockets; lockdown refuses bpf_probe_write_user
+# some kernels show no Unix sockets; lockdown refuses bpf_probe_write_user
 NOT_EVERYWHERE = {"go_write", "restore", "unix"}
 
 
