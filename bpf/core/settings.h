@@ -74,6 +74,14 @@ static __always_inline const struct tl_settings *tl_settings_now(void)
 	return bpf_map_lookup_elem(&tl_settings, &zero);
 }
 
+/* Does tl_sent run? Some kernels lack what it needs: docs/decisions/0031-before-6.3.md. */
+static __always_inline bool tl_sends_are_seen(void)
+{
+	const struct tl_settings *settings = tl_settings_now();
+
+	return settings && settings->sends;
+}
+
 static __always_inline bool tl_traced(__u64 cgroup_id)
 {
 	__u8 *traced = bpf_map_lookup_elem(&tl_cgroups, &cgroup_id);

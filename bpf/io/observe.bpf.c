@@ -177,13 +177,6 @@ int tl_ingress(struct __sk_buff *skb)
 	return tl_packet(skb, TL_IN);
 }
 
-static __always_inline bool tl_sends_are_seen(void)
-{
-	const struct tl_settings *settings = tl_settings_now();
-
-	return settings && settings->sends;
-}
-
 /*
  * The current thread may have sent something that is no call that can be told, and no answer: see
  * tl_thread_acts(). Where tl_sent does not run, as before Linux 6.3: that also sees what leaves in an

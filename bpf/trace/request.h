@@ -5,6 +5,7 @@
 
 #include "core/counters.h"
 #include "core/maps.h"
+#include "core/settings.h"
 #include "proto/text.h"
 #include "trace/reader.h"
 
@@ -90,10 +91,7 @@ static __always_inline int tl_written(const struct tl_request *request)
 	written = BPF_CORE_READ(tcp, write_seq);
 	if (end && (__s32)(written - end) >= 0)
 		return TL_ANSWER_OVER;
-	/*
-	 * more was written than the socket takes: the program keeps the rest, perhaps all of it. Before
-	 * Linux 6.3 that is known only until the socket takes more.
-	 */
+	/* more was written than the socket takes: the program keeps the rest, perhaps all of it */
 	if (request->keeps || BPF_CORE_READ(sk, sk_socket, flags) & 1UL << SOCK_NOSPACE)
 		return TL_ANSWER_OVER;
 	if (end)
@@ -108,18 +106,21 @@ static __always_inline int tl_written(const struct tl_request *request)
 __noinline int tl_answer_of(__u64 key)
 {
 	const struct tl_request *request = bpf_map_lookup_elem(&tl_requests, &key);
-	int written;
+	int answer;
 
 	if (!request)
 		return TL_ANSWER_OVER;
-	written = tl_written(request);
-	if (written != TL_ANSWER_NONE)
-		return written;
-	/* read last: the socket says that bytes have left after the program has seen them */
-	tl_order();
-	if (*(const volatile __u64 *)&request->answering != key && tl_is_request(request, key))
-		return TL_ANSWER_NONE;
-	return TL_ANSWER_BEGUN;
+	answer = tl_written(request);
+	if (answer == TL_ANSWER_NONE) {
+		/* read last: the socket says that bytes have left after the program has seen them */
+		tl_order();
+		if (*(const volatile __u64 *)&request->answering != key &&
+		    tl_is_request(request, key))
+			return TL_ANSWER_NONE;
+		answer = TL_ANSWER_BEGUN;
+	}
+	/* the service may keep the rest of the answer, or have written its last chunk */
+	return tl_sends_are_seen() ? answer : TL_ANSWER_OVER;
 }
 
 /*

@@ -91,7 +91,7 @@ class Programs:
             self._tell_settings(ticks=False)
         for name in ("restore", "unix"):
             self._attach_optional(name)
-        self._tell_settings(sends=not self.is_off("tl_sent"))
+        self._tell_settings(sends=not (self.is_off("tl_sent") or self.is_off("tl_sent_6")))
         self._tell_roots()
         self._remove_other_pins()
 

@@ -16,9 +16,10 @@ import pytest
 from tests.fixtures import needs
 from tests.fixtures.paths import SERVICES
 from tests.parents.app import App, Behaviour, Place, Process
-from tests.parents.cell import Bench, Instance
+from tests.parents.cell import Bench, Instance, bench
 from tests.parents.judge import number_of
 from tests.parents.python import environment
+from throughline.features.objects import REFUSE
 
 REQUESTS, AT_ONCE = 101, 8
 PAUSE_SECONDS = 0.01
@@ -131,3 +132,19 @@ def test_calls(running: Bench, kind: str, sndbuf: int) -> None:
         assert found["/parts"] == (REQUESTS, 0, 0), found
     if kind != "threads" and not sndbuf:
         assert found["/chunked"] == (REQUESTS, 0, 0), found
+
+
+@pytest.mark.timeout(240)
+def test_where_sends_are_not_seen_a_begun_answer_ends_the_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the program keeps of an answer is not known there, nor where chunks end."""
+    monkeypatch.setenv(REFUSE, "tl_sent")
+    with bench("proven") as unseen:
+        for kind, sndbuf in (("asyncio", 0), ("asyncio", 40_000), ("threads", 0)):
+            app = service(kind, sndbuf)
+            app.install()
+            with unseen.instance(app, Behaviour.AT_ONCE) as instance:
+                for number, path in enumerate(("/large", "/later", "/whole", "/parts", "/chunked")):
+                    found = ask(unseen, instance, path, 1000 * (number + 1))
+                    assert found == (0, 0, REQUESTS), (kind, sndbuf, path, found)
