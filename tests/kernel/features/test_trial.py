@@ -121,7 +121,7 @@ def _batches() -> list[list[str]]:
 
 def test_each_program_is_refused_once() -> None:
     tried = sorted(name for batch in _batches() for name in batch)
-    # those that only kernels before 6.3 load: tests/kernel/io/test_fexit.py
+    # those that only kernels before 6.3 load: molecule/kernels/tests/test_chain.py
     assert tried == sorted(name for name, program in PROGRAMS.items() if not program.fexit_only)
 
 
