@@ -9,7 +9,8 @@
  *   sock_recv_length  bytes were read; or the other end has closed
  *
  * The tracepoints exist since Linux 6.3; before, with TL_FEXIT, the functions that have them since.
- * They run in the context of the caller, whose buffers are read. No request is changed: the other end is on this host, so that its parent is known.
+ * They run in the context of the caller, whose buffers are read. No request is changed: the other
+ * end is on this host, so that its parent is known.
  */
 #include "io/unix_stream.h"
 
