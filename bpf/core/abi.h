@@ -15,7 +15,7 @@
 #include "core/kernel.h"
 
 enum tl_abi {
-	TL_ABI_VERSION = 17,
+	TL_ABI_VERSION = 18,
 	TL_METHOD_MAX = 16,
 	TL_TARGET_MAX = 256,
 	TL_HOST_MAX = 128,

@@ -12,7 +12,7 @@
 #include "runtimes/job.h"
 #include "runtimes/node.h"
 #include "runtimes/proxy.h"
-#include "runtimes/python.h"
+#include "runtimes/python_kept.h"
 #include "runtimes/ruby.h"
 
 /*
@@ -209,6 +209,9 @@ static __always_inline int tl_work_parent(__u64 socket, struct tl_parent *parent
 
 	if (!key)
 		key = tl_work_request(pid);
+	/* uvloop before 0.23 writes for all tasks, in none: a task has claimed what it wrote */
+	if (key == TL_ROOT_PYTHON_TASK && tl_py_is_kept(socket))
+		return tl_claimed_parent(socket, parent, key);
 	if (key < TL_COUNTERS)
 		return key;
 	return tl_take_parent(key, tl_work_evidence(pid), parent);

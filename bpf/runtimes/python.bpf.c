@@ -10,18 +10,24 @@
  *                            a greenlet is made
  *   greenlet::Greenlet::g_switchstack_success
  *                            a thread has begun to run another greenlet
+ *   UVStream._initiate_write
+ *                            uvloop before 0.23 keeps what a task writes, until the end of the turn
  *   sched_process_exit       the agent ends, and with it the probes
  *
  * The programs only read the memory of the process.
  */
 #include "core/settings.h"
 #include "runtimes/job.h"
-#include "runtimes/python.h"
+#include "runtimes/python_kept.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define TL_PAGE_BYTES 4096
 #define TL_PY_CPU_BITS 8
+/* uvloop's UVHandle, and what libuv has of it: uv_handle_t.data, uv_stream_t.io_watcher.fd */
+#define TL_UV_HANDLE_AT 24
+#define TL_UV_DATA_AT 0
+#define TL_UV_FD_AT 184
 
 /* What is known of the current process, which has made `context`. It is noted when it is new. */
 static __always_inline struct tl_runtime *tl_py_runtime(const struct tl_python_binary *binary,
@@ -265,6 +271,60 @@ int BPF_KPROBE(tl_py_switched, __u64 to, __u64 greenlet)
 		return 0;
 	thread->greenlet = greenlet;
 	thread->socket = 0;
+	return 0;
+}
+
+/*
+ * What the current unit writes to `socket` is kept: claims the connection's next request for the
+ * unit's. Where units write to one connection before it is sent, nobody knows whose request is sent, and
+ * a call that comes after its request's answer may be sent before.
+ */
+static __always_inline void tl_py_keeps(const struct tl_py_thread *thread, __u64 socket, __u64 key)
+{
+	struct tl_claim *claim = bpf_map_lookup_elem(&tl_claims, &socket);
+	struct tl_claim fresh = { .evidence = TL_EVIDENCE_PYTHON, .fresh = 1 };
+
+	if (key < TL_COUNTERS ||
+	    (key == thread->answers && tl_py_may_wait(thread, thread->answers_in)))
+		key = 0;
+	if (claim && claim->fresh && claim->request != key && tl_py_may_wait(thread, claim->turn))
+		key = 0;
+	fresh.request = key;
+	fresh.turn = thread->turn;
+	bpf_map_update_elem(&tl_claims, &socket, &fresh, BPF_ANY);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(tl_py_queued, __u64 stream)
+{
+	const struct tl_runtime *runtime;
+	const struct tl_served *served;
+	struct tl_py_thread *thread;
+	__u64 handle, socket;
+	__u32 number = 0;
+
+	tl_own_stack(ctx);
+	if (!tl_probe_traced())
+		return 0;
+	runtime = tl_runtime_of(tl_process_id());
+	thread = tl_py_thread_now(false);
+	if (!runtime || runtime->kind != TL_RUNTIME_PYTHON || !thread)
+		return 0;
+	handle = tl_user_word(stream + TL_UV_HANDLE_AT);
+	/* libuv's handle leads back to uvloop's */
+	if (!handle || tl_user_word(handle + TL_UV_DATA_AT) != stream)
+		return 0;
+	bpf_probe_read_user(&number, sizeof(number), (void *)(handle + TL_UV_FD_AT));
+	socket = tl_descriptor_socket(number);
+	if (!socket)
+		return 0;
+	served = bpf_map_lookup_elem(&tl_serving, &socket);
+	if (served) {
+		thread->answers = served->request;
+		thread->answers_in = thread->turn;
+	} else {
+		tl_py_keeps(thread, socket, tl_python_request(runtime));
+	}
 	return 0;
 }
 

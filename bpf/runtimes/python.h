@@ -58,6 +58,9 @@ struct tl_py_thread {
 	__u64 meets; /* the connection that uvloop tells a protocol of, or 0 */
 	__u64 meets_in; /* number of the context in which it does */
 	__u64 copied; /* number of the context that an extension has copied last, or 0 */
+	__u64 answers; /* the request whose answer uvloop keeps, in this turn: */
+	__u32 answers_in;
+	__u32 turn; /* counts its waits for several descriptors */
 	__u32 stack; /* lower half of its stack pointer then */
 	__u32 born; /* see tl_born() */
 	__u8 waits; /* it has waited for several descriptors */
@@ -414,8 +417,10 @@ static __always_inline void tl_python_turns(struct tl_runtime *runtime, bool acc
 		thread->socket = 0;
 		thread->inner = 0;
 		thread->accepts = accepts;
-		if (!accepts)
+		if (!accepts) {
 			thread->waits = 1;
+			thread->turn++;
+		}
 	}
 	if (accepts)
 		tl_py_takes(runtime, number);

@@ -15,7 +15,8 @@ struct tl_claim {
 	__u64 request; /* key of tl_requests, or 0: for no known request */
 	__u8 evidence; /* enum tl_evidence */
 	__u8 fresh; /* no request has begun on the socket since */
-	__u8 _pad[6];
+	__u8 _pad[2];
+	__u32 turn; /* of the event loop that has made it: see tl_py_is_kept() */
 };
 
 /* By socket cookie. */

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Abi(IntEnum):
-    ABI_VERSION = 17
+    ABI_VERSION = 18
     METHOD_MAX = 16
     TARGET_MAX = 256
     HOST_MAX = 128

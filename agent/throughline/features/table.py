@@ -194,6 +194,12 @@ def _python() -> tuple[Program, ...]:
         Program("tl_py_freed", "python", parent, required=True, place=Place.FILES),
         Program("tl_py_spawned", "python", "parent by greenlets (gevent)", place=Place.FILES),
         Program("tl_py_switched", "python", "parent by greenlets (gevent)", place=Place.FILES),
+        Program(
+            "tl_py_queued",
+            "python",
+            "parent of calls that uvloop before 0.23 writes later",
+            place=Place.FILES,
+        ),
         Program("tl_py_agent_end", "python", parent, required=True),
     )
 

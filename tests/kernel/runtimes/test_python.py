@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,37 @@ def test_a_protocol_on_uvloop_that_copies_no_context(running: Bench) -> None:
     app = on_uvloop("queued", str(SERVICES / "queued.py"))
     for result in results(running, app, AT_ONCE, POLLER).values():
         assert "right by python" not in result.evidence, result
+
+
+LATER = "os.environ['LATER'] = '1'; runpy.run_path"
+
+
+def on_older_uvloop(name: str, *words: str) -> App:
+    """The same on a uvloop that writes for all tasks at the end of the loop's turn."""
+
+    def start(_place: Place) -> Sequence[Process]:
+        path = {"PYTHONPATH": f"{environment.older()}:{environment.FOLDER}"}
+        command = [environment.python(), *words]
+        return [Process(command, environment={**environment.environment(), **path})]
+
+    return App(name, "Python", name, start, install=environment.install)
+
+
+def test_what_an_older_uvloop_writes_later(running: Bench) -> None:
+    app = replace(apps.named("fastapi-session-older"), name="session-older")
+    for behaviour, result in results(running, app, AT_ONCE, TWO, AFTER, POLLER).items():
+        assert result.right == result.calls, (behaviour, result)
+
+
+def test_a_call_and_its_requests_answer_in_one_turn_of_an_older_uvloop(running: Bench) -> None:
+    """They are written in any order: a call that was made after the answer has no parent."""
+    probed(running)
+    service = str(SERVICES / "kept.py")
+    later = on_older_uvloop("kept-later", "-c", f"import os, runpy; {LATER}({service!r})")
+    found = results(running, later, AT_ONCE, AFTER)
+    for behaviour, result in found.items():
+        assert result.right == result.calls, (behaviour, result)
+    results(running, on_older_uvloop("kept", service), AT_ONCE)  # right or none
 
 
 def probed(running: Bench) -> None:

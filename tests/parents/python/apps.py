@@ -14,6 +14,13 @@ from tests.parents.python import environment
 _EVERY = tuple(Behaviour)
 _DATABASE = (Behaviour.DATABASE,)
 _SIMPLE = (Behaviour.AT_ONCE, Behaviour.SLEEP)
+_SESSION = (
+    *_SIMPLE,
+    Behaviour.TWO,
+    Behaviour.AFTER,
+    Behaviour.BODY,
+    Behaviour.POLLER,
+)
 _DJANGO = (Behaviour.AT_ONCE, Behaviour.SLEEP, Behaviour.DATABASE, Behaviour.BODY)
 
 
@@ -173,15 +180,15 @@ APPS = (
         "fastapi-session",
         "FastAPI, uvicorn with uvloop, aiohttp's client",
         _uvicorn("session:app", "--loop", "uvloop"),
-        _SIMPLE,
+        _SESSION,
     ),
-    # uvloop before 0.23 writes outside of the task that calls: its calls have no parent
+    # uvloop before 0.23 writes outside of the task that calls
     replace(
         _app(
             "fastapi-session-older",
             "FastAPI, uvicorn with uvloop 0.22, aiohttp's client",
             _older("session:app", "--loop", "uvloop"),
-            _SIMPLE,
+            _SESSION,
         ),
         install=_install_older,
     ),

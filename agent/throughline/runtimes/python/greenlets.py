@@ -6,7 +6,6 @@ through its table of functions, so that no compiler has them inlined.
 
 from __future__ import annotations
 
-from throughline.bpf import abi
 from throughline.probes import arch
 from throughline.probes.site import Site, c_sites
 
@@ -16,8 +15,6 @@ _SPAWNED = (
     "_ZN8greenlet12UserGreenletC2EP9_greenletNS_4refs17_BorrowedGreenletIS1_"
     "XadL_ZNS3_15GreenletCheckerEPvEEEE"
 )
-# Nothing is read in the memory of greenlets: their addresses are enough.
-PACKED = bytes(abi.PYTHON_BINARY.size)
 
 
 def find(file: int) -> tuple[Site, ...]:

@@ -18,18 +18,22 @@ from throughline.probes import arch
 from throughline.probes.provider import Answer, Found, Probed
 from throughline.probes.site import Site
 from throughline.runtimes.binaries import KEY_BYTES, Binaries, FullError
-from throughline.runtimes.python import clibrary, greenlets, interpreter
+from throughline.runtimes.python import clibrary, greenlets, interpreter, uvloop
 from throughline.runtimes.python.workers import Workers
 from throughline.steps import Turns
 
 log = logging.getLogger(__name__)
 
 _GREENLET = "greenlet"  # instead of a version
+_UVLOOP = "uvloop"
+_QUEUED = "tl_py_queued"
+# of extensions the programs read nothing through the table
+UNREAD = bytes(abi.PYTHON_BINARY.size)
 _GREENLETS = {"tl_py_spawned", "tl_py_switched"}  # the programs for greenlets
 
 
 class PythonProvider:
-    """The files with CPython, and with greenlet, among those of traced processes."""
+    """The files with CPython, greenlet and uvloop among those of traced processes."""
 
     name = "python"
 
@@ -79,7 +83,10 @@ class PythonProvider:
                     self._workers.learn(index, found.places, pthread_at)
             return answer
         sites = () if self._without & _GREENLETS else greenlets.find(file)
-        return self._found(sites, greenlets.PACKED, _GREENLET) if sites else Answer.NOT_MINE
+        if sites:
+            return self._found(sites, UNREAD, _GREENLET)
+        sites = () if _QUEUED in self._without else uvloop.find(file)
+        return self._found(sites, UNREAD, _UVLOOP) if sites else Answer.NOT_MINE
 
     def _found(self, sites: Sequence[Site], packed: bytes, version: str) -> Found | Answer:
         try:
@@ -94,8 +101,9 @@ class PythonProvider:
         switching: list[Probed] = []
         for file in probed:
             if file.sites and not file.refused:
-                of = switching if self._binaries.of(file) == _GREENLET else pythons
-                of.append(file)
+                version = self._binaries.of(file)
+                if version != _UVLOOP:
+                    (switching if version == _GREENLET else pythons).append(file)
         for file in pythons:
             if file.processes and file.sites[0].cookie in self._waiting:
                 self._learn(file)
