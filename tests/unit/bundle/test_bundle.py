@@ -141,6 +141,7 @@ def test_manifest_lists_every_file(release: Path) -> None:
     assert manifest["python"] == [3, 13]
     objects = {path.stem for path in (REPOSITORY / "bpf").glob("*/*.bpf.c")}
     objects |= {f"{name}-legacy.bpf" for name in ("observe", "headers", "packets", "tls")}
+    objects |= {f"{name}-fexit.bpf" for name in ("restore", "unix")}
     assert {Path(name).stem for name in files if name.endswith(".bpf.o")} == objects
 
 
